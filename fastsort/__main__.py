@@ -1,0 +1,6 @@
+"""``python -m fastsort``."""
+
+from fastsort.cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,30 @@
+"""The one decorator through which every compiled kernel of the project passes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numba
+
+# nnan and ninf are left out on purpose: kernels must be able to see a NaN or an infinity.
+_FLAGS: dict[str, Any] = {
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": {"reassoc", "contract", "arcp", "nsz"},
+}
+
+
+def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile `function` as a serial kernel that runs without the interpreter lock.
+
+    The compiled code is cached on disk, unless the environment says
+    ``FASTSORT_NUMBA_CACHE=0`` or no folder for the cache can be written.
+    """
+    if os.environ.get("FASTSORT_NUMBA_CACHE", "1") != "0":
+        try:
+            return numba.njit(cache=True, **_FLAGS)(function)
+        except RuntimeError:
+            pass  # a read-only installation: numba found nowhere to keep the cache
+    return numba.njit(**_FLAGS)(function)

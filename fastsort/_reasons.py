@@ -1,0 +1,14 @@
+"""Why an image was kept or rejected: the codes that kernels write and the words that people read."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+REASONS = ("valid", "noise", "partial", "multiple", "off-centre", "contamination", "bad_pixels", "flat")
+VALID, NOISE, PARTIAL, MULTIPLE, OFF_CENTRE, CONTAMINATION, BAD_PIXELS, FLAT = range(len(REASONS))
+
+
+def reason_names(codes: npt.NDArray[np.integer]) -> npt.NDArray[np.str_]:
+    """Return the words for an array of reason codes."""
+    return np.array(REASONS)[codes]

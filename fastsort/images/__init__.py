@@ -1,0 +1,1 @@
+"""What happens to every image: read in batches, cropped, phase-flipped, normalised."""

@@ -1,0 +1,106 @@
+"""The only road from disk to kernels: read a batch, run a function on it, keep the order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastsort._checks import check_count
+
+if TYPE_CHECKING:
+    from fastsort.particles.source import Particles
+
+BATCH_BYTES = 8 << 20
+MAX_BATCH = 2048
+
+
+def map_batches(
+    function: Callable[..., Any],
+    particles: Particles,
+    *arguments: Any,
+    batch_size: int | None = None,
+    n_jobs: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[Any]:
+    """Call a function on consecutive batches of images and yield what it returns, in order.
+
+    Parameters
+    ----------
+    function : callable
+        Called as ``function(images, start, *arguments)`` with float32 images (n, d, d) that it may
+        change, and the position of the first one. Module-level, if processes or a cluster run it.
+    particles : Particles
+        Tasks carry this and a range, never pixels: each worker reads its own images.
+    *arguments
+        Passed on to every call.
+    batch_size : int, optional
+        Images a batch; by default as many as make 8 MiB. It never depends on `n_jobs`, so that
+        sums over batches have the same bits for any number of workers.
+    n_jobs : int, optional
+        Workers, as joblib counts them. None honours an outer ``joblib.parallel_config``, which also
+        chooses the backend; the default backend is threads.
+    progress : callable, optional
+        Called as ``progress(images_done, images_in_all)`` after each batch.
+
+    Yields
+    ------
+    result
+        What `function` returned for a batch.
+
+    Notes
+    -----
+    BLAS is held to one thread until the generator ends: more would multiply with the workers and,
+    since their number changes the order of sums, the bits of the result.
+    """
+    import joblib
+    from threadpoolctl import threadpool_limits
+
+    n = len(particles)
+    if batch_size is None:
+        batch_size = default_batch_size(particles.box)
+    check_count("batch_size", batch_size)
+    ranges = [(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
+
+    def task(start: int, stop: int) -> Any:
+        return joblib.delayed(_run)(function, particles, start, stop, arguments, os.getpid())
+
+    with threadpool_limits(limits=1, user_api="blas"):
+        # Alone, so that the kernels are compiled once and not by every worker.
+        for start, stop in ranges[:1]:
+            yield _run(function, particles, start, stop, arguments, os.getpid())
+            if progress:
+                progress(stop, n)
+        if len(ranges) > 1:
+            parallel = joblib.Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")
+            results = parallel(task(start, stop) for start, stop in ranges[1:])
+            for (_, stop), result in zip(ranges[1:], results, strict=True):
+                yield result
+                if progress:
+                    progress(stop, n)
+
+
+def default_batch_size(box: int) -> int:
+    """Return the number of images of `box` pixels that make a batch."""
+    return min(MAX_BATCH, max(1, BATCH_BYTES // (4 * box * box)))
+
+
+def _run(
+    function: Callable[..., Any],
+    particles: Particles,
+    start: int,
+    stop: int,
+    arguments: tuple[Any, ...],
+    caller: int,
+) -> Any:
+    images: npt.NDArray[np.float32] = particles.read(start, stop)
+    if os.getpid() == caller:
+        return function(images, start, *arguments)
+    # The caller's limit does not reach another process.
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=1, user_api="blas"):
+        return function(images, start, *arguments)

@@ -1,0 +1,166 @@
+"""Background mean and deviation, contrast sign, and images that cannot be judged."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fastsort._jit import kernel
+from fastsort._reasons import BAD_PIXELS, FLAT, VALID
+
+# A pixel this many standard deviations from the mean of its image, and as far from all of its
+# neighbours, is a defect of the detector: nothing that a microscope images is so sharp.
+HOT_PIXEL = 10.0
+
+
+class PixelStatistics(NamedTuple):
+    """What the pixels of each image say before anything is done to them.
+
+    Attributes
+    ----------
+    codes : ndarray of int8, shape (n,)
+        VALID, BAD_PIXELS (NaN, infinity or hot pixels) or FLAT (no variance).
+    mean, std : ndarray of float32, shape (n,)
+        Of all pixels; zero for images with bad pixels.
+    """
+
+    codes: npt.NDArray[np.int8]
+    mean: npt.NDArray[np.float32]
+    std: npt.NDArray[np.float32]
+
+
+def inspect_pixels(images: npt.NDArray[np.float32]) -> PixelStatistics:
+    """Find images that cannot be judged, and set them to zero in place.
+
+    Parameters
+    ----------
+    images : ndarray of float32, shape (n, d, d)
+        Images with the codes BAD_PIXELS or FLAT are filled with zeros.
+
+    Returns
+    -------
+    statistics : PixelStatistics
+    """
+    n = len(images)
+    codes = np.empty(n, dtype=np.int8)
+    mean = np.empty(n, dtype=np.float32)
+    std = np.empty(n, dtype=np.float32)
+    _inspect(images, HOT_PIXEL, codes, mean, std)
+    return PixelStatistics(codes, mean, std)
+
+
+def normalize_background(
+    images: npt.NDArray[np.float32], radius: float
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Bring the background of each image to mean 0 and standard deviation 1, in place.
+
+    Parameters
+    ----------
+    images : ndarray of float32, shape (n, d, d)
+    radius : float
+        Radius in pixels of the circle about pixel d // 2 outside of which lies the background.
+
+    Returns
+    -------
+    mean, std : ndarray of float32, shape (n,)
+        Of the background before. An image without variance there becomes zero and has std 0.
+    """
+    n, box = images.shape[:2]
+    offset = np.arange(box) - box // 2
+    outside = np.flatnonzero(np.add.outer(offset**2, offset**2) > radius**2)
+    mean = np.empty(n, dtype=np.float32)
+    std = np.empty(n, dtype=np.float32)
+    _normalize(images.reshape(n, box * box), outside, mean, std)
+    return mean, std
+
+
+@kernel
+def _inspect(images, hot, codes, means, stds):
+    for i in range(images.shape[0]):
+        image = images[i]
+        means[i] = 0
+        stds[i] = 0
+        mean = _mean(image)
+        variance, largest = _spread(image, np.float32(mean))
+        std = np.sqrt(variance)
+        if not np.isfinite(std):
+            codes[i] = BAD_PIXELS
+        elif largest == 0:
+            codes[i] = FLAT
+        elif largest > hot * std and _has_hot_pixel(image, mean, hot * std):
+            codes[i] = BAD_PIXELS
+        else:
+            codes[i] = VALID
+            means[i] = mean
+            stds[i] = std
+        if codes[i] != VALID:
+            image[:] = 0
+
+
+@kernel
+def _mean(image):
+    # A float32 sum for each row is exact enough, and its loop is vectorised.
+    total = 0.0
+    for y in range(image.shape[0]):
+        row = np.float32(0)
+        for x in range(image.shape[1]):
+            row += image[y, x]
+        total += row
+    return total / image.size
+
+
+@kernel
+def _spread(image, mean):
+    # The bits of floats without their sign are ordered like integers: unlike a maximum of floats,
+    # which must care for NaN, a maximum of integers is vectorised.
+    total = 0.0
+    largest = np.int32(0)
+    for y in range(image.shape[0]):
+        row = np.float32(0)
+        for x in range(image.shape[1]):
+            difference = np.float32(image[y, x] - mean)
+            row += difference * difference
+            magnitude = np.int32(difference.view(np.int32) & np.int32(0x7FFFFFFF))
+            if magnitude > largest:
+                largest = magnitude
+        total += row
+    return total / image.size, np.int32(largest).view(np.float32)
+
+
+@kernel
+def _has_hot_pixel(image, mean, limit):
+    d = image.shape[0]
+    for y in range(d):
+        for x in range(d):
+            height = abs(image[y, x] - mean)
+            if height <= limit:
+                continue
+            lonely = True
+            for v in range(max(y - 1, 0), min(y + 2, d)):
+                for u in range(max(x - 1, 0), min(x + 2, d)):
+                    if (v != y or u != x) and abs(image[v, u] - mean) > 0.5 * height:
+                        lonely = False
+            if lonely:
+                return True
+    return False
+
+
+@kernel
+def _normalize(flat, outside, means, stds):
+    n_outside = len(outside)
+    for i in range(flat.shape[0]):
+        total = 0.0
+        for j in outside:
+            total += flat[i, j]
+        mean = total / n_outside
+        square = 0.0
+        for j in outside:
+            square += (flat[i, j] - mean) ** 2
+        std = np.sqrt(square / n_outside)
+        scale = 1 / std if std > 0 else 0.0
+        for j in range(flat.shape[1]):
+            flat[i, j] = (flat[i, j] - mean) * scale
+        means[i] = mean
+        stds[i] = std

@@ -1,0 +1,249 @@
+"""MRC stacks: what the header says, ranges of images in, a new stack out."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from io import BufferedReader, BufferedWriter
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from mrcfile.dtypes import HEADER_DTYPE
+
+from fastsort._checks import InputError, check_count, check_not_empty, check_readable
+
+_DTYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
+_REFUSED = {
+    3: "complex numbers: these are Fourier transforms, not images",
+    4: "complex numbers: these are Fourier transforms, not images",
+    101: "4-bit numbers: convert the stack to mode 2, for example with newstack or relion_image_handler",
+}
+_MAX_SIDE = 65535
+_IMOD_STAMP = 1146047817
+_CONVERSION_BYTES = 1 << 24
+
+
+class MrcHeader(NamedTuple):
+    """Where the images of an MRC file stand, and how they are written."""
+
+    path: str
+    n_images: int
+    ny: int
+    nx: int
+    dtype: np.dtype[Any]
+    offset: int
+    pixel_size: float
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of one image."""
+        return self.ny * self.nx * self.dtype.itemsize
+
+
+def read_header(path: str | os.PathLike[str]) -> MrcHeader:
+    """Read what is needed to find the images of an MRC file.
+
+    Only the fields that matter are looked at: the others are often wrong in
+    files of other programs.
+
+    Parameters
+    ----------
+    path : path
+        A file of mode 0, 1, 2, 6 or 12, of any byte order.
+
+    Returns
+    -------
+    header : MrcHeader
+        Sizes in pixels, offset of the first image in bytes, pixel size in
+        angstroms; NaN when the header has none.
+
+    Raises
+    ------
+    InputError
+        When the file cannot be read, is no MRC file, holds no real images, or
+        ends before the last image that its header promises.
+    """
+    with check_readable(path) as file:
+        raw = file.read(HEADER_DTYPE.itemsize)
+        size = os.fstat(file.fileno()).st_size
+    if len(raw) < HEADER_DTYPE.itemsize:
+        raise InputError(f"{path} is not an MRC file: it has {size} bytes, and a header alone takes 1024.")
+    order, fields = _sensible_fields(raw, path)
+    header = MrcHeader(
+        path=os.path.abspath(path),
+        n_images=int(fields["nz"]),
+        ny=int(fields["ny"]),
+        nx=int(fields["nx"]),
+        dtype=_pixel_dtype(order, fields, path),
+        offset=HEADER_DTYPE.itemsize + int(fields["nsymbt"]),
+        pixel_size=_pixel_size(fields),
+    )
+    check_not_empty(header.n_images, str(path))
+    promised = header.offset + header.n_images * header.image_bytes
+    if size < promised:
+        present = max(0, size - header.offset) // header.image_bytes
+        raise InputError(
+            f"{path} ends early: its header promises {promised} bytes ({header.n_images} images), "
+            f"but the file has {size} bytes ({present} whole images): copy or write it again."
+        )
+    return header
+
+
+def _sensible_fields(raw: bytes, path: str | os.PathLike[str]) -> tuple[str, Any]:
+    # The sides tell the byte order more surely than the machine stamp, which some programs leave empty:
+    # what is 1 to 65535 in one order is never so in the other.
+    for order in "<>":
+        fields = np.frombuffer(raw, HEADER_DTYPE.newbyteorder(order))[0]
+        sides = fields["nx"], fields["ny"]
+        if all(1 <= side <= _MAX_SIDE for side in sides) and fields["nz"] >= 0 and fields["nsymbt"] >= 0:
+            return order, fields
+    raise InputError(f"{path} is not an MRC file: its first 1024 bytes hold no sensible image sizes.")
+
+
+def _pixel_dtype(order: str, fields: Any, path: str | os.PathLike[str]) -> np.dtype[Any]:
+    mode = int(fields["mode"])
+    if mode not in _DTYPES:
+        reason = _REFUSED.get(mode, "which is no mode of real images; 0, 1, 2, 6 and 12 can be read")
+        raise InputError(f"{path} has MRC mode {mode}, {reason}.")
+    if mode == 0:
+        stamp, flags = np.frombuffer(fields["extra2"].tobytes(), order + "i4", count=2, offset=40)
+        return np.dtype(np.uint8 if stamp == _IMOD_STAMP and not flags & 1 else np.int8)
+    return np.dtype(order + _DTYPES[mode])
+
+
+def _pixel_size(fields: Any) -> float:
+    width, samples = float(fields["cella"]["x"]), int(fields["mx"])
+    return width / samples if samples > 0 and width > 0 and math.isfinite(width) else math.nan
+
+
+def read_sections(header: MrcHeader, sections: npt.NDArray[np.intp], out: npt.NDArray[np.float32]) -> None:
+    """Read images of one stack, each run of neighbours at one go.
+
+    Parameters
+    ----------
+    header : MrcHeader
+        As returned by `read_header`.
+    sections : ndarray of intp, shape (n,)
+        Which images, counted from 0; ascending, none twice.
+    out : ndarray of float32, shape (n, ny, nx)
+        C-ordered; filled.
+
+    Raises
+    ------
+    InputError
+        When the file cannot be read or has become shorter.
+    """
+    runs = np.split(np.arange(len(sections)), np.flatnonzero(np.diff(sections) != 1) + 1)
+    with check_readable(header.path) as file:
+        for run in runs if len(sections) else []:
+            file.seek(header.offset + int(sections[run[0]]) * header.image_bytes)
+            _read_run(file, header, out[run[0] : run[-1] + 1])
+
+
+def _read_run(file: BufferedReader, header: MrcHeader, out: npt.NDArray[np.float32]) -> None:
+    if header.dtype == np.float32:
+        _fill(file, header, out)
+        return
+    step = max(1, _CONVERSION_BYTES // header.image_bytes)
+    for start in range(0, len(out), step):
+        piece = out[start : start + step]
+        stored = np.empty(piece.shape, header.dtype)
+        _fill(file, header, stored)
+        piece[...] = stored
+
+
+def _fill(file: BufferedReader, header: MrcHeader, array: npt.NDArray[Any]) -> None:
+    if file.readinto(array.data) != array.nbytes:
+        raise InputError(f"{header.path} has become shorter while it was read: copy or write it again.")
+
+
+def write_stack(
+    path: str | os.PathLike[str],
+    blocks: Iterable[npt.NDArray[np.float32]],
+    pixel_size: float,
+    n_images: int,
+    box: int,
+) -> None:
+    """Write an MRC stack of float32 images, block after block.
+
+    The stack appears under its name only when it is complete: until then it
+    grows in a file beside it, which any error removes.
+
+    Parameters
+    ----------
+    path : path
+        The stack to write or to replace.
+    blocks : iterable of ndarray of float32, shape (m, box, box)
+        Never held together.
+    pixel_size : float
+        In angstroms; NaN writes none.
+    n_images : int
+        How many images the blocks hold in total.
+    box : int
+        Side of an image in pixels.
+
+    Raises
+    ------
+    InputError
+        When there is nothing to write.
+    ValueError
+        When the blocks do not have the promised shape or number.
+    OSError
+        When the disk refuses; no file is left behind.
+    """
+    check_count("n_images", n_images)
+    partial = f"{os.fspath(path)}.{os.getpid()}.partial"
+    try:
+        with open(partial, "wb") as file:
+            file.write(bytes(HEADER_DTYPE.itemsize))
+            statistics = _write_blocks(file, blocks, n_images, box)
+            file.seek(0)
+            file.write(_stack_header(statistics, pixel_size, n_images, box))
+        os.replace(partial, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(partial)
+        raise
+
+
+def _write_blocks(
+    file: BufferedWriter, blocks: Iterable[npt.NDArray[np.float32]], n_images: int, box: int
+) -> tuple[float, float, float, float]:
+    count, lowest, highest, total, squares = 0, math.inf, -math.inf, 0.0, 0.0
+    for block in blocks:
+        if block.ndim != 3 or block.shape[1:] != (box, box):
+            raise ValueError(f"blocks must have shape (m, {box}, {box}); got {block.shape}.")
+        if len(block) == 0:
+            continue
+        pixels = np.ascontiguousarray(block, "<f4")
+        file.write(pixels.data)
+        count += len(pixels)
+        lowest, highest = min(lowest, float(pixels.min())), max(highest, float(pixels.max()))
+        total += float(pixels.sum(dtype=np.float64))
+        squares += float(np.square(pixels, dtype=np.float64).sum())
+    if count != n_images:
+        raise ValueError(f"the blocks hold {count} images; {n_images} were promised.")
+    mean = total / (count * box * box)
+    return lowest, highest, mean, math.sqrt(max(0.0, squares / (count * box * box) - mean * mean))
+
+
+def _stack_header(
+    statistics: tuple[float, float, float, float], pixel_size: float, n_images: int, box: int
+) -> bytes:
+    side = box * pixel_size if math.isfinite(pixel_size) else 0.0
+    header = np.zeros((), HEADER_DTYPE)
+    header["nx"] = header["ny"] = header["mx"] = header["my"] = box
+    header["nz"], header["mz"] = n_images, 1
+    header["mode"] = 2
+    header["cella"] = side, side, side / box
+    header["cellb"] = 90, 90, 90
+    header["mapc"], header["mapr"], header["maps"] = 1, 2, 3
+    header["dmin"], header["dmax"], header["dmean"], header["rms"] = statistics
+    header["nversion"] = 20141
+    header["map"], header["machst"] = b"MAP ", (0x44, 0x44, 0, 0)
+    header["nlabl"] = 1
+    header["label"][0] = b"fastsort"
+    return header.tobytes()

@@ -1,0 +1,247 @@
+"""The RELION dialects: what a particle table says of its images, and where their stacks are.
+
+In 3.0 every row carries its pixel size and microscope settings; from 3.1 on
+they stand in a table of optics groups, to which each row points.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fastsort._checks import InputError, check_box, check_not_empty
+from fastsort.particles.mrc import read_header
+from fastsort.particles.source import CtfParameters, Indices, Particles, StackImages
+from fastsort.particles.star import StarBlock, StarFile, read_star
+
+_SAME_PIXEL_SIZE = 1e-4
+_NO_NUMBER = -2
+_BEYOND_ANY_STACK = 1 << 40
+
+Floats = npt.NDArray[np.float64]
+
+
+def open_star(
+    path: str, pixel_size: float | None = None, data_dir: str | os.PathLike[str] | None = None
+) -> Particles:
+    """Open the particles of a RELION STAR file.
+
+    Parameters
+    ----------
+    path : str
+        A particle table of RELION 3.0, 3.1, 4 or 5.
+    pixel_size : float, optional
+        In angstroms, instead of what the file says.
+    data_dir : path, optional
+        Folder in which to look first for the stacks.
+
+    Returns
+    -------
+    particles : Particles
+        In the order of the table.
+
+    Raises
+    ------
+    InputError
+        When the table cannot be understood, a stack is missing or damaged, or
+        the images differ in box or pixel size.
+    """
+    star = read_star(path)
+    table = _join_optics(star)
+    check_not_empty(table.rows.n_rows, path)
+    names = table.rows.column("_rlnImageName")
+    images = _locate_images(names, table.rows, data_dir)
+    pixel_sizes = _pixel_sizes(table) if pixel_size is None else None
+    if pixel_sizes is not None:
+        _check_every("the pixel size", pixel_sizes, table.rows, positive=True)
+    box = _check_one_kind(images, pixel_sizes, table)
+    if pixel_size is None:
+        pixel_size = images.stacks[0].pixel_size if pixel_sizes is None else float(pixel_sizes[0])
+    micrographs = "_rlnMicrographName"
+    return Particles(
+        images,
+        box,
+        pixel_size,
+        path,
+        ctf=_ctf_parameters(table),
+        names=names,
+        micrographs=table.rows.column(micrographs) if micrographs in table.rows.labels else None,
+        star=star,
+    )
+
+
+class _Table(NamedTuple):
+    """A particle table, and the row of the optics table for each of its rows."""
+
+    rows: StarBlock
+    optics: StarBlock | None
+    group_of: Indices
+
+    def floats(self, label: str) -> Floats | None:
+        """Return a column with one entry an image, whichever table it stands in."""
+        if self.optics is not None and label in self.optics.labels:
+            return self.optics.floats(label)[self.group_of]
+        return self.rows.floats(label) if label in self.rows.labels else None
+
+
+def _join_optics(star: StarFile) -> _Table:
+    rows, optics = star.particles_block, star.block("optics")
+    first_group = np.zeros(rows.n_rows, np.intp)
+    if optics is None or optics.n_rows == 0:
+        return _Table(rows, None, first_group)
+    if "_rlnOpticsGroup" not in rows.labels:
+        if optics.n_rows == 1:
+            return _Table(rows, optics, first_group)
+        raise InputError(
+            f"{star.path} has {optics.n_rows} optics groups, but its particles have no column "
+            "_rlnOpticsGroup that says which is theirs: add it."
+        )
+    row_of = {number: row for row, number in enumerate(optics.floats("_rlnOpticsGroup").tolist())}
+    groups = rows.floats("_rlnOpticsGroup")
+    used, first, which = np.unique(groups, return_index=True, return_inverse=True)
+    for number, row in zip(used.tolist(), first.tolist(), strict=True):
+        if number not in row_of:
+            known = ", ".join(f"{number:g}" for number in row_of)
+            raise InputError(
+                f"line {rows.line_number(row)} of {star.path} names optics group {number:g}, "
+                f"but data_optics has only {known}: add the group."
+            )
+    return _Table(rows, optics, np.array([row_of[number] for number in used.tolist()], np.intp)[which])
+
+
+def _pixel_sizes(table: _Table) -> Floats | None:
+    """Return the pixel size of each image in angstroms, from whichever columns give it."""
+    for label in ("_rlnImagePixelSize", "_rlnPixelSize"):
+        sizes = table.floats(label)
+        if sizes is not None:
+            return sizes
+    detector, magnification = table.floats("_rlnDetectorPixelSize"), table.floats("_rlnMagnification")
+    if detector is None or magnification is None:
+        return None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return 10000 * detector / magnification  # detector pixels are in micrometres
+
+
+def _check_one_kind(images: StackImages, pixel_sizes: Floats | None, table: _Table) -> int:
+    """Return the box size if all images have the same, and the same pixel size."""
+    for stack in images.stacks:
+        check_box(stack.ny, stack.nx, f"images of {stack.path}")
+    boxes = np.array([stack.nx for stack in images.stacks])[images.stack_of]
+    sizes = np.ones(len(images)) if pixel_sizes is None else pixel_sizes
+    if boxes.min() == boxes.max() and sizes.max() <= sizes.min() * (1 + _SAME_PIXEL_SIZE):
+        return int(boxes[0])
+    names = _group_names(table.optics)
+    counts: dict[str, int] = {}
+    for group, box, size in zip(table.group_of.tolist(), boxes.tolist(), sizes.tolist(), strict=True):
+        kind = f"{names[group]}box {box} px" + ("" if pixel_sizes is None else f", pixel size {size:.5g} A")
+        counts[kind] = counts.get(kind, 0) + 1
+    kinds = [f"{kind}, {count} images" for kind, count in counts.items()]
+    listed = "; ".join(kinds[:20]) + ("; and more" if len(kinds) > 20 else "")
+    raise InputError(
+        f"{table.rows.path} mixes images of different box or pixel size ({listed}): "
+        "sort each kind by itself, or extract all with the same box and pixel size."
+    )
+
+
+def _group_names(optics: StarBlock | None) -> list[str]:
+    if optics is None:
+        return [""]
+    label = "_rlnOpticsGroupName"
+    names = optics.column(label if label in optics.labels else "_rlnOpticsGroup")
+    return [f"optics group {name}: " for name in names]
+
+
+def _ctf_parameters(table: _Table) -> CtfParameters | None:
+    """Return the CTF of each image; None if the table lacks one of its parts."""
+    nothing = np.zeros(table.rows.n_rows)
+    defocus = table.floats("_rlnDefocusU")
+    parts = {
+        "_rlnDefocusU": defocus,
+        "_rlnDefocusV": _first_given(table.floats("_rlnDefocusV"), defocus),
+        "_rlnDefocusAngle": _first_given(table.floats("_rlnDefocusAngle"), nothing),
+        "_rlnPhaseShift": _first_given(table.floats("_rlnPhaseShift"), nothing),
+        "_rlnVoltage": table.floats("_rlnVoltage"),
+        "_rlnSphericalAberration": table.floats("_rlnSphericalAberration"),
+        "_rlnAmplitudeContrast": table.floats("_rlnAmplitudeContrast"),
+    }
+    given = {label: values for label, values in parts.items() if values is not None}
+    if len(given) < len(parts):
+        return None
+    for label, values in given.items():
+        _check_every(label, values, table.rows, positive=label == "_rlnVoltage")
+    return CtfParameters(*given.values())
+
+
+def _first_given(values: Floats | None, otherwise: Floats | None) -> Floats | None:
+    return otherwise if values is None else values
+
+
+def _check_every(name: str, values: Floats, rows: StarBlock, positive: bool = False) -> None:
+    wrong = np.flatnonzero(~np.isfinite(values) | (positive & (values <= 0)))
+    if len(wrong):
+        row = int(wrong[0])
+        raise InputError(
+            f"{name} must be {'positive' if positive else 'finite'}; it is {values[row]:g} for the image on "
+            f"line {rows.line_number(row)} of {rows.path}: correct it or remove the image."
+        )
+
+
+def _locate_images(names: list[str], rows: StarBlock, data_dir: str | os.PathLike[str] | None) -> StackImages:
+    """Find the stack and the section of each image name."""
+    number_of: dict[str, int] = {}
+    stack_of = np.empty(len(names), np.int32)
+    section_of = np.empty(len(names), np.int64)
+    for row, name in enumerate(names):
+        number, at, stack = name.partition("@")
+        try:
+            section_of[row] = min(max(int(number), 0), _BEYOND_ANY_STACK) - 1 if at else _NO_NUMBER
+        except ValueError:
+            raise InputError(
+                f"image name {name!r} on line {rows.line_number(row)} of {rows.path} is not of the form "
+                "number@stack, such as 000017@Extract/job012/a.mrcs: correct it."
+            ) from None
+        stack_of[row] = number_of.setdefault(stack if at else name, len(number_of))
+    stacks = [read_header(path) for path in _find_stacks(list(number_of), rows.path, data_dir)]
+    counts = np.array([stack.n_images for stack in stacks])[stack_of]
+    section_of[(section_of == _NO_NUMBER) & (counts == 1)] = 0
+    wrong = np.flatnonzero((section_of < 0) | (section_of >= counts))
+    if len(wrong):
+        row = int(wrong[0])
+        raise InputError(
+            f"image {names[row]} on line {rows.line_number(row)} of {rows.path} does not exist: "
+            f"{stacks[stack_of[row]].path} holds images 1@ to {counts[row]}@. "
+            "Correct the line, or extract the particles again."
+        )
+    return StackImages(stacks, stack_of, section_of.astype(np.int32))
+
+
+def _find_stacks(stacks: list[str], star_path: str, data_dir: str | os.PathLike[str] | None) -> list[str]:
+    """Look under data_dir, the working folder, the STAR file's folder and each above it."""
+    if data_dir is not None and not os.path.isdir(data_dir):
+        raise InputError(f"data_dir {data_dir} is not a folder: give the folder that holds the stacks.")
+    given = [] if data_dir is None else [os.path.abspath(data_dir)]
+    folders = list(dict.fromkeys(map(str, [Path.cwd(), *Path(star_path).absolute().parents])))
+    looked_in = ", ".join([*given, *folders])
+    paths, missing = [], []
+    for stack in stacks:
+        for folder in [*given, *folders]:
+            path = os.path.join(folder, stack)
+            if os.path.isfile(path):
+                paths.append(path)
+                if folder in folders:  # where one stack is, the next will be: look there first
+                    folders.remove(folder)
+                    folders.insert(0, folder)
+                break
+        else:
+            missing.append(stack)
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(stacks)} stacks named by {star_path} were not found: "
+            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}. Looked in {looked_in}. "
+            "Give the folder to which these names are relative with --data-dir."
+        )
+    return paths

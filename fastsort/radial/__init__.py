@@ -1,0 +1,1 @@
+"""Where the mass of an image lies: template correlation, peaks, clusters, verdict."""

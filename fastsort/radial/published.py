@@ -1,0 +1,275 @@
+"""The published radial filter: sum of Gaussians, highest values, density clusters, verdict."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from fastsort._jit import kernel
+from fastsort._reasons import BAD_PIXELS, FLAT, NOISE, PARTIAL, VALID
+
+WIDTHS = (0.05, 0.15, 0.25, 0.35, 0.45)
+
+
+def gaussian_sum_correlation(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Correlate images with a sum of five Gaussians.
+
+    Parameters
+    ----------
+    images : ndarray of float32, shape (n, d, d)
+
+    Returns
+    -------
+    maps : ndarray of float32, shape (n, d, d)
+
+    Notes
+    -----
+    Algorithm 1 of [1]_ with the boundary and the centring of its authors' program: the filter is
+    k = round(0.3 d) pixels wide, the image continues periodically, and output pixel i sees the input
+    pixels i - (k - 1) + k // 2 to i + k // 2.
+
+    References
+    ----------
+    .. [1] Kapnulin, Heimowitz, Sharon, "Outlier removal in cryo-EM via radial profiles" (2024).
+    """
+    taps = gaussian_taps(images.shape[1])
+    maps = np.empty_like(images)
+    _correlate_stack(images, taps, maps)
+    return maps
+
+
+def gaussian_taps(box: int) -> npt.NDArray[np.float32]:
+    """Return the five one-dimensional Gaussians, shape (5, k); each sums to 1."""
+    width = round(0.3 * box)
+    position = np.arange(width) - (width - 1) / 2
+    taps = np.exp(-0.5 * (position / (np.array(WIDTHS)[:, None] * width)) ** 2)
+    return (taps / taps.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def published_measurements(
+    images: npt.NDArray[np.float32], radius: float, n_peaks: int
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Apply the published rules to a batch.
+
+    Parameters
+    ----------
+    images : ndarray of float32, shape (n, d, d)
+    radius : float
+        Particle radius in pixels: the neighbourhood of the clustering and the width of the rim.
+    n_peaks : int
+        How many of the highest correlation values are clustered, at most d * d.
+
+    Returns
+    -------
+    codes : ndarray of int8, shape (n,)
+        Reason codes.
+    counts : ndarray of int64, shape (n, 2)
+        Clusters, and points in no cluster.
+    peaks : ndarray of float32, shape (n,)
+        The highest correlation value.
+    centres : ndarray of float32, shape (n, 2)
+        Row and column of the largest cluster's mean (of the highest value, if there is no cluster)
+        from pixel d // 2, in pixels.
+    """
+    n = len(images)
+    codes = np.empty(n, dtype=np.int8)
+    counts = np.empty((n, 2), dtype=np.int64)
+    peaks = np.empty(n, dtype=np.float32)
+    centres = np.empty((n, 2), dtype=np.float32)
+    _judge_stack(images, gaussian_taps(images.shape[1]), radius, n_peaks, codes, counts, peaks, centres)
+    return codes, counts, peaks, centres
+
+
+@kernel
+def _correlate_stack(images, taps, maps):
+    d = images.shape[1]
+    padded = np.empty((d, d + taps.shape[1] - 1), dtype=np.float32)
+    rows = np.empty((d + taps.shape[1] - 1, d), dtype=np.float32)
+    for i in range(images.shape[0]):
+        _correlate(images[i], taps, padded, rows, maps[i])
+
+
+@kernel
+def _judge_stack(images, taps, radius, n_peaks, codes, counts, peaks, centres):
+    d = images.shape[1]
+    padded = np.empty((d, d + taps.shape[1] - 1), dtype=np.float32)
+    rows = np.empty((d + taps.shape[1] - 1, d), dtype=np.float32)
+    correlation = np.empty((d, d), dtype=np.float32)
+    heights = np.empty(n_peaks, dtype=np.float32)
+    points = np.empty((n_peaks, 2), dtype=np.int64)
+    labels = np.empty(n_peaks, dtype=np.int64)
+    queue = np.empty(n_peaks, dtype=np.int64)
+    minimum = round(n_peaks / 3)
+    for i in range(images.shape[0]):
+        counts[i, 0] = 0
+        counts[i, 1] = 0
+        peaks[i] = 0
+        centres[i] = 0
+        codes[i] = _pixel_fault(images[i])
+        if codes[i] != VALID:
+            continue
+        _correlate(images[i], taps, padded, rows, correlation)
+        _highest(correlation, heights, points)
+        n_clusters = _cluster(points, radius, minimum, labels, queue)
+        peaks[i] = heights[0]
+        codes[i] = _verdict(points, labels, n_clusters, radius, minimum, d, counts[i], centres[i])
+
+
+@kernel
+def _pixel_fault(image):
+    low = image[0, 0]
+    high = image[0, 0]
+    for y in range(image.shape[0]):
+        for x in range(image.shape[1]):
+            if not np.isfinite(image[y, x]):
+                return BAD_PIXELS
+            low = min(low, image[y, x])
+            high = max(high, image[y, x])
+    return FLAT if low == high else VALID
+
+
+@kernel
+def _correlate(image, taps, padded, rows, out):
+    # A two-dimensional Gaussian is a product of two: five pairs of short passes cost less than one
+    # pass over k x k taps, and a pass along whole rows is vectorised.
+    d = image.shape[0]
+    k = taps.shape[1]
+    before = k - 1 - k // 2
+    for y in range(d):
+        for x in range(d + k - 1):
+            padded[y, x] = image[y, (x - before) % d]
+        for x in range(d):
+            out[y, x] = 0
+    for g in range(taps.shape[0]):
+        for y in range(d):
+            row = rows[y + before]
+            for x in range(d):
+                row[x] = 0
+            for t in range(k):
+                weight = taps[g, t]
+                for x in range(d):
+                    row[x] += weight * padded[y, x + t]
+        for y in range(before):
+            rows[y] = rows[y + d]
+        for y in range(before + d, d + k - 1):
+            rows[y] = rows[y - d]
+        for y in range(d):
+            for t in range(k):
+                weight = taps[g, t]
+                for x in range(d):
+                    out[y, x] += weight * rows[y + t, x]
+
+
+@kernel
+def _highest(correlation, heights, points):
+    # Insertion into a short sorted list; an equal value that comes later stays behind.
+    d = correlation.shape[0]
+    n_peaks = len(heights)
+    filled = 0
+    for y in range(d):
+        for x in range(d):
+            value = correlation[y, x]
+            if filled == n_peaks and value <= heights[n_peaks - 1]:
+                continue
+            if filled < n_peaks:
+                filled += 1
+            j = filled - 1
+            while j > 0 and heights[j - 1] < value:
+                heights[j] = heights[j - 1]
+                points[j, 0] = points[j - 1, 0]
+                points[j, 1] = points[j - 1, 1]
+                j -= 1
+            heights[j] = value
+            points[j, 0] = y
+            points[j, 1] = x
+
+
+@kernel
+def _cluster(points, radius, minimum, labels, queue):
+    # DBSCAN: a point counts itself, border points join the first cluster that reaches them.
+    n = len(points)
+    limit = radius * radius
+    n_clusters = 0
+    labels[:] = -1
+    for seed in range(n):
+        if labels[seed] >= 0 or _n_neighbours(points, seed, limit) < minimum:
+            continue
+        labels[seed] = n_clusters
+        queue[0] = seed
+        waiting = 1
+        while waiting > 0:
+            waiting -= 1
+            core = queue[waiting]
+            for j in range(n):
+                if labels[j] < 0 and _squared_distance(points, core, j) <= limit:
+                    labels[j] = n_clusters
+                    if _n_neighbours(points, j, limit) >= minimum:
+                        queue[waiting] = j
+                        waiting += 1
+        n_clusters += 1
+    return n_clusters
+
+
+@kernel
+def _n_neighbours(points, i, limit):
+    count = 0
+    for j in range(len(points)):
+        if _squared_distance(points, i, j) <= limit:
+            count += 1
+    return count
+
+
+@kernel
+def _squared_distance(points, i, j):
+    dy = points[i, 0] - points[j, 0]
+    dx = points[i, 1] - points[j, 1]
+    return dy * dy + dx * dx
+
+
+@kernel
+def _verdict(points, labels, n_clusters, radius, minimum, d, count, centre):
+    n = len(points)
+    n_scattered = 0
+    top = True
+    bottom = True
+    left = True
+    right = True
+    for j in range(n):
+        if labels[j] < 0:
+            n_scattered += 1
+            top = top and points[j, 0] <= radius
+            bottom = bottom and points[j, 0] >= d - radius
+            left = left and points[j, 1] <= radius
+            right = right and points[j, 1] >= d - radius
+    count[0] = n_clusters
+    count[1] = n_scattered
+
+    centre[0] = points[0, 0] - d // 2
+    centre[1] = points[0, 1] - d // 2
+    largest = 0
+    near_edge = False
+    for c in range(n_clusters):
+        size = 0
+        sum_y = 0
+        sum_x = 0
+        for j in range(n):
+            if labels[j] == c:
+                size += 1
+                sum_y += points[j, 0]
+                sum_x += points[j, 1]
+        y = np.rint(sum_y / size)
+        x = np.rint(sum_x / size)
+        if y <= radius or y >= d - radius or x <= radius or x >= d - radius:
+            near_edge = True
+        if size > largest:
+            largest = size
+            centre[0] = sum_y / size - d // 2
+            centre[1] = sum_x / size - d // 2
+
+    if n_scattered > minimum:
+        return NOISE
+    if n_scattered > 0 and (top or bottom or left or right):
+        return PARTIAL
+    if near_edge:
+        return PARTIAL
+    return VALID

@@ -1,0 +1,1 @@
+"""A verdict becomes something that a person reads."""

@@ -1,0 +1,176 @@
+"""A simulated stack on disk, laid out as RELION does."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from fastsort._checks import InputError, check_output_folder
+from fastsort.simulate.particles import Truth
+
+STAR_NAME = "particles.star"
+TRUTH_NAME = "truth.csv"
+_MICROGRAPH_SIDE = 4096
+
+
+def write_project(
+    folder: str | os.PathLike[str],
+    images: npt.NDArray[np.float32] | Iterable[npt.NDArray[np.float32]],
+    truth: Truth,
+    *,
+    overwrite: bool = False,
+) -> Path:
+    """Write images and what is known of them as a RELION 3.1 project.
+
+    Parameters
+    ----------
+    folder : path
+        The project's folder: gets ``particles.star``, one stack a micrograph
+        under ``Extract/``, and ``truth.csv`` (name, label, kind, shift_y and
+        shift_x in pixels, angle in degrees).
+    images : ndarray of float32, shape (n, d, d), or iterable of ndarray (m, d, d)
+        All images at once, or in blocks of any size and in order: then no more
+        than one micrograph's images and one block are held.
+    truth : Truth
+        As from `simulate_particles`; its micrographs never fall.
+    overwrite : bool
+        Whether an earlier project in `folder` is replaced.
+
+    Returns
+    -------
+    star : Path
+        The STAR file written.
+
+    Raises
+    ------
+    InputError
+        If `folder` is in use, or images and truth do not match.
+    OSError
+        If the disk refuses. Whatever happens, `folder` holds what it held
+        before or the whole project.
+    """
+    target = check_output_folder(folder, overwrite).resolve()
+    if target.is_dir() and any(target.iterdir()) and not (target / TRUTH_NAME).is_file():
+        # Replacing means deleting: only what was written here before may go.
+        raise InputError(f"{folder} is not a simulated project (no {TRUTH_NAME}): give another folder.")
+    if (np.diff(truth.micrograph) < 0).any():
+        raise InputError("truth.micrograph must never fall: sort the images by micrograph.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        (partial / "Extract").mkdir(parents=True)
+        blocks = [images] if isinstance(images, np.ndarray) else images
+        names, box = _write_stacks(partial, blocks, truth)
+        _write_star(partial / STAR_NAME, names, truth, box)
+        _write_truth(partial / TRUTH_NAME, names, truth)
+        _replace(partial, target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return Path(folder) / STAR_NAME
+
+
+def _write_stacks(
+    folder: Path, blocks: Iterable[npt.NDArray[np.float32]], truth: Truth
+) -> tuple[list[str], int]:
+    import mrcfile
+
+    names: list[str] = []
+    box = 0
+    numbers, counts = np.unique(truth.micrograph, return_counts=True)
+    stacks = _regroup(blocks, counts)
+    for micrograph, stack in zip(numbers, stacks, strict=True):
+        path = f"Extract/micrograph_{micrograph:04d}.mrcs"
+        with mrcfile.new(folder / path) as file:
+            file.set_data(np.ascontiguousarray(stack, dtype=np.float32))
+            file.set_image_stack()
+            file.voxel_size = truth.pixel_size
+        names += [f"{i:06d}@{path}" for i in range(1, len(stack) + 1)]
+        box = stack.shape[1]
+    return names, box
+
+
+def _regroup(
+    blocks: Iterable[npt.NDArray[np.float32]], counts: npt.NDArray[np.intp]
+) -> Iterator[npt.NDArray[np.float32]]:
+    held: list[npt.NDArray[np.float32]] = []
+    source = iter(blocks)
+    for count in counts:
+        while sum(map(len, held)) < count:
+            block = next(source, None)
+            if block is None:
+                raise InputError(f"there are fewer images than the {counts.sum()} entries of truth.")
+            held.append(block)
+        ready = np.concatenate(held) if len(held) > 1 else held[0]
+        yield ready[:count]
+        held = [ready[count:]]
+    if sum(map(len, held)) or next(source, None) is not None:
+        raise InputError(f"there are more images than the {counts.sum()} entries of truth.")
+
+
+def _write_star(path: Path, names: list[str], truth: Truth, box: int) -> None:
+    import pandas as pd
+    import starfile
+
+    ctf = truth.ctf
+    optics = pd.DataFrame(
+        {
+            "rlnOpticsGroupName": ["opticsGroup1"],
+            "rlnOpticsGroup": [1],
+            "rlnVoltage": [300.0 if ctf is None else ctf.voltage[0]],
+            "rlnSphericalAberration": [2.7 if ctf is None else ctf.spherical_aberration[0]],
+            "rlnAmplitudeContrast": [0.1 if ctf is None else ctf.amplitude_contrast[0]],
+            "rlnImagePixelSize": [truth.pixel_size],
+            "rlnImageSize": [box],
+            "rlnImageDimensionality": [2],
+        }
+    )
+    # Coordinates are only for show: they tell nothing of the label.
+    places = np.random.default_rng(len(names)).uniform(box, _MICROGRAPH_SIDE - box, (2, len(names)))
+    columns: dict[str, object] = {
+        "rlnImageName": names,
+        "rlnMicrographName": [f"Micrographs/micrograph_{m:04d}.mrc" for m in truth.micrograph],
+        "rlnCoordinateX": places[0].round(),
+        "rlnCoordinateY": places[1].round(),
+        "rlnOpticsGroup": np.ones(len(names), dtype=int),
+    }
+    if ctf is not None:
+        columns["rlnDefocusU"] = ctf.defocus_u
+        columns["rlnDefocusV"] = ctf.defocus_v
+        columns["rlnDefocusAngle"] = ctf.defocus_angle
+        columns["rlnPhaseShift"] = ctf.phase_shift
+    starfile.write({"optics": optics, "particles": pd.DataFrame(columns)}, path)
+    # starfile leaves out the line by which RELION tells the dialect.
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("\ndata_", "\n# version 30001\n\ndata_"), encoding="utf-8")
+
+
+def _write_truth(path: Path, names: list[str], truth: Truth) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", "label", "kind", "shift_y", "shift_x", "angle"])
+        for name, label, kind, (y, x), angle in zip(
+            names, truth.label, truth.kind, truth.shift, truth.angle, strict=True
+        ):
+            writer.writerow([name, int(label), kind, f"{y:.4f}", f"{x:.4f}", f"{angle:.4f}"])
+
+
+def _replace(partial: Path, target: Path) -> None:
+    if not target.exists():
+        partial.rename(target)
+        return
+    old = partial.with_name(partial.name + ".old")
+    target.rename(old)
+    try:
+        partial.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
