@@ -1,0 +1,249 @@
+"""The radial template of a data set: what its particles have in common, learned from the images."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import scipy.fft
+
+from fastsort._jit import kernel
+
+N_ITERATIONS = 6
+# Whitening must not lift frequencies that carry nothing, as beyond the band of denoised micrographs.
+NOISE_FLOOR = 0.02
+# Starts for an unknown radius, in parts of the box.
+RADII = (0.16, 0.2, 0.25, 0.31, 0.38)
+
+Spectra = npt.NDArray[np.complex64]
+
+
+class RadialTemplate(NamedTuple):
+    """A radially symmetric particle and the noise it stands in, by frequency.
+
+    Attributes
+    ----------
+    signal : ndarray of float64, shape (d // 2 + 1,)
+        Mean Fourier amplitude of the centred particle at 0, 1, ... cycles a box.
+    noise : ndarray of float64, shape (d // 2 + 1,)
+        Noise power of a pixel at the same frequencies.
+    spectrum : ndarray of float64, shape (d // 2 + 1,)
+        Median power of a pixel over the images, particles included.
+    sign : int
+        1 where particles are bright in the images, -1 where they are dark.
+    """
+
+    signal: npt.NDArray[np.float64]
+    noise: npt.NDArray[np.float64]
+    spectrum: npt.NDArray[np.float64]
+    sign: int
+
+
+def ring_index(box: int) -> npt.NDArray[np.intp]:
+    """Return the frequency of each half-plane coefficient in whole cycles a box; box is beyond the last."""
+    rows = scipy.fft.fftfreq(box, 1 / box)[:, None]
+    rings = np.rint(np.hypot(rows, np.arange(box // 2 + 1))).astype(np.intp)
+    return np.where(rings <= box // 2, rings, box)
+
+
+def ring_weights(box: int) -> npt.NDArray[np.float64]:
+    """Return how often each half-plane coefficient stands in the full plane."""
+    weights = np.full((box, box // 2 + 1), 2.0)
+    weights[:, 0] = 1
+    if box % 2 == 0:
+        weights[:, -1] = 1
+    return weights
+
+
+def ring_mean(values: npt.NDArray[np.floating], box: int) -> npt.NDArray[np.float64]:
+    """Average half-planes (..., d, d // 2 + 1) over rings of equal frequency: (..., d // 2 + 1)."""
+    rings, weights = ring_index(box).ravel(), ring_weights(box).ravel()
+    flat = values.reshape(-1, rings.size)
+    sums = np.array([np.bincount(rings, weights * row, box + 1) for row in flat])
+    means = sums[:, : box // 2 + 1] / np.bincount(rings, weights, box + 1)[: box // 2 + 1]
+    return means.reshape(*values.shape[:-2], -1)
+
+
+def half_plane(curve: npt.NDArray[np.floating], box: int) -> npt.NDArray[np.float32]:
+    """Spread a radial curve (d // 2 + 1,) over the half plane; zero beyond its end and at frequency 0."""
+    padded = np.zeros(box + 1)
+    padded[1 : len(curve)] = curve[1:]
+    return padded[ring_index(box)].astype(np.float32)
+
+
+def forward(images: npt.NDArray[np.float32]) -> Spectra:
+    """Fourier transform of images whose centre, pixel d // 2, is the origin."""
+    return scipy.fft.rfft2(images, workers=1)
+
+
+def backward(spectra: Spectra, curve: npt.NDArray[np.floating], box: int) -> npt.NDArray[np.float32]:
+    """Filter with a radial curve and return to images."""
+    return scipy.fft.irfft2(spectra * half_plane(curve, box), s=(box, box), workers=1, overwrite_x=True)
+
+
+def matched_filter(template: RadialTemplate, box: int) -> npt.NDArray[np.float64]:
+    """Return the radial curve whose response to the noise has standard deviation 1."""
+    noise = np.maximum(template.noise, NOISE_FLOOR * template.noise[1:].max())
+    curve = template.sign * template.signal / noise
+    curve[0] = 0
+    count = np.bincount(ring_index(box).ravel(), ring_weights(box).ravel(), box + 1)[: len(curve)]
+    deviation = math.sqrt(float((curve**2 * template.noise * count).sum())) / box
+    return curve / deviation if deviation > 0 else curve
+
+
+def learn_template(
+    images: npt.NDArray[np.float32], radius: float | None, contrast: str = "auto"
+) -> tuple[RadialTemplate, float]:
+    """Learn the template from a sample of images.
+
+    Parameters
+    ----------
+    images : ndarray of float32, shape (n, d, d)
+        Background mean 0 and deviation 1.
+    radius : float or None
+        Particle radius in pixels; None finds it.
+    contrast : {"auto", "bright", "dark"}
+        Of the particles.
+
+    Returns
+    -------
+    template : RadialTemplate
+    radius : float
+        In pixels.
+
+    Notes
+    -----
+    A Gaussian of the particle's size, whitened by the median spectrum, is the first template. Then,
+    six times: correlate, align the half of the images that respond best near their centre, take the
+    radial mean of their transforms for the signal, and the median spectrum of the quarter that
+    responds least for the noise. Images far outside the bulk in any band of frequencies take no part.
+    """
+    box = images.shape[1]
+    spectra = forward(images)
+    power = ring_mean(np.abs(spectra) ** 2, box) / box**2
+    usable = ordinary(power)
+    spectra, power = spectra[usable], power[usable]
+    sign = {"bright": 1, "dark": -1}.get(contrast) or _contrast_sign(spectra, power, radius or 0.25 * box)
+    starts = [radius] if radius else [part * box for part in RADII]
+    templates = [_iterate(spectra, power, start, sign) for start in starts]
+    if radius:
+        return templates[0], radius
+    best = max(templates, key=lambda template: _prominence(spectra, template))
+    return best, _template_radius(best, box)
+
+
+def ordinary(power: npt.NDArray[np.float64], limit: float = 4.5) -> npt.NDArray[np.bool_]:
+    """Tell which power spectra (n, d // 2 + 1) lie in the bulk in every octave of frequency."""
+    edges = np.unique(np.geomspace(1, power.shape[1], 7).astype(int))
+    bands = [power[:, a:b].mean(axis=1) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    logs = np.log(np.stack(bands, axis=1) + 1e-12)
+    middle = np.median(logs, axis=0)
+    spread = 1.4826 * np.median(np.abs(logs - middle), axis=0) + 1e-6
+    usable = np.all(np.abs(logs - middle) < limit * spread, axis=1)
+    return usable if usable.sum() >= 2 else np.ones(len(power), dtype=bool)
+
+
+def _contrast_sign(spectra: Spectra, power: npt.NDArray[np.float64], radius: float) -> int:
+    box = spectra.shape[1]
+    start = _start(power, radius, 1, box)
+    maps = backward(spectra, matched_filter(start, box), box)
+    return 1 if np.median(maps[:, box // 2, box // 2]) >= 0 else -1
+
+
+def _start(power: npt.NDArray[np.float64], radius: float, sign: int, box: int) -> RadialTemplate:
+    frequency = np.arange(box // 2 + 1) / box
+    noise = np.median(power, axis=0) + 1e-12
+    return RadialTemplate(sign * np.exp(-0.5 * (np.pi * frequency * radius) ** 2), noise, noise, sign)
+
+
+def _iterate(spectra: Spectra, power: npt.NDArray[np.float64], radius: float, sign: int) -> RadialTemplate:
+    n, box = spectra.shape[:2]
+    template = _start(power, radius, sign, box)
+    count = np.bincount(ring_index(box).ravel(), ring_weights(box).ravel(), box + 1)[: box // 2 + 1]
+    reach = max(box / 2 - 0.8 * radius, 1.5)
+    best, least = max(n // 2, 1), max(n // 4, 1)
+    for _ in range(N_ITERATIONS):
+        curve = sign * matched_filter(template, box)
+        near, far, shifts = np.empty(n), np.empty(n), np.empty((n, 2))
+        for start in range(0, n, 256):
+            part = slice(start, start + 256)
+            _peaks_near_and_far(
+                backward(spectra[part], sign * curve, box), reach, near[part], far[part], shifts[part]
+            )
+        chosen = np.argsort(far - 2 * near, kind="stable")[:best]
+        empty = np.argsort(far, kind="stable")[:least]
+        total = np.zeros((box, box // 2 + 1))
+        _sum_centred(spectra, chosen, shifts, total)
+        signal = ring_mean(total, box) / best
+        noise = np.median(power[empty], axis=0) + 1e-12
+        # What the alignment of noise alone could have made is taken off.
+        chance = 4 * noise * box**2 / count / best
+        signal *= np.clip(1 - chance / np.maximum(signal**2, 1e-30), 0, 1)
+        signal[0] = 0
+        if not signal.any():
+            break
+        template = RadialTemplate(signal, noise, np.median(power, axis=0) + 1e-12, sign)
+    return template
+
+
+def _prominence(spectra: Spectra, template: RadialTemplate) -> float:
+    # Picks are centred: the right template responds at the centre more than at the corners.
+    box = spectra.shape[1]
+    maps = backward(spectra, template.sign * matched_filter(template, box), box)
+    centre = maps[:, box // 2, box // 2]
+    elsewhere = np.concatenate([maps[:, 0, 0], maps[:, 0, box // 2], maps[:, box // 2, 0]])
+    return float((centre.mean() - elsewhere.mean()) / (elsewhere.std() + 1e-9))
+
+
+def _template_radius(template: RadialTemplate, box: int) -> float:
+    # The radius that holds 90 % of the squared profile (a disk's: 0.95 of its own).
+    profile = scipy.fft.fftshift(scipy.fft.irfft2(half_plane(template.signal, box), s=(box, box), workers=1))
+    offset = np.arange(box) - box // 2
+    distance = np.hypot.outer(offset, offset).ravel()
+    order = np.argsort(distance, kind="stable")
+    energy = np.cumsum(profile.ravel()[order] ** 2)
+    radius = distance[order][np.searchsorted(energy, 0.9 * energy[-1])] / 0.95
+    return float(np.clip(radius, 0.1 * box, 0.45 * box))
+
+
+@kernel
+def _peaks_near_and_far(maps, reach, near, far, shifts):
+    d = maps.shape[1]
+    middle = d // 2
+    for i in range(maps.shape[0]):
+        near[i] = -np.inf
+        far[i] = -np.inf
+        for y in range(d):
+            for x in range(d):
+                value = maps[i, y, x]
+                if value > far[i]:
+                    far[i] = value
+                if value > near[i] and (y - middle) ** 2 + (x - middle) ** 2 <= reach * reach:
+                    near[i] = value
+                    shifts[i, 0] = y
+                    shifts[i, 1] = x
+
+
+@kernel
+def _sum_centred(spectra, chosen, positions, total):
+    # The real part of a transform whose origin is moved to the particle: the radial mean needs no more.
+    d = spectra.shape[1]
+    half = spectra.shape[2]
+    cos_x = np.empty(half)
+    sin_x = np.empty(half)
+    for i in chosen:
+        for column in range(half):
+            angle = 2 * np.pi * column * positions[i, 1] / d
+            cos_x[column] = np.cos(angle)
+            sin_x[column] = np.sin(angle)
+        for row in range(d):
+            angle = 2 * np.pi * row * positions[i, 0] / d
+            cos_y = np.cos(angle)
+            sin_y = np.sin(angle)
+            for column in range(half):
+                value = spectra[i, row, column]
+                cosine = cos_y * cos_x[column] - sin_y * sin_x[column]
+                sine = sin_y * cos_x[column] + cos_y * sin_x[column]
+                total[row, column] += value.real * cosine - value.imag * sine

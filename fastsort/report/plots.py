@@ -1,0 +1,200 @@
+"""The report's picture: scores, reasons, and the images behind them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastsort import __version__
+from fastsort._reasons import REASONS
+from fastsort.images.crop import fourier_crop
+from fastsort.particles.source import Particles
+
+if TYPE_CHECKING:
+    from fastsort.sort import SortResult
+
+N_TILES = 24
+_COLUMNS = 12
+_TILE = 96
+_GAP = 6
+_LABEL = 16
+_KEPT, _REJECTED = "#0072B2", "#D55E00"
+_NOT_JUDGED = ("bad_pixels", "flat")
+
+Indices = npt.NDArray[np.intp]
+
+
+def draw_report(path: str | os.PathLike[str], particles: Particles, result: SortResult) -> None:
+    """Draw scores, reasons, and the best, the borderline and the worst images as one PNG.
+
+    Parameters
+    ----------
+    path : path
+        The PNG to write, 1600 px wide.
+    particles : Particles
+        What was sorted; up to 72 images are read.
+    result : SortResult
+        As from `sort_particles`.
+
+    Raises
+    ------
+    ImportError
+        When matplotlib is not installed.
+    OSError
+        When the disk refuses.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(16, 15.2), dpi=100, facecolor="white")
+    FigureCanvasAgg(figure)
+    _write_title(figure, particles, result)
+    _draw_scores(figure.add_axes((0.055, 0.725, 0.53, 0.19)), result)
+    _draw_reasons(figure.add_axes((0.70, 0.725, 0.27, 0.19)), result)
+    for (title, indices), bottom in zip(_choices(result).items(), (0.452, 0.23, 0.008), strict=True):
+        axes = figure.add_axes((0.02, bottom, 0.96, 0.195))
+        _draw_montage(axes, title, indices, particles, result)
+    figure.savefig(path, format="png")
+
+
+def _write_title(figure: Any, particles: Particles, result: SortResult) -> None:
+    name = Path(particles.path).name if particles.path else "array"
+    # Names may hold letters that the font lacks, or signs that would start a formula.
+    name = name.encode("ascii", "replace").decode()
+    name = name if len(name) <= 60 else f"{name[:40]}...{name[-17:]}"
+    n, kept = len(result.keep), int(result.keep.sum())
+    title = f"{name}: {n:,} images, {kept:,} kept, {n - kept:,} rejected"
+    known = np.isfinite(result.diameter)
+    size = f"{result.diameter:.0f} Å" if known else f"{result.diameter_px:.1f} px"
+    origin = "estimated" if result.diameter_estimated else "given"
+    flips = "phases flipped" if result.phase_flipped else "phases not flipped"
+    details = f"diameter {size} ({origin}), {result.contrast} particles, {flips}, fastsort {__version__}"
+    figure.text(0.025, 0.968, title, fontsize=19, fontweight="bold", parse_math=False)
+    figure.text(0.025, 0.945, details, fontsize=12, color="0.3", parse_math=False)
+
+
+def _draw_scores(axes: Any, result: SortResult) -> None:
+    axes.set_title("Scores", loc="left", fontsize=13, fontweight="bold")
+    axes.set_xlabel("score (larger for junk)", fontsize=11)
+    axes.set_ylabel("images", fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    scored = np.isfinite(result.score)
+    scores, keep = result.score[scored], result.keep[scored]
+    if len(scores) == 0:
+        axes.text(0.5, 0.5, "no image has a score", transform=axes.transAxes, ha="center", va="center")
+        return
+    cut = [result.cut] if np.isfinite(result.cut) else []
+    low, high = np.percentile(scores, (0.5, 98))
+    low, high = min([low, *cut]), max([high, *cut])
+    step = (high - low) / 56 or 0.05
+    # The cut is an edge, so that no bar lies on both sides of it.
+    origin = cut[0] if cut else low
+    edges = origin + step * np.arange(np.floor((low - origin) / step) - 2, np.ceil((high - origin) / step) + 3)
+    shown = np.clip(scores, edges[0], edges[-1])
+    groups = [shown[keep], shown[~keep]]
+    names = [f"kept ({keep.sum():,})", f"rejected ({(~keep).sum():,})"]
+    axes.hist(groups, edges, stacked=True, color=(_KEPT, _REJECTED), label=names)
+    axes.set_xlim(edges[0], edges[-1])
+    axes.locator_params(axis="y", integer=True)
+    if cut:
+        axes.axvline(result.cut, color="black", linestyle="--", linewidth=1.5, label=f"cut {result.cut:.3g}")
+    notes = [
+        f"{count:,} images {where} the axis are in the {side} bin"
+        for where, side, count in (
+            ("left of", "first", (scores < edges[0]).sum()),
+            ("right of", "last", (scores > edges[-1]).sum()),
+        )
+        if count
+    ]
+    if len(scores) < len(result.score):
+        notes.append(f"{len(result.score) - len(scores):,} images have no score")
+    axes.legend(title="\n".join(notes) or None, title_fontsize=9, fontsize=10, frameon=False)
+
+
+def _draw_reasons(axes: Any, result: SortResult) -> None:
+    counts = {name: int((result.reason == name).sum()) for name in REASONS}
+    counts = {name: count for name, count in counts.items() if count}
+    names = sorted(counts, key=lambda name: (name == "valid", counts[name]))
+    bars = axes.barh(
+        names, [counts[name] for name in names], color=[_KEPT if n == "valid" else _REJECTED for n in names]
+    )
+    labels = [f"{counts[name]:,} ({100 * counts[name] / len(result.reason):.1f} %)" for name in names]
+    axes.bar_label(bars, labels, padding=4, fontsize=10)
+    axes.set_xlim(0, 1.4 * max(counts.values(), default=1))
+    axes.set_ylim(-0.6, max(4, len(names)) - 0.4)
+    axes.set_title("Reasons", loc="left", fontsize=13, fontweight="bold")
+    axes.set_xlabel("images", fontsize=11)
+    axes.tick_params(axis="y", labelsize=11)
+    axes.locator_params(axis="x", nbins=4, integer=True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _choices(result: SortResult) -> dict[str, Indices]:
+    judged = np.flatnonzero(~np.isin(result.reason, _NOT_JUDGED) & ~np.isnan(result.score))
+    order = judged[np.argsort(result.score[judged], kind="stable")]
+    scores = result.score[order]
+    finite = np.isfinite(scores)
+    distance = np.where(finite, np.abs(np.where(finite, scores, 0) - result.cut), np.inf)
+    nearest = np.sort(np.argsort(distance, kind="stable")[:N_TILES])
+    return {
+        "Best: lowest scores": order[:N_TILES],
+        "Borderline: scores nearest the cut": order[nearest],
+        "Worst: highest scores": order[::-1][:N_TILES],
+    }
+
+
+def _draw_montage(
+    axes: Any, title: str, indices: Indices, particles: Particles, result: SortResult
+) -> None:
+    width, height = _TILE + _GAP, _TILE + _LABEL
+    axes.axis("off")
+    count = f" ({len(indices)} images)" if len(indices) < N_TILES else ""
+    axes.set_title(title + count, loc="left", fontsize=13, fontweight="bold", pad=4)
+    tiles = _tiles(particles, indices, result.diameter_px) if len(indices) else ()
+    for place, (index, tile) in enumerate(zip(indices.tolist(), tiles, strict=True)):
+        left, top = place % _COLUMNS * width, place // _COLUMNS * height
+        extent = (left, left + _TILE, top + _TILE, top)
+        axes.imshow(tile, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="bilinear")
+        axes.text(
+            left + _TILE / 2,
+            top + _TILE + 2,
+            f"{result.score[index]:.3g} {result.reason[index]}",
+            color=_KEPT if result.keep[index] else _REJECTED,
+            fontsize=8.5,
+            ha="center",
+            va="top",
+        )
+    if len(indices):
+        _draw_circle(axes, result.offset[indices[0]], result.diameter_px, particles.box)
+    else:
+        axes.text(0, _TILE / 2, "none", fontsize=12, color="0.4")
+    axes.set_aspect("equal", anchor="NW")
+    axes.set_xlim(0, _COLUMNS * width)
+    axes.set_ylim(-(-N_TILES // _COLUMNS) * height, 0)
+
+
+def _draw_circle(axes: Any, offset: npt.NDArray[np.float32], diameter_px: float, box: int) -> None:
+    from matplotlib.patches import Circle, Rectangle
+
+    scale = _TILE / box
+    y, x = (np.nan_to_num(offset) + box // 2 + 0.5) * scale
+    circle = Circle((x, y), diameter_px * scale / 2, fill=False, color="yellow", alpha=0.6)
+    axes.add_patch(circle)
+    circle.set_clip_path(Rectangle((0, 0), _TILE, _TILE, transform=axes.transData))
+
+
+def _tiles(particles: Particles, indices: Indices, diameter_px: float) -> npt.NDArray[np.float32]:
+    """Return small smooth copies of some images, with grey values from 0 to 1."""
+    from scipy.ndimage import gaussian_filter
+
+    size = min(particles.box, _TILE)
+    images = fourier_crop(particles.read(indices), size)
+    sigma = diameter_px * size / particles.box / 12
+    images = gaussian_filter(images, (0, sigma, sigma), mode="nearest")
+    low, high = np.percentile(images, (1, 99.7), axis=(1, 2), keepdims=True)
+    spread = np.where(high > low, high - low, 1)
+    return np.clip((images - low) / spread, 0, 1).astype(np.float32)

@@ -1,0 +1,188 @@
+"""Verdicts as files: STAR subsets or index lists, one table of scores, one summary."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import platform
+from collections.abc import Iterator, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from itertools import repeat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastsort import __version__
+from fastsort._reasons import REASONS
+from fastsort.particles.mrc import write_stack as write_mrc_stack
+from fastsort.particles.source import Particles
+from fastsort.particles.star import StarFile, subset_bytes
+
+if TYPE_CHECKING:
+    from fastsort.sort import SortResult
+
+_ROWS_AT_ONCE = 50_000
+_BYTES_AT_ONCE = 1 << 25
+_LIBRARIES = ("numpy", "numba", "scipy")
+
+
+def write_tables(
+    folder: str | os.PathLike[str], particles: Particles, result: SortResult, *, write_stack: bool = False
+) -> None:
+    """Write all results but the picture.
+
+    Parameters
+    ----------
+    folder : path
+        An existing folder. Gets ``scores.csv`` and ``summary.json``; further
+        ``kept.star`` and ``rejected.star`` when a STAR file was opened, else
+        ``kept.txt`` and ``rejected.txt``, lists of section numbers counted from 0.
+    particles : Particles
+        What was sorted.
+    result : SortResult
+        As from `sort_particles`.
+    write_stack : bool
+        Whether to copy the kept images, unchanged, to ``kept.mrcs``. Where none
+        is kept there is no such file.
+
+    Raises
+    ------
+    OSError
+        When the disk refuses.
+    """
+    folder = Path(folder)
+    parts = {"kept": np.flatnonzero(result.keep), "rejected": np.flatnonzero(~result.keep)}
+    columns = _star_columns(particles, result) if particles.star else {}
+    for name, indices in parts.items():
+        if particles.star:
+            _write_star(folder / f"{name}.star", particles.star, indices, columns)
+        else:
+            _write_list(folder / f"{name}.txt", name, indices)
+    _write_scores(folder / "scores.csv", particles, result)
+    _write_json(folder / "summary.json", summarize(particles, result))
+    if write_stack and len(parts["kept"]):
+        kept = parts["kept"]
+        blocks = _blocks(particles, kept)
+        write_mrc_stack(folder / "kept.mrcs", blocks, particles.pixel_size, len(kept), particles.box)
+
+
+def summarize(particles: Particles, result: SortResult) -> dict[str, Any]:
+    """Return what ``summary.json`` holds; an unknown number is NaN."""
+    n = len(particles)
+    kept = int(result.keep.sum())
+    seconds = result.seconds.get("total", math.fsum(result.seconds.values()))
+    return {
+        "input": particles.path and os.path.abspath(particles.path),
+        "images": n,
+        "kept": kept,
+        "rejected": n - kept,
+        "reasons": {name: int((result.reason == name).sum()) for name in REASONS},
+        "box": particles.box,
+        "pixel_size": particles.pixel_size,
+        "diameter": result.diameter,
+        "diameter_px": result.diameter_px,
+        "diameter_estimated": result.diameter_estimated,
+        "contrast": result.contrast,
+        "phase_flipped": result.phase_flipped,
+        "cut": result.cut,
+        "parameters": result.parameters,
+        "seconds": result.seconds,
+        "images_per_second": n / seconds if seconds > 0 else math.nan,
+        "versions": _versions(),
+    }
+
+
+def _star_columns(particles: Particles, result: SortResult) -> dict[str, list[str]]:
+    known = math.isfinite(particles.pixel_size)
+    unit, pixel_size = ("Angst", particles.pixel_size) if known else ("", 1.0)
+    offset = result.offset.astype(np.float64) * pixel_size
+    return {
+        "_rlnParticleSelectZScore": _formatted(result.score, "%.6f"),
+        "_fastsortReason": result.reason.tolist(),
+        f"_fastsortOffsetX{unit}": _formatted(offset[:, 1], "%.3f"),
+        f"_fastsortOffsetY{unit}": _formatted(offset[:, 0], "%.3f"),
+    }
+
+
+def _write_star(
+    path: Path, star: StarFile, rows: npt.NDArray[np.intp], columns: dict[str, list[str]]
+) -> None:
+    with open(path, "wb") as file:
+        file.writelines(subset_bytes(star, rows, columns))
+
+
+def _write_list(path: Path, name: str, indices: npt.NDArray[np.intp]) -> None:
+    with open(path, "w", encoding="ascii") as file:
+        file.write(f"# {name} images: section numbers of the input stack, counted from 0\n")
+        for start in range(0, len(indices), _ROWS_AT_ONCE):
+            file.writelines(f"{index}\n" for index in indices[start : start + _ROWS_AT_ONCE].tolist())
+
+
+def _write_scores(path: Path, particles: Particles, result: SortResult) -> None:
+    numbers = {
+        "score": result.score,
+        "junk_probability": result.junk_probability,
+        "offset_x": result.offset[:, 1],
+        "offset_y": result.offset[:, 0],
+        **result.measurements,
+    }
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["index", "name", "keep", "reason", *numbers])
+        for start in range(0, len(particles), _ROWS_AT_ONCE):
+            rows = slice(start, min(start + _ROWS_AT_ONCE, len(particles)))
+            writer.writerows(
+                zip(
+                    range(rows.start, rows.stop),
+                    particles.names[rows],
+                    result.keep[rows].astype(int).tolist(),
+                    result.reason[rows].tolist(),
+                    *(_formatted(values[rows], "%.7g") for values in numbers.values()),
+                    strict=True,
+                )
+            )
+
+
+def _formatted(values: npt.NDArray[Any], pattern: str) -> Sequence[str]:
+    if values.dtype.kind != "f":
+        return list(map(str, values.astype(int).tolist() if values.dtype.kind == "b" else values.tolist()))
+    return list(map(str.__mod__, repeat(pattern, len(values)), values.tolist()))
+
+
+def _write_json(path: Path, summary: dict[str, Any]) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(_plain(summary), file, indent=2, allow_nan=False)
+        file.write("\n")
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as JSON knows it; what is not finite becomes null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def _versions() -> dict[str, str]:
+    found = {"fastsort": __version__, "python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
+
+
+def _blocks(particles: Particles, indices: npt.NDArray[np.intp]) -> Iterator[npt.NDArray[np.float32]]:
+    step = max(1, _BYTES_AT_ONCE // (4 * particles.box**2))
+    for start in range(0, len(indices), step):
+        yield particles.read(indices[start : start + step])
