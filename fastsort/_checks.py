@@ -99,13 +99,18 @@ def check_radius(radius: float, box: int) -> float:
 def check_output_folder(path: str | os.PathLike[str], overwrite: bool) -> Path:
     """Return `path` if results may be written there."""
     folder = Path(path)
+    if not os.fspath(path) or "\0" in os.fspath(path):
+        raise InputError(f"{os.fspath(path)!r} cannot name a folder: give another output folder.")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file, not a folder: give another output folder.")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise InputError(f"output folder {folder} exists and is not empty: give another, or add --overwrite.")
-    parent = folder
+    # Results are written beside the folder and renamed, so the folder above it must be open too.
+    parent = folder.absolute().parent
     while not parent.exists():
         parent = parent.parent
+    if not parent.is_dir():
+        raise InputError(f"{parent} is a file, not a folder: give another output folder.")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"no permission to write in {parent}: give another output folder.")
     return folder

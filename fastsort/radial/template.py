@@ -84,9 +84,9 @@ def backward(spectra: Spectra, curve: npt.NDArray[np.floating], box: int) -> npt
 
 
 def matched_filter(template: RadialTemplate, box: int) -> npt.NDArray[np.float64]:
-    """Return the radial curve whose response to the noise has standard deviation 1."""
+    """Return the radial curve that responds to a particle, and to noise with standard deviation 1."""
     noise = np.maximum(template.noise, NOISE_FLOOR * template.noise[1:].max())
-    curve = template.sign * template.signal / noise
+    curve = template.signal / noise
     curve[0] = 0
     count = np.bincount(ring_index(box).ravel(), ring_weights(box).ravel(), box + 1)[: len(curve)]
     deviation = math.sqrt(float((curve**2 * template.noise * count).sum())) / box
@@ -165,12 +165,12 @@ def _iterate(spectra: Spectra, power: npt.NDArray[np.float64], radius: float, si
     reach = max(box / 2 - 0.8 * radius, 1.5)
     best, least = max(n // 2, 1), max(n // 4, 1)
     for _ in range(N_ITERATIONS):
-        curve = sign * matched_filter(template, box)
+        curve = matched_filter(template, box)
         near, far, shifts = np.empty(n), np.empty(n), np.empty((n, 2))
         for start in range(0, n, 256):
             part = slice(start, start + 256)
             _peaks_near_and_far(
-                backward(spectra[part], sign * curve, box), reach, near[part], far[part], shifts[part]
+                backward(spectra[part], curve, box), reach, near[part], far[part], shifts[part]
             )
         chosen = np.argsort(far - 2 * near, kind="stable")[:best]
         empty = np.argsort(far, kind="stable")[:least]
@@ -191,7 +191,7 @@ def _iterate(spectra: Spectra, power: npt.NDArray[np.float64], radius: float, si
 def _prominence(spectra: Spectra, template: RadialTemplate) -> float:
     # Picks are centred: the right template responds at the centre more than at the corners.
     box = spectra.shape[1]
-    maps = backward(spectra, template.sign * matched_filter(template, box), box)
+    maps = backward(spectra, matched_filter(template, box), box)
     centre = maps[:, box // 2, box // 2]
     elsewhere = np.concatenate([maps[:, 0, 0], maps[:, 0, box // 2], maps[:, box // 2, 0]])
     return float((centre.mean() - elsewhere.mean()) / (elsewhere.std() + 1e-9))

@@ -152,7 +152,7 @@ def _draw_montage(
 ) -> None:
     width, height = _TILE + _GAP, _TILE + _LABEL
     axes.axis("off")
-    count = f" ({len(indices)} images)" if len(indices) < N_TILES else ""
+    count = f" ({len(indices)})" if len(indices) < N_TILES else ""
     axes.set_title(title + count, loc="left", fontsize=13, fontweight="bold", pad=4)
     tiles = _tiles(particles, indices, result.diameter_px) if len(indices) else ()
     for place, (index, tile) in enumerate(zip(indices.tolist(), tiles, strict=True)):
