@@ -5,18 +5,19 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from fastsort._checks import check_images
 from fastsort._jit import kernel
 from fastsort._reasons import BAD_PIXELS, FLAT, NOISE, PARTIAL, VALID
 
 WIDTHS = (0.05, 0.15, 0.25, 0.35, 0.45)
 
 
-def gaussian_sum_correlation(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def gaussian_sum_correlation(images: npt.ArrayLike) -> npt.NDArray[np.float32]:
     """Correlate images with a sum of five Gaussians.
 
     Parameters
     ----------
-    images : ndarray of float32, shape (n, d, d)
+    images : ndarray, shape (n, d, d)
 
     Returns
     -------
@@ -32,6 +33,7 @@ def gaussian_sum_correlation(images: npt.NDArray[np.float32]) -> npt.NDArray[np.
     ----------
     .. [1] Kapnulin, Heimowitz, Sharon, "Outlier removal in cryo-EM via radial profiles" (2024).
     """
+    images = check_images(images)
     taps = gaussian_taps(images.shape[1])
     maps = np.empty_like(images)
     _correlate_stack(images, taps, maps)
@@ -48,7 +50,13 @@ def gaussian_taps(box: int) -> npt.NDArray[np.float32]:
 
 def published_measurements(
     images: npt.NDArray[np.float32], radius: float, n_peaks: int
-) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+) -> tuple[
+    npt.NDArray[np.int8],
+    npt.NDArray[np.int64],
+    npt.NDArray[np.float32],
+    npt.NDArray[np.float32],
+    npt.NDArray[np.float32],
+]:
     """Apply the published rules to a batch.
 
     Parameters
@@ -67,17 +75,42 @@ def published_measurements(
         Clusters, and points in no cluster.
     peaks : ndarray of float32, shape (n,)
         The highest correlation value.
+    heights : ndarray of float32, shape (n,)
+        The same above the image's mean, in standard deviations of its correlation map; minus
+        infinity for images that cannot be judged.
     centres : ndarray of float32, shape (n, 2)
-        Row and column of the largest cluster's mean (of the highest value, if there is no cluster)
-        from pixel d // 2, in pixels.
+        Row and column of the largest cluster's centre (of the highest value, if there is no
+        cluster) from pixel d // 2, in whole pixels.
     """
     n = len(images)
     codes = np.empty(n, dtype=np.int8)
     counts = np.empty((n, 2), dtype=np.int64)
     peaks = np.empty(n, dtype=np.float32)
+    heights = np.empty(n, dtype=np.float32)
     centres = np.empty((n, 2), dtype=np.float32)
-    _judge_stack(images, gaussian_taps(images.shape[1]), radius, n_peaks, codes, counts, peaks, centres)
-    return codes, counts, peaks, centres
+    taps = gaussian_taps(images.shape[1])
+    _judge_stack(images, taps, radius, n_peaks, codes, counts, peaks, heights, centres)
+    return codes, counts, peaks, heights, centres
+
+
+def cluster_peaks(maps: npt.NDArray[np.float32], radius: float, n_peaks: int) -> npt.NDArray[np.int64]:
+    """Cluster the highest values of correlation maps.
+
+    Parameters
+    ----------
+    maps : ndarray of float32, shape (n, d, d)
+    radius : float
+        Neighbourhood in pixels.
+    n_peaks : int
+
+    Returns
+    -------
+    counts : ndarray of int64, shape (n, 2)
+        Clusters, and values in no cluster.
+    """
+    counts = np.empty((len(maps), 2), dtype=np.int64)
+    _cluster_stack(maps, radius, n_peaks, counts)
+    return counts
 
 
 @kernel
@@ -86,21 +119,24 @@ def _correlate_stack(images, taps, maps):
     padded = np.empty((d, d + taps.shape[1] - 1), dtype=np.float32)
     rows = np.empty((d + taps.shape[1] - 1, d), dtype=np.float32)
     for i in range(images.shape[0]):
-        _correlate(images[i], taps, padded, rows, maps[i])
+        mean = _mean(images[i])
+        _correlate(images[i], mean, taps, padded, rows, maps[i])
+        maps[i] += len(taps) * mean
 
 
 @kernel
-def _judge_stack(images, taps, radius, n_peaks, codes, counts, peaks, centres):
+def _judge_stack(images, taps, radius, n_peaks, codes, counts, peaks, heights, centres):
     d = images.shape[1]
     padded = np.empty((d, d + taps.shape[1] - 1), dtype=np.float32)
     rows = np.empty((d + taps.shape[1] - 1, d), dtype=np.float32)
     correlation = np.empty((d, d), dtype=np.float32)
-    heights = np.empty(n_peaks, dtype=np.float32)
+    values = np.empty(n_peaks, dtype=np.float32)
     points = np.empty((n_peaks, 2), dtype=np.int64)
     labels = np.empty(n_peaks, dtype=np.int64)
     queue = np.empty(n_peaks, dtype=np.int64)
     minimum = round(n_peaks / 3)
     for i in range(images.shape[0]):
+        heights[i] = -np.inf
         counts[i, 0] = 0
         counts[i, 1] = 0
         peaks[i] = 0
@@ -108,11 +144,53 @@ def _judge_stack(images, taps, radius, n_peaks, codes, counts, peaks, centres):
         codes[i] = _pixel_fault(images[i])
         if codes[i] != VALID:
             continue
-        _correlate(images[i], taps, padded, rows, correlation)
-        _highest(correlation, heights, points)
+        mean = _mean(images[i])
+        _correlate(images[i], mean, taps, padded, rows, correlation)
+        _highest(correlation, values, points)
         n_clusters = _cluster(points, radius, minimum, labels, queue)
-        peaks[i] = heights[0]
+        peaks[i] = values[0] + len(taps) * mean
+        heights[i] = _height(correlation, values[0])
         codes[i] = _verdict(points, labels, n_clusters, radius, minimum, d, counts[i], centres[i])
+
+
+@kernel
+def _cluster_stack(maps, radius, n_peaks, counts):
+    values = np.empty(n_peaks, dtype=np.float32)
+    points = np.empty((n_peaks, 2), dtype=np.int64)
+    labels = np.empty(n_peaks, dtype=np.int64)
+    queue = np.empty(n_peaks, dtype=np.int64)
+    for i in range(maps.shape[0]):
+        _highest(maps[i], values, points)
+        counts[i, 0] = _cluster(points, radius, round(n_peaks / 3), labels, queue)
+        counts[i, 1] = 0
+        for label in labels:
+            if label < 0:
+                counts[i, 1] += 1
+
+
+@kernel
+def _mean(image):
+    total = 0.0
+    for y in range(image.shape[0]):
+        row = np.float32(0)
+        for x in range(image.shape[1]):
+            row += image[y, x]
+        total += row
+    return np.float32(total / image.size)
+
+
+@kernel
+def _height(correlation, highest):
+    mean = _mean(correlation)
+    scale = abs(highest - mean)
+    if scale == 0:
+        return np.float32(0)
+    square = 0.0
+    for y in range(correlation.shape[0]):
+        for x in range(correlation.shape[1]):
+            # Divided before it is squared: images may have any scale.
+            square += ((correlation[y, x] - mean) / scale) ** 2
+    return np.float32(1 / np.sqrt(square / correlation.size))
 
 
 @kernel
@@ -129,7 +207,7 @@ def _pixel_fault(image):
 
 
 @kernel
-def _correlate(image, taps, padded, rows, out):
+def _correlate(image, mean, taps, padded, rows, out):
     # A two-dimensional Gaussian is a product of two: five pairs of short passes cost less than one
     # pass over k x k taps, and a pass along whole rows is vectorised.
     d = image.shape[0]
@@ -137,7 +215,7 @@ def _correlate(image, taps, padded, rows, out):
     before = k - 1 - k // 2
     for y in range(d):
         for x in range(d + k - 1):
-            padded[y, x] = image[y, (x - before) % d]
+            padded[y, x] = image[y, (x - before) % d] - mean
         for x in range(d):
             out[y, x] = 0
     for g in range(taps.shape[0]):
@@ -161,25 +239,25 @@ def _correlate(image, taps, padded, rows, out):
 
 
 @kernel
-def _highest(correlation, heights, points):
+def _highest(correlation, values, points):
     # Insertion into a short sorted list; an equal value that comes later stays behind.
     d = correlation.shape[0]
-    n_peaks = len(heights)
+    n_peaks = len(values)
     filled = 0
     for y in range(d):
         for x in range(d):
             value = correlation[y, x]
-            if filled == n_peaks and value <= heights[n_peaks - 1]:
+            if filled == n_peaks and value <= values[n_peaks - 1]:
                 continue
             if filled < n_peaks:
                 filled += 1
             j = filled - 1
-            while j > 0 and heights[j - 1] < value:
-                heights[j] = heights[j - 1]
+            while j > 0 and values[j - 1] < value:
+                values[j] = values[j - 1]
                 points[j, 0] = points[j - 1, 0]
                 points[j, 1] = points[j - 1, 1]
                 j -= 1
-            heights[j] = value
+            values[j] = value
             points[j, 0] = y
             points[j, 1] = x
 
@@ -263,8 +341,8 @@ def _verdict(points, labels, n_clusters, radius, minimum, d, count, centre):
             near_edge = True
         if size > largest:
             largest = size
-            centre[0] = sum_y / size - d // 2
-            centre[1] = sum_x / size - d // 2
+            centre[0] = y - d // 2
+            centre[1] = x - d // 2
 
     if n_scattered > minimum:
         return NOISE

@@ -1,0 +1,338 @@
+"""The radial filter: one verdict an image from where its mass lies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fastsort._checks import InputError, check_choice, check_count, check_not_empty, check_radius
+from fastsort._reasons import CONTAMINATION, MULTIPLE, NOISE, OFF_CENTRE, PARTIAL, VALID, reason_names
+from fastsort.images.batches import map_batches
+from fastsort.images.normalize import inspect_pixels, normalize_background
+from fastsort.particles.source import open_particles
+from fastsort.radial.discriminant import (
+    Discriminant,
+    ScoreModel,
+    along,
+    beyond,
+    discriminant_score,
+    fit_discriminant,
+    fit_scores,
+    junk_probability,
+)
+from fastsort.radial.evidence import CENTRING, radial_features
+from fastsort.radial.published import cluster_peaks, gaussian_sum_correlation, published_measurements
+from fastsort.radial.template import RadialTemplate, forward, learn_template, ordinary, ring_mean
+
+if TYPE_CHECKING:
+    from fastsort.particles.source import Particles
+
+__all__ = ["RadialResult", "gaussian_sum_correlation", "radial_filter"]
+
+PRESETS = ("default", "published")
+CONTRASTS = ("auto", "bright", "dark")
+N_TAUGHT = 2048
+MIN_TAUGHT = 50
+# A second peak counts as a particle from this part of a typical particle's height.
+SECOND_PARTICLE = 0.7
+
+
+class RadialResult(NamedTuple):
+    """What the radial filter found: arrays of one entry an image, and what it learned.
+
+    Attributes
+    ----------
+    keep : ndarray of bool, shape (n,)
+    score : ndarray of float64, shape (n,)
+        Larger for junk; infinite for images that cannot be judged.
+    reason : ndarray of str, shape (n,)
+        "valid", or why the image is rejected.
+    centre : ndarray of float32, shape (n, 2)
+        Row and column of the particle from pixel d // 2, in pixels.
+    n_clusters, n_scattered : ndarray of int64, shape (n,)
+        Clusters among the highest values of the response, and values in no cluster.
+    peak : ndarray of float32, shape (n,)
+        Highest response near the centre, in standard deviations of the noise; the highest
+        correlation anywhere with ``preset="published"``.
+    second_peak : ndarray of float32, shape (n,)
+        Highest response left after a particle of height `peak` is subtracted; NaN if published.
+    outlyingness : ndarray of float32, shape (n,)
+        Mahalanobis distance beyond the bulk of the particles; NaN if published.
+    junk_probability : ndarray of float64, shape (n,)
+        Under the fitted mixture of scores; 0 or 1 if published.
+    cut : float
+        Images with a larger score are rejected; NaN if published.
+    radius : float
+        Of the particle in pixels, given or estimated.
+    contrast : str
+        "bright" or "dark".
+    """
+
+    keep: npt.NDArray[np.bool_]
+    score: npt.NDArray[np.float64]
+    reason: npt.NDArray[np.str_]
+    centre: npt.NDArray[np.float32]
+    n_clusters: npt.NDArray[np.int64]
+    n_scattered: npt.NDArray[np.int64]
+    peak: npt.NDArray[np.float32]
+    second_peak: npt.NDArray[np.float32]
+    outlyingness: npt.NDArray[np.float32]
+    junk_probability: npt.NDArray[np.float64]
+    cut: float
+    radius: float
+    contrast: str
+
+
+class _Batch(NamedTuple):
+    """Measurements of one batch, as they come back from a worker."""
+
+    codes: npt.NDArray[np.int8]
+    score: npt.NDArray[np.float64]
+    centre: npt.NDArray[np.float32]
+    counts: npt.NDArray[np.int64]
+    peak: npt.NDArray[np.float32]
+    second_peak: npt.NDArray[np.float32]
+    outlyingness: npt.NDArray[np.float32]
+
+
+def radial_filter(
+    images: npt.ArrayLike | Particles,
+    radius: float | None = None,
+    n_peaks: int | None = None,
+    *,
+    preset: str = "default",
+    contrast: str = "auto",
+    n_jobs: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> RadialResult:
+    """Sort images by where their mass lies.
+
+    Parameters
+    ----------
+    images : ndarray, shape (n, d, d), or Particles
+        Best at a box of 32 to 64 px; the background is normalised.
+    radius : float, optional
+        Particle radius in pixels; by default it is estimated from the data. The published preset
+        needs it.
+    n_peaks : int, optional
+        How many of the highest values are clustered; by default d / 5.
+    preset : {"default", "published"}
+        "published" applies the rules of [1]_ as their authors' program does.
+    contrast : {"auto", "bright", "dark"}
+        Of the particles; "auto" finds it. The published rules take bright particles for granted.
+    n_jobs : int, optional
+        Workers, as joblib counts them. Results do not depend on it.
+    seed : int
+        For the sample that the template is learned from.
+    progress : callable, optional
+        Called as ``progress(images_done, images_in_all)``.
+
+    Returns
+    -------
+    result : RadialResult
+
+    Raises
+    ------
+    InputError
+        If the images are not a stack of squares, there are none, or a parameter is out of range.
+
+    Notes
+    -----
+    The default learns from at most 2048 images: a radial template (`learn_template`), and the
+    direction in which the centres of good picks differ from other places of the same images
+    (`fit_discriminant`). An image's score is its distance from the typical particle against that
+    direction, plus a penalty for lying outside the bulk of the particles at all. The valid images
+    are compact on this scale, and a mixture fitted to the scores says where their bulk ends
+    (`fit_scores`). With fewer than 50 images there is nothing to learn from: the cut then is where
+    no particle of a normal distribution of unit width is expected.
+
+    References
+    ----------
+    .. [1] Kapnulin, Heimowitz, Sharon, "Outlier removal in cryo-EM via radial profiles" (2024).
+    """
+    particles = open_particles(images)
+    check_not_empty(len(particles))
+    check_choice("preset", preset, PRESETS)
+    check_choice("contrast", contrast, CONTRASTS)
+    seed = check_count("seed", seed, 0)
+    box = particles.box
+    if radius is not None:
+        radius = check_radius(radius, box)
+    n_peaks = max(1, round(box / 5)) if n_peaks is None else check_count("n_peaks", n_peaks)
+    if n_peaks > box * box:
+        raise InputError(f"n_peaks must be at most the {box * box} pixels of an image; got {n_peaks}.")
+    if preset == "published":
+        if radius is None:
+            raise InputError("the published preset needs the particle's radius: give radius=, in pixels.")
+        batches = map_batches(
+            _published_batch, particles, radius, n_peaks, n_jobs=n_jobs, progress=progress
+        )
+        return _published_result(_gather(batches), radius)
+
+    sample = _sample(particles, radius, seed)
+    if sample is None:
+        model: _Model | None = None
+        batches = map_batches(_unjudged_batch, particles, n_jobs=n_jobs, progress=progress)
+        return _result(_gather(batches), None, radius or 0.25 * box, "bright" if contrast == "auto" else contrast)
+    model = _learn(sample, radius, contrast)
+    batches = map_batches(_batch, particles, model, n_peaks, n_jobs=n_jobs, progress=progress)
+    return _result(_gather(batches), model, model.radius, "bright" if model.template.sign > 0 else "dark")
+
+
+class _Model(NamedTuple):
+    """All that workers need to score a batch."""
+
+    template: RadialTemplate
+    radius: float
+    discriminant: Discriminant
+    displaced_scores: npt.NDArray[np.float64]
+    height: float
+
+
+def _sample(particles: Particles, radius: float | None, seed: int) -> npt.NDArray[np.float32] | None:
+    """Normalised images to learn from, or None where all are unfit."""
+    n = len(particles)
+    chosen = np.arange(n)
+    if n > N_TAUGHT:
+        chosen = np.sort(np.random.default_rng(seed).choice(n, N_TAUGHT, replace=False))
+    images = particles.read(chosen)
+    fit = inspect_pixels(images).codes == VALID
+    if not fit.any():
+        return None
+    images = images[fit]
+    normalize_background(images, _background_radius(radius, particles.box))
+    return images
+
+
+def _background_radius(radius: float | None, box: int) -> float:
+    return 0.5 * box if radius is None else min(max(radius, 0.25 * box), 0.5 * box)
+
+
+def _learn(images: npt.NDArray[np.float32], radius: float | None, contrast: str) -> _Model:
+    template, radius = learn_template(images, radius, contrast)
+    spectra = forward(images)
+    box = images.shape[1]
+    half = box // 2
+    displaced, _, _ = radial_features(spectra, template, radius, ((half, 0), (0, half), (half, half)))
+    centred, peaks, _ = radial_features(spectra, template, radius)
+    power = ring_mean(np.abs(spectra) ** 2, box) / box**2
+    discriminant = fit_discriminant(centred[0], displaced, ordinary(power))
+    scores = discriminant_score(displaced.reshape(-1, displaced.shape[-1]), discriminant)
+    best = np.argsort(discriminant_score(centred[0], discriminant), kind="stable")[: max(1, len(images) // 4)]
+    return _Model(template, radius, discriminant, scores, float(np.median(peaks.near[best])))
+
+
+def _batch(images: npt.NDArray[np.float32], start: int, model: _Model, n_peaks: int) -> _Batch:
+    n, box = images.shape[:2]
+    codes = inspect_pixels(images).codes
+    normalize_background(images, _background_radius(model.radius, box))
+    features, peaks, response = radial_features(forward(images), model.template, model.radius)
+    score = discriminant_score(features[0], model.discriminant)
+    outside = beyond(features[0], model.discriminant).astype(np.float32)
+    # A particle elsewhere is where the strongest peak is; a centred one stays with its own.
+    elsewhere = (peaks.other > peaks.near) & (peaks.other > SECOND_PARTICLE * model.height)
+    centre = np.where(elsewhere[:, None], peaks.other_shift, peaks.near_shift)
+    reasons = _reasons(features[0], peaks, outside, elsewhere, model, box)
+    counts = cluster_peaks(response, model.radius, n_peaks)
+    judged = codes == VALID
+    score[~judged] = np.inf
+    codes = np.where(judged, reasons, codes).astype(np.int8)
+    return _Batch(codes, score, centre.astype(np.float32), counts, peaks.near, peaks.other, outside)
+
+
+def _reasons(features, peaks, outside, elsewhere, model, box):  # type: ignore[no-untyped-def]
+    """Why each image would be rejected, should its score be beyond the cut."""
+    enough = SECOND_PARTICLE * model.height
+    second = peaks.other > enough
+    distance = np.abs(peaks.other_shift).max(axis=1)
+    codes = np.full(len(features), NOISE, dtype=np.int8)
+    codes[second & (peaks.near > enough)] = MULTIPLE
+    codes[elsewhere] = OFF_CENTRE
+    codes[elsewhere & (distance > box / 2 - model.radius)] = PARTIAL
+    # More than any particle has, not less: its distance from the bulk outweighs what it lacks.
+    stronger = features[:, 6:].max(axis=1) > model.discriminant.mean[6:].max()
+    codes[(outside > np.maximum(-along(features, model.discriminant), 3)) & stronger] = CONTAMINATION
+    return codes
+
+
+def _unjudged_batch(images: npt.NDArray[np.float32], start: int) -> _Batch:
+    n = len(images)
+    nothing = np.full(n, np.nan, dtype=np.float32)
+    return _Batch(
+        inspect_pixels(images).codes,
+        np.full(n, np.inf),
+        np.zeros((n, 2), dtype=np.float32),
+        np.zeros((n, 2), dtype=np.int64),
+        nothing,
+        nothing,
+        nothing,
+    )
+
+
+def _published_batch(
+    images: npt.NDArray[np.float32], start: int, radius: float, n_peaks: int
+) -> _Batch:
+    codes, counts, peaks, heights, centres = published_measurements(images, radius, n_peaks)
+    unknown = np.full(len(images), np.nan, dtype=np.float32)
+    return _Batch(codes, -heights.astype(np.float64), centres, counts, peaks, unknown, unknown)
+
+
+def _gather(batches) -> _Batch:  # type: ignore[no-untyped-def]
+    return _Batch(*(np.concatenate(column) for column in zip(*batches, strict=True)))
+
+
+def _result(found: _Batch, model: _Model | None, radius: float, contrast: str) -> RadialResult:
+    judged = np.isfinite(found.score)
+    probability = np.ones(len(found.score))
+    cut = np.nan
+    keep = np.zeros(len(judged), dtype=bool)
+    if model is not None and judged.any():
+        scores = _score_model(found.score[judged], model)
+        probability[judged] = junk_probability(found.score[judged], scores)
+        cut = scores.cut
+        keep = found.score <= cut
+    codes = np.where(keep, VALID, found.codes)
+    return RadialResult(
+        keep,
+        found.score,
+        reason_names(codes),
+        found.centre,
+        found.counts[:, 0],
+        found.counts[:, 1],
+        found.peak,
+        found.second_peak,
+        found.outlyingness,
+        probability,
+        cut,
+        radius,
+        contrast,
+    )
+
+
+def _score_model(scores: npt.NDArray[np.float64], model: _Model) -> ScoreModel:
+    if len(scores) >= MIN_TAUGHT:
+        return fit_scores(scores, model.displaced_scores)
+    return ScoreModel(np.array([0.5, 0.5, 0.0]), 0.0, 1.0, 1.0, 6.0, 1.0, 12.0, 3.0)
+
+
+def _published_result(found: _Batch, radius: float) -> RadialResult:
+    keep = found.codes == VALID
+    return RadialResult(
+        keep,
+        found.score,
+        reason_names(found.codes),
+        found.centre,
+        found.counts[:, 0],
+        found.counts[:, 1],
+        found.peak,
+        found.second_peak,
+        found.outlyingness,
+        1.0 - keep,
+        np.nan,
+        radius,
+        "bright",
+    )

@@ -1,0 +1,431 @@
+"""The room where verdicts become files: tables, the picture, the folder that holds them."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import io
+import json
+import math
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import mrcfile
+import numpy as np
+import pytest
+import starfile
+from matplotlib.image import imread
+
+from fastsort._checks import InputError
+from fastsort._reasons import REASONS
+from fastsort.particles.source import open_particles
+from fastsort.report import plots
+from fastsort.report.accuracy import measure_accuracy
+from fastsort.report.folder import RESULT_NAMES, results_folder
+from fastsort.report.plots import draw_report
+from fastsort.report.progress import progress_bar
+from fastsort.report.tables import write_tables
+from fastsort.simulate import simulate_particles, write_project
+
+NEW_COLUMNS = ["_rlnParticleSelectZScore", "_fastsortReason", "_fastsortOffsetXAngst", "_fastsortOffsetYAngst"]
+
+
+def make_result(n, seed=0, **changes):
+    """A result with every reason in it (if n allows), and scores with a long tail."""
+    rng = np.random.default_rng(seed)
+    reason = np.array(REASONS)[np.arange(n) % len(REASONS)]
+    score = np.where(reason == "valid", rng.normal(0, 1, n), rng.gamma(2, 4, n) + 3)
+    score[reason == "flat"] = np.nan
+    fields = {
+        "keep": reason == "valid",
+        "score": score,
+        "reason": reason,
+        "junk_probability": rng.random(n),
+        "offset": rng.normal(0, 3, (n, 2)).astype(np.float32),
+        "measurements": {"peak": rng.random(n), "n_clusters": np.arange(n)},
+        "cut": 3.0,
+        "diameter": 128.0,
+        "diameter_px": 32.0,
+        "diameter_estimated": False,
+        "contrast": "bright",
+        "phase_flipped": False,
+        "parameters": {"seed": np.int64(0), "method": None, "radius": np.float32(2.5)},
+        "seconds": {"total": 2.0, "measure": 1.5},
+    }
+    return SimpleNamespace(**{**fields, **changes})
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    images, truth = simulate_particles(12, 12, snr=0.5, box=32, junk="all", ctf=True, n_micrographs=3)
+    return write_project(tmp_path_factory.mktemp("project") / "p", images, truth)
+
+
+@pytest.fixture(scope="module")
+def commented(project):
+    """The same with comments at odd places, one of them where RELION allows none."""
+    lines = project.read_text().rstrip("\n").split("\n")
+    lines.insert(-3, "# a note between the rows")
+    star = project.with_name("commented.star")
+    star.write_text("# first line\n" + "\n".join(lines) + "\n\n# last line\n")
+    return star
+
+
+def data_rows(path):
+    return [line for line in path.read_bytes().split(b"\n") if b"@" in line]
+
+
+def test_star_files_are_the_input_without_the_new_columns(commented, tmp_path):
+    particles = open_particles(commented)
+    result = make_result(24)
+    write_tables(tmp_path, particles, result)
+    original = commented.read_bytes().split(b"\n")
+    order = {row: i for i, row in enumerate(data_rows(commented))}
+    found = set()
+    for name, chosen in (("kept", result.keep), ("rejected", ~result.keep)):
+        lines = (tmp_path / f"{name}.star").read_bytes().split(b"\n")
+        stripped = [line.rsplit(b" ", 4)[0] if b"@" in line else line for line in lines]
+        stripped = [line for line in stripped if line.split(b" ")[0].decode() not in NEW_COLUMNS]
+        rows = [order[line] for line in stripped if b"@" in line]
+        assert rows == np.flatnonzero(chosen).tolist()
+        assert [line for line in stripped if b"@" not in line] == [x for x in original if b"@" not in x]
+        found.update(rows)
+    assert found == set(range(24))
+
+
+def test_star_columns_hold_the_result(project, tmp_path):
+    particles = open_particles(project)
+    result = make_result(24)
+    write_tables(tmp_path, particles, result)
+    for name, chosen in (("kept", result.keep), ("rejected", ~result.keep)):
+        tables = starfile.read(tmp_path / f"{name}.star", always_dict=True)
+        table = tables["particles"]
+        assert tables["optics"].equals(starfile.read(project, always_dict=True)["optics"])
+        np.testing.assert_allclose(
+            table["rlnParticleSelectZScore"].astype(float), result.score[chosen], atol=1e-6
+        )
+        assert table["fastsortReason"].tolist() == result.reason[chosen].tolist()
+        size = particles.pixel_size
+        np.testing.assert_allclose(table["fastsortOffsetXAngst"], result.offset[chosen, 1] * size, atol=1e-3)
+        np.testing.assert_allclose(table["fastsortOffsetYAngst"], result.offset[chosen, 0] * size, atol=1e-3)
+
+
+def test_star_without_pixel_size_gives_offsets_in_pixels(project, tmp_path):
+    (tmp_path / "out").mkdir()
+    star = tmp_path / "old.star"
+    rows = "".join(f"{i + 1}@{project.parent}/Extract/micrograph_0000.mrcs\n" for i in range(8))
+    star.write_text(f"data_\n\nloop_\n_rlnImageName #1\n{rows}")
+    stack = project.parent / "Extract" / "micrograph_0000.mrcs"
+    with mrcfile.open(stack) as file:
+        images = file.data.copy()
+    bare = tmp_path / "bare.mrcs"
+    with mrcfile.new(bare) as file:
+        file.set_data(images)
+    star.write_text(star.read_text().replace(str(stack), str(bare)))
+    particles = open_particles(star)
+    assert math.isnan(particles.pixel_size)
+    result = make_result(8, diameter=math.nan)
+    write_tables(tmp_path / "out", particles, result)
+    table = starfile.read(tmp_path / "out" / "rejected.star")
+    np.testing.assert_allclose(table["fastsortOffsetX"], result.offset[~result.keep, 1], atol=1e-3)
+    assert "fastsortOffsetXAngst" not in table
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["pixel_size"] is None and summary["diameter"] is None
+
+
+@pytest.mark.skipif(shutil.which("relion_star_handler") is None, reason="the RELION tools are not installed")
+@pytest.mark.parametrize("name", ["kept", "rejected"])
+def test_relion_reads_the_star_files(project, tmp_path, name):
+    result = make_result(24)
+    write_tables(tmp_path, open_particles(project), result)
+    relion = tmp_path / "relion.star"
+    command = ["relion_star_handler", "--i", tmp_path / f"{name}.star", "--o", relion]
+    subprocess.run(command, check=True, capture_output=True)
+    read = starfile.read(relion, always_dict=True)["particles"]
+    chosen = result.keep if name == "kept" else ~result.keep
+    assert read["fastsortReason"].tolist() == result.reason[chosen].tolist()
+    np.testing.assert_allclose(read["rlnParticleSelectZScore"].astype(float), result.score[chosen], atol=1e-5)
+    command = ["relion_stack_create", "--i", tmp_path / f"{name}.star", "--o", tmp_path / "stack"]
+    subprocess.run(command, check=True, capture_output=True, cwd=project.parent)
+    with mrcfile.open(tmp_path / "stack.mrcs") as file:
+        np.testing.assert_array_equal(file.data, open_particles(project).read(np.flatnonzero(chosen)))
+
+
+def test_scores_have_one_row_an_image(project, tmp_path):
+    particles = open_particles(project)
+    result = make_result(24)
+    write_tables(tmp_path, particles, result)
+    with open(tmp_path / "scores.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["index"]) for row in rows] == list(range(24))
+    assert [row["name"] for row in rows] == list(particles.names)
+    assert [row["keep"] == "1" for row in rows] == result.keep.tolist()
+    assert [row["reason"] for row in rows] == result.reason.tolist()
+    expected = {
+        "score": result.score,
+        "junk_probability": result.junk_probability,
+        "offset_x": result.offset[:, 1],
+        "offset_y": result.offset[:, 0],
+        **result.measurements,
+    }
+    for column, values in expected.items():
+        np.testing.assert_allclose([float(row[column]) for row in rows], values, rtol=1e-6, err_msg=column)
+
+
+def test_scores_survive_names_with_commas_and_chunks(tmp_path, monkeypatch):
+    monkeypatch.setattr("fastsort.report.tables._ROWS_AT_ONCE", 3)
+    images = np.random.default_rng(0).normal(size=(8, 16, 16)).astype(np.float32)
+    path = tmp_path / 'a,"b".mrcs'
+    with mrcfile.new(path) as file:
+        file.set_data(images)
+    write_tables(tmp_path, open_particles(path), make_result(8))
+    with open(tmp_path / "scores.csv", newline="") as file:
+        names = [row["name"] for row in csv.DictReader(file)]
+    assert names == [f'{i:06d}@a,"b".mrcs' for i in range(1, 9)]
+    assert np.loadtxt(tmp_path / "rejected.txt", dtype=int).tolist() == list(range(1, 8))
+
+
+def test_summary_counts_add_up(project, tmp_path):
+    result = make_result(24, cut=np.inf)
+    write_tables(tmp_path, open_particles(project), result)
+    summary = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert summary["images"] == 24 and summary["kept"] == 3 and summary["rejected"] == 21
+    assert summary["reasons"] == dict.fromkeys(REASONS, 3)
+    assert summary["input"] == str(project)
+    assert summary["box"] == 32 and summary["diameter"] == 128.0 and summary["cut"] is None
+    assert summary["parameters"] == {"seed": 0, "method": None, "radius": 2.5}
+    assert summary["seconds"]["total"] == 2.0 and summary["images_per_second"] == 12.0
+    assert summary["versions"]["numpy"] == np.__version__
+    assert set(summary["versions"]) == {"fastsort", "python", "numpy", "numba", "scipy"}
+
+
+@pytest.mark.parametrize("pixel_size", [1.5, None])
+def test_stack_gives_lists_and_a_copy_of_kept_images(tmp_path, monkeypatch, pixel_size):
+    monkeypatch.setattr("fastsort.report.tables._BYTES_AT_ONCE", 2 * 4 * 20 * 20)
+    images = np.random.default_rng(0).normal(size=(50, 20, 20)).astype(np.float32)
+    particles = open_particles(images, pixel_size=pixel_size)
+    result = make_result(50)
+    write_tables(tmp_path, particles, result, write_stack=True)
+    for name, chosen in (("kept", result.keep), ("rejected", ~result.keep)):
+        first, *rest = (tmp_path / f"{name}.txt").read_text().splitlines()
+        assert first.startswith("#") and "counted from 0" in first
+        assert list(map(int, rest)) == np.flatnonzero(chosen).tolist()
+    copy = open_particles(tmp_path / "kept.mrcs")
+    np.testing.assert_array_equal(copy.read(0, len(copy)), images[result.keep])
+    assert copy.pixel_size == pytest.approx(particles.pixel_size)
+    assert not list(tmp_path.glob("*.star"))
+
+
+def test_no_stack_when_nothing_is_kept(tmp_path):
+    images = np.ones((4, 16, 16), np.float32)
+    write_tables(tmp_path, open_particles(images), make_result(4, keep=np.zeros(4, bool)), write_stack=True)
+    assert not (tmp_path / "kept.mrcs").exists()
+    assert (tmp_path / "kept.txt").read_text().count("\n") == 1
+
+
+def fill(folder, text="new"):
+    for name in ("kept.star", "rejected.star", "summary.json"):
+        (folder / name).write_text(text)
+
+
+def names_in(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_folder_appears_whole(tmp_path):
+    out = tmp_path / "deep" / "out"
+    with results_folder(out) as partial:
+        fill(partial)
+        assert not out.exists()
+    assert names_in(tmp_path / "deep") == ["out", "out/kept.star", "out/rejected.star", "out/summary.json"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError(errno.ENOSPC, "No space left")])
+@pytest.mark.parametrize("earlier", [False, True])
+def test_folder_keeps_what_it_held_after_an_error(tmp_path, error, earlier):
+    out = tmp_path / "out"
+    if earlier:
+        out.mkdir()
+        fill(out, "old")
+    before = {path: path.read_text() for path in out.rglob("*")}
+    expected = RuntimeError if error is RuntimeError else type(error) if isinstance(error, OSError) else error
+    with pytest.raises(expected), results_folder(out, overwrite=earlier) as partial:
+        fill(partial)
+        raise error
+    assert {path: path.read_text() for path in out.rglob("*")} == before
+    assert names_in(tmp_path) == (names_in(tmp_path) if earlier else [])
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_folder_replaces_earlier_results_only_when_told(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    fill(out, "old")
+    (out / "report.png").write_text("old")
+    with pytest.raises(InputError, match="--overwrite"), results_folder(out):
+        pass
+    with results_folder(out, overwrite=True) as partial:
+        fill(partial)
+    assert names_in(tmp_path) == ["out", "out/kept.star", "out/rejected.star", "out/summary.json"]
+    assert (out / "kept.star").read_text() == "new"
+
+
+@pytest.mark.parametrize("foreign", ["notes.txt", "kept.star/deeper.txt", ".hidden"])
+def test_folder_with_other_files_is_never_touched(tmp_path, foreign):
+    out = tmp_path / "out"
+    (out / foreign).parent.mkdir(parents=True)
+    (out / foreign).write_text("precious")
+    (out / "summary.json").write_text("{}")
+    with pytest.raises(InputError, match="did not write"), results_folder(out, overwrite=True) as partial:
+        fill(partial)
+    assert (out / foreign).read_text() == "precious"
+
+
+def test_folder_without_summary_is_never_touched(tmp_path):
+    (tmp_path / "kept.star").write_text("of another program")
+    with pytest.raises(InputError, match="did not write"), results_folder(tmp_path, overwrite=True):
+        pass
+    assert names_in(tmp_path) == ["kept.star"]
+
+
+def test_files_that_arrive_meanwhile_are_kept(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    fill(out, "old")
+    with pytest.raises(InputError, match=r"notes\.txt"), results_folder(out, overwrite=True) as partial:
+        fill(partial)
+        (out / "notes.txt").write_text("precious")
+    assert (out / "notes.txt").read_text() == "precious" and (out / "kept.star").read_text() == "old"
+    assert names_in(tmp_path)[0] == "out" and not list(tmp_path.glob(".*"))
+
+
+def test_input_in_the_output_folder_is_refused(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    fill(out, "input")
+    link = tmp_path / "link.star"
+    link.symlink_to(out / "kept.star")
+    for name in (out / "kept.star", link):
+        with pytest.raises(InputError, match="lies in the output folder"):
+            with results_folder(out, overwrite=True, inputs=[name]):
+                pass
+    assert (out / "kept.star").read_text() == "input"
+
+
+def test_working_folder_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="working folder"), results_folder("."):
+        pass
+
+
+def test_folder_holds_only_known_names(project, tmp_path):
+    particles, result = open_particles(project), make_result(24)
+    write_tables(tmp_path, particles, result, write_stack=True)
+    draw_report(tmp_path / "report.png", particles, result)
+    assert set(names_in(tmp_path)) <= set(RESULT_NAMES)
+    assert {"kept.star", "kept.mrcs", "report.png"} <= set(names_in(tmp_path))
+
+
+def picture(tmp_path, particles, result):
+    path = tmp_path / "report.png"
+    draw_report(path, particles, result)
+    pixels = imread(path)[..., :3]
+    assert pixels.shape[1] == 1600
+    return pixels
+
+
+def test_picture_shows_images_scores_and_reasons(project, tmp_path):
+    pixels = picture(tmp_path, open_particles(project), make_result(24))
+    grey = np.ptp(pixels, axis=2) < 0.02
+    dark = grey & (pixels[..., 0] < 0.9)
+    height = len(pixels)
+    blue = (pixels[..., 2] > 0.6) & (pixels[..., 0] < 0.1)
+    assert blue[: height // 3].mean() > 0.005, "no bar of kept images"
+    for top in (0.34, 0.56, 0.79):
+        row = dark[int(top * height) : int((top + 0.2) * height)]
+        assert row.mean() > 0.2, "a montage is missing"
+    assert dark[: int(0.06 * height)].mean() > 0.01, "no title"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"keep": np.ones(5, bool)},
+        {"keep": np.zeros(5, bool), "score": np.full(5, np.nan), "cut": np.nan},
+        {"score": np.array([0, np.inf, -np.inf, 1e30, np.nan])},
+        {"score": np.zeros(5), "cut": 0.0},
+        {"offset": np.full((5, 2), np.nan, np.float32), "diameter": np.nan, "cut": np.inf},
+    ],
+)
+def test_picture_of_odd_results(tmp_path, changes):
+    images = np.random.default_rng(0).normal(size=(5, 33, 33)).astype(np.float32)
+    images[3] = 7
+    pixels = picture(tmp_path, open_particles(images), make_result(5, **changes))
+    assert pixels.std() > 0.05
+
+
+def test_picture_of_one_image(tmp_path):
+    images = np.random.default_rng(0).normal(size=(1, 130, 130)).astype(np.float32)
+    assert picture(tmp_path, open_particles(images), make_result(1)).std() > 0.05
+
+
+def test_picture_of_names_with_odd_letters(tmp_path):
+    path = tmp_path / "粒子 $x_1$ .mrcs"
+    with mrcfile.new(path) as file:
+        file.set_data(np.random.default_rng(0).normal(size=(3, 16, 16)).astype(np.float32))
+    assert picture(tmp_path, open_particles(path), make_result(3)).std() > 0.05
+
+
+def test_choices_are_in_order_and_leave_out_unjudged_images():
+    result = make_result(800)
+    best, borderline, worst = (result.score[rows] for rows in plots._choices(result).values())
+    judged = np.sort(result.score[~np.isin(result.reason, ["flat", "bad_pixels"])])
+    np.testing.assert_array_equal(best, judged[:24])
+    np.testing.assert_array_equal(worst, judged[::-1][:24])
+    nearest = judged[np.argsort(np.abs(judged - result.cut))[:24]]
+    np.testing.assert_array_equal(borderline, np.sort(nearest))
+
+
+def test_picture_without_matplotlib_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError):
+        draw_report(tmp_path / "report.png", open_particles(np.ones((2, 16, 16))), make_result(2))
+    assert not (tmp_path / "report.png").exists()
+
+
+def test_accuracy_by_hand():
+    label = np.array([True, True, True, False, False])
+    keep = np.array([True, True, False, False, True])
+    accuracy = measure_accuracy(label, keep, np.array([0.0, 1, 2, np.nan, 1]))
+    # Pairs (good, junk): NaN wins all three; 1 beats 0, ties with 1, loses to 2.
+    assert accuracy == pytest.approx((2 / 3, 1 / 2, (3 + 1.5) / 6))
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+@pytest.mark.parametrize("has_tqdm", [True, False])
+def test_progress_never_jumps_back(monkeypatch, has_tqdm):
+    if not has_tqdm:
+        monkeypatch.setitem(sys.modules, "tqdm", None)
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with progress_bar("sorting") as progress:
+        for done in (100, 50, 300, 200, 400):
+            progress(done, 400)
+    shown = terminal.getvalue()
+    assert shown.startswith("\rsorting") and "400" in shown.split("\r")[-1] and "/s" in shown
+    assert shown.endswith("\n")
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_progress_is_silent_without_terminal(monkeypatch, quiet):
+    stream = Terminal() if quiet else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stream)
+    with progress_bar("sorting", quiet) as progress:
+        assert progress is None
+    assert stream.getvalue() == ""
