@@ -81,7 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_command(commands: Any, name: str, run: Any, needs: str, text: str, example: str) -> argparse.ArgumentParser:
+def _add_command(
+    commands: Any, name: str, run: Any, needs: str, text: str, example: str
+) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=text[0].lower() + text[1:-1],
@@ -283,7 +285,9 @@ def _print_accuracy(truth: Truth, result: SortResult) -> None:
     whole = measure_accuracy(truth.label, result.keep, result.score)
     print("compared with the truth:")
     print(f"  {'particles kept':<22}{100 * whole.true_positive_rate:6.1f} %")
-    print(f"  {'junk rejected':<22}{100 * whole.true_negative_rate:6.1f} %   AUC {whole.area_under_curve:.3f}")
+    print(
+        f"  {'junk rejected':<22}{100 * whole.true_negative_rate:6.1f} %   AUC {whole.area_under_curve:.3f}"
+    )
     for kind in sorted(set(truth.kind[~truth.label].tolist())):
         chosen = truth.label | (truth.kind == kind)
         part = measure_accuracy(truth.label[chosen], result.keep[chosen], result.score[chosen])

@@ -29,7 +29,12 @@ from fastsort.report.progress import progress_bar
 from fastsort.report.tables import write_tables
 from fastsort.simulate import simulate_particles, write_project
 
-NEW_COLUMNS = ["_rlnParticleSelectZScore", "_fastsortReason", "_fastsortOffsetXAngst", "_fastsortOffsetYAngst"]
+NEW_COLUMNS = [
+    "_rlnParticleSelectZScore",
+    "_fastsortReason",
+    "_fastsortOffsetXAngst",
+    "_fastsortOffsetYAngst",
+]
 
 
 def make_result(n, seed=0, **changes):
@@ -103,9 +108,8 @@ def test_star_columns_hold_the_result(project, tmp_path):
         tables = starfile.read(tmp_path / f"{name}.star", always_dict=True)
         table = tables["particles"]
         assert tables["optics"].equals(starfile.read(project, always_dict=True)["optics"])
-        np.testing.assert_allclose(
-            table["rlnParticleSelectZScore"].astype(float), result.score[chosen], atol=1e-6
-        )
+        scores = np.nan_to_num(result.score[chosen], nan=999999)
+        np.testing.assert_allclose(table["rlnParticleSelectZScore"], scores, atol=1e-6)
         assert table["fastsortReason"].tolist() == result.reason[chosen].tolist()
         size = particles.pixel_size
         np.testing.assert_allclose(table["fastsortOffsetXAngst"], result.offset[chosen, 1] * size, atol=1e-3)
@@ -146,7 +150,8 @@ def test_relion_reads_the_star_files(project, tmp_path, name):
     read = starfile.read(relion, always_dict=True)["particles"]
     chosen = result.keep if name == "kept" else ~result.keep
     assert read["fastsortReason"].tolist() == result.reason[chosen].tolist()
-    np.testing.assert_allclose(read["rlnParticleSelectZScore"].astype(float), result.score[chosen], atol=1e-5)
+    scores = np.nan_to_num(result.score[chosen], nan=999999)
+    np.testing.assert_allclose(read["rlnParticleSelectZScore"], scores, atol=1e-5)
     command = ["relion_stack_create", "--i", tmp_path / f"{name}.star", "--o", tmp_path / "stack"]
     subprocess.run(command, check=True, capture_output=True, cwd=project.parent)
     with mrcfile.open(tmp_path / "stack.mrcs") as file:

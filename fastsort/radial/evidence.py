@@ -15,7 +15,8 @@ from fastsort.radial.template import NOISE_FLOOR, RadialTemplate, backward, matc
 BANDS = ((0.5, 2.7), (2.7, 6.0), (6.0, 10.7))
 PROFILE_RINGS = (0.25, 0.5, 0.75, 1.0, 1.25)
 POWER_RINGS = (0.6, 1.0, 1.3)
-N_FEATURES = 1 + len(PROFILE_RINGS) + len(BANDS) * len(POWER_RINGS)
+N_POWERS = len(BANDS) * len(POWER_RINGS)
+N_FEATURES = 1 + len(PROFILE_RINGS) + N_POWERS
 # How far from the centre of the box a centred particle's peak may lie, in parts of the box.
 CENTRING = 0.06
 

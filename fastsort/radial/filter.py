@@ -15,15 +15,13 @@ from fastsort.images.normalize import inspect_pixels, normalize_background
 from fastsort.particles.source import open_particles
 from fastsort.radial.discriminant import (
     Discriminant,
-    ScoreModel,
-    along,
     beyond,
     discriminant_score,
     fit_discriminant,
     fit_scores,
     junk_probability,
 )
-from fastsort.radial.evidence import CENTRING, radial_features
+from fastsort.radial.evidence import N_FEATURES, N_POWERS, Features, Peaks, radial_features
 from fastsort.radial.published import cluster_peaks, gaussian_sum_correlation, published_measurements
 from fastsort.radial.template import RadialTemplate, forward, learn_template, ordinary, ring_mean
 
@@ -36,8 +34,12 @@ PRESETS = ("default", "published")
 CONTRASTS = ("auto", "bright", "dark")
 N_TAUGHT = 2048
 MIN_TAUGHT = 50
-# A second peak counts as a particle from this part of a typical particle's height.
-SECOND_PARTICLE = 0.7
+# A second peak counts as a particle from this part of a typical height: half of it lies in the box.
+SECOND_PARTICLE = 0.45
+# Noise alone seldom gives a higher peak, in its standard deviations, anywhere in a box of some 50 px.
+NOISE_PEAK = 4.5
+# Power this many standard deviations above that of the bulk of the particles is something else.
+EXCESS = 4.5
 
 
 class RadialResult(NamedTuple):
@@ -62,9 +64,9 @@ class RadialResult(NamedTuple):
     outlyingness : ndarray of float32, shape (n,)
         Mahalanobis distance beyond the bulk of the particles; NaN if published.
     junk_probability : ndarray of float64, shape (n,)
-        Under the fitted mixture of scores; 0 or 1 if published.
+        Under the fitted mixture of scores; NaN with fewer than 50 images; 0 or 1 if published.
     cut : float
-        Images with a larger score are rejected; NaN if published.
+        Images with a larger score are rejected; NaN if published or with fewer than 50 images.
     radius : float
         Of the particle in pixels, given or estimated.
     contrast : str
@@ -147,8 +149,8 @@ def radial_filter(
     (`fit_discriminant`). An image's score is its distance from the typical particle against that
     direction, plus a penalty for lying outside the bulk of the particles at all. The valid images
     are compact on this scale, and a mixture fitted to the scores says where their bulk ends
-    (`fit_scores`). With fewer than 50 images there is nothing to learn from: the cut then is where
-    no particle of a normal distribution of unit width is expected.
+    (`fit_scores`). Fewer than 50 images cannot say what is common: they get scores, but only those
+    that cannot be judged are rejected.
 
     References
     ----------
@@ -175,7 +177,6 @@ def radial_filter(
 
     sample = _sample(particles, radius, seed)
     if sample is None:
-        model: _Model | None = None
         batches = map_batches(_unjudged_batch, particles, n_jobs=n_jobs, progress=progress)
         return _result(_gather(batches), None, radius or 0.25 * box, "bright" if contrast == "auto" else contrast)
     model = _learn(sample, radius, contrast)
@@ -234,9 +235,10 @@ def _batch(images: npt.NDArray[np.float32], start: int, model: _Model, n_peaks: 
     score = discriminant_score(features[0], model.discriminant)
     outside = beyond(features[0], model.discriminant).astype(np.float32)
     # A particle elsewhere is where the strongest peak is; a centred one stays with its own.
-    elsewhere = (peaks.other > peaks.near) & (peaks.other > SECOND_PARTICLE * model.height)
+    enough = max(SECOND_PARTICLE * model.height, NOISE_PEAK)
+    elsewhere = (peaks.other > peaks.near) & (peaks.other > enough)
     centre = np.where(elsewhere[:, None], peaks.other_shift, peaks.near_shift)
-    reasons = _reasons(features[0], peaks, outside, elsewhere, model, box)
+    reasons = _reasons(features[0], peaks, elsewhere, model, box)
     counts = cluster_peaks(response, model.radius, n_peaks)
     judged = codes == VALID
     score[~judged] = np.inf
@@ -244,18 +246,21 @@ def _batch(images: npt.NDArray[np.float32], start: int, model: _Model, n_peaks: 
     return _Batch(codes, score, centre.astype(np.float32), counts, peaks.near, peaks.other, outside)
 
 
-def _reasons(features, peaks, outside, elsewhere, model, box):  # type: ignore[no-untyped-def]
+def _reasons(
+    features: Features, peaks: Peaks, elsewhere: npt.NDArray[np.bool_], model: _Model, box: int
+) -> npt.NDArray[np.int8]:
     """Why each image would be rejected, should its score be beyond the cut."""
-    enough = SECOND_PARTICLE * model.height
+    enough = max(SECOND_PARTICLE * model.height, NOISE_PEAK)
     second = peaks.other > enough
-    distance = np.abs(peaks.other_shift).max(axis=1)
     codes = np.full(len(features), NOISE, dtype=np.int8)
     codes[second & (peaks.near > enough)] = MULTIPLE
     codes[elsewhere] = OFF_CENTRE
-    codes[elsewhere & (distance > box / 2 - model.radius)] = PARTIAL
-    # More than any particle has, not less: its distance from the bulk outweighs what it lacks.
-    stronger = features[:, 6:].max(axis=1) > model.discriminant.mean[6:].max()
-    codes[(outside > np.maximum(-along(features, model.discriminant), 3)) & stronger] = CONTAMINATION
+    codes[elsewhere & (np.abs(peaks.other_shift).max(axis=1) > box / 2 - model.radius)] = PARTIAL
+    # More than any particle has, not less.
+    spread = np.sqrt(np.diag(np.linalg.inv(model.discriminant.precision)))
+    excess = ((features - model.discriminant.mean) / spread)[:, N_FEATURES - N_POWERS :].max(axis=1)
+    strongest = np.maximum(peaks.near, peaks.other)
+    codes[(excess > EXCESS) | (strongest > max(2 * model.height, 1.5 * NOISE_PEAK))] = CONTAMINATION
     return codes
 
 
@@ -290,11 +295,14 @@ def _result(found: _Batch, model: _Model | None, radius: float, contrast: str) -
     probability = np.ones(len(found.score))
     cut = np.nan
     keep = np.zeros(len(judged), dtype=bool)
-    if model is not None and judged.any():
-        scores = _score_model(found.score[judged], model)
+    if judged.sum() >= MIN_TAUGHT and model is not None:
+        scores = fit_scores(found.score[judged], model.displaced_scores)
         probability[judged] = junk_probability(found.score[judged], scores)
         cut = scores.cut
         keep = found.score <= cut
+    else:
+        probability[judged] = np.nan
+        keep = judged
     codes = np.where(keep, VALID, found.codes)
     return RadialResult(
         keep,
@@ -311,12 +319,6 @@ def _result(found: _Batch, model: _Model | None, radius: float, contrast: str) -
         radius,
         contrast,
     )
-
-
-def _score_model(scores: npt.NDArray[np.float64], model: _Model) -> ScoreModel:
-    if len(scores) >= MIN_TAUGHT:
-        return fit_scores(scores, model.displaced_scores)
-    return ScoreModel(np.array([0.5, 0.5, 0.0]), 0.0, 1.0, 1.0, 6.0, 1.0, 12.0, 3.0)
 
 
 def _published_result(found: _Batch, radius: float) -> RadialResult:

@@ -58,15 +58,18 @@ def results_folder(
     """
     target = check_output_folder(path, overwrite).resolve()
     _check_replaceable(target, inputs)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    new_parents = [parent for parent in target.parents if not parent.exists()]
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}")
     try:
-        partial.mkdir()
+        partial.mkdir(parents=True)
         yield partial
         _check_replaceable(target, inputs)
         _take_place(partial, target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):
+            for parent in new_parents:
+                parent.rmdir()
         raise
 
 

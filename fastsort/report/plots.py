@@ -93,7 +93,9 @@ def _draw_scores(axes: Any, result: SortResult) -> None:
     step = (high - low) / 56 or 0.05
     # The cut is an edge, so that no bar lies on both sides of it.
     origin = cut[0] if cut else low
-    edges = origin + step * np.arange(np.floor((low - origin) / step) - 2, np.ceil((high - origin) / step) + 3)
+    edges = origin + step * np.arange(
+        np.floor((low - origin) / step) - 2, np.ceil((high - origin) / step) + 3
+    )
     shown = np.clip(scores, edges[0], edges[-1])
     groups = [shown[keep], shown[~keep]]
     names = [f"kept ({keep.sum():,})", f"rejected ({(~keep).sum():,})"]
@@ -147,9 +149,7 @@ def _choices(result: SortResult) -> dict[str, Indices]:
     }
 
 
-def _draw_montage(
-    axes: Any, title: str, indices: Indices, particles: Particles, result: SortResult
-) -> None:
+def _draw_montage(axes: Any, title: str, indices: Indices, particles: Particles, result: SortResult) -> None:
     width, height = _TILE + _GAP, _TILE + _LABEL
     axes.axis("off")
     count = f" ({len(indices)})" if len(indices) < N_TILES else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -38,7 +39,9 @@ def progress_bar(label: str, quiet: bool = False) -> Iterator[Callable[[int, int
         finally:
             counter.end()
         return
-    with tqdm(desc=label, unit=" images", unit_scale=True, file=sys.stderr) as bar:
+    # Terminals inside containers may claim a width of 0, of which tqdm would make an empty bar.
+    width = min(100, shutil.get_terminal_size().columns)
+    with tqdm(desc=label, unit=" images", unit_scale=True, ncols=width, file=sys.stderr) as bar:
 
         def advance(done: int, total: int) -> None:
             bar.total = total

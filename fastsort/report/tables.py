@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _ROWS_AT_ONCE = 50_000
 _BYTES_AT_ONCE = 1 << 25
+_NO_SCORE = 999999.0
 _LIBRARIES = ("numpy", "numba", "scipy")
 
 
@@ -41,6 +42,7 @@ def write_tables(
         An existing folder. Gets ``scores.csv`` and ``summary.json``; further
         ``kept.star`` and ``rejected.star`` when a STAR file was opened, else
         ``kept.txt`` and ``rejected.txt``, lists of section numbers counted from 0.
+        An image without a score is 999999 in a STAR file and nan in ``scores.csv``.
     particles : Particles
         What was sorted.
     result : SortResult
@@ -100,8 +102,10 @@ def _star_columns(particles: Particles, result: SortResult) -> dict[str, list[st
     known = math.isfinite(particles.pixel_size)
     unit, pixel_size = ("Angst", particles.pixel_size) if known else ("", 1.0)
     offset = result.offset.astype(np.float64) * pixel_size
+    # RELION reads nan as 0, which would be a good score.
+    score = np.nan_to_num(result.score, nan=_NO_SCORE, posinf=_NO_SCORE, neginf=-_NO_SCORE)
     return {
-        "_rlnParticleSelectZScore": _formatted(result.score, "%.6f"),
+        "_rlnParticleSelectZScore": _formatted(score, "%.6f"),
         "_fastsortReason": result.reason.tolist(),
         f"_fastsortOffsetX{unit}": _formatted(offset[:, 1], "%.3f"),
         f"_fastsortOffsetY{unit}": _formatted(offset[:, 0], "%.3f"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import scipy.fft
@@ -42,9 +44,13 @@ def noise_amplitude(spectrum: str, box: int, oversampling: float = 1.0) -> npt.N
     check_choice("noise", spectrum, SPECTRA)
     down = scipy.fft.fftfreq(box)[:, None] / oversampling
     power = _power(spectrum, down**2 + (scipy.fft.rfftfreq(box) / oversampling) ** 2)
+    return (np.sqrt(power) / oversampling / noise_gain(spectrum)).astype(np.float32)
+
+
+def noise_gain(spectrum: str) -> float:
+    """Standard deviation of white noise of deviation 1 after it is given a spectrum."""
     fine = scipy.fft.fftfreq(256)
-    total = _power(spectrum, fine[:, None] ** 2 + fine**2).mean()
-    return np.sqrt(power / total / oversampling**2).astype(np.float32)
+    return math.sqrt(_power(spectrum, fine[:, None] ** 2 + fine**2).mean())
 
 
 def _power(spectrum: str, square: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -14,7 +14,7 @@ from fastsort._checks import InputError, check_box, check_choice, check_count, c
 from fastsort.images.ctf import contrast_transfer
 from fastsort.particles.source import CtfParameters
 from fastsort.simulate import junk as contaminants
-from fastsort.simulate.noise import SPECTRA, noise_amplitude, noise_canvas, noise_image
+from fastsort.simulate.noise import SPECTRA, noise_amplitude, noise_canvas, noise_gain, noise_image
 from fastsort.simulate.phantoms import (
     PHANTOMS,
     Extent,
@@ -33,7 +33,7 @@ from fastsort.simulate.projections import (
 )
 from fastsort.simulate.recipes import PAPER_BOX, find_recipe, particle_shifts
 
-SNR_DEFINITIONS = ("mean", "power", "image_power")
+SNR_DEFINITIONS = ("mean", "power", "white_power", "image_power")
 
 # What is independent of how many images there are has a stream of its own.
 _ORDER, _MICROGRAPHS, _CALIBRATION, _SCENE, _GEOMETRY, _PIXELS = range(6)
@@ -159,10 +159,12 @@ def simulate_particles(
         Over how many micrographs the images are spread, in order.
     noise : {"white", "radial", "decaying"}, optional
         Spectrum, as in `noise_amplitude`; by default the recipe's.
-    snr_definition : {"mean", "power", "image_power"}, optional
+    snr_definition : {"mean", "power", "white_power", "image_power"}, optional
         "mean": mean of the clean particle images in their central 65/85, over
         the noise's standard deviation. "power": variance of the clean particles
-        inside their disk over the noise's variance. "image_power": the same
+        inside their disk over the noise's variance. "white_power": over the
+        variance of the white noise before it is given its spectrum, which takes
+        3/4 of it away from "decaying" noise. "image_power": as "power", but
         over the whole image. One number for the set, from 400 views of it.
         By default the recipe's.
     source_box : int, optional
@@ -335,7 +337,7 @@ def plan_particles(
         0.5 if recipe.mean_of_two else 1.0,
         1 / level,
         deviation / level,
-        1 / snr if snr_definition == "mean" else 1 / math.sqrt(snr),
+        _noise_deviation(snr, snr_definition, noise),
         noise_amplitude(noise, noise_canvas(box), source_box / box),
         contaminants.photograph(_stream(seed, _SCENE), max(512, 4 * box)) if "photograph" in kinds else None,
         normalize and snr != math.inf,
@@ -462,13 +464,19 @@ def _particle_level(
     if snr_definition == "mean":
         margin = round((1 - _VICINITY) / 2 * box)
         level = float(images[:, margin : box - margin, margin : box - margin].mean(dtype=np.float64))
-    elif snr_definition == "power":
+    elif snr_definition in ("power", "white_power"):
         level = deviation
     else:
         level = math.sqrt(images.var(axis=(1, 2), dtype=np.float64).mean())
     if level <= 0:
         raise InputError("the particles' mean inside the disk is not positive: use snr_definition='power'.")
     return level, deviation
+
+
+def _noise_deviation(snr: float, snr_definition: str, noise: str) -> float:
+    if snr_definition == "mean":
+        return 1 / snr
+    return (noise_gain(noise) if snr_definition == "white_power" else 1.0) / math.sqrt(snr)
 
 
 def _disk(box: int, diameter: float) -> npt.NDArray[np.bool_]:

@@ -1,0 +1,269 @@
+"""The whole story: particles go in, a verdict on every image comes out."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fastsort._checks import InputError, check_choice, check_count, check_positive, check_radius
+from fastsort._reasons import VALID, reason_names
+from fastsort.images.batches import map_batches
+from fastsort.images.crop import apply_crop, crop_operator
+from fastsort.images.ctf import phase_flip as flip_phases
+from fastsort.images.normalize import inspect_pixels, normalize_background
+from fastsort.particles.source import CtfParameters, Particles, open_particles
+from fastsort.radial.filter import RadialResult, radial_filter
+
+METHODS = ("radial",)
+PHASE_FLIPS = ("auto", "yes", "no")
+WORKING_SIZE = 48
+# Reading and cropping is most of the work; the progress that a user sees says so.
+READING = 0.8
+
+
+class SortResult(NamedTuple):
+    """The verdict on every image, in input order, and how it was reached.
+
+    Attributes
+    ----------
+    keep : ndarray of bool, shape (n,)
+    score : ndarray of float64, shape (n,)
+        Larger for junk; infinite for images that cannot be judged.
+    reason : ndarray of str, shape (n,)
+        "valid", or why the image is rejected.
+    junk_probability : ndarray of float64, shape (n,)
+    offset : ndarray of float32, shape (n, 2)
+        Where the particle's centre lies: row and column from pixel box // 2, in input pixels.
+    measurements : dict of str to ndarray
+        Everything else that was measured, one entry an image.
+    cut : float
+        Images with a larger score are rejected.
+    diameter : float
+        Of the particle in angstroms; NaN where the pixel size is unknown.
+    diameter_px : float
+        The same in input pixels.
+    diameter_estimated : bool
+        Whether it was found from the data.
+    contrast : str
+        "bright" or "dark": of the particles in the images.
+    phase_flipped : bool
+        Whether the phases were flipped here.
+    parameters : dict
+        What the run was asked for.
+    seconds : dict of str to float
+        Wall time of each stage.
+    """
+
+    keep: npt.NDArray[np.bool_]
+    score: npt.NDArray[np.float64]
+    reason: npt.NDArray[np.str_]
+    junk_probability: npt.NDArray[np.float64]
+    offset: npt.NDArray[np.float32]
+    measurements: dict[str, npt.NDArray[Any]]
+    cut: float
+    diameter: float
+    diameter_px: float
+    diameter_estimated: bool
+    contrast: str
+    phase_flipped: bool
+    parameters: dict[str, Any]
+    seconds: dict[str, float]
+
+
+def sort_particles(
+    particles: str | os.PathLike[str] | npt.ArrayLike | Particles,
+    *,
+    diameter: float | None = None,
+    method: str | None = None,
+    preset: str = "default",
+    phase_flip: str = "auto",
+    contrast: str = "auto",
+    working_size: int | None = None,
+    n_peaks: int | None = None,
+    work: str | os.PathLike[str] | None = None,
+    n_jobs: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> SortResult:
+    """Sort picked particle images into particles and junk.
+
+    Parameters
+    ----------
+    particles : path, ndarray (n, d, d) or Particles
+        As for `open_particles`. Read once, never changed.
+    diameter : float, optional
+        Of the particle in angstroms; by default it is estimated from the data.
+    method : {"radial"}, optional
+        By default all methods that there are.
+    preset : {"default", "published"}
+        As for `radial_filter`.
+    phase_flip : {"auto", "yes", "no"}
+        Whether to flip phases; "auto" does where the source knows the defocus and does not say that
+        it was done.
+    contrast : {"auto", "bright", "dark"}
+        Of the particles.
+    working_size : int, optional
+        Box in pixels to which images are cropped in Fourier space; by default 48, or the box where
+        that is smaller.
+    n_peaks : int, optional
+        As for `radial_filter`.
+    work : path, optional
+        Existing folder for temporary files of 2 bytes a working pixel; by default the system's.
+    n_jobs : int, optional
+        Workers, as joblib counts them. Results do not depend on it.
+    seed : int
+    progress : callable, optional
+        Called as ``progress(images_done, images_in_all)``.
+
+    Returns
+    -------
+    result : SortResult
+
+    Raises
+    ------
+    InputError
+        If the source cannot be read or a parameter is out of range.
+    """
+    particles = open_particles(particles)
+    n, box = len(particles), particles.box
+    check_choice("method", method or "radial", METHODS)
+    check_choice("phase_flip", phase_flip, PHASE_FLIPS)
+    size = min(box, WORKING_SIZE) if working_size is None else check_count("working_size", working_size, 16)
+    operator = crop_operator(box, size)
+    radius = _working_radius(particles, diameter, size)
+    if preset == "published" and radius is None:
+        raise InputError("the published preset needs the particle's diameter: give it, in angstroms.")
+    ctf = _ctf_to_flip(particles, phase_flip)
+    if work is not None and not Path(work).is_dir():
+        raise InputError(f"work folder {work} does not exist: make it, or leave it out.")
+
+    def report(part: float, share: float) -> Callable[[int, int], None] | None:
+        return progress and (lambda done, total: progress(round(n * (part + share * done / total)), n))
+
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="fastsort-", dir=work) as folder:
+        path = os.path.join(folder, "images.npy")
+        working = np.lib.format.open_memmap(path, "w+", dtype=np.float16, shape=(n, size, size))
+        del working
+        pixel_size = particles.pixel_size * box / size
+        batches = map_batches(
+            _prepare, particles, operator, ctf, pixel_size, radius, path, n_jobs=n_jobs, progress=report(0, READING)
+        )
+        codes, mean, std = (np.concatenate(column) for column in zip(*batches, strict=True))
+        prepared = time.perf_counter()
+        found = radial_filter(
+            np.load(path, mmap_mode="r"),
+            radius,
+            n_peaks,
+            preset=preset,
+            contrast=contrast,
+            n_jobs=n_jobs,
+            seed=seed,
+            progress=report(READING, 1 - READING),
+        )
+    judged = time.perf_counter()
+    parameters = {
+        "diameter": diameter,
+        "method": method or "radial",
+        "preset": preset,
+        "phase_flip": phase_flip,
+        "contrast": contrast,
+        "working_size": size,
+        "n_peaks": n_peaks,
+        "seed": seed,
+    }
+    seconds = {"read and crop": prepared - begin, "radial": judged - prepared, "total": judged - begin}
+    diameter_px = 2 * found.radius * box / size
+    return SortResult(
+        found.keep,
+        found.score,
+        np.where(codes == VALID, found.reason, reason_names(codes)),
+        found.junk_probability,
+        found.centre * np.float32(box / size),
+        _measurements(found, mean, std),
+        found.cut,
+        diameter_px * particles.pixel_size,
+        diameter_px,
+        diameter is None,
+        found.contrast,
+        ctf is not None,
+        parameters,
+        seconds,
+    )
+
+
+def _working_radius(particles: Particles, diameter: float | None, size: int) -> float | None:
+    if diameter is None:
+        return None
+    diameter = check_positive("diameter", diameter, "angstrom")
+    if not np.isfinite(particles.pixel_size):
+        raise InputError(
+            "the pixel size is unknown, so a diameter in angstroms means nothing: give the pixel size too."
+        )
+    box = particles.box
+    return check_radius(diameter / particles.pixel_size / 2, box) * size / box
+
+
+def _ctf_to_flip(particles: Particles, phase_flip: str) -> CtfParameters | None:
+    if phase_flip == "yes" and particles.ctf is None:
+        raise InputError(
+            "phases cannot be flipped: the source gives no defocus, voltage, spherical aberration and "
+            "amplitude contrast."
+        )
+    if phase_flip == "no" or (phase_flip == "auto" and _is_corrected(particles)):
+        return None
+    return particles.ctf
+
+
+def _is_corrected(particles: Particles) -> bool:
+    """Whether the STAR file says that something has dealt with the phases already."""
+    if particles.star is None:
+        return False
+    for block in particles.star.blocks:
+        for label in ("_rlnCtfDataArePhaseFlipped", "_rlnCtfDataAreCtfPremultiplied"):
+            if label in block.labels and block.n_rows and np.all(block.floats(label) == 1):
+                return True
+    return False
+
+
+def _prepare(
+    images: npt.NDArray[np.float32],
+    start: int,
+    operator: npt.NDArray[np.float32],
+    ctf: CtfParameters | None,
+    pixel_size: float,
+    radius: float | None,
+    path: str,
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Bring a batch to the working size and write it to its place; images that are unfit become zero."""
+    stop = start + len(images)
+    codes, mean, std = inspect_pixels(images)
+    cropped = apply_crop(images, operator)
+    if ctf is not None:
+        cropped = flip_phases(cropped, CtfParameters(*(column[start:stop] for column in ctf)), pixel_size)
+    normalize_background(cropped, 0.5 * len(operator) if radius is None else radius)
+    working = np.lib.format.open_memmap(path, "r+")
+    # Beyond this, half precision is infinite; nothing that has to be judged is.
+    working[start:stop] = np.clip(cropped, -6e4, 6e4)
+    return codes, mean, std
+
+
+def _measurements(
+    found: RadialResult, mean: npt.NDArray[np.float32], std: npt.NDArray[np.float32]
+) -> dict[str, npt.NDArray[Any]]:
+    return {
+        "peak": found.peak,
+        "second_peak": found.second_peak,
+        "outlyingness": found.outlyingness,
+        "n_clusters": found.n_clusters,
+        "n_scattered": found.n_scattered,
+        "pixel_mean": mean,
+        "pixel_std": std,
+    }

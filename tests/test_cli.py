@@ -1,0 +1,402 @@
+"""The command, run as a user runs it."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+
+from fastsort import __version__, cli
+from fastsort.particles.source import open_particles
+from fastsort.simulate import simulate_particles, write_project
+
+ROOT = Path(__file__).parents[1]
+COMMAND = [sys.executable, "-m", "fastsort"]
+STAR_RESULTS = {"kept.star", "rejected.star", "scores.csv", "summary.json", "report.png"}
+
+
+def run(*arguments, **options):
+    """Run the command as a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "80"}
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)], capture_output=True, text=True, env=environment, **options
+    )
+
+
+def call(*arguments):
+    """Run the command in this process, which saves the imports."""
+    try:
+        return cli.main(list(map(str, arguments)))
+    except SystemExit as stop:
+        return stop.code
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    images, truth = simulate_particles(60, 60, snr=0.5, box=32, junk="all", n_micrographs=3, seed=1)
+    return write_project(tmp_path_factory.mktemp("project") / "p", images, truth)
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory):
+    images, truth = simulate_particles(40, 40, snr=0.5, box=32, junk="paper", seed=2)
+    path = tmp_path_factory.mktemp("stack") / "images.mrcs"
+    with mrcfile.new(path) as file:
+        file.set_data(images)
+        file.voxel_size = truth.pixel_size
+    return path
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("command", [[], ["sort"], ["simulate"], ["demo"]])
+def test_help_fits_a_screen_and_shows_an_example(command):
+    done = run(*command, "--help")
+    assert done.returncode == 0 and done.stderr == ""
+    lines = done.stdout.splitlines()
+    assert len(lines) <= 40 and max(map(len, lines)) <= 80
+    assert any(line.startswith("example: fastsort ") for line in lines)
+
+
+def test_help_comes_at_once():
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        run("sort", "--help")
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 0.6
+
+
+def test_import_loads_nothing_heavy():
+    code = (
+        "import sys, time; start = time.perf_counter(); import fastsort;"
+        "print(time.perf_counter() - start, *sys.modules)"
+    )
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT).stdout.split()
+        for _ in range(3)
+    ]
+    assert min(float(words[0]) for words in runs) < 0.2
+    assert not {"numba", "scipy", "matplotlib", "mrcfile", "pandas", "joblib"} & set(runs[0])
+
+
+def test_version():
+    assert run("--version").stdout == f"fastsort {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["polish"],
+        ["sort"],
+        ["sort", "a.star"],
+        ["sort", "a.star", "-o", "out", "--method", "foo"],
+        ["sort", "a.star", "-o", "out", "--preset", "best"],
+        ["sort", "a.star", "-o", "out", "--phase-flip", "maybe"],
+        ["sort", "a.star", "-o", "out", "--contrast", "red"],
+        ["sort", "a.star", "-o", "out", "--diameter", "wide"],
+        ["sort", "a.star", "-o", "out", "--diam", "100"],
+        ["simulate", "-o", "out", "--recipe", "secret"],
+        ["simulate", "-o", "out", "--noise", "pink"],
+    ],
+)
+def test_wrong_usage_is_code_2(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call(*arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("usage: fastsort") and captured.out == ""
+    assert names_in(tmp_path) == []
+
+
+def star_of(tmp_path, rows, columns="_rlnImageName #1"):
+    path = tmp_path / "set.star"
+    path.write_text(f"data_\n\nloop_\n{columns}\n" + "\n".join(rows) + "\n")
+    return path
+
+
+def stack_of(path, images, **options):
+    with mrcfile.new(path, **options) as file:
+        file.set_data(images)
+    return path
+
+
+def bad_input(kind, tmp_path):
+    """Return the arguments of a bad call, and what the answer must name."""
+    noise = np.random.default_rng(0).normal(size=(4, 32, 32)).astype(np.float32)
+    stack = stack_of(tmp_path / "good.mrcs", noise)
+    if kind == "missing":
+        return ["nowhere.star"], ["nowhere.star"]
+    if kind == "folder":
+        return [tmp_path], [tmp_path.name]
+    if kind == "not star":
+        path = tmp_path / "text.star"
+        path.write_text("hello\n")
+        return [path], ["not a STAR file"]
+    if kind == "unknown suffix":
+        path = tmp_path / "images.tif"
+        path.write_bytes(b"II*\0")
+        return [path], [".star"]
+    if kind == "no image names":
+        return [star_of(tmp_path, ["1 2"], "_rlnCoordinateX #1\n_rlnCoordinateY #2")], ["_rlnImageName"]
+    if kind == "unresolved":
+        rows = [f"{i}@Extract/lost{i}.mrcs" for i in range(1, 6)]
+        return [star_of(tmp_path, rows)], ["Extract/lost1.mrcs", "lost3.mrcs", str(tmp_path)]
+    if kind == "short stack":
+        data = stack.read_bytes()
+        stack.write_bytes(data[:-4000])
+        return [stack], [str(len(data)), str(len(data) - 4000)]
+    if kind == "index beyond":
+        return [star_of(tmp_path, ["1@good.mrcs", "9@good.mrcs"])], ["9", "4"]
+    if kind == "mixed boxes":
+        stack_of(tmp_path / "small.mrcs", noise[:, :20, :20].copy())
+        return [star_of(tmp_path, ["1@good.mrcs", "1@small.mrcs"])], ["32", "20"]
+    if kind == "not square":
+        return [stack_of(tmp_path / "wide.mrcs", noise[:, :20].copy())], ["32 x 20"]
+    if kind == "complex":
+        return [stack_of(tmp_path / "fourier.mrcs", noise.astype(np.complex64))], ["mode 4"]
+    if kind == "empty":
+        return [star_of(tmp_path, [])], ["no images"]
+    if kind == "box too small":
+        return [stack, "--pixel-size", "2", "--diameter", "100"], ["32 px", "larger box"]
+    if kind == "diameter negative":
+        return [stack, "--diameter", "-5"], ["diameter", "positive", "-5"]
+    if kind == "diameter nan":
+        return [stack, "--diameter", "nan"], ["diameter", "positive", "nan"]
+    if kind == "pixel size zero":
+        return [stack, "--pixel-size", "0"], ["pixel_size", "positive"]
+    raise AssertionError(kind)
+
+
+BAD_INPUTS = (
+    "missing",
+    "folder",
+    "not star",
+    "unknown suffix",
+    "no image names",
+    "unresolved",
+    "short stack",
+    "index beyond",
+    "mixed boxes",
+    "not square",
+    "complex",
+    "empty",
+    "box too small",
+    "diameter negative",
+    "diameter nan",
+    "pixel size zero",
+)
+
+
+def assert_one_line(text, *words):
+    assert text.startswith("fastsort: error: ") and text.count("\n") == 1 and text.endswith("\n")
+    for word in words:
+        assert word in text
+
+
+@pytest.mark.parametrize("kind", BAD_INPUTS)
+def test_bad_input_is_one_line_and_nothing_written(kind, tmp_path, monkeypatch, capsys):
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    arguments, words = bad_input(kind, tmp_path / "data")
+    assert call("sort", *arguments, "-o", tmp_path / "out" / "deep") == 1
+    captured = capsys.readouterr()
+    assert_one_line(captured.err, *words)
+    assert captured.out == ""
+    assert names_in(tmp_path) == ["data"]
+
+
+def test_bad_input_as_a_process(tmp_path):
+    done = run("sort", "nowhere.star", "-o", "out", cwd=tmp_path)
+    assert done.returncode == 1 and done.stdout == ""
+    assert_one_line(done.stderr, "nowhere.star")
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("command", ["sort", "simulate", "demo"])
+def test_output_folder_that_exists_is_refused_before_any_work(command, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "notes.txt").write_text("precious")
+    # The input does not exist either: the output is looked at first.
+    assert call(command, *(["nowhere.star"] if command == "sort" else []), "-o", out) == 1
+    assert_one_line(capsys.readouterr().err, "out", "--overwrite")
+    assert names_in(out) == ["notes.txt"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_no_write_permission(project, tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    assert call("sort", project, "-o", tmp_path / "out") == 1
+    assert_one_line(capsys.readouterr().err, "permission")
+
+
+def test_sort_of_a_project(project, tmp_path):
+    before = {path: path.read_bytes() for path in project.parent.rglob("*") if path.is_file()}
+    done = run("sort", project, "-o", tmp_path / "out", "--jobs", "2")
+    assert done.returncode == 0 and done.stderr == ""
+    assert set(names_in(tmp_path / "out")) == STAR_RESULTS and names_in(tmp_path) == ["out"]
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["images"] == 120 and summary["kept"] + summary["rejected"] == 120
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"120 images: {summary['kept']} kept, {summary['rejected']} rejected"
+    for name, count in summary["reasons"].items():
+        assert any(line.split()[:2] == [name, str(count)] for line in lines) == (count > 0)
+    assert "estimated" in done.stdout and "images/s" in lines[-1] and lines[-1].endswith("out")
+    with open(project.parent / "truth.csv", newline="") as file:
+        label = np.array([row["label"] == "1" for row in csv.DictReader(file)])
+    with open(tmp_path / "out" / "scores.csv", newline="") as file:
+        score = np.array([float(row["score"]) for row in csv.DictReader(file)])
+    assert np.median(score[label]) < np.median(score[~label])
+    assert {path: path.read_bytes() for path in project.parent.rglob("*") if path.is_file()} == before
+
+
+def test_sort_of_a_stack(stack, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ("sort", stack, "-o", out, "--diameter", "200", "--write-stack")
+    assert call(*arguments, "--preset", "published") == 0
+    assert "(given)" in capsys.readouterr().out
+    kept = np.loadtxt(out / "kept.txt", dtype=int)
+    rejected = np.loadtxt(out / "rejected.txt", dtype=int)
+    assert sorted([*kept, *rejected]) == list(range(80)) and len(kept)
+    copy = open_particles(out / "kept.mrcs")
+    np.testing.assert_array_equal(copy.read(0, len(copy)), open_particles(stack).read(kept))
+    assert call(*arguments) == 1
+    assert_one_line(capsys.readouterr().err, "--overwrite")
+    assert call(*arguments, "--overwrite", "--quiet") == 0
+    assert capsys.readouterr().out == ""
+    # The kept stack of the first run must not vanish because it is the second run's input.
+    assert call("sort", out / "kept.mrcs", "-o", out, "--overwrite") == 1
+    assert_one_line(capsys.readouterr().err, "lies in the output folder")
+    assert (out / "kept.mrcs").exists()
+
+
+def test_same_seed_gives_the_same_files(project, tmp_path):
+    for name, jobs in (("a", 1), ("b", 2)):
+        assert call("sort", project, "-o", tmp_path / name, "--quiet", "--jobs", jobs) == 0
+    for name in ("kept.star", "rejected.star", "scores.csv"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize("when", ["write_tables", "draw_report"])
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), "No space left"),
+        (KeyboardInterrupt(), "interrupted"),
+    ],
+)
+def test_failure_half_way_leaves_nothing(project, tmp_path, monkeypatch, capsys, when, error, words):
+    from fastsort.report import plots, tables
+
+    module = {"write_tables": tables, "draw_report": plots}[when]
+    original = getattr(module, when)
+
+    def fail(*arguments, **options):
+        original(*arguments, **options)
+        raise error
+
+    monkeypatch.setattr(module, when, fail)
+    assert call("sort", project, "-o", tmp_path / "out") == 1
+    assert_one_line(capsys.readouterr().err, words)
+    assert names_in(tmp_path) == []
+
+
+def test_full_disk_leaves_nothing(project, tmp_path):
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+
+    done = run("sort", project, "-o", tmp_path / "out", preexec_fn=limit)
+    assert done.returncode == 1 and done.stdout == ""
+    assert_one_line(done.stderr, "File too large")
+    assert names_in(tmp_path) == []
+
+
+def test_defect_shows_its_traceback(project, tmp_path, monkeypatch):
+    from fastsort.report import tables
+
+    def fail(*arguments, **options):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(tables, "write_tables", fail)
+    with pytest.raises(ZeroDivisionError):
+        call("sort", project, "-o", tmp_path / "out")
+    assert names_in(tmp_path) == []
+
+
+def test_missing_matplotlib_costs_only_the_picture(project, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert call("sort", project, "-o", tmp_path / "out") == 0
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1 and "pip install 'fastsort[report]'" in captured.err
+    assert set(names_in(tmp_path / "out")) == STAR_RESULTS - {"report.png"}
+
+
+def test_reader_who_leaves_early_is_no_error(project, tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [*COMMAND, "sort", project, "-o", tmp_path / "out"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(writing)
+    assert done.returncode == 0 and done.stderr == ""
+    assert set(names_in(tmp_path / "out")) == STAR_RESULTS
+
+
+def test_simulate_writes_a_project(tmp_path, capsys):
+    arguments = ("simulate", "-o", tmp_path / "sim", "--good", 20, "--junk", 10, "--box", 32, "--snr", 0.1)
+    assert call(*arguments, "--recipe", "all", "--ctf", "--volume", "shell", "--seed", 3) == 0
+    assert "20 particles and 10 images of junk" in capsys.readouterr().out
+    particles = open_particles(tmp_path / "sim" / "particles.star")
+    assert len(particles) == 30 and particles.box == 32 and particles.ctf is not None
+    expected, _ = simulate_particles(20, 10, snr=0.1, box=32, junk="all", ctf=True, volume="shell", seed=3)
+    np.testing.assert_allclose(particles.read(0, 30), expected, rtol=1e-6)
+    assert call(*arguments) == 1
+    assert call(*arguments, "--overwrite", "--quiet") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--good", "-1"], "n_good"),
+        (["--snr", "0"], "snr"),
+        (["--box", "8"], "px"),
+        (["--volume", "nowhere.mrc"], "nowhere.mrc"),
+        (["--good", "0", "--junk", "0"], "n_good"),
+    ],
+)
+def test_bad_simulation_is_one_line(arguments, word, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call("simulate", "-o", "sim", *arguments) == 1
+    assert_one_line(capsys.readouterr().err, word)
+    assert names_in(tmp_path) == []
+
+
+def test_demo(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "_N_DEMO", 150)
+    monkeypatch.chdir(tmp_path)
+    assert call("demo", "--seed", 1) == 0
+    text = capsys.readouterr().out
+    assert names_in(tmp_path) == ["fastsort-demo"]
+    assert set(names_in(tmp_path / "fastsort-demo" / "sorted")) == STAR_RESULTS
+    assert str(Path("fastsort-demo", "sorted", "report.png")) in text
+    assert "particles kept" in text and "junk rejected" in text and "off-centre" in text
+    area = float(text.split("junk rejected")[1].split("AUC")[1].split()[0])
+    assert area > 0.8
+    assert call("demo") == 1
+    assert_one_line(capsys.readouterr().err, "fastsort-demo")
+    assert call("demo", "--overwrite", "--quiet") == 0
