@@ -251,7 +251,7 @@ def _prepare(
     normalize_background(cropped, 0.5 * len(operator) if radius is None else radius)
     working = np.lib.format.open_memmap(path, "r+")
     # Beyond this, half precision is infinite; nothing that has to be judged is.
-    working[start:stop] = np.clip(cropped, -6e4, 6e4)
+    working[start:stop] = np.clip(cropped, -6e4, 6e4, out=cropped)
     return codes, mean, std
 
 

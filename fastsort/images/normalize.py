@@ -82,14 +82,13 @@ def _inspect(images, hot, codes, means, stds):
         image = images[i]
         means[i] = 0
         stds[i] = 0
-        mean = _mean(image)
-        variance, largest = _spread(image, np.float32(mean))
+        mean, variance, largest = _moments(image)
         std = np.sqrt(variance)
-        if not np.isfinite(std):
+        if not np.isfinite(std) or not np.isfinite(mean):
             codes[i] = BAD_PIXELS
         elif largest == 0:
             codes[i] = FLAT
-        elif largest > hot * std and _has_hot_pixel(image, mean, hot * std):
+        elif largest + abs(mean - image[0, 0]) > hot * std and _has_hot_pixel(image, mean, hot * std):
             codes[i] = BAD_PIXELS
         else:
             codes[i] = VALID
@@ -100,33 +99,34 @@ def _inspect(images, hot, codes, means, stds):
 
 
 @kernel
-def _mean(image):
-    # A float32 sum for each row is exact enough, and its loop is vectorised.
+def _moments(image):
+    # One pass. The bits of floats without their sign are ordered like integers: unlike a maximum of
+    # floats, which must care for NaN, a maximum of integers is vectorised. A float32 sum for each
+    # row is exact enough, once a typical value is taken off.
+    d = image.shape[0]
+    typical = np.float32(0)
+    for x in range(d):
+        typical += image[d // 2, x] / d
+    origin = image[0, 0]
     total = 0.0
-    for y in range(image.shape[0]):
-        row = np.float32(0)
-        for x in range(image.shape[1]):
-            row += image[y, x]
-        total += row
-    return total / image.size
-
-
-@kernel
-def _spread(image, mean):
-    # The bits of floats without their sign are ordered like integers: unlike a maximum of floats,
-    # which must care for NaN, a maximum of integers is vectorised.
-    total = 0.0
+    total_square = 0.0
     largest = np.int32(0)
-    for y in range(image.shape[0]):
+    for y in range(d):
         row = np.float32(0)
-        for x in range(image.shape[1]):
-            difference = np.float32(image[y, x] - mean)
-            row += difference * difference
-            magnitude = np.int32(difference.view(np.int32) & np.int32(0x7FFFFFFF))
+        row_square = np.float32(0)
+        for x in range(d):
+            difference = image[y, x] - typical
+            row += difference
+            row_square += difference * difference
+            from_origin = np.float32(image[y, x] - origin)
+            magnitude = np.int32(from_origin.view(np.int32) & np.int32(0x7FFFFFFF))
             if magnitude > largest:
                 largest = magnitude
         total += row
-    return total / image.size, np.int32(largest).view(np.float32)
+        total_square += row_square
+    shift = total / image.size
+    variance = max(total_square / image.size - shift * shift, 0.0)
+    return typical + shift, variance, np.int32(largest).view(np.float32)
 
 
 @kernel

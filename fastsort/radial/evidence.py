@@ -75,13 +75,46 @@ def radial_features(
     bands = [backward(spectra, curve, box) for curve in _band_filters(template, radius, box)]
     overlap = _self_response(template, box)
     features = np.empty((len(displacements), n, N_FEATURES))
-    peaks = Peaks(*(np.empty((n, 2) if shift else n, dtype=np.float32) for shift in (0, 1, 0, 1)))
-    rings = np.array(PROFILE_RINGS) * radius, np.array(POWER_RINGS) * radius
+    near = np.empty(n, dtype=np.float32)
+    corner = np.empty((n, 2), dtype=np.int64)
+    near_shift, other_shift = np.empty((2, n, 2), dtype=np.float32)
+    offsets, ends = _annuli(radius)
     reach = max(1, round(CENTRING * box))
     for displacement, out in zip(displacements, features, strict=True):
         centre = np.array(displacement) + box // 2
-        _measure(response, *bands, overlap, *rings, centre, reach, out, *peaks)
-    return features, peaks, response
+        _find_near(response, centre, reach, near, corner, near_shift)
+        sums = np.empty((n, len(ends), 4))
+        _sum_annuli(*bands, corner, offsets, ends, sums)
+        out[:, 0] = near
+        out[:, 1:] = _ring_features(sums, ends)
+    other = np.empty(n, dtype=np.float32)
+    _find_other(response, np.tile(overlap, (1, 2)), near, corner, other, other_shift)
+    return features, Peaks(near, near_shift, other, other_shift), response
+
+
+def _annuli(radius: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Offsets of pixels (row, column) sorted by the annuli between all ring radii; where each one ends."""
+    edges = np.unique(PROFILE_RINGS + POWER_RINGS) * radius
+    reach = math.ceil(edges[-1])
+    rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    annulus = np.searchsorted(edges, np.hypot(rows, columns).ravel(), side="right")
+    order = np.argsort(annulus, kind="stable")[: np.count_nonzero(annulus < len(edges))]
+    offsets = np.stack([rows.ravel(), columns.ravel()], axis=1)[order]
+    return offsets, np.searchsorted(annulus[order], np.arange(len(edges)), side="right")
+
+
+def _ring_features(sums: npt.NDArray[np.float64], ends: npt.NDArray[np.int64]) -> Features:
+    edges = np.unique(PROFILE_RINGS + POWER_RINGS)
+    count = np.diff(ends, prepend=0)
+
+    def rings(radii: tuple[float, ...], column: int) -> npt.NDArray[np.float64]:
+        inner = (0.0, *radii[:-1])
+        members = [(edges > low) & (edges <= high) for low, high in zip(inner, radii, strict=True)]
+        totals = [sums[:, member, column].sum(axis=1) / max(count[member].sum(), 1) for member in members]
+        return np.stack(totals, axis=1)
+
+    powers = [np.log(rings(POWER_RINGS, 1 + band) + 0.01) for band in range(len(BANDS))]
+    return np.concatenate([rings(PROFILE_RINGS, 0), *powers], axis=1)
 
 
 def _band_filters(template: RadialTemplate, radius: float, box: int) -> list[npt.NDArray[np.float64]]:
@@ -100,94 +133,76 @@ def _self_response(template: RadialTemplate, box: int) -> npt.NDArray[np.float32
 
 
 @kernel
-def _measure(
-    response,
-    low,
-    middle,
-    high,
-    overlap,
-    profile_rings,
-    power_rings,
-    centre,
-    reach,
-    features,
-    near,
-    near_shift,
-    other,
-    other_shift,
-):
+def _find_near(response, centre, reach, near, corner, shift):
     d = response.shape[1]
-    n_profile = len(profile_rings)
-    n_power = len(power_rings)
-    sums = np.empty(n_profile + 3 * n_power)
-    profile_count = np.empty(n_profile)
-    power_count = np.empty(n_power)
-    outer = int(math.ceil(max(profile_rings[-1], power_rings[-1])))
-    profile_ring = np.empty((2 * outer + 1, 2 * outer + 1), dtype=np.int64)
-    power_ring = np.empty((2 * outer + 1, 2 * outer + 1), dtype=np.int64)
-    profile_count[:] = 0
-    power_count[:] = 0
-    for v in range(-outer, outer + 1):
-        for u in range(-outer, outer + 1):
-            distance = math.sqrt(v * v + u * u)
-            ring = np.searchsorted(profile_rings, distance, side="right")
-            profile_ring[v + outer, u + outer] = ring
-            if ring < n_profile:
-                profile_count[ring] += 1
-            ring = np.searchsorted(power_rings, distance, side="right")
-            power_ring[v + outer, u + outer] = ring
-            if ring < n_power:
-                power_count[ring] += 1
-
     for i in range(response.shape[0]):
         image = response[i]
-        best_y = centre[0]
-        best_x = centre[1]
-        best = -np.inf
+        near[i] = -np.inf
         for v in range(-reach, reach + 1):
             for u in range(-reach, reach + 1):
                 if v * v + u * u <= reach * reach:
                     value = image[(centre[0] + v) % d, (centre[1] + u) % d]
-                    if value > best:
-                        best = value
-                        best_y = centre[0] + v
-                        best_x = centre[1] + u
-        near[i] = best
-        near_shift[i, 0] = best_y - centre[0] + _vertex(image, best_y, best_x, 1, 0)
-        near_shift[i, 1] = best_x - centre[1] + _vertex(image, best_y, best_x, 0, 1)
+                    if value > near[i]:
+                        near[i] = value
+                        corner[i, 0] = (centre[0] + v) % d
+                        corner[i, 1] = (centre[1] + u) % d
+                        shift[i, 0] = v
+                        shift[i, 1] = u
+        shift[i, 0] += _vertex(image, corner[i, 0], corner[i, 1], 1, 0)
+        shift[i, 1] += _vertex(image, corner[i, 0], corner[i, 1], 0, 1)
 
-        explained = max(best, np.float32(0))
+
+@kernel
+def _sum_annuli(low, middle, high, corner, offsets, ends, sums):
+    # Pixels come annulus by annulus, so that sums stay in registers.
+    d = low.shape[1]
+    flat = np.empty(len(offsets), dtype=np.int64)
+    for i in range(low.shape[0]):
+        for j in range(len(offsets)):
+            y = corner[i, 0] + offsets[j, 0]
+            x = corner[i, 1] + offsets[j, 1]
+            y += d if y < 0 else (-d if y >= d else 0)
+            x += d if x < 0 else (-d if x >= d else 0)
+            flat[j] = y * d + x
+        first = low[i].ravel()
+        second = middle[i].ravel()
+        third = high[i].ravel()
+        start = 0
+        for annulus in range(len(ends)):
+            total = np.float32(0)
+            power_first = np.float32(0)
+            power_second = np.float32(0)
+            power_third = np.float32(0)
+            for j in range(start, ends[annulus]):
+                k = flat[j]
+                total += first[k] + second[k]
+                power_first += first[k] * first[k]
+                power_second += second[k] * second[k]
+                power_third += third[k] * third[k]
+            sums[i, annulus, 0] = total
+            sums[i, annulus, 1] = power_first
+            sums[i, annulus, 2] = power_second
+            sums[i, annulus, 3] = power_third
+            start = ends[annulus]
+
+
+@kernel
+def _find_other(response, overlap, near, corner, other, shift):
+    # The overlap stands twice side by side: a row that is shifted round is one stretch of it.
+    d = response.shape[1]
+    for i in range(response.shape[0]):
+        explained = max(near[i], np.float32(0))
         other[i] = -np.inf
+        begin = (d - corner[i, 1]) % d
         for y in range(d):
+            row = overlap[(y - corner[i, 0]) % d, begin : begin + d]
+            values = response[i, y]
             for x in range(d):
-                value = image[y, x] - explained * overlap[(y - best_y) % d, (x - best_x) % d]
+                value = values[x] - explained * row[x]
                 if value > other[i]:
                     other[i] = value
-                    other_shift[i, 0] = y - d // 2
-                    other_shift[i, 1] = x - d // 2
-
-        sums[:] = 0
-        for v in range(-outer, outer + 1):
-            y = (best_y + v) % d
-            for u in range(-outer, outer + 1):
-                ring = profile_ring[v + outer, u + outer]
-                power = power_ring[v + outer, u + outer]
-                if ring == n_profile and power == n_power:
-                    continue
-                x = (best_x + u) % d
-                if ring < n_profile:
-                    sums[ring] += low[i, y, x] + middle[i, y, x]
-                if power < n_power:
-                    sums[n_profile + power] += low[i, y, x] ** 2
-                    sums[n_profile + n_power + power] += middle[i, y, x] ** 2
-                    sums[n_profile + 2 * n_power + power] += high[i, y, x] ** 2
-        features[i, 0] = best
-        for ring in range(n_profile):
-            features[i, 1 + ring] = sums[ring] / max(profile_count[ring], 1)
-        for band in range(3):
-            for ring in range(n_power):
-                mean = sums[n_profile + band * n_power + ring] / max(power_count[ring], 1)
-                features[i, 1 + n_profile + band * n_power + ring] = math.log(mean + 0.01)
+                    shift[i, 0] = y - d // 2
+                    shift[i, 1] = x - d // 2
 
 
 @kernel

@@ -39,9 +39,16 @@ def progress_bar(label: str, quiet: bool = False) -> Iterator[Callable[[int, int
         finally:
             counter.end()
         return
-    # Terminals inside containers may claim a width of 0, of which tqdm would make an empty bar.
-    width = min(100, shutil.get_terminal_size().columns)
-    with tqdm(desc=label, unit=" images", unit_scale=True, ncols=width, file=sys.stderr) as bar:
+    # Terminals inside containers may claim a size of 0 by 0, where tqdm by itself shows nothing.
+    width, height = shutil.get_terminal_size()
+    with tqdm(
+        desc=label,
+        unit=" images",
+        unit_scale=True,
+        ncols=min(100, width),
+        nrows=height,
+        file=sys.stderr,
+    ) as bar:
 
         def advance(done: int, total: int) -> None:
             bar.total = total

@@ -127,7 +127,7 @@ def _write_list(path: Path, name: str, indices: npt.NDArray[np.intp]) -> None:
 
 
 def _write_scores(path: Path, particles: Particles, result: SortResult) -> None:
-    numbers = {
+    numbers: dict[str, npt.NDArray[Any]] = {
         "score": result.score,
         "junk_probability": result.junk_probability,
         "offset_x": result.offset[:, 1],
