@@ -66,6 +66,17 @@ def ring_mean(values: npt.NDArray[np.floating], box: int) -> npt.NDArray[np.floa
     return means.reshape(*values.shape[:-2], -1)
 
 
+def ring_power(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Power spectrum of a pixel, averaged over rings: images (n, d, d) to (n, d // 2 + 1)."""
+    n, box = images.shape[:2]
+    rings = ring_index(box)
+    count = np.bincount(rings.ravel(), ring_weights(box).ravel(), box + 1)
+    power = np.empty((n, box + 1))
+    for start in range(0, n, 256):
+        _sum_power(forward(images[start : start + 256]), rings, ring_weights(box), power[start : start + 256])
+    return (power / (np.maximum(count, 1) * box**2))[:, : box // 2 + 1]
+
+
 def half_plane(curve: npt.NDArray[np.floating], box: int) -> npt.NDArray[np.float32]:
     """Spread a radial curve (d // 2 + 1,) over the half plane; zero beyond its end and at frequency 0."""
     padded = np.zeros(box + 1)
@@ -122,7 +133,7 @@ def learn_template(
     """
     box = images.shape[1]
     spectra = forward(images)
-    power = ring_mean(np.abs(spectra) ** 2, box) / box**2
+    power = ring_power(images)
     usable = ordinary(power)
     spectra, power = spectra[usable], power[usable]
     sign = {"bright": 1, "dark": -1}.get(contrast) or _contrast_sign(spectra, power, radius or 0.25 * box)
@@ -206,6 +217,17 @@ def _template_radius(template: RadialTemplate, box: int) -> float:
     energy = np.cumsum(profile.ravel()[order] ** 2)
     radius = distance[order][np.searchsorted(energy, 0.9 * energy[-1])] / 0.95
     return float(np.clip(radius, 0.1 * box, 0.45 * box))
+
+
+@kernel
+def _sum_power(spectra, rings, weights, power):
+    for i in range(spectra.shape[0]):
+        power[i] = 0
+        for row in range(spectra.shape[1]):
+            for column in range(spectra.shape[2]):
+                value = spectra[i, row, column]
+                square = value.real * value.real + value.imag * value.imag
+                power[i, rings[row, column]] += weights[row, column] * square
 
 
 @kernel
