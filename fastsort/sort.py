@@ -150,11 +150,19 @@ def sort_particles(
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="fastsort-", dir=work) as folder:
         path = os.path.join(folder, "images.npy")
-        working = np.lib.format.open_memmap(path, "w+", dtype=np.float16, shape=(n, size, size))
-        del working
+        header = np.lib.format.open_memmap(path, "w+", dtype=np.float16, shape=(n, size, size)).offset
         pixel_size = particles.pixel_size * box / size
         batches = map_batches(
-            _prepare, particles, operator, ctf, pixel_size, radius, path, n_jobs=n_jobs, progress=report(0, READING)
+            _prepare,
+            particles,
+            operator,
+            ctf,
+            pixel_size,
+            radius,
+            path,
+            header,
+            n_jobs=n_jobs,
+            progress=report(0, READING),
         )
         codes, mean, std = (np.concatenate(column) for column in zip(*batches, strict=True))
         prepared = time.perf_counter()
@@ -241,6 +249,7 @@ def _prepare(
     pixel_size: float,
     radius: float | None,
     path: str,
+    header: int,
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Bring a batch to the working size and write it to its place; images that are unfit become zero."""
     stop = start + len(images)
@@ -249,9 +258,11 @@ def _prepare(
     if ctf is not None:
         cropped = flip_phases(cropped, CtfParameters(*(column[start:stop] for column in ctf)), pixel_size)
     normalize_background(cropped, 0.5 * len(operator) if radius is None else radius)
-    working = np.lib.format.open_memmap(path, "r+")
     # Beyond this, half precision is infinite; nothing that has to be judged is.
-    working[start:stop] = np.clip(cropped, -6e4, 6e4, out=cropped)
+    working = np.clip(cropped, -6e4, 6e4, out=cropped).astype(np.float16)
+    with open(path, "r+b") as file:
+        file.seek(header + start * working[0].nbytes)
+        file.write(working.data)
     return codes, mean, std
 
 

@@ -18,7 +18,7 @@ N_ROUNDS = 5
 PENALTY = 0.7
 # Weight of the displaced measurements against the images' own when the score of junk is fitted.
 PRIOR = 0.1
-MAX_FITTED = 20000
+MAX_FITTED = 5000
 
 
 class Discriminant(NamedTuple):
