@@ -73,7 +73,9 @@ def check_images(images: npt.ArrayLike) -> npt.NDArray[np.float32]:
 def check_box(ny: int, nx: int, where: str = "images") -> int:
     """Return the box size of square images of a size that can be sorted."""
     if ny != nx:
-        raise InputError(f"{where} must be square; got {nx} x {ny} px: extract the particles in a square box.")
+        raise InputError(
+            f"{where} must be square; got {nx} x {ny} px: extract the particles in a square box."
+        )
     if not MIN_BOX <= nx <= MAX_BOX:
         raise InputError(f"{where} must be {MIN_BOX} to {MAX_BOX} px wide; got {nx} px.")
     return nx

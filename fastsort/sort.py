@@ -78,7 +78,7 @@ class SortResult(NamedTuple):
 
 
 def sort_particles(
-    particles: str | os.PathLike[str] | npt.ArrayLike | Particles,
+    particles: str | os.PathLike[str] | npt.NDArray[Any] | Particles,
     *,
     diameter: float | None = None,
     method: str | None = None,

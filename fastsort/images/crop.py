@@ -74,9 +74,7 @@ def crop_operator(box: int, size: int) -> npt.NDArray[np.float32]:
     return (operator / box).astype(np.float32)
 
 
-def apply_crop(
-    images: npt.NDArray[np.float32], operator: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
+def apply_crop(images: npt.NDArray[np.float32], operator: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Crop a batch with a matrix from `crop_operator`.
 
     Parameters

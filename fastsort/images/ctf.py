@@ -65,7 +65,7 @@ def contrast_transfer(ctf: CtfParameters, box: int, pixel_size: float) -> npt.ND
 
 
 @kernel
-def _contrast_transfer(terms, box, transfer):  # type: ignore[no-untyped-def]
+def _contrast_transfer(terms, box, transfer):
     for i in range(transfer.shape[0]):
         for row in range(transfer.shape[1]):
             y = (row if 2 * row < box else row - box) / box
@@ -74,7 +74,7 @@ def _contrast_transfer(terms, box, transfer):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _half_turns(terms, y, x):  # type: ignore[no-untyped-def]
+def _half_turns(terms, y, x):
     xx = x * x
     yy = y * y
     square = xx + yy
@@ -117,7 +117,7 @@ def phase_flip(images: npt.ArrayLike, ctf: CtfParameters, pixel_size: float) -> 
 
 
 @kernel
-def _flip_signs(terms, box, spectra):  # type: ignore[no-untyped-def]
+def _flip_signs(terms, box, spectra):
     # The sign of sin(pi t) is the parity of floor(t): no sine is taken.
     for i in range(spectra.shape[0]):
         for row in range(spectra.shape[1]):

@@ -109,7 +109,8 @@ def fit_discriminant(centred: Features, displaced: Features, usable: npt.NDArray
     bulk = candidates
     for step in range(4):
         mean, covariance = bulk.mean(axis=0), _covariance(bulk)
-        precision = np.linalg.inv(covariance + np.diag(1e-3 * np.diag(covariance) + 1e-9))
+        ridge = np.diag(1e-3 * np.diag(covariance) + 1e-9)
+        precision: npt.NDArray[np.float64] = np.linalg.inv(covariance + ridge).astype(np.float64)
         distance = _squared_distance(candidates, mean, precision)
         if step < 3:
             nearest = np.argsort(distance, kind="stable")[: max(2, round(0.75 * len(candidates)))]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -106,7 +106,7 @@ class _Batch(NamedTuple):
 
 
 def radial_filter(
-    images: npt.ArrayLike | Particles,
+    images: npt.NDArray[Any] | Particles,
     radius: float | None = None,
     n_peaks: int | None = None,
     *,
@@ -175,9 +175,7 @@ def radial_filter(
     if preset == "published":
         if radius is None:
             raise InputError("the published preset needs the particle's radius: give radius=, in pixels.")
-        batches = map_batches(
-            _published_batch, particles, radius, n_peaks, n_jobs=n_jobs, progress=progress
-        )
+        batches = map_batches(_published_batch, particles, radius, n_peaks, n_jobs=n_jobs, progress=progress)
         return _published_result(_gather(batches), radius)
 
     operator = crop_operator(box, min(box, GRID))
@@ -185,7 +183,9 @@ def radial_filter(
     sample = _sample(particles, operator, radius and radius / scale, seed)
     if sample is None:
         batches = map_batches(_unjudged_batch, particles, n_jobs=n_jobs, progress=progress)
-        return _result(_gather(batches), None, radius or 0.25 * box, "bright" if contrast == "auto" else contrast)
+        return _result(
+            _gather(batches), None, radius or 0.25 * box, "bright" if contrast == "auto" else contrast
+        )
     model = _learn(sample, radius and radius / scale, contrast)
     batches = map_batches(
         _batch, particles, operator, model, n_peaks, batch_size=BATCH, n_jobs=n_jobs, progress=progress
@@ -303,15 +303,13 @@ def _unjudged_batch(images: npt.NDArray[np.float32], start: int) -> _Batch:
     )
 
 
-def _published_batch(
-    images: npt.NDArray[np.float32], start: int, radius: float, n_peaks: int
-) -> _Batch:
+def _published_batch(images: npt.NDArray[np.float32], start: int, radius: float, n_peaks: int) -> _Batch:
     codes, counts, peaks, heights, centres = published_measurements(images, radius, n_peaks)
     unknown = np.full(len(images), np.nan, dtype=np.float32)
     return _Batch(codes, -heights.astype(np.float64), centres, counts, peaks, unknown, unknown)
 
 
-def _gather(batches) -> _Batch:  # type: ignore[no-untyped-def]
+def _gather(batches: Iterator[_Batch]) -> _Batch:
     return _Batch(*(np.concatenate(column) for column in zip(*batches, strict=True)))
 
 

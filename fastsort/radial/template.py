@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import NamedTuple
 
@@ -148,7 +149,7 @@ def learn_template(
 def ordinary(power: npt.NDArray[np.float64], limit: float = 4.5) -> npt.NDArray[np.bool_]:
     """Tell which power spectra (n, d // 2 + 1) lie in the bulk in every octave of frequency."""
     edges = np.unique(np.geomspace(1, power.shape[1], 7).astype(int))
-    bands = [power[:, a:b].mean(axis=1) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    bands = [power[:, a:b].mean(axis=1) for a, b in itertools.pairwise(edges)]
     logs = np.log(np.stack(bands, axis=1) + 1e-12)
     middle = np.median(logs, axis=0)
     spread = 1.4826 * np.median(np.abs(logs - middle), axis=0) + 1e-6

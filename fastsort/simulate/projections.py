@@ -148,7 +148,7 @@ def project_spectra(projector: Projector, rotations: npt.NDArray[np.float64]) ->
 
 
 @kernel
-def _slice(transform, window, rotations, step, limit, spectra):  # type: ignore[no-untyped-def]
+def _slice(transform, window, rotations, step, limit, spectra):
     box = spectra.shape[1]
     middle = transform.shape[0] // 2
     for i in range(spectra.shape[0]):
@@ -170,7 +170,7 @@ def _slice(transform, window, rotations, step, limit, spectra):  # type: ignore[
 
 
 @kernel
-def _interpolate(transform, window, z, y, x):  # type: ignore[no-untyped-def]
+def _interpolate(transform, window, z, y, x):
     first_z, row_z, part_z = _window_position(z)
     first_y, row_y, part_y = _window_position(y)
     first_x, row_x, part_x = _window_position(x)
@@ -190,7 +190,7 @@ def _interpolate(transform, window, z, y, x):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _window_position(position):  # type: ignore[no-untyped-def]
+def _window_position(position):
     base = math.floor(position)
     offset = (position - base) * _TABLE_ROWS
     row = int(offset)
