@@ -35,12 +35,15 @@ class Peaks(NamedTuple):
     other : ndarray of float32, shape (n,)
         Highest response once a particle of height `near` is subtracted.
     other_shift : ndarray of float32, shape (n, 2)
+    third : ndarray of float32, shape (n,)
+        Highest response once a particle of height `other` is subtracted, too.
     """
 
     near: npt.NDArray[np.float32]
     near_shift: npt.NDArray[np.float32]
     other: npt.NDArray[np.float32]
     other_shift: npt.NDArray[np.float32]
+    third: npt.NDArray[np.float32]
 
 
 def radial_features(
@@ -87,9 +90,9 @@ def radial_features(
         _sum_annuli(*bands, corner, offsets, ends, sums)
         out[:, 0] = near
         out[:, 1:] = _ring_features(sums, ends)
-    other = np.empty(n, dtype=np.float32)
-    _find_other(response, np.tile(overlap, (1, 2)), near, corner, other, other_shift)
-    return features, Peaks(near, near_shift, other, other_shift), response
+    other, third = np.empty((2, n), dtype=np.float32)
+    _find_others(response, np.tile(overlap, (1, 2)), near, corner, other, other_shift, third)
+    return features, Peaks(near, near_shift, other, other_shift, third), response
 
 
 def _annuli(radius: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -187,22 +190,46 @@ def _sum_annuli(low, middle, high, corner, offsets, ends, sums):
 
 
 @kernel
-def _find_other(response, overlap, near, corner, other, shift):
-    # The overlap stands twice side by side: a row that is shifted round is one stretch of it.
+def _find_others(response, overlap, near, corner, other, shift, third):
     d = response.shape[1]
+    rest = np.empty((d, d), dtype=np.float32)
     for i in range(response.shape[0]):
-        explained = max(near[i], np.float32(0))
-        other[i] = -np.inf
-        begin = (d - corner[i, 1]) % d
-        for y in range(d):
-            row = overlap[(y - corner[i, 0]) % d, begin : begin + d]
-            values = response[i, y]
-            for x in range(d):
-                value = values[x] - explained * row[x]
-                if value > other[i]:
-                    other[i] = value
-                    shift[i, 0] = y - d // 2
-                    shift[i, 1] = x - d // 2
+        rest[:] = response[i]
+        _explain(rest, overlap, corner[i, 0], corner[i, 1], near[i])
+        y, x = _highest(rest)
+        other[i] = rest[y, x]
+        shift[i, 0] = y - d // 2
+        shift[i, 1] = x - d // 2
+        _explain(rest, overlap, y, x, other[i])
+        y, x = _highest(rest)
+        third[i] = rest[y, x]
+
+
+@kernel
+def _explain(response, overlap, y, x, height):
+    # The overlap stands twice side by side: a row that is shifted round is one stretch of it.
+    d = response.shape[0]
+    if height <= 0:
+        return
+    begin = (d - x) % d
+    for v in range(d):
+        row = overlap[(v - y) % d, begin : begin + d]
+        for u in range(d):
+            response[v, u] -= height * row[u]
+
+
+@kernel
+def _highest(response):
+    best_y = 0
+    best_x = 0
+    best = response[0, 0]
+    for y in range(response.shape[0]):
+        for x in range(response.shape[1]):
+            if response[y, x] > best:
+                best = response[y, x]
+                best_y = y
+                best_x = x
+    return best_y, best_x
 
 
 @kernel

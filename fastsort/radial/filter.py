@@ -39,12 +39,11 @@ GRID = 36
 BATCH = 256
 N_TAUGHT = 2048
 MIN_TAUGHT = 50
-# A second peak counts as a particle from this part of a typical height: half of it lies in the box.
-SECOND_PARTICLE = 0.45
-# Noise alone seldom gives a higher peak, in its standard deviations, anywhere in a box of some 50 px.
-NOISE_PEAK = 4.5
+# A peak away from the centre counts as a particle if it is higher than nine tenths of those beside
+# good particles, within these parts of a typical height.
+SECOND_PARTICLE = (0.25, 0.9)
 # Power this many standard deviations above that of the bulk of the particles is something else.
-EXCESS = 4.5
+EXCESS = 4.0
 
 
 class RadialResult(NamedTuple):
@@ -203,6 +202,7 @@ class _Model(NamedTuple):
     discriminant: Discriminant
     displaced_scores: npt.NDArray[np.float64]
     height: float
+    second: float
 
 
 def _sample(
@@ -235,14 +235,17 @@ def _learn(images: npt.NDArray[np.float32], radius: float | None, contrast: str)
     half = box // 2
     places = ((half, 0), (0, half), (half, half), (0, 0))
     parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
-    features = np.concatenate(
-        [radial_features(forward(part), template, radius, places)[0] for part in parts], axis=1
-    )
+    measured = [radial_features(forward(part), template, radius, places)[:2] for part in parts]
+    features = np.concatenate([part for part, _ in measured], axis=1)
+    other = np.concatenate([peaks.other for _, peaks in measured])
     displaced, centred = features[:3], features[3]
     discriminant = fit_discriminant(centred, displaced, ordinary(ring_power(images)))
     scores = discriminant_score(displaced.reshape(-1, displaced.shape[-1]), discriminant)
     best = np.argsort(discriminant_score(centred, discriminant), kind="stable")[: max(1, len(images) // 4)]
-    return _Model(template, radius, discriminant, scores, float(np.median(centred[best, 0])))
+    height = float(np.median(centred[best, 0]))
+    low, high = SECOND_PARTICLE
+    second = float(np.clip(np.quantile(other[best], 0.9), low * height, high * height))
+    return _Model(template, radius, discriminant, scores, height, second)
 
 
 def _batch(
@@ -260,8 +263,7 @@ def _batch(
     score = discriminant_score(features[0], model.discriminant)
     outside = beyond(features[0], model.discriminant).astype(np.float32)
     # A particle elsewhere is where the strongest peak is; a centred one stays with its own.
-    enough = max(SECOND_PARTICLE * model.height, NOISE_PEAK)
-    elsewhere = (peaks.other > peaks.near) & (peaks.other > enough)
+    elsewhere = (peaks.other > peaks.near) & (peaks.other > model.second)
     centre = np.where(elsewhere[:, None], peaks.other_shift, peaks.near_shift)
     reasons = _reasons(features[0], peaks, elsewhere, model, box)
     counts = cluster_peaks(response, model.radius, n_peaks)
@@ -275,17 +277,15 @@ def _reasons(
     features: Features, peaks: Peaks, elsewhere: npt.NDArray[np.bool_], model: _Model, box: int
 ) -> npt.NDArray[np.int8]:
     """Why each image would be rejected, should its score be beyond the cut."""
-    enough = max(SECOND_PARTICLE * model.height, NOISE_PEAK)
-    second = peaks.other > enough
     codes = np.full(len(features), NOISE, dtype=np.int8)
-    codes[second & (peaks.near > enough)] = MULTIPLE
     codes[elsewhere] = OFF_CENTRE
     codes[elsewhere & (np.abs(peaks.other_shift).max(axis=1) > box / 2 - model.radius)] = PARTIAL
+    codes[(peaks.other > model.second) & (np.maximum(peaks.near, peaks.third) > model.second)] = MULTIPLE
     # More than any particle has, not less.
     spread = np.sqrt(np.diag(np.linalg.inv(model.discriminant.precision)))
     excess = ((features - model.discriminant.mean) / spread)[:, N_FEATURES - N_POWERS :].max(axis=1)
     strongest = np.maximum(peaks.near, peaks.other)
-    codes[(excess > EXCESS) | (strongest > max(2 * model.height, 1.5 * NOISE_PEAK))] = CONTAMINATION
+    codes[(excess > EXCESS) | (strongest > 2 * model.height)] = CONTAMINATION
     return codes
 
 
