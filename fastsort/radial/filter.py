@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import joblib
 import numpy as np
 import numpy.typing as npt
 
@@ -185,7 +186,7 @@ def radial_filter(
         return _result(
             _gather(batches), None, radius or 0.25 * box, "bright" if contrast == "auto" else contrast
         )
-    model = _learn(sample, radius and radius / scale, contrast)
+    model = _learn(sample, radius and radius / scale, contrast, n_jobs)
     batches = map_batches(
         _batch, particles, operator, model, n_peaks, batch_size=BATCH, n_jobs=n_jobs, progress=progress
     )
@@ -229,15 +230,18 @@ def _background_radius(radius: float | None, box: int) -> float:
     return 0.5 * box if radius is None else min(max(radius, 0.25 * box), 0.5 * box)
 
 
-def _learn(images: npt.NDArray[np.float32], radius: float | None, contrast: str) -> _Model:
-    template, radius = learn_template(images, radius, contrast)
+def _learn(
+    images: npt.NDArray[np.float32], radius: float | None, contrast: str, n_jobs: int | None
+) -> _Model:
+    template, radius = learn_template(images, radius, contrast, n_jobs)
     box = images.shape[1]
     half = box // 2
     places = ((half, 0), (0, half), (half, half), (0, 0))
     parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
-    measured = [radial_features(forward(part), template, radius, places)[:2] for part in parts]
+    tasks = (joblib.delayed(_measure)(part, template, radius, places) for part in parts)
+    measured = joblib.Parallel(n_jobs=n_jobs, prefer="threads")(tasks)
     features = np.concatenate([part for part, _ in measured], axis=1)
-    other = np.concatenate([peaks.other for _, peaks in measured])
+    other = np.concatenate([part for _, part in measured])
     displaced, centred = features[:3], features[3]
     discriminant = fit_discriminant(centred, displaced, ordinary(ring_power(images)))
     scores = discriminant_score(displaced.reshape(-1, displaced.shape[-1]), discriminant)
@@ -246,6 +250,16 @@ def _learn(images: npt.NDArray[np.float32], radius: float | None, contrast: str)
     low, high = SECOND_PARTICLE
     second = float(np.clip(np.quantile(other[best], 0.9), low * height, high * height))
     return _Model(template, radius, discriminant, scores, height, second)
+
+
+def _measure(
+    images: npt.NDArray[np.float32],
+    template: RadialTemplate,
+    radius: float,
+    places: tuple[tuple[int, int], ...],
+) -> tuple[Features, npt.NDArray[np.float32]]:
+    features, peaks, _ = radial_features(forward(images), template, radius, places)
+    return features, peaks.other
 
 
 def _batch(

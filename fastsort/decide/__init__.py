@@ -1,1 +1,0 @@
-"""Measurements become a verdict."""
