@@ -161,19 +161,30 @@ def fit_scores(scores: npt.NDArray[np.float64], displaced: npt.NDArray[np.float6
     A mixture by expectation maximisation. Particles have a split normal distribution, since contrast
     and view leave a longer tail towards junk; junk has a normal one that starts at the displaced
     scores and is held there by them as by a tenth as many images, so that a clean set is not cut in
-    two. They do not hold it where they lie beyond all that the images show. What is far out has a
-    constant density. The cut is where junk becomes likelier than a particle.
+    two. Where they lie beyond all that the images show, they do not hold it, as long as what it finds
+    is separate from the particles by Ashman's criterion, D > 2 (Ashman, Bird & Zepf, Astron. J. 108,
+    1994). What is far out has a constant density. The cut is where junk becomes likelier than a
+    particle.
     """
     values = np.sort(scores)[:: max(1, len(scores) // MAX_FITTED)]
-    n = len(values)
     far = float(np.quantile(np.concatenate([values, displaced]), 0.995)) + 5
     near = float(values[0]) - 1
     values, displaced = np.clip(values, near, far), np.clip(displaced, near, far)
+    held = PRIOR * len(values)
+    if np.median(displaced) < np.quantile(values, 0.99):
+        return _fit_mixture(values, displaced, far, held)
+    free = _fit_mixture(values, displaced, far, 0.0)
+    separation = math.sqrt(2) * (free.junk_mean - free.mode) / math.hypot(free.upper, free.junk_std)
+    return free if separation > 2 else _fit_mixture(values, displaced, far, held)
+
+
+def _fit_mixture(
+    values: npt.NDArray[np.float64], displaced: npt.NDArray[np.float64], far: float, held: float
+) -> ScoreModel:
     mode = float(np.quantile(values, 0.15))
     lower = upper = max(mode - float(np.quantile(values, 0.02)), 0.3)
     prior_mean = junk_mean = float(np.median(displaced))
     prior_std = junk_std = 1.4826 * float(np.median(np.abs(displaced - junk_mean))) + 0.1
-    held = PRIOR * n if prior_mean < np.quantile(values, 0.99) else 0.0
     weights = np.array([0.5, 0.45, 0.05])
     for _ in range(300):
         density = _densities(values, mode, lower, upper, junk_mean, junk_std, far) * weights[:, None]
@@ -190,9 +201,8 @@ def fit_scores(scores: npt.NDArray[np.float64], displaced: npt.NDArray[np.float6
         mode = float((pull * values).sum() / (pull.sum() + 1e-12))
         amount = junk.sum() + held + 1e-9
         junk_mean = float(((junk * values).sum() + held * prior_mean) / amount)
-        spread = (junk * (values - junk_mean) ** 2).sum() + held * (
-            prior_std**2 + (prior_mean - junk_mean) ** 2
-        )
+        prior_spread = prior_std**2 + (prior_mean - junk_mean) ** 2
+        spread = (junk * (values - junk_mean) ** 2).sum() + held * prior_spread
         junk_std = max(math.sqrt(float(spread / amount)), 0.15)
     model = ScoreModel(weights, mode, lower, upper, junk_mean, junk_std, far, far)
     grid = np.linspace(mode, max(junk_mean, mode) + 1e-6, 2000)
