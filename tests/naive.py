@@ -195,3 +195,169 @@ def is_near_edge(centre: npt.NDArray[np.floating], d: int, radius: float) -> boo
     """Whether a point lies within the radius of any side."""
     y, x = centre
     return bool(y <= radius or y >= d - radius or x <= radius or x >= d - radius)
+
+
+# Images: what happens to every image before anything is measured.
+
+
+def fourier_crop(image: npt.ArrayLike, size: int) -> npt.NDArray[np.float64]:
+    """Crop one image to `size` pixels by leaving out high frequencies of its transform.
+
+    Where the new box is even, its highest frequency stands for both signs: their mean is taken.
+    """
+    image = np.asarray(image, dtype=np.float64)
+    box = len(image)
+    if size == box:
+        return image
+    spectrum = np.fft.fft2(np.fft.ifftshift(image))
+    frequencies = np.fft.fftfreq(size, 1 / size).astype(int)
+    cropped = np.zeros((size, size), dtype=complex)
+    for row, y in enumerate(frequencies):
+        for column, x in enumerate(frequencies):
+            same_y = {y, -y} if 2 * abs(y) == size else {y}
+            same_x = {x, -x} if 2 * abs(x) == size else {x}
+            cropped[row, column] = np.mean([spectrum[v, u] for v in same_y for u in same_x])
+    return np.fft.fftshift(np.fft.ifft2(cropped)).real * (size / box) ** 2
+
+
+# The radial filter that learns its template.
+
+BANDS = ((0.5, 2.7), (2.7, 6.0), (6.0, 10.7))
+PROFILE_RINGS = (0.25, 0.5, 0.75, 1.0, 1.25)
+POWER_RINGS = (0.6, 1.0, 1.3)
+CENTRING = 0.06
+NOISE_FLOOR = 0.02
+
+
+class RadialMeasurement(NamedTuple):
+    """What stands about one place of one image."""
+
+    features: npt.NDArray[np.float64]
+    near: float
+    near_shift: tuple[float, float]
+    other: float
+    other_shift: tuple[int, int]
+    response: npt.NDArray[np.float64]
+
+
+def rings(box: int) -> npt.NDArray[np.intp]:
+    """Whole cycles a box of every coefficient of the full Fourier plane."""
+    frequencies = np.fft.fftfreq(box, 1 / box)
+    return np.rint(np.hypot(frequencies[:, np.newaxis], frequencies[np.newaxis, :])).astype(int)
+
+
+def ring_mean(plane: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Mean of a full Fourier plane over the coefficients of each frequency, 0 to d // 2."""
+    box = len(plane)
+    return np.array([plane[rings(box) == ring].mean() for ring in range(box // 2 + 1)])
+
+
+def ring_power(image: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Power of a pixel by frequency: white noise of deviation 1 has 1 everywhere."""
+    image = np.asarray(image, dtype=np.float64)
+    return ring_mean(np.abs(np.fft.fft2(image)) ** 2 / image.size)
+
+
+def radial_signal(image: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Radial mean of the transform of an image about its pixel d // 2."""
+    return ring_mean(np.fft.fft2(np.fft.ifftshift(np.asarray(image, dtype=np.float64))).real)
+
+
+def filter_radially(image: npt.ArrayLike, curve: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Multiply the transform with a curve of d // 2 + 1 values; nothing at 0 or beyond the curve."""
+    image = np.asarray(image, dtype=np.float64)
+    padded = np.zeros(len(image) + 1)
+    padded[1 : len(curve)] = curve[1:]
+    return np.fft.ifft2(np.fft.fft2(image) * padded[rings(len(image))]).real
+
+
+def matched_filter(
+    signal: npt.NDArray[np.floating], noise: npt.NDArray[np.floating], box: int
+) -> npt.NDArray[np.float64]:
+    """Signal over noise power, scaled so that the noise leaves the filter with deviation 1."""
+    curve = signal / np.maximum(noise, NOISE_FLOOR * noise[1:].max())
+    curve[0] = 0
+    variance = 0.0
+    for ring in rings(box).ravel():
+        if 0 < ring <= box // 2:
+            variance += curve[ring] ** 2 * noise[ring] / box**2
+    return curve / np.sqrt(variance)
+
+
+def radial_measurement(
+    image: npt.NDArray[np.floating],
+    signal: npt.NDArray[np.floating],
+    noise: npt.NDArray[np.floating],
+    spectrum: npt.NDArray[np.floating],
+    radius: float,
+    displacement: tuple[int, int],
+) -> RadialMeasurement:
+    """Measure one image about a displaced centre, pixel by pixel; the image continues periodically."""
+    box = len(image)
+    template = matched_filter(signal, noise, box)
+    response = filter_radially(image, template)
+    near, y, x = -np.inf, 0, 0
+    reach = max(1, round(CENTRING * box))
+    for v in range(-reach, reach + 1):
+        for u in range(-reach, reach + 1):
+            row, column = (box // 2 + displacement[0] + v) % box, (box // 2 + displacement[1] + u) % box
+            if v**2 + u**2 <= reach**2 and response[row, column] > near:
+                near, y, x, shift = response[row, column], row, column, (v, u)
+    near_shift = (
+        shift[0] + vertex(*[response[(y + step) % box, x] for step in (-1, 0, 1)]),
+        shift[1] + vertex(*[response[y, (x + step) % box] for step in (-1, 0, 1)]),
+    )
+
+    cycles = np.arange(box // 2 + 1) * 2 * radius / box
+    cycles[1] = max(cycles[1], BANDS[0][0])
+    whitening = 1 / np.sqrt(np.maximum(spectrum, NOISE_FLOOR * spectrum[1:].max()))
+    bands = [
+        filter_radially(image, np.where((cycles >= low) & (cycles < high), whitening, 0))
+        for low, high in BANDS
+    ]
+    features = [near]
+    for inner, outer in zip((0, *PROFILE_RINGS), PROFILE_RINGS, strict=False):
+        grey = annulus(bands[0] + bands[1], y, x, inner * radius, outer * radius)
+        # Rings of very small particles may hold no pixel: they count as zero.
+        features.append(grey.sum() / max(len(grey), 1))
+    for band in bands:
+        for inner, outer in zip((0, *POWER_RINGS), POWER_RINGS, strict=False):
+            grey = annulus(band, y, x, inner * radius, outer * radius)
+            features.append(np.log((grey**2).sum() / max(len(grey), 1) + 0.01))
+
+    # What the template answers to itself, standing on pixel (y, x) with the height found there.
+    delta = np.zeros((box, box))
+    delta[0, 0] = 1
+    overlap = filter_radially(delta, signal * template)
+    rest = response - max(near, 0) * np.roll(overlap / overlap[0, 0], (y, x), axis=(0, 1))
+    other_y, other_x = divmod(int(rest.argmax()), box)
+    return RadialMeasurement(
+        np.array(features),
+        near,
+        near_shift,
+        rest.max(),
+        (other_y - box // 2, other_x - box // 2),
+        response,
+    )
+
+
+def annulus(
+    image: npt.NDArray[np.float64], y: int, x: int, inner: float, outer: float
+) -> npt.NDArray[np.float64]:
+    """Pixels at a distance of `inner` up to, not including, `outer` from (y, x)."""
+    box = len(image)
+    reach = int(np.ceil(outer))
+    return np.array(
+        [
+            image[(y + v) % box, (x + u) % box]
+            for v in range(-reach, reach + 1)
+            for u in range(-reach, reach + 1)
+            if inner <= np.hypot(v, u) < outer
+        ]
+    )
+
+
+def vertex(before: float, here: float, after: float) -> float:
+    """Where the parabola through three neighbours is highest, within half a pixel."""
+    a, b, _ = np.polyfit((-1, 0, 1), (before, here, after), 2)
+    return float(np.clip(-b / (2 * a), -0.5, 0.5)) if a < 0 else 0.0
