@@ -19,7 +19,7 @@ from fastsort.images.crop import apply_crop, crop_operator
 from fastsort.images.ctf import phase_flip as flip_phases
 from fastsort.images.normalize import inspect_pixels, normalize_background
 from fastsort.particles.source import CtfParameters, Particles, open_particles
-from fastsort.radial.filter import RadialResult, radial_filter
+from fastsort.radial.filter import CONTRASTS, PRESETS, RadialResult, check_n_peaks, radial_filter
 
 METHODS = ("radial",)
 PHASE_FLIPS = ("auto", "yes", "no")
@@ -135,8 +135,12 @@ def sort_particles(
     n, box = len(particles), particles.box
     check_choice("method", method or "radial", METHODS)
     check_choice("phase_flip", phase_flip, PHASE_FLIPS)
+    check_choice("preset", preset, PRESETS)
+    check_choice("contrast", contrast, CONTRASTS)
+    check_count("seed", seed, 0)
     size = min(box, WORKING_SIZE) if working_size is None else check_count("working_size", working_size, 16)
     operator = crop_operator(box, size)
+    check_n_peaks(n_peaks, size)
     radius = _working_radius(particles, diameter, size)
     if preset == "published" and radius is None:
         raise InputError("the published preset needs the particle's diameter: give it, in angstroms.")

@@ -94,11 +94,15 @@ class RadialResult(NamedTuple):
 
 
 class _Batch(NamedTuple):
-    """Measurements of one batch, as they come back from a worker."""
+    """Measurements of one batch, as they come back from a worker.
+
+    `centre` holds for images that are kept, `strongest` (where the strongest peak is) for others.
+    """
 
     codes: npt.NDArray[np.int8]
     score: npt.NDArray[np.float64]
     centre: npt.NDArray[np.float32]
+    strongest: npt.NDArray[np.float32]
     counts: npt.NDArray[np.int64]
     peak: npt.NDArray[np.float32]
     second_peak: npt.NDArray[np.float32]
@@ -169,9 +173,7 @@ def radial_filter(
     box = particles.box
     if radius is not None:
         radius = check_radius(radius, box)
-    n_peaks = max(1, round(box / 5)) if n_peaks is None else check_count("n_peaks", n_peaks)
-    if n_peaks > box * box:
-        raise InputError(f"n_peaks must be at most the {box * box} pixels of an image; got {n_peaks}.")
+    n_peaks = check_n_peaks(n_peaks, box)
     if preset == "published":
         if radius is None:
             raise InputError("the published preset needs the particle's radius: give radius=, in pixels.")
@@ -191,8 +193,19 @@ def radial_filter(
         _batch, particles, operator, model, n_peaks, batch_size=BATCH, n_jobs=n_jobs, progress=progress
     )
     found = _gather(batches)
-    found.centre[:] *= np.float32(scale)
+    found = found._replace(
+        centre=found.centre * np.float32(scale), strongest=found.strongest * np.float32(scale)
+    )
     return _result(found, model, model.radius * scale, "bright" if model.template.sign > 0 else "dark")
+
+
+def check_n_peaks(n_peaks: int | None, box: int) -> int:
+    """Return how many of the highest values are clustered in images of `box` pixels."""
+    if n_peaks is None:
+        return max(1, round(box / 5))
+    if check_count("n_peaks", n_peaks) > box * box:
+        raise InputError(f"n_peaks must be at most the {box * box} pixels of an image; got {n_peaks}.")
+    return n_peaks
 
 
 class _Model(NamedTuple):
@@ -276,15 +289,14 @@ def _batch(
     features, peaks, response = radial_features(forward(images), model.template, model.radius)
     score = discriminant_score(features[0], model.discriminant)
     outside = beyond(features[0], model.discriminant).astype(np.float32)
-    # A particle elsewhere is where the strongest peak is; a centred one stays with its own.
     elsewhere = (peaks.other > peaks.near) & (peaks.other > model.second)
-    centre = np.where(elsewhere[:, None], peaks.other_shift, peaks.near_shift)
     reasons = _reasons(features[0], peaks, elsewhere, model, box)
     counts = cluster_peaks(response, model.radius, n_peaks)
     judged = codes == VALID
     score[~judged] = np.inf
     codes = np.where(judged, reasons, codes).astype(np.int8)
-    return _Batch(codes, score, centre.astype(np.float32), counts, peaks.near, peaks.other, outside)
+    strongest = np.where(elsewhere[:, None], peaks.other_shift, peaks.near_shift)
+    return _Batch(codes, score, peaks.near_shift, strongest, counts, peaks.near, peaks.other, outside)
 
 
 def _reasons(
@@ -310,6 +322,7 @@ def _unjudged_batch(images: npt.NDArray[np.float32], start: int) -> _Batch:
         inspect_pixels(images).codes,
         np.full(n, np.inf),
         np.zeros((n, 2), dtype=np.float32),
+        np.zeros((n, 2), dtype=np.float32),
         np.zeros((n, 2), dtype=np.int64),
         nothing,
         nothing,
@@ -320,7 +333,7 @@ def _unjudged_batch(images: npt.NDArray[np.float32], start: int) -> _Batch:
 def _published_batch(images: npt.NDArray[np.float32], start: int, radius: float, n_peaks: int) -> _Batch:
     codes, counts, peaks, heights, centres = published_measurements(images, radius, n_peaks)
     unknown = np.full(len(images), np.nan, dtype=np.float32)
-    return _Batch(codes, -heights.astype(np.float64), centres, counts, peaks, unknown, unknown)
+    return _Batch(codes, -heights.astype(np.float64), centres, centres, counts, peaks, unknown, unknown)
 
 
 def _gather(batches: Iterator[_Batch]) -> _Batch:
@@ -345,7 +358,7 @@ def _result(found: _Batch, model: _Model | None, radius: float, contrast: str) -
         keep,
         found.score,
         reason_names(codes),
-        found.centre,
+        np.where(keep[:, None], found.centre, found.strongest),
         found.counts[:, 0],
         found.counts[:, 1],
         found.peak,
