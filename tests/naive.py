@@ -225,7 +225,8 @@ def fourier_crop(image: npt.ArrayLike, size: int) -> npt.NDArray[np.float64]:
 BANDS = ((0.5, 2.7), (2.7, 6.0), (6.0, 10.7))
 PROFILE_RINGS = (0.25, 0.5, 0.75, 1.0, 1.25)
 POWER_RINGS = (0.6, 1.0, 1.3)
-CENTRING = 0.06
+CENTRING = 0.08
+OFFSETS = 0.14
 NOISE_FLOOR = 0.02
 
 
@@ -296,16 +297,11 @@ def radial_measurement(
     box = len(image)
     template = matched_filter(signal, noise, box)
     response = filter_radially(image, template)
-    near, y, x = -np.inf, 0, 0
-    reach = max(1, round(CENTRING * box))
-    for v in range(-reach, reach + 1):
-        for u in range(-reach, reach + 1):
-            row, column = (box // 2 + displacement[0] + v) % box, (box // 2 + displacement[1] + u) % box
-            if v**2 + u**2 <= reach**2 and response[row, column] > near:
-                near, y, x, shift = response[row, column], row, column, (v, u)
+    near, y, x, _ = highest_about(response, displacement, CENTRING)
+    _, top, left, shift = highest_about(response, displacement, OFFSETS)
     near_shift = (
-        shift[0] + vertex(*[response[(y + step) % box, x] for step in (-1, 0, 1)]),
-        shift[1] + vertex(*[response[y, (x + step) % box] for step in (-1, 0, 1)]),
+        shift[0] + vertex(*[response[(top + step) % box, left] for step in (-1, 0, 1)]),
+        shift[1] + vertex(*[response[top, (left + step) % box] for step in (-1, 0, 1)]),
     )
 
     cycles = np.arange(box // 2 + 1) * 2 * radius / box
@@ -339,6 +335,21 @@ def radial_measurement(
         (other_y - box // 2, other_x - box // 2),
         response,
     )
+
+
+def highest_about(
+    response: npt.NDArray[np.float64], displacement: tuple[int, int], part: float
+) -> tuple[float, int, int, tuple[int, int]]:
+    """Highest value within a part of the box about a place: its height, pixel and offset."""
+    box = len(response)
+    reach = max(1, round(part * box))
+    best = (-np.inf, 0, 0, (0, 0))
+    for v in range(-reach, reach + 1):
+        for u in range(-reach, reach + 1):
+            row, column = (box // 2 + displacement[0] + v) % box, (box // 2 + displacement[1] + u) % box
+            if v**2 + u**2 <= reach**2 and response[row, column] > best[0]:
+                best = (response[row, column], row, column, (v, u))
+    return best
 
 
 def annulus(

@@ -17,8 +17,10 @@ PROFILE_RINGS = (0.25, 0.5, 0.75, 1.0, 1.25)
 POWER_RINGS = (0.6, 1.0, 1.3)
 N_POWERS = len(BANDS) * len(POWER_RINGS)
 N_FEATURES = 1 + len(PROFILE_RINGS) + N_POWERS
-# How far from the centre of the box a centred particle's peak may lie, in parts of the box.
-CENTRING = 0.06
+# How far from the centre of the box a centred particle's peak may lie, in parts of the box: for the
+# score, and for saying where it lies.
+CENTRING = 0.08
+OFFSETS = 0.14
 
 Features = npt.NDArray[np.float64]
 
@@ -31,7 +33,8 @@ class Peaks(NamedTuple):
     near : ndarray of float32, shape (n,)
         Highest response near the centre, in standard deviations of the noise.
     near_shift : ndarray of float32, shape (n, 2)
-        Its row and column from pixel d // 2, in pixels, to a fraction of a pixel.
+        Row and column of the highest response in a wider range about the centre, from pixel d // 2,
+        in pixels, to a fraction of a pixel.
     other : ndarray of float32, shape (n,)
         Highest response once a particle of height `near` is subtracted.
     other_shift : ndarray of float32, shape (n, 2)
@@ -90,6 +93,9 @@ def radial_features(
         _sum_annuli(*bands, corner, offsets, ends, sums)
         out[:, 0] = near
         out[:, 1:] = _ring_features(sums, ends)
+    centre = np.array(displacements[-1]) + box // 2
+    wide = max(1, round(OFFSETS * box))
+    _find_near(response, centre, wide, np.empty_like(near), np.empty_like(corner), near_shift)
     other, third = np.empty((2, n), dtype=np.float32)
     _find_others(response, np.tile(overlap, (1, 2)), near, corner, other, other_shift, third)
     return features, Peaks(near, near_shift, other, other_shift, third), response
