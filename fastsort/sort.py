@@ -18,7 +18,8 @@ from fastsort.images.batches import map_batches
 from fastsort.images.crop import apply_crop, crop_operator
 from fastsort.images.ctf import phase_flip as flip_phases
 from fastsort.images.normalize import inspect_pixels, normalize_background
-from fastsort.particles.source import CtfParameters, Particles, open_particles
+from fastsort.particles.mrc import MrcHeader
+from fastsort.particles.source import CtfParameters, Particles, StackImages, open_particles
 from fastsort.radial.filter import CONTRASTS, PRESETS, RadialResult, check_n_peaks, radial_filter
 
 METHODS = ("radial",)
@@ -153,8 +154,9 @@ def sort_particles(
 
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="fastsort-", dir=work) as folder:
-        path = os.path.join(folder, "images.npy")
-        header = np.lib.format.open_memmap(path, "w+", dtype=np.float16, shape=(n, size, size)).offset
+        path = os.path.join(folder, "images")
+        with open(path, "wb") as file:
+            file.truncate(n * size * size * np.dtype(np.float16).itemsize)
         pixel_size = particles.pixel_size * box / size
         batches = map_batches(
             _prepare,
@@ -164,14 +166,13 @@ def sort_particles(
             pixel_size,
             radius,
             path,
-            header,
             n_jobs=n_jobs,
             progress=report(0, READING),
         )
         codes, mean, std = (np.concatenate(column) for column in zip(*batches, strict=True))
         prepared = time.perf_counter()
         found = radial_filter(
-            np.load(path, mmap_mode="r"),
+            _working_particles(path, n, size, pixel_size),
             radius,
             n_peaks,
             preset=preset,
@@ -253,7 +254,6 @@ def _prepare(
     pixel_size: float,
     radius: float | None,
     path: str,
-    header: int,
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Bring a batch to the working size and write it to its place; images that are unfit become zero."""
     stop = start + len(images)
@@ -265,9 +265,16 @@ def _prepare(
     # Beyond this, half precision is infinite; nothing that has to be judged is.
     working = np.clip(cropped, -6e4, 6e4, out=cropped).astype(np.float16)
     with open(path, "r+b") as file:
-        file.seek(header + start * working[0].nbytes)
+        file.seek(start * working[0].nbytes)
         file.write(working.data)
     return codes, mean, std
+
+
+def _working_particles(path: str, n: int, size: int, pixel_size: float) -> Particles:
+    """Return the images that `_prepare` wrote; read, not mapped, since mapped pages count as memory."""
+    sections = np.arange(n, dtype=np.int32)
+    header = MrcHeader(path, n, size, size, np.dtype(np.float16), 0, pixel_size)
+    return Particles(StackImages([header], np.zeros_like(sections), sections), size, pixel_size, path)
 
 
 def _measurements(
