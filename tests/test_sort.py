@@ -189,9 +189,7 @@ def test_small_sets_and_small_boxes(n, box):
 
 def test_working_folder_is_empty_in_the_end(project, sorted_project, tmp_path):
     seen = []
-    result = sort_particles(
-        project, work=tmp_path, progress=lambda *_: seen.extend(tmp_path.rglob("images"))
-    )
+    result = sort_particles(project, work=tmp_path, progress=lambda *_: seen.extend(tmp_path.rglob("images")))
     assert seen
     assert list(tmp_path.iterdir()) == []
     assert_identical(result, sorted_project)
