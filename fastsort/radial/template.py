@@ -91,7 +91,7 @@ def half_plane(curve: npt.NDArray[np.floating], box: int) -> npt.NDArray[np.floa
 
 
 def forward(images: npt.NDArray[np.float32]) -> Spectra:
-    """Fourier transform of images whose centre, pixel d // 2, is the origin."""
+    """Fourier transform of images from their first pixel: a peak then lies where its particle does."""
     return scipy.fft.rfft2(images, workers=1)
 
 
