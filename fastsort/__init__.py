@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from fastsort.radial.filter import radial_filter
     from fastsort.simulate import project_volume, simulate_particles, write_project
     from fastsort.sort import sort_particles
+    from fastsort.subspaces.fit import fit_subspaces
+    from fastsort.subspaces.pswf import pswf_basis, pswf_coefficients, pswf_images
+    from fastsort.subspaces.scores import denoise, sorting_factor, subspace_scores
+    from fastsort.subspaces.steerable import relative_energy, steerable_pca
 
 __version__ = "0.1.0"
 
@@ -28,6 +32,15 @@ _HOMES = {
     "contrast_transfer": "fastsort.images.ctf",
     "phase_flip": "fastsort.images.ctf",
     "radial_filter": "fastsort.radial.filter",
+    "pswf_basis": "fastsort.subspaces.pswf",
+    "pswf_coefficients": "fastsort.subspaces.pswf",
+    "pswf_images": "fastsort.subspaces.pswf",
+    "steerable_pca": "fastsort.subspaces.steerable",
+    "relative_energy": "fastsort.subspaces.steerable",
+    "fit_subspaces": "fastsort.subspaces.fit",
+    "sorting_factor": "fastsort.subspaces.scores",
+    "subspace_scores": "fastsort.subspaces.scores",
+    "denoise": "fastsort.subspaces.scores",
     "sort_particles": "fastsort.sort",
     "simulate_particles": "fastsort.simulate",
     "project_volume": "fastsort.simulate",
@@ -38,13 +51,22 @@ __all__ = [
     "InputError",
     "Particles",
     "contrast_transfer",
+    "denoise",
+    "fit_subspaces",
     "fourier_crop",
     "open_particles",
     "phase_flip",
     "project_volume",
+    "pswf_basis",
+    "pswf_coefficients",
+    "pswf_images",
     "radial_filter",
+    "relative_energy",
     "simulate_particles",
     "sort_particles",
+    "sorting_factor",
+    "steerable_pca",
+    "subspace_scores",
     "write_project",
 ]
 

@@ -372,3 +372,148 @@ def vertex(before: float, here: float, after: float) -> float:
     """Where the parabola through three neighbours is highest, within half a pixel."""
     a, b, _ = np.polyfit((-1, 0, 1), (before, here, after), 2)
     return float(np.clip(-b / (2 * a), -0.5, 0.5)) if a < 0 else 0.0
+
+
+# The mixture of probabilistic PCA: Weiss-Dicker, Eldar, Shkolinsky, Bendory, "Unsupervised particle
+# sorting for cryo-EM using probabilistic PCA", equations 3.1 to 3.9, with every L x L matrix written out.
+
+
+class Mixture(NamedTuple):
+    """Parameters of y = C_m x + mu_m + noise."""
+
+    weights: npt.NDArray[np.float64]
+    means: npt.NDArray[np.float64]
+    loadings: npt.NDArray[np.float64]
+    noise_variance: float
+
+
+class PpcaOptimum(NamedTuple):
+    """Where the likelihood of one subspace is highest; `log_likelihood` is the mean over the images."""
+
+    mean: npt.NDArray[np.float64]
+    loadings: npt.NDArray[np.float64]
+    noise_variance: float
+    log_likelihood: float
+
+
+def subspace_covariance(mixture: Mixture, m: int) -> npt.NDArray[np.float64]:
+    """Covariance C C^T + s2 I of the images of one subspace, shape (L, L)."""
+    loadings = mixture.loadings[m]
+    return loadings @ loadings.T + mixture.noise_variance * np.eye(len(loadings))
+
+
+def subspace_log_densities(images: npt.ArrayLike, mixture: Mixture) -> npt.NDArray[np.float64]:
+    """Log density of every image in every subspace, shape (n, M); the weights are left out."""
+    images = np.asarray(images, dtype=np.float64)
+    densities = np.empty((len(images), len(mixture.weights)))
+    for m, mean in enumerate(mixture.means):
+        covariance = subspace_covariance(mixture, m)
+        log_determinant = np.linalg.slogdet(2 * np.pi * covariance).logabsdet
+        for i, image in enumerate(images):
+            distance = (image - mean) @ np.linalg.solve(covariance, image - mean)
+            densities[i, m] = -0.5 * (log_determinant + distance)
+    return densities
+
+
+def mixture_log_likelihood(images: npt.ArrayLike, mixture: Mixture) -> npt.NDArray[np.float64]:
+    """Log density of every image in the whole mixture, shape (n,)."""
+    joint = subspace_log_densities(images, mixture) + np.log(mixture.weights)
+    return np.array([np.logaddexp.reduce(one) for one in joint])
+
+
+def mixture_responsibilities(images: npt.ArrayLike, mixture: Mixture) -> npt.NDArray[np.float64]:
+    """Probability h that an image came from a subspace (equation 3.3), shape (n, M)."""
+    joint = subspace_log_densities(images, mixture) + np.log(mixture.weights)
+    return np.exp(joint - mixture_log_likelihood(images, mixture)[:, np.newaxis])
+
+
+def expected_coefficients(
+    image: npt.NDArray[np.floating], mixture: Mixture, m: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return E[x | y, m] and E[x x^T | y, m] (equations 3.4 and 3.5)."""
+    loadings = mixture.loadings[m]
+    projection = loadings.T @ np.linalg.inv(subspace_covariance(mixture, m))
+    first = projection @ (image - mixture.means[m])
+    return first, np.eye(len(first)) - projection @ loadings + np.outer(first, first)
+
+
+def mixture_em_iteration(images: npt.ArrayLike, mixture: Mixture) -> Mixture:
+    """Improve the parameters once (equations 3.6 to 3.8).
+
+    Equations 3.6 and 3.7 need each other's result. They are the normal equations of one regression
+    of y on (x, 1), whose coefficients are (C, mu), and are solved as such. The 1/N of equation 3.7
+    holds for one subspace only; of more it is one over the sum of the responsibilities. Equation 3.8
+    lacks the 1/N.
+    """
+    images = np.asarray(images, dtype=np.float64)
+    n, n_values = images.shape
+    n_subspaces, _, n_components = mixture.loadings.shape
+    h = mixture_responsibilities(images, mixture)
+    means, loadings = np.empty_like(mixture.means), np.empty_like(mixture.loadings)
+    residual = 0.0
+    for m in range(n_subspaces):
+        moments = [expected_coefficients(image, mixture, m) for image in images]
+        right = np.zeros((n_values, n_components + 1))
+        left = np.zeros((n_components + 1, n_components + 1))
+        for i, (first, second) in enumerate(moments):
+            right += h[i, m] * np.outer(images[i], [*first, 1])
+            column = first[:, np.newaxis]
+            left += h[i, m] * np.block([[second, column], [column.T, 1]])
+        solution = np.linalg.solve(left, right.T).T
+        loadings[m], means[m] = solution[:, :-1], solution[:, -1]
+        for i, (first, second) in enumerate(moments):
+            offset = images[i] - means[m]
+            residual += h[i, m] * (
+                offset @ offset
+                + np.trace(loadings[m].T @ loadings[m] @ second)
+                - 2 * offset @ loadings[m] @ first
+            )
+    return Mixture(h.mean(axis=0), means, loadings, residual / (n * n_values))
+
+
+def sorting_factor(images: npt.ArrayLike, loadings: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Residual over projected energy, summed over the subspaces (equation 3.9), shape (n,).
+
+    Equation 3.9 projects with C C^T, which is a projection only if the columns are orthonormal:
+    a basis of the same subspace is used. As in the authors' code the mean stays in the image.
+    """
+    factors = []
+    for image in np.asarray(images, dtype=np.float64):
+        total = 0.0
+        for one in np.asarray(loadings, dtype=np.float64):
+            basis, _ = np.linalg.qr(one)
+            projected = basis @ (basis.T @ image)
+            energy = projected @ projected
+            total += ((image - projected) @ (image - projected)) / energy if energy > 0 else np.inf
+        factors.append(total)
+    return np.array(factors)
+
+
+def posterior_mean(images: npt.ArrayLike, mixture: Mixture) -> npt.NDArray[np.float64]:
+    """What the images are without noise, shape (n, L): C_m E[x] + mu_m, each by its probability."""
+    images = np.asarray(images, dtype=np.float64)
+    clean = np.zeros(images.shape)
+    for i, h in enumerate(mixture_responsibilities(images, mixture)):
+        for m, probability in enumerate(h):
+            first, _ = expected_coefficients(images[i], mixture, m)
+            clean[i] += probability * (mixture.loadings[m] @ first + mixture.means[m])
+    return clean
+
+
+def ppca_optimum(images: npt.ArrayLike, n_components: int) -> PpcaOptimum:
+    """Maximum likelihood of one subspace in closed form.
+
+    Tipping and Bishop, "Probabilistic principal component analysis", J. R. Stat. Soc. B 61 (1999),
+    equations 7 and 8: principal axes of the sample covariance, and the mean of what they leave.
+    """
+    images = np.asarray(images, dtype=np.float64)
+    mean = images.mean(axis=0)
+    covariance = (images - mean).T @ (images - mean) / len(images)
+    eigenvalues, vectors = np.linalg.eigh(covariance)
+    eigenvalues, vectors = eigenvalues[::-1], vectors[:, ::-1]
+    noise_variance = eigenvalues[n_components:].mean()
+    loadings = vectors[:, :n_components] * np.sqrt(eigenvalues[:n_components] - noise_variance)
+    fitted = loadings @ loadings.T + noise_variance * np.eye(len(mean))
+    log_determinant = np.linalg.slogdet(2 * np.pi * fitted).logabsdet
+    log_likelihood = -0.5 * (log_determinant + np.trace(np.linalg.solve(fitted, covariance)))
+    return PpcaOptimum(mean, loadings, noise_variance, log_likelihood)

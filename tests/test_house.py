@@ -18,11 +18,12 @@ PACKAGE = Path(fastsort.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 METHODS = {"radial", "subspaces", "invariants"}
 # Modules on the ground, which import nothing that stands above them.
-GROUND = {"", "_checks", "_jit", "_reasons"}
+GROUND = {"", "_checks", "_cut", "_jit", "_reasons"}
 # What each room may import besides itself and the ground.
 MAY_IMPORT = {
     "": {"particles", "images", "radial", "subspaces", "invariants", "simulate", "sort"},
     "_checks": set(),
+    "_cut": set(),
     "_jit": set(),
     "_reasons": set(),
     "particles": set(),

@@ -14,14 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastsort import radial_filter, simulate_particles
+from fastsort._cut import fit_scores, junk_probability
 from fastsort.images.normalize import normalize_background
 from fastsort.radial.discriminant import (
     Discriminant,
     beyond,
     discriminant_score,
     fit_discriminant,
-    fit_scores,
-    junk_probability,
 )
 from fastsort.radial.evidence import N_FEATURES, radial_features
 from fastsort.radial.published import cluster_peaks

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-import numpy as np
 import numpy.typing as npt
 
 from fastsort._checks import check_count
@@ -18,9 +17,19 @@ BATCH_BYTES = 8 << 20
 MAX_BATCH = 2048
 
 
+class Source(Protocol):
+    """Anything of a known length that is read in ranges: images, or rows of measurements."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+
+    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
+        """Return a range."""
+
+
 def map_batches(
     function: Callable[..., Any],
-    particles: Particles,
+    particles: Source,
     *arguments: Any,
     batch_size: int | None = None,
     n_jobs: int | None = None,
@@ -33,8 +42,9 @@ def map_batches(
     function : callable
         Called as ``function(images, start, *arguments)`` with float32 images (n, d, d) that it may
         change, and the position of the first one. Module-level, if processes or a cluster run it.
-    particles : Particles
-        Tasks carry this and a range, never pixels: each worker reads its own images.
+    particles : Particles or another Source
+        Tasks carry this and a range, never pixels: each worker reads its own images. A source that
+        is no `Particles` needs a `batch_size`, and gives `function` what it reads.
     *arguments
         Passed on to every call.
     batch_size : int, optional
@@ -61,7 +71,7 @@ def map_batches(
 
     n = len(particles)
     if batch_size is None:
-        batch_size = default_batch_size(particles.box)
+        batch_size = default_batch_size(cast("Particles", particles).box)
     check_count("batch_size", batch_size)
     ranges = [(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
 
@@ -90,13 +100,13 @@ def default_batch_size(box: int) -> int:
 
 def _run(
     function: Callable[..., Any],
-    particles: Particles,
+    particles: Source,
     start: int,
     stop: int,
     arguments: tuple[Any, ...],
     caller: int,
 ) -> Any:
-    images: npt.NDArray[np.float32] = particles.read(start, stop)
+    images = particles.read(start, stop)
     if os.getpid() == caller:
         return function(images, start, *arguments)
     # The caller's limit does not reach another process.

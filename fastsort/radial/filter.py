@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsort._checks import InputError, check_choice, check_count, check_not_empty, check_radius
+from fastsort._cut import fit_scores, junk_probability
 from fastsort._reasons import CONTAMINATION, MULTIPLE, NOISE, OFF_CENTRE, PARTIAL, VALID, reason_names
 from fastsort.images.batches import map_batches
 from fastsort.images.crop import apply_crop, crop_operator
@@ -20,8 +21,6 @@ from fastsort.radial.discriminant import (
     beyond,
     discriminant_score,
     fit_discriminant,
-    fit_scores,
-    junk_probability,
 )
 from fastsort.radial.evidence import N_FEATURES, N_POWERS, Features, Peaks, radial_features
 from fastsort.radial.published import cluster_peaks, gaussian_sum_correlation, published_measurements

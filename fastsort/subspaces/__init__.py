@@ -1,0 +1,1 @@
+"""What the image is made of: prolate coefficients, steerable PCA, mixture of subspaces, sorting."""

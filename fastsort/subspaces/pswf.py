@@ -1,0 +1,458 @@
+"""Images as coefficients of prolate spheroidal wave functions: band-limited, on a disk, steerable."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from scipy.linalg import eigh, eigh_tridiagonal
+from scipy.special import jv, roots_legendre
+from threadpoolctl import threadpool_limits
+
+from fastsort._checks import InputError, check_box, check_count, check_positive
+from fastsort.images.batches import map_batches
+from fastsort.particles.source import open_particles
+
+if TYPE_CHECKING:
+    from fastsort.particles.source import Particles
+
+Array = npt.NDArray[np.float64]
+
+# Beyond these the rounding of an eigenvalue would decide whether a function is kept.
+TRUNCATIONS = (1e-6, 1e6)
+MAX_BYTES = 2 << 30
+# Functions are dependent on the grid where a combination of unit norm keeps less than this of it in
+# the samples. Orthonormality to double precision divided by this is still better than single.
+MIN_NORM = 1e-8
+
+
+class PswfBasis(NamedTuple):
+    """Prolate spheroidal wave functions on the pixels of a disk; read-only.
+
+    Attributes
+    ----------
+    functions : ndarray of float32, shape (L, d, d)
+        Orthonormal over the pixels; zero outside the disk of radius d // 2 about pixel d // 2.
+        Ordered by angular index, then by radial index, the cosine before the sine.
+    angular : ndarray of intp, shape (L,)
+        m >= 0 where the function goes as cos(m theta), -m where it goes as sin(m theta), with
+        theta from the last axis (x) to the one before (y).
+    radial : ndarray of intp, shape (L,)
+        0, 1, ... for every angular index: the number of zeros along a radius.
+    eigenvalues : ndarray of complex128, shape (L,)
+        Of the finite Fourier transform on the unit disk.
+    box : int
+        Side of the images in pixels.
+    bandlimit : float
+        In cycles a pixel.
+    """
+
+    functions: npt.NDArray[np.float32]
+    angular: npt.NDArray[np.intp]
+    radial: npt.NDArray[np.intp]
+    eigenvalues: npt.NDArray[np.complex128]
+    box: int
+    bandlimit: float
+
+
+def pswf_basis(box: int, bandlimit: float = 0.5, *, truncation: float = 1.0) -> PswfBasis:
+    """Orthonormal functions that span the images with a band limit on a disk.
+
+    Parameters
+    ----------
+    box : int
+        Side of the images in pixels.
+    bandlimit : float
+        Highest frequency in cycles a pixel, at most 0.5.
+    truncation : float
+        T of [2]_, from 1e-6 to 1e6. Larger keeps fewer functions, those with less of their
+        energy beyond the band limit.
+
+    Returns
+    -------
+    basis : PswfBasis
+        The same one for the same arguments, hence read-only.
+
+    Raises
+    ------
+    InputError
+        If an argument is out of its range, no function is left, the grid cannot tell the functions
+        apart, or they would take more than 2 GiB.
+
+    Notes
+    -----
+    The functions are eigenfunctions of the finite Fourier transform on the unit disk,
+
+        integral over |u| <= 1 of psi(u) exp(i c <x, u>) du = alpha psi(x),
+
+    at c = 2 pi `bandlimit` R with R = d // 2 pixels [1]_. The energy inside the band limit is
+    lambda = (c |alpha| / (2 pi))^2, and those with sqrt(lambda / (1 - lambda)) > T are kept, which
+    is the rule of [2]_; at T = 1 they are about c^2 / 4.
+
+    The samples of these functions are nearly orthonormal, up to a factor R. The basis consists of
+    the orthonormal functions closest to them in the sum of squares (symmetric orthonormalisation).
+    Turning an image by a right angle turns each pair of coefficients by m right angles exactly, for
+    the disk goes over into itself; by any other angle as closely as the pixels allow.
+
+    References
+    ----------
+    .. [1] Slepian, "Prolate spheroidal wave functions, Fourier analysis and uncertainty IV",
+       Bell Syst. Tech. J. 43 (1964).
+    .. [2] Landa, Shkolnisky, "Steerable principal components for space-frequency localized images",
+       SIAM J. Imaging Sci. 10 (2017); "Approximation scheme for essentially bandlimited and
+       space-concentrated functions on a disk", Appl. Comput. Harmon. Anal. 43 (2017).
+    """
+    box = check_count("box", box)
+    check_box(box, box, "the box")
+    bandlimit = check_positive("bandlimit", bandlimit, "cycles/px")
+    if bandlimit > 0.5:
+        raise InputError(
+            f"bandlimit must be at most 0.5 cycles/px, the highest frequency on the grid; got {bandlimit:g}."
+        )
+    truncation = check_positive("truncation", truncation)
+    if not TRUNCATIONS[0] <= truncation <= TRUNCATIONS[1]:
+        raise InputError(f"truncation must be between 1e-6 and 1e6; got {truncation:g}.")
+    return _basis(box, bandlimit, truncation)
+
+
+def pswf_coefficients(
+    images: npt.NDArray[Any] | Particles,
+    bandlimit: float = 0.5,
+    *,
+    truncation: float = 1.0,
+    n_jobs: int | None = None,
+) -> npt.NDArray[np.float32]:
+    """Coefficients of images in the basis of `pswf_basis`.
+
+    Parameters
+    ----------
+    images : ndarray, shape (n, d, d), or Particles
+    bandlimit, truncation : float
+        As for `pswf_basis`.
+    n_jobs : int, optional
+        Workers, as joblib counts them. Results do not depend on it.
+
+    Returns
+    -------
+    coefficients : ndarray of float32, shape (n, L)
+        White noise of variance 1 has white coefficients of variance 1. The row of an image with a
+        NaN or an infinity anywhere is NaN.
+
+    Raises
+    ------
+    InputError
+        If the images are not a stack of squares, there are none, or `pswf_basis` raises it.
+    """
+    particles = open_particles(images)
+    basis = pswf_basis(particles.box, bandlimit, truncation=truncation)
+    coefficients = np.empty((len(particles), len(basis.functions)), dtype=np.float32)
+    start = 0
+    # Workers find the basis by its arguments: a task must not carry it.
+    for part in map_batches(_coefficients_batch, particles, bandlimit, truncation, n_jobs=n_jobs):
+        coefficients[start : start + len(part)] = part
+        start += len(part)
+    return coefficients
+
+
+def pswf_images(
+    coefficients: npt.ArrayLike, box: int, bandlimit: float = 0.5, *, truncation: float = 1.0
+) -> npt.NDArray[np.float32]:
+    """Images with given coefficients: the inverse of `pswf_coefficients` on the span of the basis.
+
+    Parameters
+    ----------
+    coefficients : ndarray, shape (n, L)
+    box : int
+        Side of the images in pixels.
+    bandlimit, truncation : float
+        As for `pswf_basis`.
+
+    Returns
+    -------
+    images : ndarray of float32, shape (n, box, box)
+        Zero outside the disk; NaN where the coefficients are.
+
+    Raises
+    ------
+    InputError
+        If the coefficients are not those of this basis, or `pswf_basis` raises it.
+    """
+    functions = pswf_basis(box, bandlimit, truncation=truncation).functions
+    rows = np.asarray(coefficients)
+    if rows.dtype.kind not in "fiub" or rows.ndim != 2 or rows.shape[1] != len(functions):
+        raise InputError(
+            f"coefficients must be real (n, {len(functions)}) for a box of {box} px at bandlimit "
+            f"{bandlimit:g}; got {rows.dtype} {rows.shape}: "
+            "give the box, bandlimit and truncation that they were made with."
+        )
+    with np.errstate(invalid="ignore", over="ignore"):
+        flat = rows.astype(np.float32) @ functions.reshape(len(functions), -1)
+    return flat.reshape(len(rows), box, box)
+
+
+def _coefficients_batch(
+    images: npt.NDArray[np.float32], start: int, bandlimit: float, truncation: float
+) -> npt.NDArray[np.float32]:
+    functions = pswf_basis(images.shape[1], bandlimit, truncation=truncation).functions
+    with np.errstate(invalid="ignore", over="ignore"):
+        coefficients = images.reshape(len(images), -1) @ functions.reshape(len(functions), -1).T
+    coefficients[~np.isfinite(coefficients).all(axis=1)] = np.nan
+    return coefficients
+
+
+@lru_cache(maxsize=2)
+def _basis(box: int, bandlimit: float, truncation: float) -> PswfBasis:
+    bandwidth = 2 * np.pi * bandlimit * (box // 2)
+    size = bandwidth**2 * box * box
+    if size > MAX_BYTES:
+        raise InputError(
+            f"a basis for a box of {box} px at bandlimit {bandlimit:g} would take {size / 2**30:.1f} GiB: "
+            "crop the images to a smaller box, or lower the bandlimit."
+        )
+    # The number of threads would change the last bits, and threads that wait for one another on a
+    # busy machine cost far more than they save.
+    with threadpool_limits(limits=1, user_api="blas"):
+        return _sampled_basis(box, bandlimit, truncation, bandwidth)
+
+
+def _sampled_basis(box: int, bandlimit: float, truncation: float, bandwidth: float) -> PswfBasis:
+    radius = box // 2
+    modes = radial_modes(bandwidth, truncation)
+    if not modes:
+        raise InputError(
+            f"no function is left for a box of {box} px at bandlimit {bandlimit:g} and truncation "
+            f"{truncation:g}: raise the bandlimit, or lower the truncation."
+        )
+    orders = [
+        (m, n, part) for m, mode in enumerate(modes) for n in range(mode.size) for part in (0, 1)[: m + 1]
+    ]
+    order, radial, sine = np.array(orders, dtype=np.intp).T
+    # The strict inequality gives even boxes, which have a row at -R but none at R, the symmetric disk.
+    offset = np.arange(radius)
+    y, x = (axis.ravel() for axis in np.meshgrid(offset, offset, indexing="ij"))
+    inside = x * x + y * y < radius * radius
+    y, x = y[inside], x[inside]
+    quadrants = np.empty((len(orders), len(x)))
+    eigenvalues = np.empty(len(orders), dtype=np.complex128)
+    squares, place = np.unique(x * x + y * y, return_inverse=True)
+    angle = np.arctan2(y, x)
+    for m, mode in enumerate(modes):
+        profiles = mode.evaluate(np.sqrt(squares) / radius)[:, place] / (radius * math.sqrt(np.pi))
+        if m == 0:
+            quadrants[order == 0] = profiles / math.sqrt(2)
+        else:
+            quadrants[(order == m) & (sine == 0)] = profiles * np.cos(m * angle)
+            quadrants[(order == m) & (sine == 1)] = profiles * np.sin(m * angle)
+        eigenvalues[order == m] = np.repeat(2 * np.pi * 1j ** (m % 4) * mode.eigenvalues, 1 + (m > 0))
+    # Zeros that the sine of a multiple of pi is not.
+    quadrants[np.ix_((order + sine) % 2 == 1, x == 0)] = 0
+    weights = np.where(x > 0, 2.0, 1.0) * np.where(y > 0, 2.0, 1.0)
+    try:
+        _orthonormalize(quadrants, weights, order, sine, x, y)
+    except np.linalg.LinAlgError:
+        raise InputError(
+            f"the pixels of a box of {box} px cannot tell the {len(orders)} functions apart that truncation "
+            f"{truncation:g} keeps at bandlimit {bandlimit:g}: raise the truncation, or lower the bandlimit."
+        ) from None
+    functions = _unfold(quadrants, order, sine, x, y, box)
+    basis = PswfBasis(functions, np.where(sine == 1, -order, order), radial, eigenvalues, box, bandlimit)
+    for array in basis[:4]:
+        array.flags.writeable = False
+    return basis
+
+
+def _orthonormalize(
+    quadrants: Array,
+    weights: Array,
+    order: npt.NDArray[np.intp],
+    sine: npt.NDArray[np.intp],
+    x: npt.NDArray[np.intp],
+    y: npt.NDArray[np.intp],
+) -> None:
+    """Replace samples on a quadrant by the closest orthonormal ones over the disk, in place.
+
+    Functions of different symmetry under the turns and reflections of the square grid are
+    orthogonal as they are. Five blocks remain: cosines and sines for m divisible by 4, and by 2
+    alone; and the cosines of odd m, whose sines are the same functions turned by a right angle.
+    """
+    for remainder in (0, 2):
+        for part in (0, 1):
+            block = np.flatnonzero((order % 4 == remainder) & (sine == part))
+            if len(block):
+                quadrants[block] = _closest_orthonormal(quadrants[block], weights)
+    block = np.flatnonzero((order % 2 == 1) & (sine == 0))
+    if len(block):
+        cosines = _closest_orthonormal(quadrants[block], weights)
+        quadrants[block] = cosines
+        transposed = np.lexsort((y, x))
+        sign = np.where(order[block] % 4 == 1, 1.0, -1.0)[:, np.newaxis]
+        quadrants[block + 1] = sign * cosines[:, transposed]
+
+
+def _closest_orthonormal(rows: Array, weights: Array) -> Array:
+    gram = (rows * weights) @ rows.T
+    values, vectors = eigh(gram, overwrite_a=True, check_finite=False, driver="evd")
+    if values[0] < MIN_NORM:
+        raise np.linalg.LinAlgError("dependent samples")
+    return ((vectors / np.sqrt(values)) @ vectors.T) @ rows
+
+
+def _unfold(
+    quadrants: Array,
+    order: npt.NDArray[np.intp],
+    sine: npt.NDArray[np.intp],
+    x: npt.NDArray[np.intp],
+    y: npt.NDArray[np.intp],
+    box: int,
+) -> npt.NDArray[np.float32]:
+    """Images of functions that are known where x and y are not negative."""
+    functions = np.zeros((len(quadrants), box, box), dtype=np.float32)
+    values = quadrants.astype(np.float32)
+    across = np.where((order + sine) % 2 == 1, np.float32(-1), np.float32(1))[:, np.newaxis]
+    down = np.where(sine == 1, np.float32(-1), np.float32(1))[:, np.newaxis]
+    middle = box // 2
+    functions[:, middle - y, middle - x] = across * down * values
+    functions[:, middle - y, middle + x] = down * values
+    functions[:, middle + y, middle - x] = across * values
+    functions[:, middle + y, middle + x] = values
+    return functions
+
+
+class RadialModes(NamedTuple):
+    """The kept radial functions of one angular index, as sums of Zernike polynomials.
+
+    Attributes
+    ----------
+    angular : int
+    coefficients : ndarray of float64, shape (n_modes, n_terms)
+        Of orthonormal Zernike radial polynomials of degrees m, m + 2, ...
+    eigenvalues : ndarray of float64, shape (n_modes,)
+        beta in: integral from 0 to 1 of J_m(c r s) f(s) s ds = beta f(r); that of the finite
+        Fourier transform is 2 pi i^m beta.
+    """
+
+    angular: int
+    coefficients: Array
+    eigenvalues: Array
+
+    @property
+    def size(self) -> int:
+        """Number of functions."""
+        return len(self.eigenvalues)
+
+    def evaluate(self, radii: Array) -> Array:
+        """Return the functions at radii from 0 to 1; their squares times r integrate to 1."""
+        return self.coefficients @ zernike_radial(self.angular, self.coefficients.shape[1], radii)
+
+
+def radial_modes(bandwidth: float, truncation: float) -> list[RadialModes]:
+    """Radial parts of the prolate functions on the unit disk that a truncation keeps.
+
+    Parameters
+    ----------
+    bandwidth : float
+        c, in radians a radius of the disk.
+    truncation : float
+        As for `pswf_basis`.
+
+    Returns
+    -------
+    modes : list of RadialModes
+        For the angular indices 0, 1, ... up to the last with any function.
+
+    Notes
+    -----
+    The radial functions are eigenfunctions of a differential operator that commutes with the
+    transform, a symmetric tridiagonal matrix among the Zernike polynomials [1]_: n (n + 2) on the
+    diagonal plus c^2 times the matrix of r^2. Its eigenvalues lie far apart, those of the transform
+    (up to 1 / c) do not. The latter are Rayleigh quotients, whose absolute error is a rounding of
+    1 / c: no quotient of two tiny numbers is taken, and functions with eigenvalues so small that
+    this would not do are cut by the truncation. The transform of a Zernike polynomial is known:
+    (-1)^k J_{n+1}(c r) / (c r) for the degree n = m + 2 k.
+
+    References
+    ----------
+    .. [1] Shkolnisky, "Prolate spheroidal wave functions on a disc - integration and approximation
+       of two-dimensional bandlimited functions", Appl. Comput. Harmon. Anal. 22 (2007).
+    """
+    # Coefficients die out faster than any power beyond degree c.
+    degree = int(1.1 * bandwidth) + 60
+    nodes, weights = roots_legendre(degree + 2)
+    nodes, weights = (nodes + 1) / 2, weights / 2
+    bessel = jv(np.arange(degree + 2)[:, np.newaxis], bandwidth * nodes)
+    least = truncation**2 / (1 + truncation**2)
+    modes: list[RadialModes] = []
+    n_kept = degree
+    for m in range(degree + 1):
+        n_terms = (degree - m) // 2 + 1
+        diagonal, beside = _square_radius(m, n_terms)
+        degrees = m + 2 * np.arange(n_terms)
+        # A function with more turns at the same radial index is less concentrated.
+        _, vectors = eigh_tridiagonal(
+            degrees * (degrees + 2) + bandwidth**2 * diagonal,
+            bandwidth**2 * beside,
+            select="i",
+            select_range=(0, min(n_kept + 1, n_terms) - 1),
+            check_finite=False,
+        )
+        profiles = vectors.T @ zernike_radial(m, n_terms, nodes)
+        sign = (1 - 2.0 * (np.arange(n_terms) % 2)) * np.sqrt(2 * (degrees + 1))
+        transforms = (vectors.T * sign) @ bessel[degrees + 1]
+        eigenvalues = (profiles * transforms) @ weights / bandwidth
+        kept = (bandwidth * eigenvalues) ** 2 > least
+        n_kept = len(kept) if kept.all() else int(np.argmin(kept))
+        if n_kept == 0:
+            break
+        profiles = profiles[:n_kept]
+        # Every function leaves the origin upwards, whatever the sign of the eigenvector.
+        high = np.abs(profiles) > 0.1 * np.abs(profiles).max(axis=1, keepdims=True)
+        rising = np.sign(profiles[np.arange(n_kept), high.argmax(axis=1)])
+        modes.append(RadialModes(m, rising[:, np.newaxis] * vectors.T[:n_kept], eigenvalues[:n_kept]))
+    return modes
+
+
+def zernike_radial(angular: int, n_terms: int, radii: Array) -> Array:
+    """Orthonormal Zernike radial polynomials by their three-term recurrence.
+
+    Parameters
+    ----------
+    angular : int
+        m, not negative.
+    n_terms : int
+        Of the degrees m, m + 2, ...
+    radii : ndarray of float64, shape (n_radii,)
+        From 0 to 1.
+
+    Returns
+    -------
+    polynomials : ndarray of float64, shape (n_terms, n_radii)
+        The integral from 0 to 1 of the product of two, times r, is 0 or 1.
+    """
+    diagonal, beside = _square_radius(angular, n_terms)
+    squares = radii * radii
+    polynomials = np.empty((n_terms, len(radii)))
+    polynomials[0] = math.sqrt(2 * (angular + 1)) * radii**angular
+    if n_terms > 1:
+        polynomials[1] = (squares - diagonal[0]) * polynomials[0] / beside[0]
+    for k in range(2, n_terms):
+        polynomials[k] = (
+            (squares - diagonal[k - 1]) * polynomials[k - 1] - beside[k - 2] * polynomials[k - 2]
+        ) / beside[k - 1]
+    return polynomials
+
+
+def _square_radius(angular: int, n_terms: int) -> tuple[Array, Array]:
+    """Matrix of r^2 among the Zernike polynomials: its diagonal, and the one beside it.
+
+    With x = 2 r^2 - 1 they are Jacobi polynomials for the weight (1 + x)^m.
+    """
+    k = np.arange(n_terms)
+    degree = angular + 2.0 * k
+    diagonal = np.full(n_terms, 0.5)
+    if angular > 0:
+        diagonal += 0.5 * angular**2 / (degree * (degree + 2))
+    k, degree = k[1:], degree[1:]
+    return diagonal, k * (k + angular) / (degree * np.sqrt(degree * degree - 1))
