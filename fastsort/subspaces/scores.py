@@ -218,14 +218,14 @@ def usual_strength(energy: npt.NDArray[np.float64]) -> Strength:
 def _score_batch(block: npt.NDArray[Any], start: int, model: Prepared) -> tuple[npt.NDArray[np.float64], ...]:
     finite = np.isfinite(block).all(axis=1)
     images = _filled(block, finite)
-    density, factor, ratio, energy = _measure(images, model)
+    density, factor, ratio, energy = measure(images, model)
     density[~finite] = -np.inf
     for values in (factor, energy):
         values[~finite] = np.inf
     return density, factor, ratio, energy
 
 
-def _measure(images: npt.NDArray[np.floating], model: Prepared) -> tuple[npt.NDArray[np.float64], ...]:
+def measure(images: npt.NDArray[np.floating], model: Prepared) -> tuple[npt.NDArray[np.float64], ...]:
     """Log density, factor, ratio and energy of finite images (b, L)."""
     width = images.shape[1]
     moved, found = _located(images, model)

@@ -1,0 +1,569 @@
+"""From images to verdicts: do they look like the particles of the set, or like their surroundings?"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from threadpoolctl import threadpool_limits
+
+from fastsort._checks import check_choice, check_count, check_not_empty
+from fastsort._cut import balanced_cut
+from fastsort._reasons import CONTAMINATION, MULTIPLE, NOISE, OFF_CENTRE, PARTIAL, VALID, reason_names
+from fastsort.images.batches import map_batches
+from fastsort.images.crop import apply_crop, crop_operator
+from fastsort.images.normalize import inspect_pixels, normalize_background
+from fastsort.particles.source import open_particles
+from fastsort.subspaces.fit import PRESETS, fit_subspaces
+from fastsort.subspaces.mixture import FitTrace, SubspaceModel
+from fastsort.subspaces.pswf import PswfBasis, pswf_basis
+from fastsort.subspaces.scores import Prepared, measure, prepare, subspace_scores
+from fastsort.subspaces.shapes import (
+    Blocks,
+    Shape,
+    angular_blocks,
+    fit_shape,
+    log_ratio,
+    regularize,
+)
+
+if TYPE_CHECKING:
+    from fastsort.particles.source import Particles
+
+# Larger images show no more (measured at 32 to 48 px), nor do higher frequencies than this, in cycles
+# a pixel of that grid.
+GRID = 36
+BANDLIMIT = 0.35
+BATCH = 512
+N_TAUGHT = 4096
+MIN_TAUGHT = 50
+# The share of the images that stand for particles while learning, small enough for sets that are
+# mostly junk; of the first round, which has to choose among all.
+PROMISING = 0.3
+FIRST = 0.5
+N_CONCENTRATIONS = 5
+N_REFINEMENTS = 2
+# Mahalanobis distances beyond the bulk from which on an image does not teach.
+OUTLYING = 1.0
+EXCLUDED = 3.0
+SLACK = 0.5
+# Power of a band in deviations from the particles' from which on an image is called contamination.
+EXCESS = 5.0
+# Where else a particle is looked for, in parts of the box, and by how many nats it must win.
+NEARBY, ASIDE = 0.27, 0.45
+DIRECTIONS = tuple((math.sin(0.25 * math.pi * k), math.cos(0.25 * math.pi * k)) for k in range(8))
+CLEARLY = 3.0
+
+Array = npt.NDArray[np.float64]
+
+
+class SubspaceResult(NamedTuple):
+    """Verdict on every image, in input order.
+
+    Attributes
+    ----------
+    keep : ndarray of bool, shape (n,)
+    score : ndarray of float64, shape (n,)
+        Larger for junk: log-likelihood ratio of the surroundings to the particles, in nats; with the
+        published preset the sorting factor. Infinite for images that cannot be judged.
+    reason : ndarray of str, shape (n,)
+    junk_probability : ndarray of float64, shape (n,)
+        From the score and the share of junk that fits all scores; NaN with fewer than 50 images; 0
+        or 1 if published.
+    factor : ndarray of float64, shape (n,)
+        As `sorting_factor` in the learned subspaces.
+    log_likelihood : ndarray of float64, shape (n,)
+        Of the image in the learned subspaces.
+    outlyingness : ndarray of float32, shape (n,)
+        Mahalanobis distance of the power in bands of frequency from that of the particles, as far as
+        it exceeds its expectation; NaN if published.
+    cut : float
+        Images with a larger score are rejected; NaN if published or with fewer than 50 images.
+    radius : float
+        Of the particle in pixels, estimated: where its variance ends.
+    contrast : str
+        "bright" or "dark".
+    model : SubspaceModel
+        Subspaces of the images that are kept, among coefficients of `basis`.
+    basis : PswfBasis
+        Of the cropped images.
+    """
+
+    keep: npt.NDArray[np.bool_]
+    score: Array
+    reason: npt.NDArray[np.str_]
+    junk_probability: Array
+    factor: Array
+    log_likelihood: Array
+    outlyingness: npt.NDArray[np.float32]
+    cut: float
+    radius: float
+    contrast: str
+    model: SubspaceModel
+    basis: PswfBasis
+
+
+class _Batch(NamedTuple):
+    codes: npt.NDArray[np.int8]
+    score: Array
+    factor: Array
+    log_likelihood: Array
+    outlyingness: npt.NDArray[np.float32]
+
+
+class Bulk(NamedTuple):
+    """Where most particles lie among some measurements.
+
+    Attributes
+    ----------
+    mean : ndarray of float64, shape (p,)
+    precision : ndarray of float64, shape (p, p)
+        Inverse covariance, scaled so that the median squared distance of the particles is that of a Gaussian.
+    """
+
+    mean: Array
+    precision: Array
+
+
+class _Model(NamedTuple):
+    """All that workers need to score a batch."""
+
+    basis: PswfBasis
+    blocks: Blocks
+    bands: tuple[npt.NDArray[np.intp], ...]
+    particle: Shape
+    background: Shape
+    powers: Bulk
+    steep: float
+    subspaces: SubspaceModel
+    described: Prepared
+
+
+def subspace_filter(
+    images: npt.NDArray[Any] | Particles,
+    n_subspaces: int | None = None,
+    n_components: int | None = None,
+    *,
+    preset: str = "default",
+    work: str | os.PathLike[str] | None = None,
+    n_jobs: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> SubspaceResult:
+    """Sort images by what they are made of.
+
+    Parameters
+    ----------
+    images : ndarray, shape (n, d, d), or Particles
+        The background is normalised. Neither the size nor the contrast of the particle is needed.
+    n_subspaces, n_components : int, optional
+        As for `fit_subspaces`.
+    preset : {"default", "published"}
+        "published" is the algorithm of [1]_ on prolate coefficients: what it discards is rejected.
+    work : path, optional
+        Existing folder for the coefficients of all images, which the published preset needs; by
+        default the system's.
+    n_jobs : int, optional
+        Workers, as joblib counts them. Results do not depend on it.
+    seed : int
+        For the sample that is learned from, and for `fit_subspaces`.
+    progress : callable, optional
+        Called as ``progress(images_done, images_in_all)``.
+
+    Returns
+    -------
+    result : SubspaceResult
+
+    Raises
+    ------
+    InputError
+        If the images cannot be sorted or a parameter is out of range.
+
+    Notes
+    -----
+    The default asks of every image whether it is more like the particles of this set or more like
+    other places of the same images, which have the same noise, defocus and normalisation: displaced
+    by half a box, they hold no centred particle. Both are shapes, covariances of the prolate
+    coefficients under all in-plane rotations, in which only the direction of an image counts. Strong
+    contamination thus has no more say than a faint particle, and one that lies in the same directions
+    is told by the power in bands of frequency, where it must not be far from most.
+
+    The particles' shape is learned from the 30 % of a sample of at most 4096 images that look most
+    like particles and least like contamination, chosen anew five times, then twice from all that are
+    kept. The score is the logarithm of the likelihood ratio; with the share of junk that makes all
+    scores most likely, it gives the probability, and the cut is where junk becomes likelier.
+    `fit_subspaces` with the basis then describes what the particles are made of.
+
+    References
+    ----------
+    .. [1] Weiss-Dicker, Eldar, Shkolnisky, Bendory, "Unsupervised particle sorting for cryo-EM using
+       probabilistic PCA" (2023).
+    """
+    particles = open_particles(images)
+    check_not_empty(len(particles))
+    check_choice("preset", preset, PRESETS)
+    seed = check_count("seed", seed, 0)
+    operator = crop_operator(particles.box, min(particles.box, GRID))
+    basis = pswf_basis(len(operator), BANDLIMIT)
+    numbers = n_subspaces, n_components
+    if preset == "published":
+        return _published(particles, operator, basis, numbers, work, n_jobs, seed, progress)
+    sample = _sample(particles, operator, seed)
+    with threadpool_limits(limits=1, user_api="blas"):
+        model = None if len(sample) < 2 else _learn(sample, basis, numbers, n_jobs, seed)
+    if model is None:
+        found = _gather(map_batches(_unjudged_batch, particles, n_jobs=n_jobs, progress=progress))
+        return _unjudged(found, basis, particles.box)
+    batches = map_batches(
+        _batch, particles, operator, model, batch_size=BATCH, n_jobs=n_jobs, progress=progress
+    )
+    return _result(_gather(batches), model, particles.box / len(operator))
+
+
+def _sample(particles: Particles, operator: npt.NDArray[np.float32], seed: int) -> npt.NDArray[np.float32]:
+    """Cropped and normalised images to learn from."""
+    chosen = np.arange(len(particles))
+    if len(chosen) > N_TAUGHT:
+        chosen = np.sort(np.random.default_rng(seed).choice(len(particles), N_TAUGHT, replace=False))
+    parts = []
+    for start in range(0, len(chosen), BATCH):
+        part = particles.read(chosen[start : start + BATCH])
+        parts.append(_prepared(part[inspect_pixels(part).codes == VALID], operator))
+    return np.concatenate(parts)
+
+
+def _prepared(images: npt.NDArray[np.float32], operator: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    images = apply_crop(images, operator)
+    normalize_background(images, 0.5 * len(operator))
+    return images
+
+
+def _coefficients(images: npt.NDArray[np.float32], basis: PswfBasis) -> Array:
+    flat = basis.functions.reshape(len(basis.functions), -1)
+    found: Array = (images.reshape(len(images), -1) @ flat.T).astype(np.float64)
+    return found
+
+
+def frequency_bands(basis: PswfBasis) -> tuple[npt.NDArray[np.intp], ...]:
+    """Split functions into about six octaves by how fast they oscillate."""
+    order = np.abs(basis.angular) + 2 * basis.radial
+    edges = np.unique(np.rint(np.geomspace(1, order.max() + 2, 7)).astype(int)) - 1
+    bands = [np.flatnonzero((order >= low) & (order < high)) for low, high in itertools.pairwise(edges)]
+    return tuple(band for band in bands if len(band))
+
+
+def _log_powers(coefficients: Array, bands: tuple[npt.NDArray[np.intp], ...]) -> Array:
+    powers = [np.square(coefficients[:, band]).mean(axis=1) for band in bands]
+    return np.log(np.stack(powers, axis=1) + 1e-12)
+
+
+def fit_bulk(values: Array) -> Bulk:
+    """Find where most of some measurements (n, p) lie.
+
+    Notes
+    -----
+    Three concentration steps on the nearest three quarters, as in the minimum covariance determinant
+    (Rousseeuw & Van Driessen, Technometrics 41, 1999).
+    """
+    size = values.shape[1]
+    part = values
+    for step in range(4):
+        mean = part.mean(axis=0)
+        covariance = np.atleast_2d(np.cov(part.T)) if len(part) > 1 else np.eye(size)
+        covariance = covariance + np.diag(1e-6 * np.diag(covariance) + 1e-9)
+        bulk = Bulk(mean, np.linalg.inv(covariance))
+        distance = _distance(values, bulk)
+        if step < 3:
+            part = values[np.argsort(distance, kind="stable")[: max(size + 2, round(0.75 * len(values)))]]
+    typical = float(np.median(distance)) ** 2
+    return bulk._replace(precision=bulk.precision * ((size - 0.7) / typical if typical > 0 else 1.0))
+
+
+def _distance(values: Array, bulk: Bulk) -> Array:
+    centred = values - bulk.mean
+    square: Array = np.sqrt(np.maximum(np.einsum("ij,ij->i", centred @ bulk.precision, centred), 0))
+    return square
+
+
+def _beyond(values: Array, bulk: Bulk) -> Array:
+    """Distance from the bulk as far as it exceeds its expectation."""
+    return np.maximum(_distance(values, bulk) - math.sqrt(len(bulk.mean)), 0)
+
+
+def _learn(
+    images: npt.NDArray[np.float32],
+    basis: PswfBasis,
+    numbers: tuple[int | None, int | None],
+    n_jobs: int | None,
+    seed: int,
+) -> _Model:
+    n, half = len(images), images.shape[1] // 2
+    blocks, bands = angular_blocks(basis), frequency_bands(basis)
+    centred = _coefficients(images, basis)
+    shifts = ((half, 0), (0, half), (half, half))
+    displaced = np.concatenate([_coefficients(np.roll(images, shift, (1, 2)), basis) for shift in shifts])
+    powers = _log_powers(centred, bands)
+    outlying = _beyond(powers, fit_bulk(powers))
+    other_powers = _log_powers(displaced, bands)
+    ordinary = _beyond(other_powers, fit_bulk(other_powers)) < EXCLUDED
+    ordinary &= np.tile(outlying < EXCLUDED, len(shifts))
+    background = fit_shape(displaced, ordinary if ordinary.any() else ~ordinary, blocks)
+
+    # At first most images, whatever they are, say what is usual.
+    use = _enough(outlying < OUTLYING)
+    for step in range(N_CONCENTRATIONS + 1):
+        particle, ratio = _compare(centred, use, background, blocks)
+        teachers = np.flatnonzero(use)
+        if step == 0:
+            teachers = teachers[np.argsort(-ratio[teachers], kind="stable")[: max(2, round(FIRST * n))]]
+        measured = np.column_stack([ratio, powers])
+        beyond = np.maximum(_beyond(measured, fit_bulk(measured[teachers])) - SLACK, 0)
+        usual = float(np.median(ratio[teachers]))
+        spread = 1.4826 * float(np.median(np.abs(ratio[teachers] - usual))) + 1e-9
+        if step < N_CONCENTRATIONS:
+            # More than usual is no better: contamination can look too much like a particle.
+            doubt = np.maximum((usual - ratio) / spread, 0) + beyond
+            use = np.zeros(n, dtype=bool)
+            use[np.argsort(doubt, kind="stable")[: max(2, round(PROMISING * n))]] = True
+    for _ in range(N_REFINEMENTS):
+        kept = (-ratio <= balanced_cut(-ratio)) & (beyond < OUTLYING)
+        use = kept if kept.sum() >= min(n, MIN_TAUGHT) else use
+        particle, ratio = _compare(centred, use, background, blocks)
+    subspaces = fit_subspaces(
+        centred[use].astype(np.float32),
+        *numbers,
+        discard=0,
+        robust=False,
+        basis=basis,
+        max_iterations=30,
+        n_jobs=n_jobs,
+        seed=seed,
+    )
+    bulk = fit_bulk(powers[use])
+    steep = float(np.median(_slope(powers[use])))
+    return _Model(basis, blocks, bands, particle, background, bulk, steep, subspaces, prepare(subspaces))
+
+
+def _slope(log_powers: Array) -> Array:
+    half = log_powers.shape[1] // 2
+    slope: Array = log_powers[:, :half].mean(axis=1) - log_powers[:, half:].mean(axis=1)
+    return slope
+
+
+def _enough(use: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    return use if 2 * use.sum() >= len(use) else np.ones_like(use)
+
+
+def _compare(
+    coefficients: Array, use: npt.NDArray[np.bool_], background: Shape, blocks: Blocks
+) -> tuple[Shape, Array]:
+    particle = regularize(fit_shape(coefficients, use, blocks), background, int(use.sum()), blocks)
+    return particle, log_ratio(coefficients, particle, background, blocks)
+
+
+def _batch(
+    images: npt.NDArray[np.float32], start: int, operator: npt.NDArray[np.float32], model: _Model
+) -> _Batch:
+    codes = inspect_pixels(images).codes
+    judged = codes == VALID
+    images = _prepared(images, operator)
+    coefficients = _coefficients(images, model.basis)
+    score = -log_ratio(coefficients, model.particle, model.background, model.blocks)
+    powers = _log_powers(coefficients, model.bands)
+    outlying = _beyond(powers, model.powers)
+    log_likelihood, factor, _, _ = measure(coefficients, model.described)
+    doubtful = np.flatnonzero(judged & (score > -CLEARLY))
+    codes[doubtful] = _reasons(images[doubtful], score[doubtful], powers[doubtful], model)
+    for values in (score, factor):
+        values[~judged] = np.inf
+    log_likelihood[~judged] = -np.inf
+    return _Batch(codes, score, factor, log_likelihood, outlying.astype(np.float32))
+
+
+def _reasons(
+    images: npt.NDArray[np.float32], score: Array, powers: Array, model: _Model
+) -> npt.NDArray[np.int8]:
+    """Why images would be rejected, should their scores be beyond the cut."""
+    codes = np.full(len(images), NOISE, dtype=np.int8)
+    if len(images) == 0:
+        return codes
+    # The background's deviation being 1, the slope of the spectrum says how much there is: noise has a
+    # flatter one than particles.
+    codes[_slope(powers) > model.steep] = CONTAMINATION
+    box = images.shape[1]
+    ratios = []
+    for distance in (NEARBY, ASIDE):
+        for y, x in DIRECTIONS:
+            shift = (round(-y * distance * box), round(-x * distance * box))
+            coefficients = _coefficients(np.roll(images, shift, (1, 2)), model.basis)
+            ratios.append(log_ratio(coefficients, model.particle, model.background, model.blocks))
+    elsewhere = np.array(ratios).reshape(2, len(DIRECTIONS), -1)
+    best = elsewhere.max(axis=1)
+    there = np.maximum(best[0], best[1]) > np.maximum(-score, 0) + CLEARLY
+    codes[there] = np.where(best[0] >= best[1], OFF_CENTRE, PARTIAL)[there]
+    # Two particles lie on opposite sides of the centre.
+    opposite = np.minimum(elsewhere[0], np.roll(elsewhere[0], len(DIRECTIONS) // 2, axis=0)).max(axis=0)
+    codes[opposite > CLEARLY] = MULTIPLE
+    spread = np.sqrt(np.diag(np.linalg.inv(model.powers.precision)))
+    codes[((powers - model.powers.mean) / spread).max(axis=1) > EXCESS] = CONTAMINATION
+    return codes
+
+
+def _unjudged_batch(images: npt.NDArray[np.float32], start: int) -> _Batch:
+    n = len(images)
+    nothing = np.full(n, np.inf)
+    return _Batch(
+        inspect_pixels(images).codes, nothing, nothing, -nothing, np.full(n, np.nan, dtype=np.float32)
+    )
+
+
+def _gather(batches: Iterator[_Batch]) -> _Batch:
+    return _Batch(*(np.concatenate(column) for column in zip(*batches, strict=True)))
+
+
+def _unjudged(found: _Batch, basis: PswfBasis, box: int) -> SubspaceResult:
+    """Verdict where at most one image is fit: nothing can be learned, and only the unfit are rejected."""
+    keep = found.codes == VALID
+    length = len(basis.angular)
+    nothing = np.empty(0)
+    trace = FitTrace(nothing, nothing, nothing.astype(np.intp))
+    model = SubspaceModel(np.ones(1), np.zeros((1, length)), np.zeros((1, length, 1)), 1.0, keep[:0], trace)
+    return SubspaceResult(
+        keep,
+        found.score,
+        reason_names(found.codes),
+        np.where(keep, np.nan, 1.0),
+        found.factor,
+        found.log_likelihood,
+        found.outlyingness,
+        np.nan,
+        0.25 * box,
+        "bright",
+        model,
+        basis,
+    )
+
+
+def _result(found: _Batch, model: _Model, scale: float) -> SubspaceResult:
+    judged = np.isfinite(found.score)
+    probability = np.ones(len(judged))
+    cut = np.nan
+    keep = judged
+    if judged.sum() >= MIN_TAUGHT:
+        cut = balanced_cut(found.score[judged])
+        # Beyond 700 the exponential is more than a float holds.
+        probability[judged] = 1 / (1 + np.exp(np.clip(cut - found.score[judged], -700, 700)))
+        keep = found.score <= cut
+    else:
+        probability[judged] = np.nan
+    radius, sign = _extent(model)
+    return SubspaceResult(
+        keep,
+        found.score,
+        reason_names(np.where(keep, VALID, found.codes)),
+        probability,
+        found.factor,
+        found.log_likelihood,
+        found.outlyingness,
+        cut,
+        radius * scale,
+        "bright" if sign > 0 else "dark",
+        model.subspaces,
+        model.basis,
+    )
+
+
+def _extent(model: _Model) -> tuple[float, int]:
+    """Radius of the particle in pixels of the cropped image, and the sign of its contrast."""
+    box = model.basis.box
+    functions = model.basis.functions.reshape(len(model.basis.functions), -1).astype(np.float64)
+    excess = np.square(np.tensordot(model.particle.mean, functions[model.blocks.members[0][0]], 1))
+    level = _level(model.particle, model.background, model.blocks)
+    for members, near, far in zip(
+        model.blocks.members, model.particle.covariances, model.background.covariances, strict=True
+    ):
+        for columns in members:
+            part = functions[columns]
+            excess += np.einsum("ip,ij,jp->p", part, near - level * far, part, optimize=True)
+    offset = np.arange(box) - box // 2
+    distance = np.hypot.outer(offset, offset).ravel()
+    ring = np.rint(distance).astype(int)
+    inside = ring < box // 2
+    profile = np.bincount(ring[inside], excess[inside]) / np.bincount(ring[inside])
+    energy = np.cumsum(
+        np.maximum(profile - profile[-max(2, box // 12) :].mean(), 0) * np.arange(len(profile))
+    )
+    radius = 0.5 + float(np.interp(0.95, energy / max(energy[-1], 1e-30), np.arange(len(profile))))
+    middle = np.tensordot(model.particle.mean, functions[model.blocks.members[0][0]], 1)
+    sign = 1 if middle[distance <= radius / 2].mean() >= middle[inside & (distance > radius)].mean() else -1
+    return float(np.clip(radius, 0.1 * box, 0.5 * box)), sign
+
+
+def _level(particle: Shape, background: Shape, blocks: Blocks) -> float:
+    """Typical variance of one shape in units of the other: strengths of shapes cannot be compared."""
+    relative = [
+        np.repeat(np.linalg.eigvalsh(whitener.T @ covariance @ whitener), len(members))
+        for whitener, covariance, members in zip(
+            background.whiteners, particle.covariances, blocks.members, strict=True
+        )
+    ]
+    return float(np.median(np.concatenate(relative)))
+
+
+def _published(
+    particles: Particles,
+    operator: npt.NDArray[np.float32],
+    basis: PswfBasis,
+    numbers: tuple[int | None, int | None],
+    work: str | os.PathLike[str] | None,
+    n_jobs: int | None,
+    seed: int,
+    progress: Callable[[int, int], None] | None,
+) -> SubspaceResult:
+    """Learn from all images, which therefore are kept as coefficients in a file."""
+    n = len(particles)
+    with tempfile.TemporaryDirectory(prefix="fastsort-", dir=work) as folder:
+        path = os.path.join(folder, "coefficients")
+        shape = (n, len(basis.functions))
+        batches = map_batches(
+            _published_batch, particles, operator, basis, batch_size=BATCH, n_jobs=n_jobs, progress=progress
+        )
+        codes = []
+        with open(path, "wb") as file:
+            for part_codes, coefficients in batches:
+                codes.append(part_codes)
+                file.write(coefficients.data)
+        stored: npt.NDArray[np.float32] = np.memmap(path, np.float32, "r", shape=shape)
+        model = fit_subspaces(stored, *numbers, preset="published", n_jobs=n_jobs, seed=seed)
+        scores = subspace_scores(stored, model, n_jobs=n_jobs)
+    reason = np.where(model.keep, VALID, np.concatenate(codes)).astype(np.int8)
+    reason[~model.keep & (reason == VALID)] = NOISE
+    return SubspaceResult(
+        model.keep,
+        scores.factor,
+        reason_names(reason),
+        np.where(model.keep, 0.0, 1.0),
+        scores.factor,
+        scores.log_likelihood,
+        np.full(n, np.nan, dtype=np.float32),
+        np.nan,
+        0.25 * particles.box,
+        "bright",
+        model,
+        basis,
+    )
+
+
+def _published_batch(
+    images: npt.NDArray[np.float32], start: int, operator: npt.NDArray[np.float32], basis: PswfBasis
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    codes = inspect_pixels(images).codes
+    coefficients = np.ascontiguousarray(_coefficients(_prepared(images, operator), basis), dtype=np.float32)
+    coefficients[codes != VALID] = np.nan
+    return codes, coefficients

@@ -1,0 +1,194 @@
+"""What particles look like and what their surroundings look like, both in all orientations.
+
+Only the direction of an image counts, not its strength: a shape is a covariance up to a factor.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fastsort.subspaces.pswf import PswfBasis
+
+N_ROUNDS = 4
+# White noise that is added to every covariance, in parts of its mean variance: images that were
+# denoised have next to nothing at high frequencies, and that must not decide.
+FLOOR = 0.05
+# Part of the background in the shape of the particles: with few images this is the better estimate.
+SHARED = 0.1
+
+Array = npt.NDArray[np.float64]
+
+
+class Blocks(NamedTuple):
+    """Where the coefficients of each angular index stand.
+
+    Attributes
+    ----------
+    members : tuple of ndarray of intp, shape (1 or 2, p)
+        For m = 0, 1, ...: the columns of cosines, and below them those of their sines.
+    """
+
+    members: tuple[npt.NDArray[np.intp], ...]
+
+
+class Shape(NamedTuple):
+    """A covariance of coefficients under all turns and reflections, block by angular index.
+
+    Attributes
+    ----------
+    mean : ndarray of float64, shape (p,)
+        Of the cosines of index 0.
+    covariances : tuple of ndarray of float64, shape (p, p)
+    whiteners : tuple of ndarray of float64, shape (p, p)
+        Rows times these have the identity for covariance.
+    log_volume : float
+        Half the logarithm of the determinant.
+    """
+
+    mean: Array
+    covariances: tuple[Array, ...]
+    whiteners: tuple[Array, ...]
+    log_volume: float
+
+
+def angular_blocks(basis: PswfBasis) -> Blocks:
+    """Find the blocks of a basis."""
+    members = []
+    for m in range(int(basis.angular.max()) + 1):
+        rows = [np.flatnonzero(basis.angular == sign * m) for sign in (1, -1)[: 1 + (m > 0)]]
+        members.append(np.array(rows))
+    return Blocks(tuple(members))
+
+
+def fit_shape(coefficients: Array, use: npt.NDArray[np.bool_], blocks: Blocks) -> Shape:
+    """Estimate a shape from the directions of some images.
+
+    Parameters
+    ----------
+    coefficients : ndarray of float64, shape (n, L)
+    use : ndarray of bool, shape (n,)
+    blocks : Blocks
+
+    Returns
+    -------
+    shape : Shape
+
+    Notes
+    -----
+    Four rounds towards Tyler's estimate (Ann. Statist. 15, 1987): each image is weighted by the
+    inverse of its Mahalanobis distance, so that a strong one has no more say than a weak one.
+    """
+    rows = coefficients[use]
+    weights = np.ones(len(rows))
+    for _ in range(N_ROUNDS):
+        shape = _weighted_shape(rows, weights, blocks)
+        weights = rows.shape[1] / np.maximum(distances(rows, shape, blocks), 1e-9)
+    return shape
+
+
+def distances(coefficients: Array, shape: Shape, blocks: Blocks) -> Array:
+    """Squared Mahalanobis distances of images (n, L)."""
+    total = np.zeros(len(coefficients))
+    for m, (members, whitener) in enumerate(zip(blocks.members, shape.whiteners, strict=True)):
+        for columns in members:
+            part = coefficients[:, columns]
+            white = (part - shape.mean if m == 0 else part) @ whitener
+            total += np.einsum("ij,ij->i", white, white)
+    return total
+
+
+def log_ratio(coefficients: Array, particle: Shape, background: Shape, blocks: Blocks) -> Array:
+    """Log-likelihood ratio of two shapes for the directions of images (n, L).
+
+    Notes
+    -----
+    The angular central Gaussian density is |S|^(-1/2) (y' S^-1 y)^(-L/2) (Tyler, Biometrika 74,
+    1987).
+    """
+    half = 0.5 * coefficients.shape[1]
+    near = distances(coefficients, particle, blocks)
+    far = distances(coefficients, background, blocks)
+    ratio: Array = half * np.log(np.maximum(far, 1e-30) / np.maximum(near, 1e-30))
+    return ratio + background.log_volume - particle.log_volume
+
+
+def regularize(particle: Shape, background: Shape, n_images: int, blocks: Blocks) -> Shape:
+    """Give up what a shape differs from another in by no more than chance.
+
+    Parameters
+    ----------
+    particle, background : Shape
+    n_images : int
+        That the first was estimated from.
+    blocks : Blocks
+
+    Returns
+    -------
+    shape : Shape
+        As the first; but relative to the second, principal variances between the two edges of the
+        Marchenko-Pastur law become equal, for chance gives these; and a tenth of the second is
+        mixed in.
+
+    Notes
+    -----
+    Probabilistic PCA keeps the axes with more variance than noise. Particles also have axes with
+    less than their surroundings, so that both ends are kept, as in extreme components analysis
+    (Welling, Agakov & Williams, NIPS 16, 2003).
+    """
+    relative = []
+    for whitener, covariance in zip(background.whiteners, particle.covariances, strict=True):
+        relative.append(np.linalg.eigh(whitener.T @ covariance @ whitener))
+    counts = [len(members) for members in blocks.members]
+    edges = [
+        math.sqrt(len(values) / (n_images * count))
+        for (values, _), count in zip(relative, counts, strict=True)
+    ]
+    every = np.concatenate([values for values, _ in relative])
+    weights = np.repeat(counts, [len(values) for values, _ in relative])
+    edge = np.repeat(edges, [len(values) for values, _ in relative])
+    level = float(np.median(np.repeat(every, weights)))
+    for _ in range(N_ROUNDS):
+        chance = _by_chance(every / level, edge)
+        if chance.any():
+            level = float(np.average(every[chance], weights=weights[chance]))
+    covariances = []
+    for (values, vectors), other, limit in zip(relative, background.covariances, edges, strict=True):
+        values = np.where(_by_chance(values / level, limit), level, values)
+        back = np.linalg.cholesky(other) @ vectors
+        covariances.append((back * ((1 - SHARED) * values + SHARED * level)) @ back.T)
+    return _shape(particle.mean, covariances, blocks)
+
+
+def _by_chance(values: Array, edge: Array | float) -> npt.NDArray[np.bool_]:
+    chance: npt.NDArray[np.bool_] = (values <= (1 + edge) ** 2) & (values >= (1 - np.minimum(edge, 1)) ** 2)
+    return chance
+
+
+def _weighted_shape(rows: Array, weights: Array, blocks: Blocks) -> Shape:
+    total = weights.sum()
+    mean = weights @ rows[:, blocks.members[0][0]] / total
+    covariances = []
+    for m, members in enumerate(blocks.members):
+        covariance = np.zeros((members.shape[1], members.shape[1]))
+        for columns in members:
+            part = rows[:, columns] - mean if m == 0 else rows[:, columns]
+            covariance += (part * weights[:, None]).T @ part
+        covariances.append(covariance / (total * len(members)))
+    width = rows.shape[1]
+    power = sum(len(m) * float(np.trace(c)) for m, c in zip(blocks.members, covariances, strict=True)) / width
+    floor = max(FLOOR * power, 1e-12)
+    return _shape(mean, [c + floor * np.eye(len(c)) for c in covariances], blocks)
+
+
+def _shape(mean: Array, covariances: list[Array], blocks: Blocks) -> Shape:
+    whiteners = []
+    log_volume = 0.0
+    for members, covariance in zip(blocks.members, covariances, strict=True):
+        root = np.linalg.cholesky(covariance)
+        whiteners.append(np.linalg.inv(root).T)
+        log_volume += len(members) * float(np.log(np.diag(root)).sum())
+    return Shape(mean, tuple(covariances), tuple(whiteners), log_volume)
