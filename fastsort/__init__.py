@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from fastsort.radial.filter import radial_filter
     from fastsort.simulate import project_volume, simulate_particles, write_project
     from fastsort.sort import sort_particles
+    from fastsort.subspaces.filter import subspace_filter
     from fastsort.subspaces.fit import fit_subspaces
     from fastsort.subspaces.pswf import pswf_basis, pswf_coefficients, pswf_images
     from fastsort.subspaces.scores import denoise, sorting_factor, subspace_scores
@@ -38,6 +39,7 @@ _HOMES = {
     "steerable_pca": "fastsort.subspaces.steerable",
     "relative_energy": "fastsort.subspaces.steerable",
     "fit_subspaces": "fastsort.subspaces.fit",
+    "subspace_filter": "fastsort.subspaces.filter",
     "sorting_factor": "fastsort.subspaces.scores",
     "subspace_scores": "fastsort.subspaces.scores",
     "denoise": "fastsort.subspaces.scores",
@@ -66,6 +68,7 @@ __all__ = [
     "sort_particles",
     "sorting_factor",
     "steerable_pca",
+    "subspace_filter",
     "subspace_scores",
     "write_project",
 ]

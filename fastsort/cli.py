@@ -105,14 +105,16 @@ def _add_sort(commands: Any) -> None:
     add("input", metavar="INPUT", help="RELION .star file or MRC stack")
     add("-o", "--output", metavar="DIR", required=True, help="folder for the results")
     add("--diameter", type=float, metavar="A", help="particle's, in angstroms; otherwise estimated")
-    add("--method", choices=("radial",), help="otherwise all methods together")
+    add("--method", choices=("radial", "subspaces"), help="how to sort (default radial)")
     add("--preset", choices=("default", "published"), default="default", help="rules of the method")
     add("--phase-flip", choices=("auto", "yes", "no"), default="auto", help="correct the CTF's signs")
     add("--contrast", choices=("auto", "bright", "dark"), default="auto", help="of the particles")
     add("--pixel-size", type=float, metavar="A", help="in angstroms; otherwise that of the input")
     add("--data-dir", metavar="DIR", help="where the stacks lie that a STAR file names")
     add("--working-size", type=int, metavar="PX", help="box after the Fourier crop")
-    add("--n-peaks", type=int, metavar="N", help="peaks looked at in each image")
+    add("--n-peaks", type=int, metavar="N", help="radial: peaks looked at in each image")
+    add("--n-subspaces", type=int, metavar="M", help="subspaces: how many; otherwise found")
+    add("--n-components", type=int, metavar="K", help="subspaces: dimensions of each; otherwise found")
     add("--jobs", type=int, default=-1, metavar="N", help="workers; default -1, all cores")
     add("--seed", type=int, default=0, metavar="N", help="of all that is random (default 0)")
     add("--write-stack", action="store_true", help="copy the kept images to kept.mrcs")
@@ -170,6 +172,8 @@ def _sort(options: argparse.Namespace) -> None:
         contrast=options.contrast,
         working_size=options.working_size,
         n_peaks=options.n_peaks,
+        n_subspaces=options.n_subspaces,
+        n_components=options.n_components,
         work=options.work,
         n_jobs=options.jobs,
         seed=options.seed,

@@ -21,8 +21,9 @@ from fastsort.images.normalize import inspect_pixels, normalize_background
 from fastsort.particles.mrc import MrcHeader
 from fastsort.particles.source import CtfParameters, Particles, StackImages, open_particles
 from fastsort.radial.filter import CONTRASTS, PRESETS, RadialResult, check_n_peaks, radial_filter
+from fastsort.subspaces.filter import SubspaceResult, subspace_filter
 
-METHODS = ("radial",)
+METHODS = ("radial", "subspaces")
 PHASE_FLIPS = ("auto", "yes", "no")
 WORKING_SIZE = 48
 # Reading and cropping is most of the work; the progress that a user sees says so.
@@ -41,7 +42,8 @@ class SortResult(NamedTuple):
         "valid", or why the image is rejected.
     junk_probability : ndarray of float64, shape (n,)
     offset : ndarray of float32, shape (n, 2)
-        Where the particle's centre lies: row and column from pixel box // 2, in input pixels.
+        Where the particle's centre lies: row and column from pixel box // 2, in input pixels. NaN with
+        the subspaces method, which does not look for it.
     measurements : dict of str to ndarray
         Everything else that was measured, one entry an image.
     cut : float
@@ -56,6 +58,8 @@ class SortResult(NamedTuple):
         "bright" or "dark": of the particles in the images.
     phase_flipped : bool
         Whether the phases were flipped here.
+    subspaces : SubspaceResult or None
+        What was learned with the subspaces method, for working images.
     parameters : dict
         What the run was asked for.
     seconds : dict of str to float
@@ -74,6 +78,7 @@ class SortResult(NamedTuple):
     diameter_estimated: bool
     contrast: str
     phase_flipped: bool
+    subspaces: SubspaceResult | None
     parameters: dict[str, Any]
     seconds: dict[str, float]
 
@@ -88,6 +93,8 @@ def sort_particles(
     contrast: str = "auto",
     working_size: int | None = None,
     n_peaks: int | None = None,
+    n_subspaces: int | None = None,
+    n_components: int | None = None,
     work: str | os.PathLike[str] | None = None,
     n_jobs: int | None = None,
     seed: int = 0,
@@ -101,20 +108,23 @@ def sort_particles(
         As for `open_particles`. Read once, never changed.
     diameter : float, optional
         Of the particle in angstroms; by default it is estimated from the data.
-    method : {"radial"}, optional
-        By default all methods that there are.
+    method : {"radial", "subspaces"}, optional
+        Where the mass of the image lies, as `radial_filter`, or what the image is made of, as
+        `subspace_filter`. By default radial.
     preset : {"default", "published"}
-        As for `radial_filter`.
+        As for the method.
     phase_flip : {"auto", "yes", "no"}
         Whether to flip phases; "auto" does where the source knows the defocus and does not say that
         it was done.
     contrast : {"auto", "bright", "dark"}
-        Of the particles.
+        Of the particles; of use to the radial method alone.
     working_size : int, optional
         Box in pixels to which images are cropped in Fourier space; by default 48, or the box where
         that is smaller.
     n_peaks : int, optional
         As for `radial_filter`.
+    n_subspaces, n_components : int, optional
+        As for `subspace_filter`.
     work : path, optional
         Existing folder for temporary files of 2 bytes a working pixel; by default the system's.
     n_jobs : int, optional
@@ -134,7 +144,7 @@ def sort_particles(
     """
     particles = open_particles(particles)
     n, box = len(particles), particles.box
-    check_choice("method", method or "radial", METHODS)
+    method = check_choice("method", method or "radial", METHODS)
     check_choice("phase_flip", phase_flip, PHASE_FLIPS)
     check_choice("preset", preset, PRESETS)
     check_choice("contrast", contrast, CONTRASTS)
@@ -143,7 +153,11 @@ def sort_particles(
     operator = crop_operator(box, size)
     check_n_peaks(n_peaks, size)
     radius = _working_radius(particles, diameter, size)
-    if preset == "published" and radius is None:
+    if method == "radial":
+        _refuse(method, n_subspaces=n_subspaces, n_components=n_components)
+    else:
+        _refuse(method, n_peaks=n_peaks, contrast=None if contrast == "auto" else contrast)
+    if method == "radial" and preset == "published" and radius is None:
         raise InputError("the published preset needs the particle's diameter: give it, in angstroms.")
     ctf = _ctf_to_flip(particles, phase_flip)
     if work is not None and not Path(work).is_dir():
@@ -171,42 +185,60 @@ def sort_particles(
         )
         codes, mean, std = (np.concatenate(column) for column in zip(*batches, strict=True))
         prepared = time.perf_counter()
-        found = radial_filter(
-            _working_particles(path, n, size, pixel_size),
-            radius,
-            n_peaks,
-            preset=preset,
-            contrast=contrast,
-            n_jobs=n_jobs,
-            seed=seed,
-            progress=report(READING, 1 - READING),
-        )
+        working = _working_particles(path, n, size, pixel_size)
+        found: RadialResult | SubspaceResult
+        if method == "radial":
+            found = radial_filter(
+                working,
+                radius,
+                n_peaks,
+                preset=preset,
+                contrast=contrast,
+                n_jobs=n_jobs,
+                seed=seed,
+                progress=report(READING, 1 - READING),
+            )
+        else:
+            found = subspace_filter(
+                working,
+                n_subspaces,
+                n_components,
+                preset=preset,
+                work=folder,
+                n_jobs=n_jobs,
+                seed=seed,
+                progress=report(READING, 1 - READING),
+            )
     judged = time.perf_counter()
     parameters = {
         "diameter": diameter,
-        "method": method or "radial",
+        "method": method,
         "preset": preset,
         "phase_flip": phase_flip,
         "contrast": contrast,
         "working_size": size,
         "n_peaks": n_peaks,
+        "n_subspaces": n_subspaces,
+        "n_components": n_components,
         "seed": seed,
     }
-    seconds = {"read and crop": prepared - begin, "radial": judged - prepared, "total": judged - begin}
-    diameter_px = 2 * found.radius * box / size
+    seconds = {"read and crop": prepared - begin, method: judged - prepared, "total": judged - begin}
+    diameter_px = 2 * (radius or found.radius) * box / size
+    subspaces = found if isinstance(found, SubspaceResult) else None
     return SortResult(
         found.keep,
         found.score,
         np.where(codes == VALID, found.reason, reason_names(codes)),
         found.junk_probability,
-        found.centre * np.float32(box / size),
-        _measurements(found, mean, std),
+        _offset(found, box / size),
+        {**_measurements(found), "pixel_mean": mean, "pixel_std": std},
         found.cut,
         diameter_px * particles.pixel_size,
         diameter_px,
         diameter is None,
         found.contrast,
         ctf is not None,
+        subspaces,
         parameters,
         seconds,
     )
@@ -277,15 +309,21 @@ def _working_particles(path: str, n: int, size: int, pixel_size: float) -> Parti
     return Particles(StackImages([header], np.zeros_like(sections), sections), size, pixel_size, path)
 
 
-def _measurements(
-    found: RadialResult, mean: npt.NDArray[np.float32], std: npt.NDArray[np.float32]
-) -> dict[str, npt.NDArray[Any]]:
-    return {
-        "peak": found.peak,
-        "second_peak": found.second_peak,
-        "outlyingness": found.outlyingness,
-        "n_clusters": found.n_clusters,
-        "n_scattered": found.n_scattered,
-        "pixel_mean": mean,
-        "pixel_std": std,
-    }
+def _refuse(method: str, **options: object) -> None:
+    """Refuse options that would have no effect."""
+    for name, value in options.items():
+        if value is not None:
+            raise InputError(f"{name} does nothing with method {method!r}: leave it out.")
+
+
+def _offset(found: RadialResult | SubspaceResult, scale: float) -> npt.NDArray[np.float32]:
+    if isinstance(found, RadialResult):
+        return found.centre * np.float32(scale)
+    return np.full((len(found.keep), 2), np.nan, dtype=np.float32)
+
+
+def _measurements(found: RadialResult | SubspaceResult) -> dict[str, npt.NDArray[Any]]:
+    names: tuple[str, ...] = ("factor", "log_likelihood", "excess")
+    if isinstance(found, RadialResult):
+        names = ("peak", "second_peak", "outlyingness", "n_clusters", "n_scattered")
+    return {name: getattr(found, name) for name in names}

@@ -101,15 +101,23 @@ def summarize(particles: Particles, result: SortResult) -> dict[str, Any]:
 def _star_columns(particles: Particles, result: SortResult) -> dict[str, list[str]]:
     known = math.isfinite(particles.pixel_size)
     unit, pixel_size = ("Angst", particles.pixel_size) if known else ("", 1.0)
-    offset = result.offset.astype(np.float64) * pixel_size
-    # RELION reads nan as 0, which would be a good score.
-    score = np.nan_to_num(result.score, nan=_NO_SCORE, posinf=_NO_SCORE, neginf=-_NO_SCORE)
-    return {
-        "_rlnParticleSelectZScore": _formatted(score, "%.6f"),
+    columns = {
+        "_rlnParticleSelectZScore": _formatted(_for_relion(result.score), "%.6f"),
         "_fastsortReason": result.reason.tolist(),
-        f"_fastsortOffsetX{unit}": _formatted(offset[:, 1], "%.3f"),
-        f"_fastsortOffsetY{unit}": _formatted(offset[:, 0], "%.3f"),
     }
+    if result.subspaces is not None:
+        for label, name in (("SortingFactor", "factor"), ("LogLikelihood", "log_likelihood")):
+            columns[f"_fastsort{label}"] = _formatted(_for_relion(result.measurements[name]), "%.6g")
+    else:
+        offset = result.offset.astype(np.float64) * pixel_size
+        columns[f"_fastsortOffsetX{unit}"] = _formatted(offset[:, 1], "%.3f")
+        columns[f"_fastsortOffsetY{unit}"] = _formatted(offset[:, 0], "%.3f")
+    return columns
+
+
+def _for_relion(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    # RELION reads nan as 0, which would be a good score.
+    return np.nan_to_num(values, nan=_NO_SCORE, posinf=_NO_SCORE, neginf=-_NO_SCORE)
 
 
 def _write_star(

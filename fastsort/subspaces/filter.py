@@ -53,8 +53,8 @@ N_REFINEMENTS = 2
 OUTLYING = 1.0
 EXCLUDED = 3.0
 SLACK = 0.5
-# Power of a band in deviations from the particles' from which on an image is called contamination.
-EXCESS = 5.0
+# A band with so many deviations more power than particles have counts against an image.
+EXCESS = 3.0
 # Where else a particle is looked for, in parts of the box, and by how many nats it must win.
 NEARBY, ASIDE = 0.27, 0.45
 DIRECTIONS = tuple((math.sin(0.25 * math.pi * k), math.cos(0.25 * math.pi * k)) for k in range(8))
@@ -70,8 +70,9 @@ class SubspaceResult(NamedTuple):
     ----------
     keep : ndarray of bool, shape (n,)
     score : ndarray of float64, shape (n,)
-        Larger for junk: log-likelihood ratio of the surroundings to the particles, in nats; with the
-        published preset the sorting factor. Infinite for images that cannot be judged.
+        Larger for junk: log-likelihood ratio of the surroundings to the particles, plus what unusual
+        power costs, in nats; with the published preset the sorting factor. Infinite for images that
+        cannot be judged.
     reason : ndarray of str, shape (n,)
     junk_probability : ndarray of float64, shape (n,)
         From the score and the share of junk that fits all scores; NaN with fewer than 50 images; 0
@@ -80,9 +81,9 @@ class SubspaceResult(NamedTuple):
         As `sorting_factor` in the learned subspaces.
     log_likelihood : ndarray of float64, shape (n,)
         Of the image in the learned subspaces.
-    outlyingness : ndarray of float32, shape (n,)
-        Mahalanobis distance of the power in bands of frequency from that of the particles, as far as
-        it exceeds its expectation; NaN if published.
+    excess : ndarray of float32, shape (n,)
+        Deviations by which the band of frequencies that stands out most has more power than in
+        particles (of the logarithm); NaN if published.
     cut : float
         Images with a larger score are rejected; NaN if published or with fewer than 50 images.
     radius : float
@@ -101,7 +102,7 @@ class SubspaceResult(NamedTuple):
     junk_probability: Array
     factor: Array
     log_likelihood: Array
-    outlyingness: npt.NDArray[np.float32]
+    excess: npt.NDArray[np.float32]
     cut: float
     radius: float
     contrast: str
@@ -109,12 +110,39 @@ class SubspaceResult(NamedTuple):
     basis: PswfBasis
 
 
+def eigenimages(result: SubspaceResult, n_images: int) -> npt.NDArray[np.float32]:
+    """Mean and principal axes of each subspace as images.
+
+    Parameters
+    ----------
+    result : SubspaceResult
+    n_images : int
+        How many of each subspace at most.
+
+    Returns
+    -------
+    images : ndarray of float32, shape (M, k, d, d)
+        The mean first, then the axes with the largest variance; of a pair that differs by a rotation
+        alone, only the cosine.
+    """
+    model, basis = result.model, result.basis
+    pictures = []
+    for mean, loading in zip(model.means, model.loadings, strict=True):
+        order = np.argsort(-np.square(loading).sum(axis=0), kind="stable")
+        # The sine of a pair lives on functions of negative angular index.
+        cosines = [k for k in order if np.square(loading[basis.angular >= 0, k]).sum() > 0]
+        rows = np.column_stack([mean, loading[:, cosines[: n_images - 1]]]).T
+        pictures.append(np.tensordot(rows.astype(np.float32), basis.functions, 1))
+    fewest = min(len(part) for part in pictures)
+    return np.stack([part[:fewest] for part in pictures])
+
+
 class _Batch(NamedTuple):
     codes: npt.NDArray[np.int8]
     score: Array
     factor: Array
     log_likelihood: Array
-    outlyingness: npt.NDArray[np.float32]
+    excess: npt.NDArray[np.float32]
 
 
 class Bulk(NamedTuple):
@@ -139,7 +167,8 @@ class _Model(NamedTuple):
     bands: tuple[npt.NDArray[np.intp], ...]
     particle: Shape
     background: Shape
-    powers: Bulk
+    usual: Array
+    spread: Array
     steep: float
     subspaces: SubspaceModel
     described: Prepared
@@ -196,8 +225,9 @@ def subspace_filter(
 
     The particles' shape is learned from the 30 % of a sample of at most 4096 images that look most
     like particles and least like contamination, chosen anew five times, then twice from all that are
-    kept. The score is the logarithm of the likelihood ratio; with the share of junk that makes all
-    scores most likely, it gives the probability, and the cut is where junk becomes likelier.
+    kept. The score is the logarithm of the likelihood ratio, plus (z^2 - 9) / 2 where a band has z > 3
+    deviations more power than in particles. With the share of junk that makes all scores most
+    likely, it gives the probability, and the cut is where junk becomes likelier.
     `fit_subspaces` with the basis then describes what the particles are made of.
 
     References
@@ -347,7 +377,9 @@ def _learn(
     )
     bulk = fit_bulk(powers[use])
     steep = float(np.median(_slope(powers[use])))
-    return _Model(basis, blocks, bands, particle, background, bulk, steep, subspaces, prepare(subspaces))
+    widths = np.sqrt(np.diag(np.linalg.inv(bulk.precision)))
+    described = prepare(subspaces)
+    return _Model(basis, blocks, bands, particle, background, bulk.mean, widths, steep, subspaces, described)
 
 
 def _slope(log_powers: Array) -> Array:
@@ -376,18 +408,21 @@ def _batch(
     coefficients = _coefficients(images, model.basis)
     score = -log_ratio(coefficients, model.particle, model.background, model.blocks)
     powers = _log_powers(coefficients, model.bands)
-    outlying = _beyond(powers, model.powers)
+    excess = ((powers - model.usual) / model.spread).max(axis=1)
+    score += 0.5 * np.maximum(excess * np.abs(excess) - EXCESS**2, 0)
     log_likelihood, factor, _, _ = measure(coefficients, model.described)
     doubtful = np.flatnonzero(judged & (score > -CLEARLY))
-    codes[doubtful] = _reasons(images[doubtful], score[doubtful], powers[doubtful], model)
+    codes[doubtful] = _reasons(
+        images[doubtful], score[doubtful], excess[doubtful], _slope(powers[doubtful]), model
+    )
     for values in (score, factor):
         values[~judged] = np.inf
     log_likelihood[~judged] = -np.inf
-    return _Batch(codes, score, factor, log_likelihood, outlying.astype(np.float32))
+    return _Batch(codes, score, factor, log_likelihood, excess.astype(np.float32))
 
 
 def _reasons(
-    images: npt.NDArray[np.float32], score: Array, powers: Array, model: _Model
+    images: npt.NDArray[np.float32], score: Array, excess: Array, slope: Array, model: _Model
 ) -> npt.NDArray[np.int8]:
     """Why images would be rejected, should their scores be beyond the cut."""
     codes = np.full(len(images), NOISE, dtype=np.int8)
@@ -395,7 +430,7 @@ def _reasons(
         return codes
     # The background's deviation being 1, the slope of the spectrum says how much there is: noise has a
     # flatter one than particles.
-    codes[_slope(powers) > model.steep] = CONTAMINATION
+    codes[slope > model.steep] = CONTAMINATION
     box = images.shape[1]
     ratios = []
     for distance in (NEARBY, ASIDE):
@@ -410,8 +445,7 @@ def _reasons(
     # Two particles lie on opposite sides of the centre.
     opposite = np.minimum(elsewhere[0], np.roll(elsewhere[0], len(DIRECTIONS) // 2, axis=0)).max(axis=0)
     codes[opposite > CLEARLY] = MULTIPLE
-    spread = np.sqrt(np.diag(np.linalg.inv(model.powers.precision)))
-    codes[((powers - model.powers.mean) / spread).max(axis=1) > EXCESS] = CONTAMINATION
+    codes[excess > EXCESS] = CONTAMINATION
     return codes
 
 
@@ -441,7 +475,7 @@ def _unjudged(found: _Batch, basis: PswfBasis, box: int) -> SubspaceResult:
         np.where(keep, np.nan, 1.0),
         found.factor,
         found.log_likelihood,
-        found.outlyingness,
+        found.excess,
         np.nan,
         0.25 * box,
         "bright",
@@ -470,7 +504,7 @@ def _result(found: _Batch, model: _Model, scale: float) -> SubspaceResult:
         probability,
         found.factor,
         found.log_likelihood,
-        found.outlyingness,
+        found.excess,
         cut,
         radius * scale,
         "bright" if sign > 0 else "dark",
