@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +10,11 @@ from scipy.linalg import eigh
 from threadpoolctl import threadpool_limits
 
 from fastsort._checks import InputError, check_count, check_positive
-from fastsort.images.batches import map_batches
 from fastsort.subspaces.pswf import PswfBasis
+from fastsort.subspaces.rows import Rows, check_rows
 
 Array = npt.NDArray[np.float64]
 
-BATCH_BYTES = 16 << 20
 # The largest eigenvalue of pure noise lies this many Tracy-Widom units above its typical place in
 # one block of ten thousand.
 TRACY_WIDOM = 4.4
@@ -57,25 +55,6 @@ class _Block(NamedTuple):
     eigenvalues: Array
     vectors: Array
     n_samples: int
-
-
-@dataclass(frozen=True, eq=False)
-class _Rows:
-    """Rows of an array that may be larger than memory."""
-
-    array: npt.NDArray[Any]
-
-    def __len__(self) -> int:
-        return len(self.array)
-
-    def read(self, start: int, stop: int) -> Array:
-        """Return a copy of a range of rows."""
-        return np.array(self.array[start:stop], dtype=np.float64, order="C", subok=False)
-
-    @property
-    def batch_size(self) -> int:
-        """Rows a batch, whatever the number of workers."""
-        return max(64, BATCH_BYTES // (8 * self.array.shape[1]))
 
 
 def steerable_pca(
@@ -134,8 +113,8 @@ def steerable_pca(
        analysis", Ann. Statist. 29 (2001), equations 1.3 and 1.4, with the offsets of one half of
        Ma, Bernoulli 18 (2012).
     """
-    rows = _Rows(_check_rows(coefficients, len(basis.angular)))
-    length = rows.array.shape[1]
+    rows = _open(coefficients, len(basis.angular))
+    length = rows.shape[1]
     if n_components is not None and check_count("n_components", n_components) > length:
         raise InputError(
             f"n_components must be at most the {length} functions of the basis; got {n_components}."
@@ -211,12 +190,13 @@ def relative_energy(coefficients: npt.NDArray[Any], pca: SteerablePca, *, n_jobs
     -----
     |P y|^2 / |y|^2 for the projection P: the rule of sorting by steerable PCA.
     """
-    rows = _Rows(_check_rows(coefficients, len(pca.mean)))
-    parts = _map(_energy_batch, rows, pca.components, n_jobs=n_jobs)
-    return np.minimum(np.concatenate(list(parts)), 1)
+    rows = _open(coefficients, len(pca.mean))
+    parts = rows.map(_energy_batch, pca.components, n_jobs=n_jobs)
+    return np.minimum(np.concatenate(parts), 1)
 
 
-def _energy_batch(rows: Array, start: int, components: Array) -> Array:
+def _energy_batch(block: npt.NDArray[Any], start: int, components: Array) -> Array:
+    rows = np.array(block, dtype=np.float64, order="C")
     finite = np.isfinite(rows).all(axis=1)
     rows[~finite] = 0
     # Squares of single-precision numbers are safe, those of the largest doubles are not.
@@ -228,35 +208,22 @@ def _energy_batch(rows: Array, start: int, components: Array) -> Array:
     return energy
 
 
-def _check_rows(coefficients: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
-    if not isinstance(coefficients, np.ndarray):
-        coefficients = np.asarray(coefficients)
-    if coefficients.dtype.kind not in "fiub":
-        raise InputError(f"coefficients must be real numbers; got an array of {coefficients.dtype}.")
-    if coefficients.ndim != 2 or coefficients.shape[1] != length:
-        raise InputError(
-            f"coefficients must have shape (n, {length}); got {coefficients.shape}: "
-            "give them together with the basis that they were made with."
-        )
-    if len(coefficients) == 0:
+def _open(coefficients: npt.NDArray[Any], length: int) -> Rows:
+    rows = Rows(check_rows(coefficients, length))
+    if len(rows) == 0:
         raise InputError("coefficients hold no rows: nothing to sort.")
-    return coefficients
-
-
-def _map(function: Any, rows: _Rows, *arguments: Any, n_jobs: int | None) -> Any:
-    # Of particles, only the length and the reading of ranges are used.
-    return map_batches(function, cast(Any, rows), *arguments, batch_size=rows.batch_size, n_jobs=n_jobs)
+    return rows
 
 
 Members = list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]
 
 
-def _moments(rows: _Rows, members: Members, n_jobs: int | None) -> tuple[int, Array, list[Array]]:
+def _moments(rows: Rows, members: Members, n_jobs: int | None) -> tuple[int, Array, list[Array]]:
     """Count of fit rows, their mean over all orientations, and a covariance an angular index."""
     count = 0
     total = np.zeros(len(members[0][0]))
     products = [np.zeros((len(cosine), len(cosine))) for cosine, _ in members]
-    for part_count, part_total, part_products in _map(_moments_batch, rows, members, n_jobs=n_jobs):
+    for part_count, part_total, part_products in rows.map(_moments_batch, members, n_jobs=n_jobs):
         count += part_count
         total += part_total
         for product, part in zip(products, part_products, strict=True):
@@ -265,15 +232,15 @@ def _moments(rows: _Rows, members: Members, n_jobs: int | None) -> tuple[int, Ar
         raise InputError(
             f"principal components need two images or more; got {count} without NaN among {len(rows)}."
         )
-    mean = np.zeros(rows.array.shape[1])
+    mean = np.zeros(rows.shape[1])
     mean[members[0][0]] = total / count
     covariances = [product / (count * (1 + (m > 0))) for m, product in enumerate(products)]
     covariances[0] -= np.outer(total / count, total / count)
     return count, mean, covariances
 
 
-def _moments_batch(rows: Array, start: int, members: Members) -> tuple[int, Array, list[Array]]:
-    rows = rows[np.isfinite(rows).all(axis=1)]
+def _moments_batch(block: npt.NDArray[Any], start: int, members: Members) -> tuple[int, Array, list[Array]]:
+    rows = block[np.isfinite(block).all(axis=1)].astype(np.float64, order="C")
     products = []
     for m, (cosine, sine) in enumerate(members):
         part = rows[:, cosine]
