@@ -1,4 +1,4 @@
-"""How well does the radial filter tell particles from junk, without any tuning?
+"""How well do the methods tell particles from junk, without any tuning?
 
 python benchmarks/accuracy.py [--data FOLDER] [--quick]
 
@@ -34,6 +34,7 @@ KNOWN_REAL = {
     "betagal_curated": "not known",
 }
 RATES = ("TPR", "TNR", "AUC")
+METHODS = ("radial", "subspaces")
 
 
 def main() -> None:
@@ -52,11 +53,11 @@ def main() -> None:
         )
         print_table(
             "How much is kept, by the share of junk: the same recipe, 2000 images, diameter given",
-            ("SNR", "junk", "kept", *RATES),
+            ("SNR", "junk", "method", "kept", *RATES),
             junk_shares(volumes / RIBOSOME, seeds),
         )
         print_table(
-            "Hard recipe: CTF, coloured noise, SNR 1/20, 48 px, 1800 good + 1200 junk, diameter given; AUC",
+            "Hard recipe: CTF, coloured noise, SNR 1/20, 48 px, 1800 good + 1200 junk; AUC",
             ("noise counted", "volume", "what", "all", *HARD_KINDS, "TPR", "TNR"),
             hard_recipe(volumes, seeds),
         )
@@ -70,7 +71,7 @@ def main() -> None:
         )
         print_table(
             "Real stacks, only good or only junk images, diameter given",
-            ("stack", "images", "number", "kept"),
+            ("stack", "images", "number", "method", "kept"),
             real_halves(options.data / "real"),
         )
     else:
@@ -87,11 +88,13 @@ def paper_recipe(volume: Path, seeds: tuple[int, ...]) -> Iterator[tuple]:
             particles = fs.open_particles(images, pixel_size=truth.pixel_size)
             given = fs.sort_particles(particles, diameter=truth.diameter, n_jobs=1)
             estimated = fs.sort_particles(particles, n_jobs=1)
+            subspaces = fs.sort_particles(particles, method="subspaces", n_jobs=1)
             published = fs.radial_filter(images, 5.0, 10, preset="published", n_jobs=1)
             for what, result in (
-                ("default, diameter given", given),
-                ("default, diameter estimated", estimated),
-                ("published, r = 5, A = 10", published),
+                ("radial, diameter given", given),
+                ("radial, diameter estimated", estimated),
+                ("subspaces, nothing set", subspaces),
+                ("radial, published, r = 5, A = 10", published),
             ):
                 found.setdefault(what, []).append(measure_accuracy(truth.label, result.keep, result.score))
         for what, rates in found.items():
@@ -102,17 +105,18 @@ def junk_shares(volume: Path, seeds: tuple[int, ...]) -> Iterator[tuple]:
     for noise in SNRS[:2]:
         for share in (0, 0.01, 0.6, 1):
             n_junk = round(2000 * share)
-            kept, rates = [], []
-            for seed in seeds:
-                images, truth = fs.simulate_particles(
-                    2000 - n_junk, n_junk, snr=1 / noise, box=33, volume=volume, junk="paper", seed=seed
-                )
-                particles = fs.open_particles(images, pixel_size=truth.pixel_size)
-                result = fs.sort_particles(particles, diameter=truth.diameter, n_jobs=1)
-                kept.append(f"{100 * result.keep.mean():.1f} %")
-                rates.append(measure_accuracy(truth.label, result.keep, result.score))
-            columns = map(mean_and_lowest, zip(*rates, strict=True))
-            yield (f"1/{noise}", f"{100 * share:g} %", ", ".join(kept), *columns)
+            for method in METHODS:
+                kept, rates = [], []
+                for seed in seeds:
+                    images, truth = fs.simulate_particles(
+                        2000 - n_junk, n_junk, snr=1 / noise, box=33, volume=volume, junk="paper", seed=seed
+                    )
+                    particles = fs.open_particles(images, pixel_size=truth.pixel_size)
+                    result = fs.sort_particles(particles, diameter=truth.diameter, method=method, n_jobs=1)
+                    kept.append(f"{100 * result.keep.mean():.1f} %")
+                    rates.append(measure_accuracy(truth.label, result.keep, result.score))
+                columns = map(mean_and_lowest, zip(*rates, strict=True))
+                yield (f"1/{noise}", f"{100 * share:g} %", method, ", ".join(kept), *columns)
 
 
 def hard_recipe(volumes: Path, seeds: tuple[int, ...]) -> Iterator[tuple]:
@@ -124,14 +128,17 @@ def hard_recipe(volumes: Path, seeds: tuple[int, ...]) -> Iterator[tuple]:
                 with tempfile.TemporaryDirectory() as folder:
                     star = fs.write_project(Path(folder) / "project", images, truth)
                     result = fs.sort_particles(star, diameter=truth.diameter, n_jobs=1)
+                    subspaces = fs.sort_particles(star, method="subspaces", n_jobs=1)
                     published = fs.sort_particles(
                         star, diameter=truth.diameter / 2, preset="published", n_peaks=10, n_jobs=1
                     )
                 height = known_matched_filter(images, truth, volumes / file, definition, seed)
                 typical = np.median(height[truth.label])
                 for what, score, keep in (
-                    ("default", result.score, result.keep),
-                    ("published, r = half the radius", published.score, published.keep),
+                    ("radial, diameter given", result.score, result.keep),
+                    ("subspaces, nothing set", subspaces.score, subspaces.keep),
+                    ("sorting factor of its subspaces", subspaces.measurements["factor"], None),
+                    ("radial, published, r = half the radius", published.score, published.keep),
                     ("oracle: height", -height, None),
                     ("oracle: distance from the usual height", np.abs(height - typical), None),
                 ):
@@ -200,19 +207,20 @@ def real_stacks(folder: Path) -> Iterator[tuple]:
         given = fs.sort_particles(particles, diameter=diameter, n_jobs=1)
         estimated = fs.sort_particles(particles, n_jobs=1)
         results = {
-            f"default, {diameter:.0f} A given": given,
-            f"default, {estimated.diameter:.0f} A estimated": estimated,
+            f"radial, {diameter:.0f} A given": given,
+            f"radial, {estimated.diameter:.0f} A estimated": estimated,
+            "subspaces, nothing set": fs.sort_particles(particles, method="subspaces", n_jobs=1),
         }
         radius, n_peaks = diameter / particles.pixel_size / 2, round(particles.box / 5)
         # In the paper's own simulation r is 5 px, about half the particle's radius of 9.4 px.
         for r in (radius, radius / 2):
-            results[f"published, r = {r:.1f} px, A = {n_peaks}"] = fs.radial_filter(
+            results[f"radial, published, r = {r:.1f} px, A = {n_peaks}"] = fs.radial_filter(
                 particles, r, n_peaks, preset="published", n_jobs=1
             )
         for what, result in results.items():
             rates = measure_accuracy(good[certain], result.keep[certain], result.score[certain])
             figures = [f"{rate:.3f}" for rate in (*rates, (rates[0] + rates[1]) / 2)]
-            yield (name, what, *figures, KNOWN_REAL[name] if what.startswith("published") else "")
+            yield (name, what, *figures, KNOWN_REAL[name] if "published" in what else "")
 
 
 def real_halves(folder: Path) -> Iterator[tuple]:
@@ -222,8 +230,9 @@ def real_halves(folder: Path) -> Iterator[tuple]:
             continue
         for what, chosen in (("good", good & certain), ("junk", ~good & certain)):
             some = fs.open_particles(particles.read(np.flatnonzero(chosen)), pixel_size=particles.pixel_size)
-            result = fs.sort_particles(some, diameter=diameter, n_jobs=1)
-            yield (name, what, len(some), f"{100 * result.keep.mean():.1f} %")
+            for method in METHODS:
+                result = fs.sort_particles(some, diameter=diameter, method=method, n_jobs=1)
+                yield (name, what, len(some), method, f"{100 * result.keep.mean():.1f} %")
 
 
 def open_real(folder: Path, name: str) -> tuple:

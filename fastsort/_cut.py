@@ -156,7 +156,8 @@ def balanced_cut(scores: npt.NDArray[np.float64]) -> float:
         if not 1e-12 < share < 1 - 1e-12 or abs(share - before) < 1e-9:
             break
     share = min(max(share, 1e-12), 1 - 1e-12)
-    return math.log((1 - share) / share)
+    # Whatever lies on the cut but for rounding is kept.
+    return math.log((1 - share) / share) + 1e-6
 
 
 def valley(scores: npt.NDArray[np.float64]) -> float:

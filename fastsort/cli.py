@@ -224,8 +224,21 @@ def _print_summary(summary: dict[str, Any], folder: str | os.PathLike[str]) -> N
     flips = "flipped" if summary["phase_flipped"] else "not flipped"
     print(f"diameter {angstroms}{summary['diameter_px']:.1f} px ({origin})", end="; ")
     print(f"{summary['contrast']} particles; phases {flips}")
+    if summary["subspaces"] is not None:
+        print(_describe_subspaces(**summary["subspaces"]))
     speed = summary["images_per_second"]
     print(f"{n / speed if speed else 0:.1f} s, {speed:,.0f} images/s; results in {folder}")
+
+
+def _describe_subspaces(number: int, components: int, iterations: int, images: int, **_: object) -> str:
+    if not number:
+        return "no subspaces: fewer than two images could be learned from"
+    learned = f"learned in {_count(iterations, 'iteration')} from {_count(images, 'image')}"
+    return f"{_count(number, 'subspace')} of {_count(components, 'dimension')}, {learned}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _simulate(options: argparse.Namespace) -> None:

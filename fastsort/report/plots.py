@@ -13,15 +13,14 @@ from fastsort import __version__
 from fastsort._reasons import REASONS
 from fastsort.images.crop import fourier_crop
 from fastsort.particles.source import Particles
+from fastsort.report.layout import COLUMNS, GAP, LABEL, TILE, WIDTH
+from fastsort.report.learned import draw_learned, learned_height
 
 if TYPE_CHECKING:
     from fastsort.sort import SortResult
 
 N_TILES = 24
-_COLUMNS = 12
-_TILE = 96
-_GAP = 6
-_LABEL = 16
+_HEIGHT = 1520
 _KEPT, _REJECTED = "#0072B2", "#D55E00"
 _NOT_JUDGED = ("bad_pixels", "flat")
 
@@ -30,6 +29,8 @@ Indices = npt.NDArray[np.intp]
 
 def draw_report(path: str | os.PathLike[str], particles: Particles, result: SortResult) -> None:
     """Draw scores, reasons, and the best, the borderline and the worst images as one PNG.
+
+    With the subspaces method the subspaces and the course of the learning stand below.
 
     Parameters
     ----------
@@ -50,18 +51,30 @@ def draw_report(path: str | os.PathLike[str], particles: Particles, result: Sort
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(16, 15.2), dpi=100, facecolor="white")
+    height = _HEIGHT + (0 if result.subspaces is None else learned_height(result.subspaces))
+    figure = Figure(figsize=(WIDTH / 100, height / 100), dpi=100, facecolor="white")
     FigureCanvasAgg(figure)
-    _write_title(figure, particles, result)
-    _draw_scores(figure.add_axes((0.055, 0.725, 0.53, 0.19)), result)
-    _draw_reasons(figure.add_axes((0.70, 0.725, 0.27, 0.19)), result)
+    # The upper part has the same size whatever stands below.
+    scale = _HEIGHT / height
+
+    def upper(left: float, bottom: float, width: float, part: float) -> Any:
+        return figure.add_axes((left, 1 - scale + scale * bottom, width, scale * part))
+
+    def lower(left: float, top: float, width: float, part: float) -> Any:
+        bottom = height - _HEIGHT - top - part
+        return figure.add_axes((left / WIDTH, bottom / height, width / WIDTH, part / height))
+
+    _write_title(figure, scale, particles, result)
+    _draw_scores(upper(0.055, 0.725, 0.53, 0.19), result)
+    _draw_reasons(upper(0.70, 0.725, 0.27, 0.19), result)
     for (title, indices), bottom in zip(_choices(result).items(), (0.452, 0.23, 0.008), strict=True):
-        axes = figure.add_axes((0.02, bottom, 0.96, 0.195))
-        _draw_montage(axes, title, indices, particles, result)
+        _draw_montage(upper(0.02, bottom, 0.96, 0.195), title, indices, particles, result)
+    if result.subspaces is not None:
+        draw_learned(lower, result.subspaces)
     figure.savefig(path, format="png")
 
 
-def _write_title(figure: Any, particles: Particles, result: SortResult) -> None:
+def _write_title(figure: Any, scale: float, particles: Particles, result: SortResult) -> None:
     name = Path(particles.path).name if particles.path else "array"
     # Names may hold letters that the font lacks, or signs that would start a formula.
     name = name.encode("ascii", "replace").decode()
@@ -73,8 +86,8 @@ def _write_title(figure: Any, particles: Particles, result: SortResult) -> None:
     origin = "estimated" if result.diameter_estimated else "given"
     flips = "phases flipped" if result.phase_flipped else "phases not flipped"
     details = f"diameter {size} ({origin}), {result.contrast} particles, {flips}, fastsort {__version__}"
-    figure.text(0.025, 0.968, title, fontsize=19, fontweight="bold", parse_math=False)
-    figure.text(0.025, 0.945, details, fontsize=12, color="0.3", parse_math=False)
+    figure.text(0.025, 1 - scale + scale * 0.968, title, fontsize=19, fontweight="bold", parse_math=False)
+    figure.text(0.025, 1 - scale + scale * 0.945, details, fontsize=12, color="0.3", parse_math=False)
 
 
 def _draw_scores(axes: Any, result: SortResult) -> None:
@@ -141,27 +154,39 @@ def _choices(result: SortResult) -> dict[str, Indices]:
     scores = result.score[order]
     finite = np.isfinite(scores)
     distance = np.where(finite, np.abs(np.where(finite, scores, 0) - result.cut), np.inf)
-    nearest = np.sort(np.argsort(distance, kind="stable")[:N_TILES])
+    nearest = order[np.sort(np.argsort(distance, kind="stable")[:N_TILES])]
+    border = "scores nearest the cut"
+    if result.subspaces is not None and np.isnan(result.cut):
+        border = "the highest scores kept, the lowest rejected" if not result.keep[order].all() else "no cut"
+        nearest = _border(order, result.keep[order])
     return {
         "Best: lowest scores": order[:N_TILES],
-        "Borderline: scores nearest the cut": order[nearest],
+        f"Borderline: {border}": nearest,
         "Worst: highest scores": order[::-1][:N_TILES],
     }
 
 
+def _border(order: Indices, keep: npt.NDArray[np.bool_]) -> Indices:
+    """Images on both sides where no score is the cut, in the order of the scores; none on one side alone."""
+    if keep.all():
+        return order[:0]
+    kept, rejected = order[keep][-N_TILES // 2 :], order[~keep][: N_TILES // 2]
+    return np.concatenate([kept, rejected])
+
+
 def _draw_montage(axes: Any, title: str, indices: Indices, particles: Particles, result: SortResult) -> None:
-    width, height = _TILE + _GAP, _TILE + _LABEL
+    width, height = TILE + GAP, TILE + LABEL
     axes.axis("off")
     count = f" ({len(indices)})" if len(indices) < N_TILES else ""
     axes.set_title(title + count, loc="left", fontsize=13, fontweight="bold", pad=4)
     tiles = _tiles(particles, indices, result.diameter_px) if len(indices) else ()
     for place, (index, tile) in enumerate(zip(indices.tolist(), tiles, strict=True)):
-        left, top = place % _COLUMNS * width, place // _COLUMNS * height
-        extent = (left, left + _TILE, top + _TILE, top)
+        left, top = place % COLUMNS * width, place // COLUMNS * height
+        extent = (left, left + TILE, top + TILE, top)
         axes.imshow(tile, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="bilinear")
         axes.text(
-            left + _TILE / 2,
-            top + _TILE + 2,
+            left + TILE / 2,
+            top + TILE + 2,
             f"{result.score[index]:.3g} {result.reason[index]}",
             color=_KEPT if result.keep[index] else _REJECTED,
             fontsize=8.5,
@@ -171,27 +196,27 @@ def _draw_montage(axes: Any, title: str, indices: Indices, particles: Particles,
     if len(indices):
         _draw_circle(axes, result.offset[indices[0]], result.diameter_px, particles.box)
     else:
-        axes.text(0, _TILE / 2, "none", fontsize=12, color="0.4")
+        axes.text(0, TILE / 2, "none", fontsize=12, color="0.4")
     axes.set_aspect("equal", anchor="NW")
-    axes.set_xlim(0, _COLUMNS * width)
-    axes.set_ylim(-(-N_TILES // _COLUMNS) * height, 0)
+    axes.set_xlim(0, COLUMNS * width)
+    axes.set_ylim(-(-N_TILES // COLUMNS) * height, 0)
 
 
 def _draw_circle(axes: Any, offset: npt.NDArray[np.float32], diameter_px: float, box: int) -> None:
     from matplotlib.patches import Circle, Rectangle
 
-    scale = _TILE / box
+    scale = TILE / box
     y, x = (np.nan_to_num(offset) + box // 2 + 0.5) * scale
     circle = Circle((x, y), diameter_px * scale / 2, fill=False, color="yellow", alpha=0.6)
     axes.add_patch(circle)
-    circle.set_clip_path(Rectangle((0, 0), _TILE, _TILE, transform=axes.transData))
+    circle.set_clip_path(Rectangle((0, 0), TILE, TILE, transform=axes.transData))
 
 
 def _tiles(particles: Particles, indices: Indices, diameter_px: float) -> npt.NDArray[np.float32]:
     """Return small smooth copies of some images, with grey values from 0 to 1."""
     from scipy.ndimage import gaussian_filter
 
-    size = min(particles.box, _TILE)
+    size = min(particles.box, TILE)
     images = fourier_crop(particles.read(indices), size)
     sigma = diameter_px * size / particles.box / 12
     images = gaussian_filter(images, (0, sigma, sigma), mode="nearest")

@@ -24,6 +24,7 @@ from fastsort.particles.star import StarFile, subset_bytes
 
 if TYPE_CHECKING:
     from fastsort.sort import SortResult
+    from fastsort.subspaces.mixture import SubspaceModel
 
 _ROWS_AT_ONCE = 50_000
 _BYTES_AT_ONCE = 1 << 25
@@ -91,10 +92,28 @@ def summarize(particles: Particles, result: SortResult) -> dict[str, Any]:
         "contrast": result.contrast,
         "phase_flipped": result.phase_flipped,
         "cut": result.cut,
+        "subspaces": None if result.subspaces is None else _summarize_model(result.subspaces.model),
         "parameters": result.parameters,
         "seconds": result.seconds,
         "images_per_second": n / seconds if seconds > 0 else math.nan,
         "versions": _versions(),
+    }
+
+
+def _summarize_model(model: SubspaceModel) -> dict[str, Any]:
+    trace = model.trace
+    learned = len(trace.n_images) > 0
+    return {
+        "number": len(model.weights) if learned else 0,
+        "components": model.loadings.shape[2] if learned else 0,
+        "weights": model.weights if learned else [],
+        "noise_variance": model.noise_variance if learned else math.nan,
+        "iterations": len(trace.n_images),
+        "images": int(trace.n_images[-1]) if learned else 0,
+        "log_likelihood": {
+            "first": float(trace.log_likelihood[0]) if learned else math.nan,
+            "last": float(trace.log_likelihood[-1]) if learned else math.nan,
+        },
     }
 
 
@@ -106,8 +125,10 @@ def _star_columns(particles: Particles, result: SortResult) -> dict[str, list[st
         "_fastsortReason": result.reason.tolist(),
     }
     if result.subspaces is not None:
-        for label, name in (("SortingFactor", "factor"), ("LogLikelihood", "log_likelihood")):
-            columns[f"_fastsort{label}"] = _formatted(_for_relion(result.measurements[name]), "%.6g")
+        factor, log_likelihood = (result.measurements[name] for name in ("factor", "log_likelihood"))
+        columns["_fastsortSortingFactor"] = _formatted(_for_relion(factor), "%.6g")
+        # The smaller, the worse.
+        columns["_fastsortLogLikelihood"] = _formatted(-_for_relion(-log_likelihood), "%.6g")
     else:
         offset = result.offset.astype(np.float64) * pixel_size
         columns[f"_fastsortOffsetX{unit}"] = _formatted(offset[:, 1], "%.3f")

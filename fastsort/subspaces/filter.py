@@ -377,7 +377,8 @@ def _learn(
     )
     bulk = fit_bulk(powers[use])
     steep = float(np.median(_slope(powers[use])))
-    widths = np.sqrt(np.diag(np.linalg.inv(bulk.precision)))
+    # Noise alone scatters more than this.
+    widths = np.maximum(np.sqrt(np.diag(np.linalg.inv(bulk.precision))), 0.02)
     described = prepare(subspaces)
     return _Model(basis, blocks, bands, particle, background, bulk.mean, widths, steep, subspaces, described)
 
@@ -535,7 +536,8 @@ def _extent(model: _Model) -> tuple[float, int]:
     )
     radius = 0.5 + float(np.interp(0.95, energy / max(energy[-1], 1e-30), np.arange(len(profile))))
     middle = np.tensordot(model.particle.mean, functions[model.blocks.members[0][0]], 1)
-    sign = 1 if middle[distance <= radius / 2].mean() >= middle[inside & (distance > radius)].mean() else -1
+    rim = inside & (distance > min(radius, box // 2 - 2))
+    sign = 1 if middle[distance <= radius / 2].mean() >= middle[rim].mean() else -1
     return float(np.clip(radius, 0.1 * box, 0.5 * box)), sign
 
 
