@@ -222,7 +222,9 @@ def _print_summary(summary: dict[str, Any], folder: str | os.PathLike[str]) -> N
     known = summary["diameter"] == summary["diameter"]
     angstroms = f"{summary['diameter']:.1f} A, " if known else ""
     flips = "flipped" if summary["phase_flipped"] else "not flipped"
-    print(f"diameter {angstroms}{summary['diameter_px']:.1f} px ({origin})", end="; ")
+    measured = summary["diameter_px"] == summary["diameter_px"]
+    diameter = f"{angstroms}{summary['diameter_px']:.1f} px ({origin})" if measured else "unknown"
+    print(f"diameter {diameter}", end="; ")
     print(f"{summary['contrast']} particles; phases {flips}")
     if summary["subspaces"] is not None:
         print(_describe_subspaces(**summary["subspaces"]))

@@ -21,6 +21,8 @@ _NOTE = 40
 _TRACE_TITLE, _TRACE, _TRACE_LABELS = 60, 200, 70
 # Where the largest value is more than so many times the smallest, the axis is logarithmic.
 _WIDE = 100
+# Axes with less than this part of the noise variance are not shown: few images fill few dimensions.
+_LEAST = 1e-3
 
 Place = Callable[[float, float, float, float], Any]
 
@@ -51,15 +53,17 @@ def draw_learned(place: Place, result: SubspaceResult) -> None:
     n_subspaces, _, n_components = result.model.loadings.shape
     if not is_learned(result):
         axes = _row(place, _HEADING, "Subspaces")
-        axes.text(0, 0, "none: fewer than two images could be learned from", fontsize=12, color="0.4")
+        note = "none: fewer than two images could be learned from"
+        axes.text(0, 8, note, fontsize=12, color="0.4", va="top")
         return
     shown = np.sort(np.argsort(-result.model.weights, kind="stable")[:MAX_ROWS])
     some = "" if len(shown) == n_subspaces else f", the {len(shown)} largest"
-    title = f"Subspaces: {n_subspaces} of {n_components} dimensions{some}"
+    plural = "" if n_components == 1 else "s"
+    title = f"Subspaces: {n_subspaces} of {n_components} dimension{plural}{some}"
     pictures = eigenimages(result, COLUMNS - _LABEL_COLUMNS)
     for row, number in enumerate(shown.tolist()):
         axes = _row(place, _HEADING + row * _ROW, "" if row else title)
-        text = f"Subspace {number + 1}\n{100 * result.model.weights[number]:.1f} % of the images"
+        text = f"Subspace {number + 1}\n{100 * result.model.weights[number]:.3g} % of the images"
         _draw_eigenimages(axes, text, pictures[number], result.model.noise_variance)
         if row == 0:
             _explain(axes, result)
@@ -82,7 +86,7 @@ def _explain(axes: Any, result: SubspaceResult) -> None:
     )
     if half.any():
         text += "; of two that differ by a rotation, one is shown"
-    axes.set_title(text, loc="right", fontsize=11, color="0.3", pad=4)
+    axes.text(COLUMNS * (TILE + GAP) - GAP, -4, text, fontsize=11, color="0.3", ha="right")
 
 
 def _draw_eigenimages(axes: Any, text: str, pictures: npt.NDArray[np.float32], noise_variance: float) -> None:
@@ -90,11 +94,13 @@ def _draw_eigenimages(axes: Any, text: str, pictures: npt.NDArray[np.float32], n
     # The basis being orthonormal, an axis is as long as its picture.
     variances = np.square(pictures.astype(np.float64)).sum(axis=(1, 2)) / noise_variance
     highest = np.abs(pictures).max(axis=(1, 2), keepdims=True)
-    for column, picture in enumerate(pictures / np.where(highest > 0, highest, 1)):
+    shown = [0, *(1 + np.flatnonzero(variances[1:] >= _LEAST)).tolist()]
+    scaled = pictures[shown] / np.where(highest > 0, highest, 1)[shown]
+    for column, (number, picture) in enumerate(zip(shown, scaled, strict=True)):
         left = (column + _LABEL_COLUMNS) * (TILE + GAP)
         extent = (left, left + TILE, TILE, 0)
         axes.imshow(picture, cmap="gray", vmin=-1, vmax=1, extent=extent, interpolation="bilinear")
-        label = f"{variances[column]:.3g} × noise" if column else "mean"
+        label = f"{variances[number]:.3g} × noise" if number else "mean"
         axes.text(left + TILE / 2, TILE + 2, label, fontsize=8.5, ha="center", va="top")
     axes.set_aspect("auto")
     axes.set_xlim(0, COLUMNS * (TILE + GAP))
@@ -105,7 +111,7 @@ def _draw_trace(place: Place, top: float, result: SubspaceResult) -> None:
     trace = result.model.trace
     panels: tuple[tuple[str, str, npt.NDArray[Any]], ...] = (
         ("Log-likelihood", "nats an image", trace.log_likelihood),
-        ("Noise variance", "background's variance = 1", trace.noise_variance),
+        ("Noise variance", "background = 1", trace.noise_variance),
         ("Images in use", "images", trace.n_images),
     )
     iterations = np.arange(1, len(trace.n_images) + 1)
@@ -116,15 +122,16 @@ def _draw_trace(place: Place, top: float, result: SubspaceResult) -> None:
         axes.set_xlabel("iteration", fontsize=11)
         axes.set_ylabel(unit, fontsize=11)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.plot(iterations, values, color=_BLUE, marker="o", markersize=4, linewidth=1.5)
+        style = "steps-mid" if values is trace.n_images else "default"
+        axes.plot(iterations, values, color=_BLUE, marker="o", markersize=4, linewidth=1.5, drawstyle=style)
         for change in changes.tolist():
-            label = None if change > changes[0] else "images dropped or taken back"
+            label = None if change > changes[0] else "images dropped"
             axes.axvline(change + 0.5, color=_DROP, linestyle=":", linewidth=1.2, label=label)
         axes.set_xlim(0.5, len(iterations) + 0.5)
         axes.locator_params(axis="x", nbins=8, integer=True, min_n_ticks=1)
         _number(axes, values)
     if len(changes):
-        axes.legend(fontsize=10, frameon=False)
+        axes.legend(loc="lower left", fontsize=10, frameon=False)
 
 
 def _number(axes: Any, values: npt.NDArray[Any]) -> None:

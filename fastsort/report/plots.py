@@ -84,8 +84,9 @@ def _write_title(figure: Any, scale: float, particles: Particles, result: SortRe
     known = np.isfinite(result.diameter)
     size = f"{result.diameter:.0f} Å" if known else f"{result.diameter_px:.1f} px"
     origin = "estimated" if result.diameter_estimated else "given"
+    diameter = f"diameter {size} ({origin})" if np.isfinite(result.diameter_px) else "diameter unknown"
     flips = "phases flipped" if result.phase_flipped else "phases not flipped"
-    details = f"diameter {size} ({origin}), {result.contrast} particles, {flips}, fastsort {__version__}"
+    details = f"{diameter}, {result.contrast} particles, {flips}, fastsort {__version__}"
     figure.text(0.025, 1 - scale + scale * 0.968, title, fontsize=19, fontweight="bold", parse_math=False)
     figure.text(0.025, 1 - scale + scale * 0.945, details, fontsize=12, color="0.3", parse_math=False)
 
@@ -127,7 +128,11 @@ def _draw_scores(axes: Any, result: SortResult) -> None:
     ]
     if len(scores) < len(result.score):
         notes.append(f"{len(result.score) - len(scores):,} images have no score")
-    axes.legend(title="\n".join(notes) or None, title_fontsize=9, fontsize=10, frameon=False)
+    legend = axes.legend(title="\n".join(notes) or None, title_fontsize=9, fontsize=10, frameon=False)
+    if result.subspaces is not None:
+        # Scores that end near the cut leave no place free of its line.
+        legend.set_frame_on(True)
+        legend.get_frame().set(edgecolor="none", alpha=0.85)
 
 
 def _draw_reasons(axes: Any, result: SortResult) -> None:
@@ -193,9 +198,9 @@ def _draw_montage(axes: Any, title: str, indices: Indices, particles: Particles,
             ha="center",
             va="top",
         )
-    if len(indices):
+    if len(indices) and np.isfinite(result.diameter_px):
         _draw_circle(axes, result.offset[indices[0]], result.diameter_px, particles.box)
-    else:
+    elif not len(indices):
         axes.text(0, TILE / 2, "none", fontsize=12, color="0.4")
     axes.set_aspect("equal", anchor="NW")
     axes.set_xlim(0, COLUMNS * width)
@@ -218,6 +223,7 @@ def _tiles(particles: Particles, indices: Indices, diameter_px: float) -> npt.ND
 
     size = min(particles.box, TILE)
     images = fourier_crop(particles.read(indices), size)
+    diameter_px = diameter_px if np.isfinite(diameter_px) else particles.box / 2
     sigma = diameter_px * size / particles.box / 12
     images = gaussian_filter(images, (0, sigma, sigma), mode="nearest")
     low, high = np.percentile(images, (1, 99.7), axis=(1, 2), keepdims=True)

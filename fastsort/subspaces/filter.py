@@ -23,7 +23,7 @@ from fastsort.particles.source import open_particles
 from fastsort.subspaces.fit import PRESETS, fit_subspaces
 from fastsort.subspaces.mixture import FitTrace, SubspaceModel
 from fastsort.subspaces.pswf import PswfBasis, pswf_basis
-from fastsort.subspaces.scores import Prepared, measure, prepare, subspace_scores
+from fastsort.subspaces.scores import Prepared, denoise, measure, prepare, subspace_scores
 from fastsort.subspaces.shapes import (
     Blocks,
     Shape,
@@ -135,6 +135,29 @@ def eigenimages(result: SubspaceResult, n_images: int) -> npt.NDArray[np.float32
         pictures.append(np.tensordot(rows.astype(np.float32), basis.functions, 1))
     fewest = min(len(part) for part in pictures)
     return np.stack([part[:fewest] for part in pictures])
+
+
+def denoised_images(
+    images: npt.NDArray[np.float32], result: SubspaceResult
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Images as the filter sees them, and what the learned subspaces take for signal in them.
+
+    Parameters
+    ----------
+    images : ndarray of float32, shape (n, d, d)
+        Of the set that was sorted.
+    result : SubspaceResult
+
+    Returns
+    -------
+    seen, denoised : ndarray of float32, shape (n, g, g)
+        Cropped to the grid of the basis, with background mean 0 and deviation 1; and their posterior
+        mean in the subspaces.
+    """
+    basis = result.basis
+    seen = _prepared(images, crop_operator(images.shape[1], basis.box))
+    clean = denoise(_coefficients(seen, basis).astype(np.float32), result.model, n_jobs=1)
+    return seen, np.tensordot(clean, basis.functions, 1)
 
 
 class _Batch(NamedTuple):

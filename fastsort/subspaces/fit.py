@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -26,7 +27,7 @@ from fastsort.subspaces.mixture import (
 )
 from fastsort.subspaces.pswf import PswfBasis
 from fastsort.subspaces.rows import Rows, check_rows, open_rows
-from fastsort.subspaces.scores import subspace_scores, usual_strength
+from fastsort.subspaces.scores import SubspaceScores, subspace_scores, usual_strength
 
 PRESETS = ("default", "published")
 N_TOTAL = 60
@@ -40,7 +41,6 @@ WORTH = 3.0
 CORE = 0.5
 # Images whose energy lies this many robust deviations off do not teach.
 GROSS = 3.0
-NEVER = 1e9
 # The fewest images from which what is usual can be told.
 MIN_TAUGHT = 50
 N_CONCENTRATIONS = 3
@@ -60,6 +60,7 @@ def fit_subspaces(
     max_iterations: int | None = None,
     tolerance: float | None = None,
     robust: bool | None = None,
+    steerable: bool | None = None,
     basis: PswfBasis | None = None,
     n_jobs: int | None = None,
     seed: int = 0,
@@ -90,9 +91,11 @@ def fit_subspaces(
     robust : bool, optional
         Whether images that are stronger than most, or lie off the subspaces, are kept from teaching.
         True by default, False in the published preset. False is plain maximum likelihood.
+    steerable : bool, optional
+        Whether to learn what the images teach in all orientations, mirrored ones included. True by
+        default where the basis is known.
     basis : PswfBasis, optional
-        Of the coefficients. Given, the subspaces are steerable: what is learned is what all images
-        teach in all orientations, mirrored ones included.
+        Of the coefficients; steerable subspaces need it.
     n_jobs : int, optional
         Workers, as joblib counts them. Results do not depend on it. Processes and clusters carry an
         array with every task, but open a memory map themselves.
@@ -115,12 +118,13 @@ def fit_subspaces(
     unit length so that none pulls harder than another, and from clusters among their projections;
     the published preset from random axes.
 
-    With nothing set, K is the number of axes above the Marchenko-Pastur edge of that sample, and M
-    the largest number up to 4 for which every step raised the held-out log-likelihood of half of the
-    sample clearly. The half of the images with the best `subspace_scores` teaches first, chosen
-    three times anew (concentration steps, as for the minimum covariance determinant); then those
-    that are likelier particles than noise, by their score and the share of junk that fits all
-    scores. In the end these are kept, up to a valley in the distribution of the score if there is one.
+    With nothing set, one subspace is learned first, three times anew from the half of the images with
+    the best `subspace_scores` and no unusual energy (concentration steps, as for the minimum
+    covariance determinant). Of this half, K is the number of axes above the Marchenko-Pastur edge,
+    and M the largest number up to 4 for which every step raised the held-out log-likelihood clearly:
+    contamination, being left out, gets no subspace of its own. Then all images teach that are likelier
+    particles than noise, by their score and the share of junk that fits all scores. In the end these
+    are kept, up to a valley in the distribution of the score if there is one.
 
     References
     ----------
@@ -144,8 +148,12 @@ def fit_subspaces(
         raise InputError(
             f"n_components must be less than the {width} coefficients of an image; got {n_components}."
         )
+    if steerable and basis is None:
+        raise InputError("steerable subspaces need to know how the coefficients turn: give basis=.")
     if basis is not None and len(basis.angular) != width:
         raise InputError(f"the basis has {len(basis.angular)} functions; the coefficients are (n, {width}).")
+    if steerable is False:
+        basis = None
     if len(array) == 0:
         raise InputError("coefficients hold no rows: nothing to learn from.")
     rows, finite = open_rows(array, n_jobs)
@@ -157,13 +165,20 @@ def fit_subspaces(
         raise InputError("coefficients must have two columns or more; got 1: no subspace is smaller.")
     if n_subspaces is not None and n_subspaces > finite.sum():
         raise InputError(f"n_subspaces must be at most the {finite.sum()} images; got {n_subspaces}.")
+    learner = _Learner(array, rows, finite, options, n_jobs)
     with threadpool_limits(limits=1, user_api="blas"):
         usable = _ordinary(rows, finite, n_jobs) if options.robust else finite
         if preset == "published" and basis is None:
             start, symmetry = _random_start(width, n_subspaces, n_components, seed), None
-        else:
+            return _learn_and_drop(learner, finite, start, symmetry)
+        if options.robust and options.discard is None and finite.sum() >= MIN_TAUGHT:
+            # One subspace finds out who is of one kind; only these say how many there should be, since
+            # contamination would take a subspace of its own.
+            usable = _concentrate(learner, usable, *_start(rows, usable, 1, n_components, basis, seed))
             start, symmetry = _start(rows, usable, n_subspaces, n_components, basis, seed)
-        return _learn(array, rows, finite, usable, start, symmetry, options, n_jobs)
+            return _learn_and_cut(learner, usable, start, symmetry)
+        start, symmetry = _start(rows, usable, n_subspaces, n_components, basis, seed)
+        return _learn_and_drop(learner, usable, start, symmetry)
 
 
 class _Options(NamedTuple):
@@ -197,129 +212,124 @@ def _options(
     return _Options(discard, every, check_count("max_iterations", max_iterations), tolerance, robust)
 
 
-def _learn(
-    array: npt.NDArray[np.generic],
-    rows: Rows,
-    finite: npt.NDArray[np.bool_],
-    usable: npt.NDArray[np.bool_],
-    parameters: Parameters,
-    symmetry: Symmetry | None,
-    options: _Options,
-    n_jobs: int | None,
+@dataclass
+class _Learner:
+    """Iterations over the same images, and what became of them."""
+
+    array: npt.NDArray[np.generic]
+    rows: Rows
+    finite: npt.NDArray[np.bool_]
+    options: _Options
+    n_jobs: int | None
+    log_likelihood: list[float] = field(default_factory=list)
+    noise_variance: list[float] = field(default_factory=list)
+    n_images: list[int] = field(default_factory=list)
+
+    @property
+    def left(self) -> int:
+        """Iterations that may still be taken."""
+        return self.options.max_iterations - len(self.n_images)
+
+    def iterate(
+        self,
+        use: npt.NDArray[np.bool_],
+        parameters: Parameters,
+        symmetry: Symmetry | None,
+        at_most: int | None = None,
+    ) -> Parameters:
+        """Iterate until nothing changes any more."""
+        previous = math.inf
+        for _ in range(self.left if at_most is None else min(at_most, self.left)):
+            following, value = maximize(self.rows, use, parameters, self.n_jobs, symmetry)
+            self.log_likelihood.append(value)
+            self.noise_variance.append(parameters.noise_variance * self.rows.scale**2)
+            self.n_images.append(int(use.sum()))
+            parameters = following
+            if abs(value - previous) <= self.options.tolerance * abs(value):
+                break
+            previous = value
+        return parameters
+
+    def model(self, use: npt.NDArray[np.bool_], parameters: Parameters) -> SubspaceModel:
+        """Bring parameters back to the data's units."""
+        trace = FitTrace(
+            np.array(self.log_likelihood),
+            np.array(self.noise_variance),
+            np.array(self.n_images, dtype=np.intp),
+        )
+        model = SubspaceModel(
+            parameters.weights,
+            parameters.means * self.rows.scale + self.rows.origin,
+            parameters.loadings * self.rows.scale,
+            parameters.noise_variance * self.rows.scale**2,
+            use,
+            trace,
+            Strength(0.0, 1.0),
+        )
+        energy = self.scores(model).energy
+        return model._replace(strength=usual_strength(energy[use]))
+
+    def scores(self, model: SubspaceModel) -> SubspaceScores:
+        return subspace_scores(self.array, model, n_jobs=self.n_jobs)
+
+
+def _concentrate(
+    learner: _Learner, use: npt.NDArray[np.bool_], parameters: Parameters, symmetry: Symmetry | None
+) -> npt.NDArray[np.bool_]:
+    """Choose the half of the images with the best scores again and again."""
+    options = learner.options
+    at_most = max(1, min(options.every, options.max_iterations // (2 * N_CONCENTRATIONS)))
+    for _ in range(N_CONCENTRATIONS):
+        parameters = learner.iterate(use, parameters, symmetry, at_most)
+        model = learner.model(use, parameters)
+        assert model.strength is not None
+        scores = learner.scores(model)
+        far = np.abs(np.log(scores.energy + 1e-300) - model.strength.middle) > GROSS * model.strength.spread
+        order = np.lexsort((scores.score, far, ~learner.finite))
+        use = np.zeros(len(use), dtype=bool)
+        use[order[: max(2, round(CORE * learner.finite.sum()))]] = True
+    return use
+
+
+def _learn_and_cut(
+    learner: _Learner, use: npt.NDArray[np.bool_], parameters: Parameters, symmetry: Symmetry | None
 ) -> SubspaceModel:
-    """Iterate, and choose again and again which images are used."""
-    log_likelihood: list[float] = []
-    noise_variance: list[float] = []
-    n_images: list[int] = []
-    use = usable if options.robust else finite
-    # Cuts that are still to come: of the robust fit as many as it takes to settle, then one for good.
-    found_cut = options.discard is None and options.robust
-    n_cuts = N_CONCENTRATIONS + 1 if found_cut and finite.sum() >= MIN_TAUGHT else 0
-    since = 0
-    previous = -math.inf
-    for iteration in range(options.max_iterations):
-        following, value = maximize(rows, use, parameters, n_jobs, symmetry)
-        log_likelihood.append(value)
-        noise_variance.append(parameters.noise_variance * rows.scale**2)
-        n_images.append(int(use.sum()))
-        parameters = following
-        since += 1
-        settled = since > 1 and abs(value - previous) <= options.tolerance * abs(value)
-        previous = value
-        last = iteration + 1 == options.max_iterations
-        if n_cuts and not last and (since == options.every or settled):
-            n_cuts -= 1
-            use = _chosen(array, rows, parameters, finite, use, n_cuts > 0, n_jobs)
-            since = 0
-        elif settled:
+    """Learn from a part of the images, then from all that would be kept, and cut."""
+    finite = learner.finite
+    parameters = learner.iterate(use, parameters, symmetry, learner.options.every)
+    score = learner.scores(learner.model(use, parameters)).score
+    kept = finite & (score <= balanced_cut(score[finite]))
+    if kept.sum() >= 2:
+        use = kept
+    parameters = learner.iterate(use, parameters, symmetry)
+    model = learner.model(use, parameters)
+    score = learner.scores(model).score
+    # Not before: images that teach lie apart from the others, for this reason alone.
+    keep = finite & (score <= min(balanced_cut(score[finite]), valley(score[finite])))
+    return model._replace(keep=keep if keep.sum() >= 2 else finite)
+
+
+def _learn_and_drop(
+    learner: _Learner, use: npt.NDArray[np.bool_], parameters: Parameters, symmetry: Symmetry | None
+) -> SubspaceModel:
+    """Learn, and drop the share with the largest sorting factor every so often."""
+    options = learner.options
+    every = options.every if options.discard else None
+    while True:
+        before = learner.left
+        parameters = learner.iterate(use, parameters, symmetry, every)
+        settled = every is None or before - learner.left < every
+        if settled or learner.left == 0:
             break
-        elif options.discard and not last and (iteration + 1) % options.every == 0:
-            smaller = _without_worst(array, rows, parameters, use, options, n_jobs)
-            if smaller.sum() >= 2:
-                use, since = smaller, 0
-    trace = FitTrace(np.array(log_likelihood), np.array(noise_variance), np.array(n_images, dtype=np.intp))
-    model = _model(rows, parameters, use, trace)
-    energy = subspace_scores(array, model, n_jobs=n_jobs).energy
-    model = model._replace(strength=usual_strength(energy[use]))
-    if found_cut:
-        return model._replace(keep=_kept(array, model, finite, True, n_jobs))
-    return model._replace(keep=finite if options.robust and not options.discard else use)
-
-
-def _chosen(
-    array: npt.NDArray[np.generic],
-    rows: Rows,
-    parameters: Parameters,
-    finite: npt.NDArray[np.bool_],
-    use: npt.NDArray[np.bool_],
-    concentrating: bool,
-    n_jobs: int | None,
-) -> npt.NDArray[np.bool_]:
-    """Images that teach next: the best half, or those that would be kept."""
-    model = _model(rows, parameters, use, None)
-    energy = subspace_scores(array, model, n_jobs=n_jobs).energy
-    strength = usual_strength(energy[use])
-    model = model._replace(strength=strength)
-    if not concentrating:
-        return _kept(array, model, finite, False, n_jobs)
-    score = subspace_scores(array, model, n_jobs=n_jobs).score
-    unusual = np.abs(np.log(energy + 1e-300) - strength.middle) > GROSS * strength.spread
-    score[unusual & finite] += NEVER
-    chosen = np.zeros(len(use), dtype=bool)
-    chosen[np.argsort(score, kind="stable")[: max(2, round(CORE * finite.sum()))]] = True
-    return chosen
-
-
-def _kept(
-    array: npt.NDArray[np.generic],
-    model: SubspaceModel,
-    finite: npt.NDArray[np.bool_],
-    learned: bool,
-    n_jobs: int | None,
-) -> npt.NDArray[np.bool_]:
-    if finite.sum() < MIN_TAUGHT:
-        return finite
-    score = subspace_scores(array, model, n_jobs=n_jobs).score
-    cut = balanced_cut(score[finite])
-    if learned:
-        # Before that, the images that taught lie apart from the others for this reason alone.
-        cut = min(cut, valley(score[finite]))
-    keep = finite & (score <= cut)
-    return keep if keep.sum() >= 2 else finite
-
-
-def _without_worst(
-    array: npt.NDArray[np.generic],
-    rows: Rows,
-    parameters: Parameters,
-    use: npt.NDArray[np.bool_],
-    options: _Options,
-    n_jobs: int | None,
-) -> npt.NDArray[np.bool_]:
-    """Drop the share with the largest sorting factor of the images in use."""
-    factor = subspace_scores(array, _model(rows, parameters, use, None), n_jobs=n_jobs).factor
-    used = np.flatnonzero(use)
-    assert options.discard is not None
-    n_dropped = round(options.discard * len(used))
-    left = use.copy()
-    left[used[np.argsort(-factor[used], kind="stable")[:n_dropped]]] = False
-    return left
-
-
-def _model(
-    rows: Rows, parameters: Parameters, keep: npt.NDArray[np.bool_], trace: FitTrace | None
-) -> SubspaceModel:
-    """Bring parameters back to the data's units."""
-    nothing = np.empty(0)
-    return SubspaceModel(
-        parameters.weights,
-        parameters.means * rows.scale + rows.origin,
-        parameters.loadings * rows.scale,
-        parameters.noise_variance * rows.scale**2,
-        keep,
-        trace or FitTrace(nothing, nothing, nothing.astype(np.intp)),
-        Strength(0.0, 1.0),
-    )
+        factor = learner.scores(learner.model(use, parameters)).factor
+        used = np.flatnonzero(use)
+        assert options.discard is not None
+        worst = used[np.argsort(-factor[used], kind="stable")[: round(options.discard * len(used))]]
+        if len(used) - len(worst) >= 2:
+            use = use.copy()
+            use[worst] = False
+    model = learner.model(use, parameters)
+    return model if options.discard else model._replace(keep=learner.finite)
 
 
 def _ordinary(rows: Rows, finite: npt.NDArray[np.bool_], n_jobs: int | None) -> npt.NDArray[np.bool_]:
