@@ -1,6 +1,7 @@
 """How long does a stack on disk take from pixels to verdicts, and how much memory?
 
 python benchmarks/speed.py [--stack FILE.mrcs] [--work FOLDER] [--runs 5] [--images 20000]
+    [--method radial]
 
 Without --stack, a stack of 280 px (6.3 GB for 20,000 images) is made in the work folder, or taken from
 there if an earlier run left one. Each measurement of memory runs in a process of its own; the set of twice
@@ -31,11 +32,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()))
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--images", type=int, default=20_000, help="how many are made without --stack")
+    parser.add_argument("--method", choices=("radial", "subspaces"), default="radial")
     parser.add_argument("--measure-memory", nargs=2, metavar=("STAR", "WORKERS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure_memory:
         star, workers = options.measure_memory
-        print(peak_memory(star, int(workers)))
+        print(peak_memory(star, int(workers), options.method))
         return
     from tables import print_machine, print_table
 
@@ -45,12 +47,12 @@ def main() -> None:
     print_table(
         f"{n} images of {stack.name}, page cache warm (median of {options.runs}; lowest to highest)",
         ("what", "seconds", "range", "images/s"),
-        timing_rows(stack, n, options.runs),
+        timing_rows(stack, n, options.runs, options.method),
     )
     print_table(
         f"Peak resident memory of sort_particles, working size {WORKING_SIZE} px",
         ("images", "workers", "MB"),
-        memory_rows(stack, n, options.work),
+        memory_rows(stack, n, options.work, options.method),
     )
 
 
@@ -83,20 +85,20 @@ def warm_page_cache(stack: Path) -> int:
     return len(fs.open_particles(stack))
 
 
-def timing_rows(stack: Path, n: int, runs: int):
+def timing_rows(stack: Path, n: int, runs: int, method: str):
     import numpy as np
 
     import fastsort as fs
 
     jobs = {
         "a: only read and crop, 1 worker": lambda: read_and_crop(stack),
-        "b: sort_particles, 1 worker": lambda: sort(stack, 1),
-        "c: sort_particles, 2 workers": lambda: sort(stack, 2),
+        "b: sort_particles, 1 worker": lambda: sort(stack, 1, method),
+        "c: sort_particles, 2 workers": lambda: sort(stack, 2, method),
     }
     # Compile on a few images first.
     particles = fs.open_particles(stack)
     few = fs.open_particles(particles.read(0, min(n, 200)), pixel_size=particles.pixel_size)
-    sort(few, 1)
+    sort(few, 1, method)
     seconds = {what: [] for what in jobs}
     for _ in range(runs):
         for what, job in jobs.items():
@@ -127,21 +129,22 @@ def crop(images, start: int, operator) -> None:
     apply_crop(images, operator)
 
 
-def sort(source, workers: int) -> None:
+def sort(source, workers: int, method: str) -> None:
     import fastsort as fs
 
     particles = fs.open_particles(source)
     diameter = FILL * particles.box * particles.pixel_size
-    fs.sort_particles(particles, diameter=diameter, working_size=WORKING_SIZE, n_jobs=workers)
+    fs.sort_particles(particles, diameter=diameter, method=method, working_size=WORKING_SIZE, n_jobs=workers)
 
 
-def memory_rows(stack: Path, n: int, work: Path):
+def memory_rows(stack: Path, n: int, work: Path, method: str):
     with tempfile.TemporaryDirectory(dir=work) as folder:
         for times in (1, 2):
             star = Path(folder) / f"{times}.star"
             write_star(star, stack.resolve(), n, times)
             for workers in (1, 2):
                 command = [sys.executable, __file__, "--measure-memory", str(star), str(workers)]
+                command += ["--method", method]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
                 yield times * n, workers, done.stdout.strip()
 
@@ -162,9 +165,9 @@ def write_star(path: Path, stack: Path, n: int, times: int) -> None:
     )
 
 
-def peak_memory(star: str, workers: int) -> int:
+def peak_memory(star: str, workers: int, method: str) -> int:
     """Sort, and return this process's highest resident memory in MB."""
-    sort(star, workers)
+    sort(star, workers, method)
     try:
         # Unlike ru_maxrss, it does not start from the peak of the process that started this one.
         with open("/proc/self/status", encoding="utf-8") as file:
