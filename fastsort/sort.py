@@ -21,7 +21,7 @@ from fastsort.images.normalize import inspect_pixels, normalize_background
 from fastsort.particles.mrc import MrcHeader
 from fastsort.particles.source import CtfParameters, Particles, StackImages, open_particles
 from fastsort.radial.filter import CONTRASTS, PRESETS, RadialResult, check_n_peaks, radial_filter
-from fastsort.subspaces.filter import SubspaceResult, subspace_filter
+from fastsort.subspaces.filter import SubspaceResult, check_numbers, subspace_filter
 
 METHODS = ("radial", "subspaces")
 PHASE_FLIPS = ("auto", "yes", "no")
@@ -157,6 +157,7 @@ def sort_particles(
         _refuse(method, n_subspaces=n_subspaces, n_components=n_components)
     else:
         _refuse(method, n_peaks=n_peaks, contrast=None if contrast == "auto" else contrast)
+        check_numbers(n_subspaces, n_components, size)
     if method == "radial" and preset == "published" and radius is None:
         raise InputError("the published preset needs the particle's diameter: give it, in angstroms.")
     ctf = _ctf_to_flip(particles, phase_flip)

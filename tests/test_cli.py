@@ -284,9 +284,118 @@ def test_sort_of_a_stack(stack, tmp_path, capsys):
     assert (out / "kept.mrcs").exists()
 
 
-def test_same_seed_gives_the_same_files(project, tmp_path):
+@pytest.fixture(scope="module")
+def ctf_project(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ctf") / "p"
+    arguments = ("--good", 200, "--junk", 200, "--box", 40, "--snr", 0.3, "--recipe", "all", "--ctf")
+    assert call("simulate", "-o", folder, *arguments, "--quiet") == 0
+    return folder / "particles.star"
+
+
+def labels_of(project):
+    with open(project.parent / "truth.csv", newline="") as file:
+        return np.array([row["label"] == "1" for row in csv.DictReader(file)])
+
+
+def scores_of(folder):
+    with open(folder / "scores.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_sort_by_subspaces(ctf_project, tmp_path):
+    out = tmp_path / "out"
+    done = run("sort", ctf_project, "--method", "subspaces", "-o", out, "--jobs", "2")
+    assert done.returncode == 0 and done.stderr == ""
+    assert set(names_in(out)) == STAR_RESULTS
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["images"] == 400 and summary["phase_flipped"] and summary["diameter_estimated"]
+    assert summary["parameters"]["method"] == "subspaces"
+    label, rows = labels_of(ctf_project), scores_of(out)
+    keep = np.array([row["keep"] == "1" for row in rows])
+    assert keep.sum() == summary["kept"]
+    assert keep[label].mean() > 0.9 and keep[~label].mean() < 0.15
+    assert all(row["offset_x"] == row["offset_y"] == "nan" for row in rows)
+    found = summary["subspaces"]
+    assert len(found["weights"]) == found["number"] and sum(found["weights"]) == pytest.approx(1)
+    assert 0 < found["noise_variance"] < 10
+    assert found["log_likelihood"]["first"] <= found["log_likelihood"]["last"]
+    plural = ["" if found[name] == 1 else "s" for name in ("number", "components")]
+    line = (
+        f"{found['number']} subspace{plural[0]} of {found['components']} dimension{plural[1]}, "
+        f"learned in {found['iterations']} iterations from {found['images']} images"
+    )
+    assert line in done.stdout.splitlines()
+    images = open_particles(out / "kept.star", data_dir=ctf_project.parent)
+    assert len(images) == summary["kept"]
+    header = (out / "kept.star").read_text()
+    for name in ("_fastsortSortingFactor", "_fastsortLogLikelihood", "_rlnParticleSelectZScore"):
+        assert name in header
+    assert "_fastsortOffset" not in header
+
+
+def test_numbers_of_subspaces_and_components(ctf_project, tmp_path, capsys):
+    arguments = ("sort", ctf_project, "--method", "subspaces", "-o", tmp_path / "out", "--overwrite")
+    assert call(*arguments, "--n-subspaces", 3, "--n-components", 5) == 0
+    assert "3 subspaces of 5 dimensions, learned in" in capsys.readouterr().out
+    found = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (found["subspaces"]["number"], found["subspaces"]["components"]) == (3, 5)
+    assert (found["parameters"]["n_subspaces"], found["parameters"]["n_components"]) == (3, 5)
+    assert call(*arguments, "--n-subspaces", 1, "--n-components", 1) == 0
+    assert "1 subspace of 1 dimension, learned in" in capsys.readouterr().out
+
+
+def test_published_subspaces(ctf_project, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert call("sort", ctf_project, "--method", "subspaces", "--preset", "published", "-o", out) == 0
+    assert "2 subspaces of 30 dimensions, learned in" in capsys.readouterr().out
+    assert set(names_in(out)) == STAR_RESULTS
+    summary = json.loads((out / "summary.json").read_text())
+    # A twentieth is dropped every so often, and of nothing else.
+    assert summary["kept"] in (400, 380, 361, 343, 326) and summary["kept"] < 400
+    assert summary["cut"] is None and summary["subspaces"]["images"] == summary["kept"]
+    assert summary["reasons"]["noise"] == summary["rejected"]
+    rows = scores_of(out)
+    assert [row["junk_probability"] == "1" for row in rows] == [row["keep"] == "0" for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "words"),
+    [
+        ("subspaces", ["--n-peaks", "3"], ["n_peaks", "subspaces", "leave it out"]),
+        ("subspaces", ["--contrast", "dark"], ["contrast", "subspaces", "leave it out"]),
+        ("radial", ["--n-subspaces", "2"], ["n_subspaces", "radial", "leave it out"]),
+        ("radial", ["--n-components", "2"], ["n_components", "radial", "leave it out"]),
+        ("subspaces", ["--n-components", "0"], ["n_components", "0"]),
+        ("subspaces", ["--n-components", "-2"], ["n_components", "-2"]),
+        ("subspaces", ["--n-components", "100000"], ["n_components", "100000"]),
+        ("subspaces", ["--n-subspaces", "0"], ["n_subspaces", "0"]),
+        ("subspaces", ["--n-subspaces", "100000"], ["n_subspaces", "100000"]),
+        ("subspaces", ["--n-subspaces", "0", "--preset", "published"], ["n_subspaces", "0"]),
+    ],
+    ids=str,
+)
+def test_options_that_do_nothing_or_cannot_be(project, tmp_path, capsys, method, arguments, words):
+    assert call("sort", project, "--method", method, *arguments, "-o", tmp_path / "out") == 1
+    captured = capsys.readouterr()
+    assert_one_line(captured.err, *words)
+    assert captured.out == "" and names_in(tmp_path) == []
+
+
+def test_nothing_to_learn_from(tmp_path, capsys):
+    images = np.ones((5, 32, 32), np.float32)
+    images[2] = np.random.default_rng(0).normal(size=(32, 32))
+    path = stack_of(tmp_path / "flat.mrcs", images)
+    assert call("sort", path, "--method", "subspaces", "-o", tmp_path / "out") == 0
+    assert "no subspaces: fewer than two images could be learned from" in capsys.readouterr().out
+    assert np.loadtxt(tmp_path / "out" / "kept.txt", dtype=int, ndmin=1).tolist() == [2]
+    assert (tmp_path / "out" / "report.png").exists()
+
+
+@pytest.mark.parametrize("method", ["radial", "subspaces"])
+def test_same_seed_gives_the_same_files(project, tmp_path, method):
     for name, jobs in (("a", 1), ("b", 2)):
-        assert call("sort", project, "-o", tmp_path / name, "--quiet", "--jobs", jobs) == 0
+        arguments = ("--method", method, "--quiet", "--jobs", jobs)
+        assert call("sort", project, "-o", tmp_path / name, *arguments) == 0
     for name in ("kept.star", "rejected.star", "scores.csv"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 

@@ -16,18 +16,23 @@ import mrcfile
 import numpy as np
 import pytest
 import starfile
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from fastsort._checks import InputError
 from fastsort._reasons import REASONS
+from fastsort.images.ctf import phase_flip
 from fastsort.particles.source import open_particles
-from fastsort.report import plots
+from fastsort.report import learned, plots
 from fastsort.report.accuracy import measure_accuracy
 from fastsort.report.folder import RESULT_NAMES, results_folder
 from fastsort.report.plots import draw_report
 from fastsort.report.progress import progress_bar
 from fastsort.report.tables import write_tables
 from fastsort.simulate import simulate_particles, write_project
+from fastsort.subspaces.filter import SubspaceResult
+from fastsort.subspaces.mixture import FitTrace, SubspaceModel
+from fastsort.subspaces.pswf import pswf_basis
 
 NEW_COLUMNS = [
     "_rlnParticleSelectZScore",
@@ -56,10 +61,42 @@ def make_result(n, seed=0, **changes):
         "diameter_estimated": False,
         "contrast": "bright",
         "phase_flipped": False,
+        "subspaces": None,
         "parameters": {"seed": np.int64(0), "method": None, "radius": np.float32(2.5)},
         "seconds": {"total": 2.0, "measure": 1.5},
     }
     return SimpleNamespace(**{**fields, **changes})
+
+
+def make_subspaces(n_subspaces=2, n_components=3, n_images=(40, 40, 38), steps=None, **changes):
+    """What `subspace_filter` returns of the subspaces, with loadings of known lengths."""
+    basis = pswf_basis(16, 0.35)
+    rng = np.random.default_rng(1)
+    width = len(basis.angular)
+    loadings = np.linalg.qr(rng.normal(size=(n_subspaces, width, n_components)))[0]
+    loadings *= 4.0 / (1 + np.arange(n_components))
+    steps = np.arange(len(n_images)) if steps is None else steps
+    trace = FitTrace(-500.0 + steps, 2.0 - 0.1 * steps, np.array(n_images, dtype=np.intp))
+    weights = np.arange(1, n_subspaces + 1) / (n_subspaces * (n_subspaces + 1) / 2)
+    means = rng.normal(size=(n_subspaces, width))
+    model = SubspaceModel(weights, means, loadings, 0.25, np.ones(max(n_images, default=1), bool), trace)
+    nothing = np.empty(0)
+    fields = dict.fromkeys(SubspaceResult._fields, nothing)
+    return SubspaceResult(**{**fields, "model": model, "basis": basis, **changes})
+
+
+def make_learned_result(n, **changes):
+    """The same as `make_result` of the subspaces method."""
+    rng = np.random.default_rng(2)
+    factor, log_likelihood = rng.gamma(4, 2, n), -500 - rng.gamma(2, 9, n)
+    factor[::3], log_likelihood[::3] = np.inf, -np.inf
+    factor[1::9] = np.nan
+    fields = {
+        "offset": np.full((n, 2), np.nan, np.float32),
+        "measurements": {"factor": factor, "log_likelihood": log_likelihood, "excess": rng.random(n)},
+        "subspaces": make_subspaces(),
+    }
+    return make_result(n, **{**fields, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +151,31 @@ def test_star_columns_hold_the_result(project, tmp_path):
         size = particles.pixel_size
         np.testing.assert_allclose(table["fastsortOffsetXAngst"], result.offset[chosen, 1] * size, atol=1e-3)
         np.testing.assert_allclose(table["fastsortOffsetYAngst"], result.offset[chosen, 0] * size, atol=1e-3)
+
+
+def test_star_columns_of_the_subspaces(project, tmp_path):
+    result = make_learned_result(24)
+    write_tables(tmp_path, open_particles(project), result)
+    for name, chosen in (("kept", result.keep), ("rejected", ~result.keep)):
+        lines = (tmp_path / f"{name}.star").read_text().splitlines()
+        assert not [line for line in lines if "Offset" in line and line.startswith("_fastsort")]
+        table = starfile.read(tmp_path / f"{name}.star", always_dict=True)["particles"]
+        factor = result.measurements["factor"][chosen]
+        log_likelihood = result.measurements["log_likelihood"][chosen]
+        assert not np.isfinite(factor).all() and np.isfinite(factor).any()
+        factor = np.where(np.isfinite(factor), factor, 999999)
+        log_likelihood = np.where(np.isfinite(log_likelihood), log_likelihood, -999999)
+        np.testing.assert_allclose(table["fastsortSortingFactor"], factor, rtol=1e-5)
+        np.testing.assert_allclose(table["fastsortLogLikelihood"], log_likelihood, rtol=1e-5)
+        assert table["fastsortReason"].tolist() == result.reason[chosen].tolist()
+
+
+def test_unknown_likelihood_is_the_worst(project, tmp_path):
+    result = make_learned_result(24)
+    result.measurements["log_likelihood"][:] = np.nan
+    write_tables(tmp_path, open_particles(project), result)
+    table = starfile.read(tmp_path / "kept.star", always_dict=True)["particles"]
+    assert (table["fastsortLogLikelihood"] == -999999).all()
 
 
 def test_star_without_pixel_size_gives_offsets_in_pixels(project, tmp_path):
@@ -204,6 +266,32 @@ def test_summary_counts_add_up(project, tmp_path):
     assert summary["seconds"]["total"] == 2.0 and summary["images_per_second"] == 12.0
     assert summary["versions"]["numpy"] == np.__version__
     assert set(summary["versions"]) == {"fastsort", "python", "numpy", "numba", "scipy"}
+
+
+def test_summary_of_the_subspaces(project, tmp_path):
+    def summary_of(result):
+        write_tables(tmp_path, open_particles(project), result)
+        return json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)["subspaces"]
+
+    assert summary_of(make_result(24)) is None
+    assert summary_of(make_learned_result(24)) == {
+        "number": 2,
+        "components": 3,
+        "weights": [pytest.approx(1 / 3), pytest.approx(2 / 3)],
+        "noise_variance": 0.25,
+        "iterations": 3,
+        "images": 38,
+        "log_likelihood": {"first": -500.0, "last": -498.0},
+    }
+    assert summary_of(make_learned_result(24, subspaces=make_subspaces(1, 1, ()))) == {
+        "number": 0,
+        "components": 0,
+        "weights": [],
+        "noise_variance": None,
+        "iterations": 0,
+        "images": 0,
+        "log_likelihood": {"first": None, "last": None},
+    }
 
 
 @pytest.mark.parametrize("pixel_size", [1.5, None])
@@ -371,6 +459,154 @@ def test_picture_of_odd_results(tmp_path, changes):
     assert pixels.std() > 0.05
 
 
+def test_picture_shows_the_subspaces_below(project, tmp_path):
+    particles = open_particles(project)
+    plain = picture(tmp_path, particles, make_learned_result(24, subspaces=None))
+    result = make_learned_result(24)
+    pixels = picture(tmp_path, particles, result)
+    assert len(plain) == 1520 and len(pixels) == 1520 + learned.learned_height(result.subspaces)
+    # What stood there before is the same but for the place of some edges within their pixel.
+    assert np.abs(pixels[:1500] - plain[:1500]).mean() < 0.02
+    grey = np.ptp(pixels, axis=2) < 0.02
+    dark = grey & (pixels[..., 0] < 0.9)
+    top = 1520 + 44
+    for row in range(2):
+        tiles = dark[top + 148 * row : top + 148 * row + 120]
+        # The first two columns hold words; then the mean and three axes.
+        columns = [tiles[:, 32 + 128 * column : 32 + 128 * column + 120].mean() for column in range(12)]
+        assert min(columns[2:6]) > 0.9
+        assert max(columns[6:]) == 0
+    top += 2 * 148 + 44
+    columns = [pixels[top : top + 120, 32 + 128 * column : 32 + 128 * column + 120] for column in range(12)]
+    # Three images are kept: each stands beside its copy.
+    assert [np.ptp(tile) > 0.3 for tile in columns] == [True] * 6 + [False] * 6
+    blue = (pixels[1520:, :, 2] > 0.6) & (pixels[1520:, :, 0] < 0.1)
+    for left in (110, 630, 1150):
+        assert blue[:, left : left + 390].sum() > 300, "no curve"
+
+
+def painted(result, images=(), scores=()):
+    """The axes of the lower part, drawn on a figure of its own."""
+    images = np.array(images, dtype=np.float32).reshape(-1, 16, 16)
+    figure = Figure(figsize=(16, learned.learned_height(result) / 100))
+    learned.draw_learned(
+        lambda *box: figure.add_axes((0, 0, 1, 1), label=str(box)), result, images, np.array(scores)
+    )
+    return figure.axes
+
+
+def words(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def test_axes_say_their_variance_and_subspaces_their_share():
+    first, second, pairs, likelihood, noise, images = painted(make_subspaces())
+    assert words(pairs) == ["none is kept"]
+    assert first.get_title(loc="left") == "Subspaces: 2 of 3 dimensions"
+    # Squared lengths 16, 4 and 16 / 9 over a noise variance of 1 / 4.
+    for axes, share in ((first, "33.3 %"), (second, "66.7 %")):
+        assert [word for word in words(axes) if "noise" in word and "×" in word] == [
+            "64 × noise",
+            "16 × noise",
+            "7.11 × noise",
+        ]
+        assert share in words(axes)[0] and len(axes.images) == 4
+    for axes, unit, values in (
+        (likelihood, "nats an image", [-500, -499, -498]),
+        (noise, "background = 1", [2, 1.9, 1.8]),
+        (images, "images", [40, 40, 38]),
+    ):
+        assert axes.get_xlabel() == "iteration" and axes.get_ylabel() == unit
+        np.testing.assert_allclose(axes.lines[0].get_xdata(), [1, 2, 3])
+        np.testing.assert_allclose(axes.lines[0].get_ydata(), values)
+        # The images are dropped between the second iteration and the third.
+        np.testing.assert_allclose(axes.lines[1].get_xdata(), 2.5)
+        assert len(axes.lines) == 2
+        low, high = axes.get_xlim()
+        ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+        assert ticks == [round(tick) for tick in ticks] and len(ticks)
+
+
+def test_many_subspaces_are_the_largest_four():
+    axes = painted(make_subspaces(6, 12))
+    assert len(axes) == 4 + 1 + 3
+    assert [words(row)[0].split("\n")[0] for row in axes[:4]] == [f"Subspace {i}" for i in (3, 4, 5, 6)]
+    assert all(len(row.images) == 10 for row in axes[:4])
+    assert "4 largest" in axes[0].get_title(loc="left")
+
+
+def test_axes_without_length_are_left_out():
+    subspaces = make_subspaces()
+    subspaces.model.loadings[0, :, 1:] *= 1e-9
+    first, second, *_ = painted(subspaces)
+    assert len(first.images) == 2 and len(second.images) == 4
+
+
+def test_denoised_copies_stand_beside_their_images():
+    subspaces = make_subspaces()
+    model, basis = subspaces.model, subspaces.basis
+    # An image of the first subspace, seen in noise.
+    inside = np.tensordot(model.means[0] + model.loadings[0] @ [2.0, -1.0, 1.0], basis.functions, 1)
+    noisy = inside + np.random.default_rng(5).normal(scale=0.5, size=(3, 16, 16))
+    pairs = painted(subspaces, noisy, [-7.5, -3.25, 1e6])[2]
+    assert words(pairs) == ["-7.5", "denoised", "-3.25", "denoised", "1e+06", "denoised"]
+    seen, copy = (pairs.images[i].get_array() for i in (0, 1))
+    assert np.corrcoef(copy.ravel(), inside.ravel())[0, 1] > np.corrcoef(seen.ravel(), inside.ravel())[0, 1]
+    assert pairs.images[1].get_extent()[0] > pairs.images[0].get_extent()[1]
+
+
+def test_images_to_denoise_are_those_that_were_sorted(project):
+    particles = open_particles(project)
+    result = make_learned_result(24, keep=np.arange(24) % 3 > 0)
+    order = np.flatnonzero(result.keep)
+    # Images without a score come last.
+    order = order[np.argsort(result.score[order])][:6]
+    images, scores = plots._best_kept(particles, result)
+    np.testing.assert_array_equal(images, particles.read(order))
+    np.testing.assert_array_equal(scores, result.score[order])
+    result.phase_flipped = True
+    flipped, _ = plots._best_kept(particles, result)
+    ctf = type(particles.ctf)(*(column[order] for column in particles.ctf))
+    np.testing.assert_array_equal(flipped, phase_flip(images, ctf, particles.pixel_size))
+    result.keep[:] = False
+    assert len(plots._best_kept(particles, result)[0]) == 0
+
+
+def test_nothing_learned_is_said():
+    (axes,) = painted(make_subspaces(1, 1, ()))
+    assert words(axes) == ["none: fewer than two images could be learned from"]
+    assert len(axes.images) == 0
+
+
+@pytest.mark.parametrize(
+    "subspaces",
+    [
+        make_subspaces(1, 1, (2,)),
+        make_subspaces(1, 1, ()),
+        make_subspaces(4, 1, (9, 9)),
+        make_subspaces(1, 20, (9, 9), steps=np.array([0.0, 1e-9])),
+        make_subspaces(2, 3, (99,) * 30, steps=np.linspace(0, 19.9999, 30)),
+        make_subspaces(2, 3, (99, 50, 25, 12, 6)),
+    ],
+    ids=range(6),
+)
+@pytest.mark.parametrize("n", [1, 40])
+def test_picture_of_odd_subspaces(tmp_path, subspaces, n):
+    images = np.random.default_rng(0).normal(size=(n, 17, 17)).astype(np.float32)
+    pixels = picture(tmp_path, open_particles(images), make_learned_result(n, subspaces=subspaces))
+    assert len(pixels) == 1520 + learned.learned_height(subspaces)
+    assert (pixels[1520:] < 0.5).any(axis=(1, 2)).sum() > 10
+    # Nothing runs over the edges.
+    for edge in (pixels[1520:, :8], pixels[1520:, -8:], pixels[-3:]):
+        assert edge.min() == 1
+
+
+def test_picture_without_diameter(tmp_path):
+    images = np.random.default_rng(0).normal(size=(30, 16, 16)).astype(np.float32)
+    result = make_learned_result(30, diameter=np.nan, diameter_px=np.nan)
+    assert picture(tmp_path, open_particles(images), result).std() > 0.05
+
+
 def test_picture_of_one_image(tmp_path):
     images = np.random.default_rng(0).normal(size=(1, 130, 130)).astype(np.float32)
     assert picture(tmp_path, open_particles(images), make_result(1)).std() > 0.05
@@ -391,6 +627,17 @@ def test_choices_are_in_order_and_leave_out_unjudged_images():
     np.testing.assert_array_equal(worst, judged[::-1][:24])
     nearest = judged[np.argsort(np.abs(judged - result.cut))[:24]]
     np.testing.assert_array_equal(borderline, np.sort(nearest))
+
+
+def test_without_a_cut_the_border_lies_between_kept_and_rejected():
+    result = make_learned_result(800, cut=np.nan)
+    rejected = np.flatnonzero(~result.keep & ~np.isin(result.reason, ["flat", "bad_pixels"]))
+    chosen = list(plots._choices(result).values())[1]
+    assert len(chosen) == 24 and result.keep[chosen[:12]].all() and not result.keep[chosen[12:]].any()
+    np.testing.assert_array_equal(result.score[chosen[:12]], np.sort(result.score[result.keep])[-12:])
+    np.testing.assert_array_equal(result.score[chosen[12:]], np.sort(result.score[rejected])[:12])
+    all_kept = make_learned_result(30, cut=np.nan, keep=np.ones(30, bool))
+    assert len(plots._choices(all_kept)["Borderline: no cut"]) == 0
 
 
 def test_picture_without_matplotlib_says_how_to_get_it(tmp_path, monkeypatch):

@@ -39,7 +39,7 @@ def assert_identical(actual, expected, order=slice(None)):
         np.testing.assert_array_equal(getattr(actual, name), getattr(expected, name)[order], name)
     for name, values in expected.measurements.items():
         np.testing.assert_array_equal(actual.measurements[name], values[order], name)
-    assert actual.cut == expected.cut
+    np.testing.assert_equal(actual.cut, expected.cut)
     np.testing.assert_equal(actual.diameter_px, expected.diameter_px)
     assert (actual.contrast, actual.phase_flipped) == (expected.contrast, expected.phase_flipped)
 
@@ -184,7 +184,227 @@ def test_small_sets_and_small_boxes(n, box):
     assert result.keep.all() or n >= 50
 
 
+# What the images are made of.
+
+
+@pytest.fixture(scope="module")
+def by_subspaces(stack):
+    return sort_particles(stack[0], method="subspaces")
+
+
+def assert_same_subspaces(actual, expected):
+    """Assert the same bits of what was learned."""
+    for name in ("weights", "means", "loadings", "noise_variance", "keep"):
+        np.testing.assert_array_equal(getattr(actual.model, name), getattr(expected.model, name), name)
+    for name, values in expected.model.trace._asdict().items():
+        np.testing.assert_array_equal(getattr(actual.model.trace, name), values, name)
+
+
+def test_subspaces_tell_particles_from_junk(stack, by_subspaces):
+    images, truth = stack
+    assert area_under_curve(by_subspaces.score, truth.label) > 0.93
+    assert by_subspaces.keep[truth.label].mean() > 0.85
+    assert by_subspaces.keep[~truth.label].mean() < 0.2
+    np.testing.assert_array_equal(by_subspaces.keep, by_subspaces.score <= by_subspaces.cut)
+    np.testing.assert_array_equal(by_subspaces.keep, by_subspaces.reason == "valid")
+    np.testing.assert_array_equal(by_subspaces.keep, by_subspaces.junk_probability <= 0.5)
+    assert by_subspaces.contrast == "bright" and by_subspaces.diameter_estimated
+    assert 0.5 * truth.diameter < by_subspaces.diameter * truth.pixel_size < 1.5 * truth.diameter
+    assert np.isnan(by_subspaces.offset).all() and by_subspaces.offset.shape == (len(images), 2)
+    assert set(by_subspaces.measurements) == {
+        "factor",
+        "log_likelihood",
+        "excess",
+        "pixel_mean",
+        "pixel_std",
+    }
+    assert (by_subspaces.measurements["factor"] > 0).all()
+    assert by_subspaces.subspaces.model.weights.sum() == pytest.approx(1)
+
+
+def test_subspaces_of_other_methods_are_none(sorted_project):
+    assert sorted_project.subspaces is None
+
+
+@pytest.mark.parametrize("preset", ["default", "published"])
+def test_subspaces_of_array_map_stack_and_star_are_the_same(stack, project, tmp_path, preset):
+    images, truth = stack
+    options = {"method": "subspaces", "preset": preset}
+    expected = sort_particles(images, **options)
+    np.save(tmp_path / "images.npy", images)
+    with mrcfile.new(tmp_path / "particles.mrcs") as file:
+        file.set_data(images)
+        file.set_image_stack()
+        file.voxel_size = truth.pixel_size
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    for source in (mapped, tmp_path / "particles.mrcs"):
+        found = sort_particles(source, **options)
+        assert_identical(found, expected)
+        assert_same_subspaces(found.subspaces, expected.subspaces)
+    plain = sort_particles(project, phase_flip="no", **options)
+    assert_identical(plain, expected)
+    assert plain.diameter == pytest.approx(plain.diameter_px * truth.pixel_size, rel=1e-4, nan_ok=True)
+    flipped = sort_particles(project, **options)
+    assert flipped.phase_flipped and not np.array_equal(flipped.score, expected.score)
+
+
+@pytest.mark.parametrize("preset", ["default", "published"])
+def test_workers_do_not_change_bits_of_subspaces(stack, tmp_path, preset):
+    # Three batches, one of them smaller.
+    images = np.tile(stack[0], (4, 1, 1))[:1100, 10:46, 10:46]
+    images += np.random.default_rng(6).normal(scale=0.5 * images.std(), size=images.shape)
+    options = {"method": "subspaces", "preset": preset, "n_subspaces": 2, "n_components": 6}
+    expected = sort_particles(images, n_jobs=1, **options)
+    threads = sort_particles(images, n_jobs=2, **options)
+    with joblib.parallel_config(backend="loky", n_jobs=2):
+        processes = sort_particles(images, **options)
+    for found in (threads, processes):
+        assert_identical(found, expected)
+        assert_same_subspaces(found.subspaces, expected.subspaces)
+
+
+@pytest.mark.parametrize("preset", ["default", "published"])
+def test_images_that_subspaces_cannot_judge(stack, preset):
+    images = stack[0].copy()
+    images[0] = 0.1
+    images[1, 3, 3] = np.nan
+    images[2, 0, 0] = -np.inf
+    images[3, 5, 5] += 200 * images.std()
+    result = sort_particles(images, method="subspaces", preset=preset)
+    np.testing.assert_array_equal(result.reason[:4], ["flat", "bad_pixels", "bad_pixels", "bad_pixels"])
+    assert not result.keep[:4].any() and (result.junk_probability[:4] == 1).all()
+    assert np.isinf(result.score[:4]).all() and np.isfinite(result.score[4:]).all()
+    assert (result.measurements["factor"][:4] == np.inf).all()
+    assert (result.measurements["log_likelihood"][:4] == -np.inf).all()
+    assert np.isfinite(result.measurements["log_likelihood"][4:]).all()
+    # They teach nothing either.
+    rest = sort_particles(images[4:], method="subspaces", preset=preset)
+    if preset == "default":
+        np.testing.assert_allclose(result.score[4:], rest.score, rtol=1e-3, atol=1e-2)
+    assert result.subspaces.model.trace.n_images[0] == rest.subspaces.model.trace.n_images[0]
+
+
+@pytest.mark.parametrize("n", [2, 10, 49])
+def test_few_images_are_all_kept_by_subspaces(stack, n):
+    result = sort_particles(stack[0][:n], method="subspaces")
+    assert result.keep.all() and np.isnan(result.cut) and np.isnan(result.junk_probability).all()
+    assert np.isfinite(result.score).all()
+    assert (result.reason == "valid").all()
+
+
+def test_sixty_images_are_sorted_by_subspaces(stack):
+    images, truth = stack
+    chosen = np.concatenate([np.flatnonzero(truth.label)[:40], np.flatnonzero(~truth.label)[:20]])
+    result = sort_particles(images[chosen], method="subspaces")
+    assert np.isfinite(result.cut) and np.isfinite(result.score).all()
+    assert area_under_curve(result.score, truth.label[chosen]) > 0.75
+
+
+def test_one_image_is_kept_by_subspaces(stack):
+    result = sort_particles(stack[0][:1], method="subspaces")
+    assert result.keep.all() and (result.reason == "valid").all() and np.isnan(result.cut)
+    assert len(result.subspaces.model.trace.n_images) == 0
+
+
+@pytest.mark.parametrize("box", [16, 17, 33, 57])
+def test_subspaces_of_small_and_odd_boxes(box):
+    images, truth = simulate_particles(100, 100, snr=0.4, box=box, junk="noise", seed=3)
+    result = sort_particles(images, method="subspaces")
+    assert area_under_curve(result.score, truth.label) > 0.95
+    assert result.keep[truth.label].mean() > 0.85 and result.keep[~truth.label].mean() < 0.15
+    assert 0.2 * box < result.diameter_px <= box
+
+
+def test_subspaces_of_only_junk():
+    images = simulate_particles(0, 200, snr=0.1, box=36, junk="all", seed=4)[0]
+    result = sort_particles(images, method="subspaces")
+    assert np.isfinite(result.score).all() and np.isfinite(result.cut)
+    np.testing.assert_array_equal(result.keep, result.score <= result.cut)
+    # Nobody knows what was wanted, but not all of these look alike.
+    assert result.keep.mean() < 0.75
+
+
+@pytest.mark.parametrize("preset", ["default", "published"])
+@pytest.mark.parametrize("factor", [-1.0, 2.0, 3e-5, 1e7], ids=str)
+def test_scale_and_contrast_do_not_matter_to_subspaces(stack, preset, factor):
+    images = stack[0]
+    expected = sort_particles(images, method="subspaces", preset=preset)
+    found = sort_particles(images * np.float32(factor), method="subspaces", preset=preset)
+    np.testing.assert_array_equal(found.keep, expected.keep)
+    np.testing.assert_array_equal(found.reason, expected.reason)
+    for name in ("score", "junk_probability"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name), rtol=1e-3, atol=2e-3)
+    for name in ("log_likelihood", "excess"):
+        actual, wanted = found.measurements[name], expected.measurements[name]
+        np.testing.assert_allclose(actual, wanted, rtol=1e-3, atol=2e-3, err_msg=name)
+    # An image that has next to nothing in the subspaces has a huge factor, which rounding changes: its
+    # length in the subspaces over that beside them does not change.
+    lengths = [1 / np.sqrt(result.measurements["factor"]) for result in (found, expected)]
+    np.testing.assert_allclose(*lengths, atol=2e-5)
+    if preset == "default":
+        assert found.contrast == ("dark" if factor < 0 else "bright")
+        assert found.diameter_px == pytest.approx(expected.diameter_px, rel=1e-3)
+
+
+def test_offset_of_grey_values_does_not_matter_to_subspaces(stack, by_subspaces):
+    found = sort_particles(stack[0] + np.float32(5), method="subspaces")
+    np.testing.assert_array_equal(found.keep, by_subspaces.keep)
+    np.testing.assert_allclose(found.score, by_subspaces.score, rtol=1e-3, atol=5e-3)
+
+
+def test_seeds_of_subspaces(stack, by_subspaces):
+    # All of so few images are learned from, whatever the seed.
+    assert_identical(sort_particles(stack[0], method="subspaces", seed=1), by_subspaces)
+    published = [
+        sort_particles(stack[0], method="subspaces", preset="published", seed=seed) for seed in (0, 0, 1)
+    ]
+    assert_identical(published[1], published[0])
+    assert not np.array_equal(published[2].score, published[0].score)
+
+
+def test_order_of_images_does_not_matter_to_subspaces(stack, by_subspaces):
+    order = np.random.default_rng(7).permutation(len(stack[0]))
+    found = sort_particles(stack[0][order], method="subspaces")
+    assert (found.keep != by_subspaces.keep[order]).mean() <= 0.01
+    np.testing.assert_allclose(found.score, by_subspaces.score[order], rtol=1e-2, atol=2e-2)
+
+
+def test_numbers_of_subspaces_are_those_asked_for(stack):
+    result = sort_particles(stack[0], method="subspaces", n_subspaces=3, n_components=4)
+    assert result.subspaces.model.loadings.shape[::2] == (3, 4)
+    assert (result.parameters["n_subspaces"], result.parameters["n_components"]) == (3, 4)
+
+
+def test_diameter_given_is_told_by_subspaces(stack, by_subspaces):
+    images, truth = stack
+    particles = open_particles(images, pixel_size=truth.pixel_size)
+    result = sort_particles(particles, method="subspaces", diameter=truth.diameter)
+    assert result.diameter == pytest.approx(truth.diameter) and not result.diameter_estimated
+    assert np.corrcoef(result.score, by_subspaces.score)[0, 1] > 0.999
+
+
+def test_published_subspaces_drop_a_twentieth(stack):
+    result = sort_particles(stack[0], method="subspaces", preset="published")
+    trace = result.subspaces.model.trace.n_images
+    assert trace[0] == len(stack[0]) and set(trace) <= {300, 285, 271, 257, 244}
+    assert result.keep.sum() < len(stack[0]) and np.isnan(result.cut)
+    np.testing.assert_array_equal(result.score, result.measurements["factor"])
+    np.testing.assert_array_equal(result.junk_probability, (~result.keep).astype(float))
+    assert set(result.reason[~result.keep]) == {"noise"}
+
+
 # The working folder.
+
+
+@pytest.mark.parametrize("preset", ["default", "published"])
+def test_working_folder_of_subspaces_is_empty_in_the_end(stack, tmp_path, preset):
+    seen = []
+    options = {"method": "subspaces", "preset": preset}
+    result = sort_particles(
+        stack[0], work=tmp_path, progress=lambda *_: seen.extend(tmp_path.rglob("*")), **options
+    )
+    assert "images" in {path.name for path in seen} and list(tmp_path.iterdir()) == []
+    assert_identical(result, sort_particles(stack[0], **options))
 
 
 def test_working_folder_is_empty_in_the_end(project, sorted_project, tmp_path):
@@ -211,12 +431,14 @@ def test_working_folder_is_empty_after_a_failure(stack, tmp_path, error, when):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("method", ["radial", "subspaces"])
 @pytest.mark.parametrize("preset", ["default", "published"])
 @pytest.mark.parametrize("n", [10, 700])
-def test_progress_rises_to_the_end(preset, n):
+def test_progress_rises_to_the_end(method, preset, n):
     images = np.random.default_rng(5).normal(size=(n, 64, 64)).astype(np.float32)
     calls = []
-    sort_particles(images, diameter=30, preset=preset, n_jobs=2, progress=lambda *call: calls.append(call))
+    options = {"method": method, "preset": preset, "n_jobs": 2}
+    sort_particles(images, diameter=30, progress=lambda *call: calls.append(call), **options)
     done = [call[0] for call in calls]
     assert done == sorted(done)
     assert calls[-1] == (n, n)
@@ -252,6 +474,15 @@ def test_diameter_means_nothing_without_a_pixel_size(stack, tmp_path):
         ({"working_size": 57}, "working size"),
         ({"working_size": 15}, "working_size"),
         ({"n_peaks": 0}, "n_peaks"),
+        ({"n_subspaces": 2}, "n_subspaces does nothing"),
+        ({"n_components": 2}, "n_components does nothing"),
+        ({"method": "subspaces", "n_peaks": 2}, "n_peaks does nothing"),
+        ({"method": "subspaces", "contrast": "dark"}, "contrast does nothing"),
+        ({"method": "subspaces", "n_subspaces": 0}, "n_subspaces"),
+        ({"method": "subspaces", "n_components": 0}, "n_components"),
+        ({"method": "subspaces", "n_components": 1.5}, "n_components"),
+        ({"method": "subspaces", "n_components": 9999}, "n_components"),
+        ({"method": "subspaces", "n_subspaces": 61}, "n_subspaces"),
         ({"seed": -1}, "seed"),
         ({"work": "/no/such/folder"}, "work folder"),
     ],

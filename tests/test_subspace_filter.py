@@ -396,3 +396,41 @@ def test_any_box(box):
 def test_impossible_requests(request_, message, hard):
     with pytest.raises(fs.InputError, match=message):
         fs.subspace_filter(hard[0][:100], **request_)
+
+
+@pytest.fixture(scope="module")
+def images():
+    return fs.simulate_particles(150, 50, snr=0.2, box=40, seed=1)[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"n_subspaces": 0}, {"n_components": 0}, {"n_components": 1.5}, {"n_components": 9999}],
+    ids=str,
+)
+@pytest.mark.parametrize("preset", ["default", "published"])
+def test_impossible_subspaces_are_told_before_anything_is_read(images, options, preset):
+    calls = []
+    with pytest.raises(fs.InputError, match=next(iter(options))):
+        fs.sort_particles(
+            images, method="subspaces", preset=preset, progress=lambda *call: calls.append(call), **options
+        )
+    assert calls == []
+
+
+@pytest.mark.parametrize("preset", ["default", "published"])
+def test_nothing_to_learn_from(images, preset):
+    some = np.ones((5, 32, 32), np.float32)
+    some[2] = images[0, :32, :32]
+    for stack, kept in ((some, [2]), (some[:2], []), (some[2:3], [0])):
+        result = fs.sort_particles(stack, method="subspaces", preset=preset)
+        assert np.flatnonzero(result.keep).tolist() == kept
+        assert np.isfinite(result.score[kept]).all() and np.isinf(result.score[~result.keep]).all()
+        assert np.isnan(result.diameter_px)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_published_subspaces_know_the_contrast_and_no_diameter(images, sign):
+    result = fs.sort_particles(sign * images, method="subspaces", preset="published")
+    assert result.contrast == ("bright" if sign > 0 else "dark")
+    assert np.isnan(result.diameter_px)

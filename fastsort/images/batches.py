@@ -84,7 +84,13 @@ def map_batches(
             yield _run(function, particles, start, stop, arguments, os.getpid())
             if progress:
                 progress(stop, n)
-        if len(ranges) > 1:
+        if joblib.effective_n_jobs(n_jobs) == 1:
+            # Setting up workers takes longer than a small batch.
+            for start, stop in ranges[1:]:
+                yield _run(function, particles, start, stop, arguments, os.getpid())
+                if progress:
+                    progress(stop, n)
+        elif len(ranges) > 1:
             parallel = joblib.Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")
             results = parallel(task(start, stop) for start, stop in ranges[1:])
             for (_, stop), result in zip(ranges[1:], results, strict=True):

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsort.report.layout import COLUMNS, GAP, LABEL, PIXELS_PER_UNIT, TILE
-from fastsort.subspaces.filter import SubspaceResult, eigenimages
+from fastsort.subspaces.filter import SubspaceResult, denoised_images, eigenimages
 
 MAX_ROWS = 4
+N_PAIRS = COLUMNS // 2
 _LABEL_COLUMNS = 2
 _BLUE, _DROP = "#0072B2", "#D55E00"
 # Heights in pixels.
@@ -32,7 +33,7 @@ def learned_height(result: SubspaceResult) -> int:
     if not is_learned(result):
         return _HEADING + _NOTE
     rows = min(len(result.model.weights), MAX_ROWS)
-    return _HEADING + rows * _ROW + _TRACE_TITLE + _TRACE + _TRACE_LABELS
+    return 2 * _HEADING + (rows + 1) * _ROW + _TRACE_TITLE + _TRACE + _TRACE_LABELS
 
 
 def is_learned(result: SubspaceResult) -> bool:
@@ -40,8 +41,13 @@ def is_learned(result: SubspaceResult) -> bool:
     return len(result.model.trace.n_images) > 0
 
 
-def draw_learned(place: Place, result: SubspaceResult) -> None:
-    """Draw mean and leading axes of each subspace, and the course of the learning.
+def draw_learned(
+    place: Place,
+    result: SubspaceResult,
+    images: npt.NDArray[np.float32],
+    scores: npt.NDArray[np.float64],
+) -> None:
+    """Draw mean and leading axes of each subspace, denoised copies, and the course of the learning.
 
     Parameters
     ----------
@@ -49,6 +55,10 @@ def draw_learned(place: Place, result: SubspaceResult) -> None:
         ``place(left, top, width, height)`` in pixels gives axes; the origin is the upper left corner
         of this part, which is as high as `learned_height` says.
     result : SubspaceResult
+    images : ndarray of float32, shape (k, d, d)
+        To be denoised, at most `N_PAIRS`, with phases flipped if those that were sorted are.
+    scores : ndarray of float64, shape (k,)
+        Of these images.
     """
     n_subspaces, _, n_components = result.model.loadings.shape
     if not is_learned(result):
@@ -67,7 +77,9 @@ def draw_learned(place: Place, result: SubspaceResult) -> None:
         _draw_eigenimages(axes, text, pictures[number], result.model.noise_variance)
         if row == 0:
             _explain(axes, result)
-    _draw_trace(place, _HEADING + len(shown) * _ROW + _TRACE_TITLE, result)
+    top = 2 * _HEADING + len(shown) * _ROW
+    _draw_pairs(_row(place, top, "Denoised: the best of the kept images"), result, images, scores)
+    _draw_trace(place, top + _ROW + _TRACE_TITLE, result)
 
 
 def _row(place: Place, top: float, title: str) -> Any:
@@ -93,16 +105,36 @@ def _draw_eigenimages(axes: Any, text: str, pictures: npt.NDArray[np.float32], n
     axes.text(0, TILE / 2, text, fontsize=11, va="center", linespacing=1.5)
     # The basis being orthonormal, an axis is as long as its picture.
     variances = np.square(pictures.astype(np.float64)).sum(axis=(1, 2)) / noise_variance
-    highest = np.abs(pictures).max(axis=(1, 2), keepdims=True)
     shown = [0, *(1 + np.flatnonzero(variances[1:] >= _LEAST)).tolist()]
-    scaled = pictures[shown] / np.where(highest > 0, highest, 1)[shown]
-    for column, (number, picture) in enumerate(zip(shown, scaled, strict=True)):
-        left = (column + _LABEL_COLUMNS) * (TILE + GAP)
-        extent = (left, left + TILE, TILE, 0)
-        axes.imshow(picture, cmap="gray", vmin=-1, vmax=1, extent=extent, interpolation="bilinear")
+    for column, number in enumerate(shown, _LABEL_COLUMNS):
         label = f"{variances[number]:.3g} × noise" if number else "mean"
-        axes.text(left + TILE / 2, TILE + 2, label, fontsize=8.5, ha="center", va="top")
-    axes.set_aspect("auto")
+        _draw_tile(axes, column, pictures[number], label)
+
+
+def _draw_pairs(
+    axes: Any,
+    result: SubspaceResult,
+    images: npt.NDArray[np.float32],
+    scores: npt.NDArray[np.float64],
+) -> None:
+    if len(images) == 0:
+        axes.text(0, 8, "none is kept", fontsize=12, color="0.4", va="top")
+        return
+    seen, denoised = denoised_images(images, result)
+    for pair, score in enumerate(scores.tolist()):
+        _draw_tile(axes, 2 * pair, seen[pair], f"{score:.3g}")
+        _draw_tile(axes, 2 * pair + 1, denoised[pair], "denoised")
+
+
+def _draw_tile(axes: Any, column: int, picture: npt.NDArray[np.float32], label: str) -> None:
+    left = column * (TILE + GAP)
+    extent = (left, left + TILE, TILE, 0)
+    # Zero, which is the background, is grey.
+    highest = float(np.percentile(np.abs(picture), 99.8)) or 1.0
+    options = {"cmap": "gray", "vmin": -highest, "vmax": highest, "interpolation": "bilinear"}
+    axes.imshow(picture, extent=extent, aspect="auto", **options)
+    axes.text(left + TILE / 2, TILE + 2, label, fontsize=8.5, ha="center", va="top")
+    # Images bring limits of their own.
     axes.set_xlim(0, COLUMNS * (TILE + GAP))
     axes.set_ylim(TILE + LABEL + GAP, 0)
 
@@ -131,7 +163,7 @@ def _draw_trace(place: Place, top: float, result: SubspaceResult) -> None:
         axes.locator_params(axis="x", nbins=8, integer=True, min_n_ticks=1)
         _number(axes, values)
     if len(changes):
-        axes.legend(loc="lower left", fontsize=10, frameon=False)
+        axes.legend(loc="lower left", fontsize=10, edgecolor="none")
 
 
 def _number(axes: Any, values: npt.NDArray[Any]) -> None:

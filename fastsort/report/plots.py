@@ -12,9 +12,10 @@ import numpy.typing as npt
 from fastsort import __version__
 from fastsort._reasons import REASONS
 from fastsort.images.crop import fourier_crop
-from fastsort.particles.source import Particles
+from fastsort.images.ctf import phase_flip
+from fastsort.particles.source import CtfParameters, Particles
 from fastsort.report.layout import COLUMNS, GAP, LABEL, TILE, WIDTH
-from fastsort.report.learned import draw_learned, learned_height
+from fastsort.report.learned import N_PAIRS, draw_learned, learned_height
 
 if TYPE_CHECKING:
     from fastsort.sort import SortResult
@@ -37,7 +38,7 @@ def draw_report(path: str | os.PathLike[str], particles: Particles, result: Sort
     path : path
         The PNG to write, 1600 px wide.
     particles : Particles
-        What was sorted; up to 72 images are read.
+        What was sorted; up to 78 images are read.
     result : SortResult
         As from `sort_particles`.
 
@@ -70,7 +71,7 @@ def draw_report(path: str | os.PathLike[str], particles: Particles, result: Sort
     for (title, indices), bottom in zip(_choices(result).items(), (0.452, 0.23, 0.008), strict=True):
         _draw_montage(upper(0.02, bottom, 0.96, 0.195), title, indices, particles, result)
     if result.subspaces is not None:
-        draw_learned(lower, result.subspaces)
+        draw_learned(lower, result.subspaces, *_best_kept(particles, result))
     figure.savefig(path, format="png")
 
 
@@ -177,6 +178,19 @@ def _border(order: Indices, keep: npt.NDArray[np.bool_]) -> Indices:
         return order[:0]
     kept, rejected = order[keep][-N_TILES // 2 :], order[~keep][: N_TILES // 2]
     return np.concatenate([kept, rejected])
+
+
+def _best_kept(
+    particles: Particles, result: SortResult
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
+    """Return the kept images with the lowest scores as they were sorted, and their scores."""
+    kept = np.flatnonzero(result.keep)
+    chosen = kept[np.argsort(result.score[kept], kind="stable")[:N_PAIRS]]
+    images = particles.read(chosen)
+    if result.phase_flipped and particles.ctf is not None and len(chosen):
+        ctf = CtfParameters(*(column[chosen] for column in particles.ctf))
+        images = phase_flip(images, ctf, particles.pixel_size)
+    return images, result.score[chosen]
 
 
 def _draw_montage(axes: Any, title: str, indices: Indices, particles: Particles, result: SortResult) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from fastsort._checks import check_choice, check_count, check_not_empty
+from fastsort._checks import InputError, check_choice, check_count, check_not_empty
 from fastsort._cut import balanced_cut
 from fastsort._reasons import CONTAMINATION, MULTIPLE, NOISE, OFF_CENTRE, PARTIAL, VALID, reason_names
 from fastsort.images.batches import map_batches
@@ -87,7 +87,8 @@ class SubspaceResult(NamedTuple):
     cut : float
         Images with a larger score are rejected; NaN if published or with fewer than 50 images.
     radius : float
-        Of the particle in pixels, estimated: where its variance ends.
+        Of the particle in pixels, estimated: where its variance ends; NaN if published or where
+        nothing could be learned.
     contrast : str
         "bright" or "dark".
     model : SubspaceModel
@@ -130,7 +131,9 @@ def eigenimages(result: SubspaceResult, n_images: int) -> npt.NDArray[np.float32
     for mean, loading in zip(model.means, model.loadings, strict=True):
         order = np.argsort(-np.square(loading).sum(axis=0), kind="stable")
         # The sine of a pair lives on functions of negative angular index.
-        cosines = [k for k in order if np.square(loading[basis.angular >= 0, k]).sum() > 0]
+        positive = np.square(loading[basis.angular >= 0]).sum(axis=0)
+        sine = (positive == 0) & (np.square(loading).sum(axis=0) > 0)
+        cosines = [k for k in order if not sine[k]]
         rows = np.column_stack([mean, loading[:, cosines[: n_images - 1]]]).T
         pictures.append(np.tensordot(rows.astype(np.float32), basis.functions, 1))
     fewest = min(len(part) for part in pictures)
@@ -264,6 +267,7 @@ def subspace_filter(
     seed = check_count("seed", seed, 0)
     operator = crop_operator(particles.box, min(particles.box, GRID))
     basis = pswf_basis(len(operator), BANDLIMIT)
+    check_numbers(n_subspaces, n_components, particles.box)
     numbers = n_subspaces, n_components
     if preset == "published":
         return _published(particles, operator, basis, numbers, work, n_jobs, seed, progress)
@@ -272,11 +276,22 @@ def subspace_filter(
         model = None if len(sample) < 2 else _learn(sample, basis, numbers, n_jobs, seed)
     if model is None:
         found = _gather(map_batches(_unjudged_batch, particles, n_jobs=n_jobs, progress=progress))
-        return _unjudged(found, basis, particles.box)
+        return _unjudged(found, basis)
     batches = map_batches(
         _batch, particles, operator, model, batch_size=BATCH, n_jobs=n_jobs, progress=progress
     )
     return _result(_gather(batches), model, particles.box / len(operator))
+
+
+def check_numbers(n_subspaces: int | None, n_components: int | None, box: int) -> None:
+    """Refuse numbers that no set of images of `box` pixels could have."""
+    if n_subspaces is not None:
+        check_count("n_subspaces", n_subspaces)
+    width = len(pswf_basis(min(box, GRID), BANDLIMIT).functions)
+    if n_components is not None and check_count("n_components", n_components) >= width:
+        raise InputError(
+            f"n_components must be less than the {width} coefficients of an image; got {n_components}."
+        )
 
 
 def _sample(particles: Particles, operator: npt.NDArray[np.float32], seed: int) -> npt.NDArray[np.float32]:
@@ -402,7 +417,7 @@ def _learn(
     steep = float(np.median(_slope(powers[use])))
     # Noise alone scatters more than this.
     widths = np.maximum(np.sqrt(np.diag(np.linalg.inv(bulk.precision))), 0.02)
-    described = prepare(subspaces)
+    described = prepare(subspaces, np.float32)
     return _Model(basis, blocks, bands, particle, background, bulk.mean, widths, steep, subspaces, described)
 
 
@@ -434,7 +449,7 @@ def _batch(
     powers = _log_powers(coefficients, model.bands)
     excess = ((powers - model.usual) / model.spread).max(axis=1)
     score += 0.5 * np.maximum(excess * np.abs(excess) - EXCESS**2, 0)
-    log_likelihood, factor, _, _ = measure(coefficients, model.described)
+    log_likelihood, factor, _, _ = measure(coefficients.astype(np.float32), model.described)
     doubtful = np.flatnonzero(judged & (score > -CLEARLY))
     codes[doubtful] = _reasons(
         images[doubtful], score[doubtful], excess[doubtful], _slope(powers[doubtful]), model
@@ -485,7 +500,7 @@ def _gather(batches: Iterator[_Batch]) -> _Batch:
     return _Batch(*(np.concatenate(column) for column in zip(*batches, strict=True)))
 
 
-def _unjudged(found: _Batch, basis: PswfBasis, box: int) -> SubspaceResult:
+def _unjudged(found: _Batch, basis: PswfBasis) -> SubspaceResult:
     """Verdict where at most one image is fit: nothing can be learned, and only the unfit are rejected."""
     keep = found.codes == VALID
     length = len(basis.angular)
@@ -494,14 +509,14 @@ def _unjudged(found: _Batch, basis: PswfBasis, box: int) -> SubspaceResult:
     model = SubspaceModel(np.ones(1), np.zeros((1, length)), np.zeros((1, length, 1)), 1.0, keep[:0], trace)
     return SubspaceResult(
         keep,
-        found.score,
+        np.where(keep, 0.0, np.inf),
         reason_names(found.codes),
         np.where(keep, np.nan, 1.0),
         found.factor,
         found.log_likelihood,
         found.excess,
         np.nan,
-        0.25 * box,
+        np.nan,
         "bright",
         model,
         basis,
@@ -520,7 +535,7 @@ def _result(found: _Batch, model: _Model, scale: float) -> SubspaceResult:
         keep = found.score <= cut
     else:
         probability[judged] = np.nan
-    radius, sign = _extent(model)
+    mean = np.tensordot(model.particle.mean, model.basis.functions[model.blocks.members[0][0]], 1)
     return SubspaceResult(
         keep,
         found.score,
@@ -530,15 +545,15 @@ def _result(found: _Batch, model: _Model, scale: float) -> SubspaceResult:
         found.log_likelihood,
         found.excess,
         cut,
-        radius * scale,
-        "bright" if sign > 0 else "dark",
+        _radius(model) * scale,
+        _contrast(mean),
         model.subspaces,
         model.basis,
     )
 
 
-def _extent(model: _Model) -> tuple[float, int]:
-    """Radius of the particle in pixels of the cropped image, and the sign of its contrast."""
+def _radius(model: _Model) -> float:
+    """Radius of the particle in pixels of the cropped image."""
     box = model.basis.box
     functions = model.basis.functions.reshape(len(model.basis.functions), -1).astype(np.float64)
     excess = np.square(np.tensordot(model.particle.mean, functions[model.blocks.members[0][0]], 1))
@@ -558,10 +573,7 @@ def _extent(model: _Model) -> tuple[float, int]:
         np.maximum(profile - profile[-max(2, box // 12) :].mean(), 0) * np.arange(len(profile))
     )
     radius = 0.5 + float(np.interp(0.95, energy / max(energy[-1], 1e-30), np.arange(len(profile))))
-    middle = np.tensordot(model.particle.mean, functions[model.blocks.members[0][0]], 1)
-    rim = inside & (distance > min(radius, box // 2 - 2))
-    sign = 1 if middle[distance <= radius / 2].mean() >= middle[rim].mean() else -1
-    return float(np.clip(radius, 0.1 * box, 0.5 * box)), sign
+    return float(np.clip(radius, 0.1 * box, 0.5 * box))
 
 
 def _level(particle: Shape, background: Shape, blocks: Blocks) -> float:
@@ -598,6 +610,11 @@ def _published(
             for part_codes, coefficients in batches:
                 codes.append(part_codes)
                 file.write(coefficients.data)
+        usable = np.concatenate(codes) == VALID
+        if usable.sum() < 2:
+            nothing = np.full(n, np.inf)
+            empty = np.full(n, np.nan, dtype=np.float32)
+            return _unjudged(_Batch(np.concatenate(codes), nothing, nothing, -nothing, empty), basis)
         stored: npt.NDArray[np.float32] = np.memmap(path, np.float32, "r", shape=shape)
         model = fit_subspaces(stored, *numbers, preset="published", n_jobs=n_jobs, seed=seed)
         scores = subspace_scores(stored, model, n_jobs=n_jobs)
@@ -612,11 +629,20 @@ def _published(
         scores.log_likelihood,
         np.full(n, np.nan, dtype=np.float32),
         np.nan,
-        0.25 * particles.box,
-        "bright",
+        np.nan,
+        _contrast(np.tensordot(model.weights @ model.means, basis.functions, 1)),
         model,
         basis,
     )
+
+
+def _contrast(image: npt.NDArray[np.floating]) -> str:
+    """Sign of the middle of a mean image against its rim."""
+    box = len(image)
+    offset = np.arange(box) - box // 2
+    distance = np.hypot.outer(offset, offset)
+    middle, rim = distance <= box / 8, (distance > 3 * box / 8) & (distance < box // 2)
+    return "bright" if image[middle].mean() >= image[rim].mean() else "dark"
 
 
 def _published_batch(

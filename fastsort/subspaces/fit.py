@@ -47,6 +47,8 @@ N_CONCENTRATIONS = 3
 # Starts of the clustering, and iterations by which numbers of subspaces are compared.
 N_STARTS = 3
 N_TRIED = 15
+# Rounds of subspace iteration for the first axes; EM does the rest.
+N_POWERS = 1
 
 
 def fit_subspaces(
@@ -156,7 +158,8 @@ def fit_subspaces(
         basis = None
     if len(array) == 0:
         raise InputError("coefficients hold no rows: nothing to learn from.")
-    rows, finite = open_rows(array, n_jobs)
+    rows, energy = open_rows(array, n_jobs)
+    finite = np.isfinite(energy)
     if finite.sum() < 2:
         raise InputError(
             f"subspaces need two images or more; got {finite.sum()} without NaN among {len(finite)}."
@@ -164,10 +167,12 @@ def fit_subspaces(
     if width < 2:
         raise InputError("coefficients must have two columns or more; got 1: no subspace is smaller.")
     if n_subspaces is not None and n_subspaces > finite.sum():
-        raise InputError(f"n_subspaces must be at most the {finite.sum()} images; got {n_subspaces}.")
-    learner = _Learner(array, rows, finite, options, n_jobs)
+        raise InputError(
+            f"n_subspaces must be at most the {finite.sum()} images that teach; got {n_subspaces}."
+        )
+    learner = _Learner(array, rows, finite, energy, options, n_jobs)
     with threadpool_limits(limits=1, user_api="blas"):
-        usable = _ordinary(rows, finite, n_jobs) if options.robust else finite
+        usable = _ordinary(energy, finite) if options.robust else finite
         if preset == "published" and basis is None:
             start, symmetry = _random_start(width, n_subspaces, n_components, seed), None
             return _learn_and_drop(learner, finite, start, symmetry)
@@ -219,6 +224,7 @@ class _Learner:
     array: npt.NDArray[np.generic]
     rows: Rows
     finite: npt.NDArray[np.bool_]
+    energy: npt.NDArray[np.float64]
     options: _Options
     n_jobs: int | None
     log_likelihood: list[float] = field(default_factory=list)
@@ -266,8 +272,7 @@ class _Learner:
             trace,
             Strength(0.0, 1.0),
         )
-        energy = self.scores(model).energy
-        return model._replace(strength=usual_strength(energy[use]))
+        return model._replace(strength=usual_strength(self.energy[use]))
 
     def scores(self, model: SubspaceModel) -> SubspaceScores:
         return subspace_scores(self.array, model, n_jobs=self.n_jobs)
@@ -332,18 +337,12 @@ def _learn_and_drop(
     return model if options.discard else model._replace(keep=learner.finite)
 
 
-def _ordinary(rows: Rows, finite: npt.NDArray[np.bool_], n_jobs: int | None) -> npt.NDArray[np.bool_]:
+def _ordinary(energy: npt.NDArray[np.float64], finite: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Images whose energy is not far from that of most."""
-    energy = np.concatenate(rows.map(_log_energy, rows, n_jobs=n_jobs))
-    middle = np.median(energy[finite])
-    spread = 1.4826 * np.median(np.abs(energy[finite] - middle))
-    usable: npt.NDArray[np.bool_] = finite & (np.abs(energy - middle) <= GROSS * spread)
+    strength = usual_strength(energy[finite])
+    far = np.abs(np.log(energy + 1e-300) - strength.middle) > GROSS * strength.spread
+    usable: npt.NDArray[np.bool_] = finite & ~far
     return usable if 2 * usable.sum() >= finite.sum() else finite
-
-
-def _log_energy(block: npt.NDArray[np.generic], start: int, rows: Rows) -> npt.NDArray[np.float64]:
-    images = rows.prepared(np.where(np.isfinite(block).all(axis=1)[:, None], block, 0))
-    return np.log(np.square(images, dtype=np.float64).sum(axis=1) + 1e-30)
 
 
 def _start(
@@ -363,7 +362,7 @@ def _start(
     else:
         axes, symmetry = _steerable_axes(unit, asked, basis)
     positions = sample @ axes
-    variances = np.square(unit @ axes).mean(axis=0)
+    variances = np.square(unit @ axes).mean(axis=0, dtype=np.float64)
     if n_components is None:
         edge = _edge(unit, variances)
         if symmetry is not None:
@@ -382,17 +381,18 @@ def _start(
 
 def _sample(
     rows: Rows, usable: npt.NDArray[np.bool_], seed: int
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]:
     """Some of the images, and the same brought to one length."""
     indices = np.flatnonzero(usable)
     if len(indices) > N_SAMPLE:
         indices = np.sort(np.random.default_rng(seed).choice(indices, N_SAMPLE, replace=False))
-    sample = rows.take(indices).astype(np.float64)
-    lengths = np.sqrt(np.square(sample).sum(axis=1))
-    return sample, sample / np.where(lengths > 0, lengths, 1)[:, None] * math.sqrt(np.mean(lengths**2))
+    sample = rows.take(indices)
+    lengths = np.sqrt(np.einsum("ij,ij->i", sample, sample))
+    factors = math.sqrt(np.mean(lengths**2)) / np.where(lengths > 0, lengths, 1)
+    return sample, sample * factors[:, None].astype(sample.dtype)
 
 
-def _most(sample: npt.NDArray[np.float64]) -> int:
+def _most(sample: npt.NDArray[np.floating]) -> int:
     """How many axes are looked at."""
     return min(MAX_COMPONENTS, max(1, min(sample.shape[1] - 1, len(sample) // 4)))
 
@@ -406,7 +406,7 @@ def _random_start(width: int, n_subspaces: int | None, n_components: int | None,
     return orthogonal(Parameters(weights, np.zeros((n_subspaces, width)), loadings, 1.0))
 
 
-def _edge(sample: npt.NDArray[np.float64], variances: npt.NDArray[np.float64]) -> float:
+def _edge(sample: npt.NDArray[np.floating], variances: npt.NDArray[np.floating]) -> float:
     """Variance beyond which an axis is more than noise (Marchenko and Pastur)."""
     n, width = sample.shape
     total = float(np.square(sample).sum(axis=1).mean())
@@ -422,26 +422,27 @@ def _edge(sample: npt.NDArray[np.float64], variances: npt.NDArray[np.float64]) -
 
 
 def _principal_axes(
-    sample: npt.NDArray[np.float64], n_components: int, rng: np.random.Generator
-) -> npt.NDArray[np.float64]:
+    sample: npt.NDArray[np.floating], n_components: int, rng: np.random.Generator
+) -> npt.NDArray[np.floating]:
     """Leading right singular vectors (L, K) by subspace iteration from a random one (Halko et al. 2011)."""
     n_drawn = min(n_components + 10, *sample.shape)
-    found = sample.T @ rng.standard_normal((len(sample), n_drawn))
-    for _ in range(4):
+    found = sample.T @ rng.standard_normal((len(sample), n_drawn)).astype(sample.dtype)
+    for _ in range(N_POWERS):
         found = sample.T @ (sample @ np.linalg.qr(found)[0])
     basis = np.linalg.qr(found)[0]
-    _, _, turn = np.linalg.svd(sample @ basis, full_matrices=False)
-    axes = basis @ turn.T
+    positions = sample @ basis
+    _, turn = np.linalg.eigh(positions.T @ positions)
+    axes = basis @ turn[:, ::-1]
     if axes.shape[1] < n_components:
         # Fewer images than components: the others may point anywhere.
-        more = rng.standard_normal((sample.shape[1], n_components - axes.shape[1]))
+        more = rng.standard_normal((sample.shape[1], n_components - axes.shape[1])).astype(axes.dtype)
         axes = np.linalg.qr(np.column_stack([axes, more]))[0]
     return axes[:, :n_components]
 
 
 def _steerable_axes(
-    sample: npt.NDArray[np.float64], n_components: int, basis: PswfBasis
-) -> tuple[npt.NDArray[np.float64], Symmetry]:
+    sample: npt.NDArray[np.floating], n_components: int, basis: PswfBasis
+) -> tuple[npt.NDArray[np.floating], Symmetry]:
     """Leading axes of a sample in all orientations, cosine and sine of each together."""
     angular = np.asarray(basis.angular)
     place = {(m, n): i for i, (m, n) in enumerate(zip(angular, basis.radial, strict=True))}
@@ -482,9 +483,9 @@ def _reduced(symmetry: Symmetry, kept: npt.NDArray[np.intp]) -> Symmetry:
 
 
 def _clustered(
-    sample: npt.NDArray[np.float64],
-    axes: npt.NDArray[np.float64],
-    positions: npt.NDArray[np.float64],
+    sample: npt.NDArray[np.floating],
+    axes: npt.NDArray[np.floating],
+    positions: npt.NDArray[np.floating],
     n_subspaces: int,
     symmetry: Symmetry | None,
     rng: np.random.Generator,
@@ -535,9 +536,9 @@ def _k_means(
 
 
 def _best_number(
-    sample: npt.NDArray[np.float64],
-    axes: npt.NDArray[np.float64],
-    positions: npt.NDArray[np.float64],
+    sample: npt.NDArray[np.floating],
+    axes: npt.NDArray[np.floating],
+    positions: npt.NDArray[np.floating],
     symmetry: Symmetry | None,
     rng: np.random.Generator,
 ) -> Parameters:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import scipy.linalg
 
 from fastsort._jit import kernel
-from fastsort.subspaces.rows import Rows
+from fastsort.subspaces.rows import Rows, squares
 
 # The noise variance stays above this part of the data's, and a subspace with less weight than this
 # many images is not changed any more.
@@ -288,8 +288,7 @@ class Posterior(NamedTuple):
 def posterior(images: npt.NDArray[np.floating], model: Stack) -> Posterior:
     """Responsibilities and latent positions of moved and scaled images (b, L)."""
     n = len(images)
-    energy, density, distance = np.empty(n), np.empty(n), np.empty(n)
-    _square(images, energy)
+    energy, density, distance = squares(images), np.empty(n), np.empty(n)
     positions = images @ model.columns
     weighted = np.empty_like(positions)
     _posterior(
@@ -319,15 +318,6 @@ def _expect(
     latent = np.stack([left[:, m].T @ right[:, m] for m in range(n_subspaces)])
     cross = images.T @ found.weighted
     return Sums(cross, latent, float(found.energy.sum()), float(found.log_density.sum()))
-
-
-@kernel
-def _square(images, energy):
-    for i in range(images.shape[0]):
-        total = 0.0
-        for j in range(images.shape[1]):
-            total += images[i, j] * images[i, j]
-        energy[i] = total
 
 
 @kernel

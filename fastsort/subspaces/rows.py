@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsort._checks import InputError
+from fastsort._jit import kernel
 from fastsort.images.batches import map_batches
 
 # Rows of a batch take about this much; their number depends on the row's length alone.
@@ -96,40 +97,60 @@ class Rows:
 
 def open_rows(
     coefficients: npt.NDArray[Any], n_jobs: int | None = None
-) -> tuple[Rows, npt.NDArray[np.bool_]]:
+) -> tuple[Rows, npt.NDArray[np.float64]]:
     """Find the origin and the scale of a set.
 
     Returns
     -------
     rows : Rows
-    finite : ndarray of bool, shape (n,)
-        Rows without NaN and infinity; the others have no part in origin and scale.
+    energy : ndarray of float64, shape (n,)
+        Squared length of every row as it is stored. Not finite where a row has a NaN or an infinity;
+        such rows have no part in origin and scale.
     """
     rows = Rows(coefficients)
-    moments = rows.map(_moments, n_jobs=n_jobs)
-    finite = np.concatenate([part for part, _, _ in moments])
-    count = max(1, int(finite.sum()))
-    origin = np.sum([total for _, total, _ in moments], axis=0) / count
-    # Deviations from the first mean: squares of a large origin would drown them.
-    rows.origin = origin
-    deviations = rows.map(_square_deviation, finite, rows, n_jobs=n_jobs)
-    spread = math.sqrt(math.fsum(deviations) / count / rows.shape[1])
-    if spread > 1e-7 * math.sqrt(float(np.mean(origin**2))):
+    # Near enough to the mean that the squares of a large one do not drown the deviations.
+    first = coefficients[:256]
+    usable = first[np.isfinite(first).all(axis=1)]
+    if len(usable):
+        rows.origin = usable.mean(axis=0, dtype=np.float64)
+    moments = rows.map(_moments, rows, n_jobs=n_jobs)
+    energy = np.concatenate([part for part, _, _ in moments])
+    count = max(1, int(np.isfinite(energy).sum()))
+    shift = np.sum([total for _, total, _ in moments], axis=0) / count
+    square = math.fsum(part for _, _, part in moments) / count - float(shift @ shift)
+    rows.origin = rows.origin + shift
+    spread = math.sqrt(max(square, 0.0) / rows.shape[1])
+    if spread > 1e-7 * math.sqrt(float(np.mean(rows.origin**2))):
         rows.scale = spread
-    return rows, finite
+    return rows, energy
 
 
 def _moments(
-    block: npt.NDArray[Any], start: int
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float64], int]:
-    finite = np.isfinite(block).all(axis=1)
-    some = block if finite.all() else block[finite]
-    return finite, some.sum(axis=0, dtype=np.float64), len(some)
+    block: npt.NDArray[Any], start: int, rows: Rows
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], float]:
+    with np.errstate(all="ignore"):
+        moved = rows.prepared(block)
+        square = squares(moved)
+        along = moved @ rows.origin.astype(moved.dtype)
+        energy = np.maximum(square + 2 * along + rows.origin @ rows.origin, 0)
+    finite = np.isfinite(square)
+    energy[~finite] = np.inf
+    if not finite.all():
+        moved, square = moved[finite], square[finite]
+    return energy, (np.ones(len(moved), dtype=moved.dtype) @ moved).astype(np.float64), float(square.sum())
 
 
-def _square_deviation(
-    block: npt.NDArray[Any], start: int, finite: npt.NDArray[np.bool_], rows: Rows
-) -> float:
-    chosen = finite[start : start + len(block)]
-    moved = np.subtract(block[chosen], rows.origin)
-    return float(np.einsum("ij,ij->", moved, moved))
+def squares(rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Squared length of rows (b, L)."""
+    energy = np.empty(len(rows))
+    _square(rows, energy)
+    return energy
+
+
+@kernel
+def _square(rows, energy):
+    for i in range(rows.shape[0]):
+        total = 0.0
+        for j in range(rows.shape[1]):
+            total += rows[i, j] * rows[i, j]
+        energy[i] = total

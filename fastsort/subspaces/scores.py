@@ -125,8 +125,7 @@ def subspace_scores(
     rows = Rows(check_rows(coefficients, model.means.shape[1]))
     if len(rows) == 0:
         return SubspaceScores(*(np.empty(0) for _ in SubspaceScores._fields))
-    plain = prepare(model)
-    parts = rows.map(_score_batch, plain, n_jobs=n_jobs)
+    parts = rows.map(_score_batch, prepare(model, rows.dtype), n_jobs=n_jobs)
     density, factor, ratio, energy = (np.concatenate(column) for column in zip(*parts, strict=True))
     strength = model.strength or usual_strength(np.square(_drawn(model)).sum(axis=1))
     z = (np.log(energy + 1e-300) - strength.middle) / strength.spread
@@ -161,32 +160,30 @@ def denoise(
     rows = Rows(check_rows(coefficients, model.means.shape[1]))
     if len(rows) == 0:
         return np.empty(rows.shape, dtype=np.float32)
-    return np.concatenate(rows.map(_denoise_batch, prepare(model), n_jobs=n_jobs))
+    return np.concatenate(rows.map(_denoise_batch, prepare(model, rows.dtype), n_jobs=n_jobs))
 
 
 class Prepared(NamedTuple):
-    """A model with the data's mean and scale taken out, and a basis of each subspace.
+    """A model with the data's mean and scale taken out.
 
     Attributes
     ----------
-    origin : ndarray of float64, shape (L,)
+    origin : ndarray, shape (L,)
     scale : float
     model : Stack
-    bases : ndarray of float64, shape (L, M * K)
-        Orthonormal within each subspace; zero for axes without length.
-    inner : ndarray of float64, shape (M * K,)
-        Products of the bases with the origin, in units of the scale.
+        Columns orthogonal within each subspace.
+    inner : ndarray of float64, shape (M, K)
+        Products of the columns with the origin, in units of the scale.
     """
 
-    origin: npt.NDArray[np.float64]
+    origin: npt.NDArray[np.floating]
     scale: float
     model: Stack
-    bases: npt.NDArray[np.float64]
     inner: npt.NDArray[np.float64]
 
 
-def prepare(model: SubspaceModel) -> Prepared:
-    """Bring a model into the form that scoring needs."""
+def prepare(model: SubspaceModel, dtype: npt.DTypeLike) -> Prepared:
+    """Bring a model into the form that scoring in some precision needs."""
     origin = model.weights @ model.means
     spread = np.square(model.means - origin).mean() + np.square(model.loadings).sum(axis=2).mean()
     scale = math.sqrt(model.noise_variance + float(spread))
@@ -198,13 +195,8 @@ def prepare(model: SubspaceModel) -> Prepared:
         max(model.noise_variance / scale**2, 1e-12),
     )
     parameters = orthogonal(parameters)
-    bases = np.concatenate([_basis(loading) for loading in parameters.loadings], axis=1)
-    return Prepared(origin, scale, stack(parameters, np.float64), bases, bases.T @ origin / scale)
-
-
-def _basis(loading: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    vectors, sizes, _ = np.linalg.svd(loading, full_matrices=False)
-    return vectors * (sizes > 1e-10 * max(float(sizes.max()), 1e-150))
+    inner = np.einsum("mlk,l->mk", parameters.loadings, origin / scale)
+    return Prepared(origin.astype(dtype), scale, stack(parameters, dtype), inner)
 
 
 def usual_strength(energy: npt.NDArray[np.float64]) -> Strength:
@@ -216,49 +208,51 @@ def usual_strength(energy: npt.NDArray[np.float64]) -> Strength:
 
 
 def _score_batch(block: npt.NDArray[Any], start: int, model: Prepared) -> tuple[npt.NDArray[np.float64], ...]:
-    finite = np.isfinite(block).all(axis=1)
-    images = _filled(block, finite)
-    density, factor, ratio, energy = measure(images, model)
-    density[~finite] = -np.inf
-    for values in (factor, energy):
-        values[~finite] = np.inf
-    return density, factor, ratio, energy
+    return measure(block, model)
 
 
-def measure(images: npt.NDArray[np.floating], model: Prepared) -> tuple[npt.NDArray[np.float64], ...]:
-    """Log density, factor, ratio and energy of finite images (b, L)."""
-    width = images.shape[1]
-    moved, found = _located(images, model)
-    energy = np.square(images, dtype=np.float64).sum(axis=1)
-    total = energy / model.scale**2
-    n_subspaces = len(model.model.constants)
-    projected = np.square(moved @ model.bases + model.inner).reshape(len(images), n_subspaces, -1).sum(axis=2)
-    projected = np.minimum(projected, total[:, None])
-    with np.errstate(divide="ignore", invalid="ignore"):
+def measure(images: npt.NDArray[Any], model: Prepared) -> tuple[npt.NDArray[np.float64], ...]:
+    """Log density, factor, ratio and energy of images (b, L)."""
+    n, width = images.shape
+    gains, variance = model.model.gains, model.model.noise_variance
+    n_subspaces = len(gains)
+    # A row that is not finite stays one in all that follows, and touches no other.
+    with np.errstate(all="ignore"):
+        moved, found = _located(images, model)
+        from_origin = moved @ (model.origin / moved.dtype.type(model.scale))
+        away = float(np.square(model.origin / model.scale, dtype=np.float64).sum())
+        total = np.maximum(found.energy + 2 * from_origin + away, 0)
+        finite = np.isfinite(total)
+        positions = found.positions.reshape(n, n_subspaces, -1)[:, :, :-1]
+        # Along a column c: c y = (g + s2) x + c mu, about the origin; the basis is c / |c|.
+        along = positions * (gains + variance) + (model.model.inner + model.inner)
+        counts = gains > 1e-20 * max(float(gains.max()), 1e-300)
+        projected = (np.square(along) / np.where(counts, gains, np.inf)).sum(axis=2)
+        projected = np.minimum(projected, total[:, None])
         factor = np.where(projected > 0, (total[:, None] - projected) / projected, np.inf).sum(axis=1)
-    left = np.maximum(found.distance * model.model.noise_variance, 1e-12 * total + 1e-300)
-    responsibility = found.weighted.reshape(len(images), n_subspaces, -1)[:, :, -1]
-    volume = 0.5 * np.log1p(model.model.gains / model.model.noise_variance).sum(axis=1)
-    ratio = 0.5 * width * np.log((total + 1e-300) / left) - responsibility @ volume
-    return found.log_density - width * math.log(model.scale), factor, ratio, energy
+        left = np.maximum(found.distance * variance, 1e-12 * total + 1e-300)
+        responsibility = found.weighted.reshape(n, n_subspaces, -1)[:, :, -1]
+        volume = 0.5 * np.log1p(gains / variance).sum(axis=1)
+        ratio = 0.5 * width * np.log((total + 1e-300) / left) - responsibility @ volume
+        density = found.log_density - width * math.log(model.scale)
+    for values, unfit in ((density, -np.inf), (factor, np.inf), (ratio, -np.inf), (total, np.inf)):
+        values[~finite] = unfit
+    return density, factor, ratio, total * model.scale**2
 
 
 def _denoise_batch(block: npt.NDArray[Any], start: int, model: Prepared) -> npt.NDArray[np.float32]:
-    finite = np.isfinite(block).all(axis=1)
-    images = _filled(block, finite)
-    _, found = _located(images, model)
-    clean = (found.weighted @ model.model.columns.T) * model.scale + model.origin
-    clean[~finite] = np.nan
+    with np.errstate(all="ignore"):
+        _, found = _located(block, model)
+        clean = (found.weighted @ model.model.columns.T) * model.scale + model.origin
+    clean[~np.isfinite(found.energy)] = np.nan
     return clean.astype(np.float32)
 
 
-def _filled(block: npt.NDArray[Any], finite: npt.NDArray[np.bool_]) -> npt.NDArray[np.floating]:
-    """Return rows of zeros where they are not finite; the layout must not change the order of sums."""
-    return np.ascontiguousarray(np.where(finite[:, None], block, 0), dtype=np.result_type(block, np.float32))
-
-
-def _located(images: npt.NDArray[np.floating], model: Prepared) -> tuple[npt.NDArray[np.float64], Posterior]:
-    moved = (images - model.origin) / model.scale
+def _located(images: npt.NDArray[Any], model: Prepared) -> tuple[npt.NDArray[np.floating], Posterior]:
+    dtype = model.origin.dtype
+    moved = np.subtract(images, model.origin, dtype=np.result_type(images, dtype), order="C")
+    moved *= moved.dtype.type(1 / model.scale)
+    moved = moved.astype(dtype, copy=False)
     return moved, posterior(moved, model.model)
 
 
