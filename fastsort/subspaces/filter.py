@@ -637,11 +637,11 @@ def _published(
 
 
 def _contrast(image: npt.NDArray[np.floating]) -> str:
-    """Sign of the middle of a mean image against its rim."""
+    """Sign of a mean image against its rim; a hollow particle counts as what its wall is."""
     box = len(image)
     offset = np.arange(box) - box // 2
     distance = np.hypot.outer(offset, offset)
-    middle, rim = distance <= box / 8, (distance > 3 * box / 8) & (distance < box // 2)
+    middle, rim = distance <= 0.3 * box, (distance > 0.4 * box) & (distance < box // 2)
     return "bright" if image[middle].mean() >= image[rim].mean() else "dark"
 
 
