@@ -47,8 +47,9 @@ N_CONCENTRATIONS = 3
 # Starts of the clustering, and iterations by which numbers of subspaces are compared.
 N_STARTS = 3
 N_TRIED = 15
-# Rounds of subspace iteration for the first axes; EM does the rest.
-N_POWERS = 1
+# Rounds of subspace iteration for the first axes: where K is given, EM does the rest; where it is not,
+# the variances of the last axes decide.
+N_POWERS, N_POWERS_COUNTED = 1, 4
 
 
 def fit_subspaces(
@@ -358,7 +359,8 @@ def _start(
     sample, unit = _sample(rows, usable, seed)
     asked = n_components or _most(sample)
     if basis is None:
-        axes, symmetry = _principal_axes(unit, asked, rng), None
+        rounds = N_POWERS if n_components else N_POWERS_COUNTED
+        axes, symmetry = _principal_axes(unit, asked, rounds, rng), None
     else:
         axes, symmetry = _steerable_axes(unit, asked, basis)
     positions = sample @ axes
@@ -422,12 +424,12 @@ def _edge(sample: npt.NDArray[np.floating], variances: npt.NDArray[np.floating])
 
 
 def _principal_axes(
-    sample: npt.NDArray[np.floating], n_components: int, rng: np.random.Generator
+    sample: npt.NDArray[np.floating], n_components: int, rounds: int, rng: np.random.Generator
 ) -> npt.NDArray[np.floating]:
     """Leading right singular vectors (L, K) by subspace iteration from a random one (Halko et al. 2011)."""
     n_drawn = min(n_components + 10, *sample.shape)
     found = sample.T @ rng.standard_normal((len(sample), n_drawn)).astype(sample.dtype)
-    for _ in range(N_POWERS):
+    for _ in range(rounds):
         found = sample.T @ (sample @ np.linalg.qr(found)[0])
     basis = np.linalg.qr(found)[0]
     positions = sample @ basis
