@@ -449,7 +449,7 @@ def _batch(
     powers = _log_powers(coefficients, model.bands)
     excess = ((powers - model.usual) / model.spread).max(axis=1)
     score += 0.5 * np.maximum(excess * np.abs(excess) - EXCESS**2, 0)
-    log_likelihood, factor, _, _ = measure(coefficients.astype(np.float32), model.described)
+    log_likelihood, factor, *_ = measure(coefficients.astype(np.float32), model.described)
     doubtful = np.flatnonzero(judged & (score > -CLEARLY))
     codes[doubtful] = _reasons(
         images[doubtful], score[doubtful], excess[doubtful], _slope(powers[doubtful]), model

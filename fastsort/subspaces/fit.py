@@ -17,7 +17,6 @@ from fastsort.subspaces.mixture import (
     FLOOR,
     FitTrace,
     Parameters,
-    Strength,
     SubspaceModel,
     Symmetry,
     maximize,
@@ -27,7 +26,7 @@ from fastsort.subspaces.mixture import (
 )
 from fastsort.subspaces.pswf import PswfBasis
 from fastsort.subspaces.rows import Rows, check_rows, open_rows
-from fastsort.subspaces.scores import SubspaceScores, subspace_scores, usual_strength
+from fastsort.subspaces.scores import SubspaceScores, evaluate, robust, usual_strength, with_strength
 
 PRESETS = ("default", "published")
 N_TOTAL = 60
@@ -171,7 +170,7 @@ def fit_subspaces(
         raise InputError(
             f"n_subspaces must be at most the {finite.sum()} images that teach; got {n_subspaces}."
         )
-    learner = _Learner(array, rows, finite, energy, options, n_jobs)
+    learner = _Learner(array, rows, finite, options, n_jobs)
     with threadpool_limits(limits=1, user_api="blas"):
         usable = _ordinary(energy, finite) if options.robust else finite
         if preset == "published" and basis is None:
@@ -225,7 +224,6 @@ class _Learner:
     array: npt.NDArray[np.generic]
     rows: Rows
     finite: npt.NDArray[np.bool_]
-    energy: npt.NDArray[np.float64]
     options: _Options
     n_jobs: int | None
     log_likelihood: list[float] = field(default_factory=list)
@@ -264,19 +262,20 @@ class _Learner:
             np.array(self.noise_variance),
             np.array(self.n_images, dtype=np.intp),
         )
-        model = SubspaceModel(
+        return SubspaceModel(
             parameters.weights,
             parameters.means * self.rows.scale + self.rows.origin,
             parameters.loadings * self.rows.scale,
             parameters.noise_variance * self.rows.scale**2,
             use,
             trace,
-            Strength(0.0, 1.0),
         )
-        return model._replace(strength=usual_strength(self.energy[use]))
 
-    def scores(self, model: SubspaceModel) -> SubspaceScores:
-        return subspace_scores(self.array, model, n_jobs=self.n_jobs)
+    def scores(self, model: SubspaceModel) -> tuple[SubspaceScores, SubspaceModel]:
+        """Scores of all images, and the model with the strength of those that taught it."""
+        plain = evaluate(Rows(self.array), model, self.n_jobs)
+        strength = usual_strength(plain, model.keep)
+        return with_strength(plain, strength), model._replace(strength=strength)
 
 
 def _concentrate(
@@ -287,10 +286,8 @@ def _concentrate(
     at_most = max(1, min(options.every, options.max_iterations // (2 * N_CONCENTRATIONS)))
     for _ in range(N_CONCENTRATIONS):
         parameters = learner.iterate(use, parameters, symmetry, at_most)
-        model = learner.model(use, parameters)
-        assert model.strength is not None
-        scores = learner.scores(model)
-        far = np.abs(np.log(scores.energy + 1e-300) - model.strength.middle) > GROSS * model.strength.spread
+        scores, _ = learner.scores(learner.model(use, parameters))
+        far = _far(scores.energy, use) | _far(scores.residual, use)
         order = np.lexsort((scores.score, far, ~learner.finite))
         use = np.zeros(len(use), dtype=bool)
         use[order[: max(2, round(CORE * learner.finite.sum()))]] = True
@@ -303,13 +300,13 @@ def _learn_and_cut(
     """Learn from a part of the images, then from all that would be kept, and cut."""
     finite = learner.finite
     parameters = learner.iterate(use, parameters, symmetry, learner.options.every)
-    score = learner.scores(learner.model(use, parameters)).score
+    score = learner.scores(learner.model(use, parameters))[0].score
     kept = finite & (score <= balanced_cut(score[finite]))
     if kept.sum() >= 2:
         use = kept
     parameters = learner.iterate(use, parameters, symmetry)
-    model = learner.model(use, parameters)
-    score = learner.scores(model).score
+    scores, model = learner.scores(learner.model(use, parameters))
+    score = scores.score
     # Not before: images that teach lie apart from the others, for this reason alone.
     keep = finite & (score <= min(balanced_cut(score[finite]), valley(score[finite])))
     return model._replace(keep=keep if keep.sum() >= 2 else finite)
@@ -327,7 +324,7 @@ def _learn_and_drop(
         settled = every is None or before - learner.left < every
         if settled or learner.left == 0:
             break
-        factor = learner.scores(learner.model(use, parameters)).factor
+        factor = learner.scores(learner.model(use, parameters))[0].factor
         used = np.flatnonzero(use)
         assert options.discard is not None
         worst = used[np.argsort(-factor[used], kind="stable")[: round(options.discard * len(used))]]
@@ -338,11 +335,16 @@ def _learn_and_drop(
     return model if options.discard else model._replace(keep=learner.finite)
 
 
+def _far(energy: npt.NDArray[np.float64], some: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Tell which energies lie far from those of some images."""
+    middle, spread = robust(energy[some])
+    far: npt.NDArray[np.bool_] = np.abs(np.log(energy + 1e-300) - middle) > GROSS * spread
+    return far
+
+
 def _ordinary(energy: npt.NDArray[np.float64], finite: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Images whose energy is not far from that of most."""
-    strength = usual_strength(energy[finite])
-    far = np.abs(np.log(energy + 1e-300) - strength.middle) > GROSS * strength.spread
-    usable: npt.NDArray[np.bool_] = finite & ~far
+    usable: npt.NDArray[np.bool_] = finite & ~_far(energy, finite)
     return usable if 2 * usable.sum() >= finite.sum() else finite
 
 

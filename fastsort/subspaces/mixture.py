@@ -40,10 +40,18 @@ class FitTrace(NamedTuple):
 
 
 class Strength(NamedTuple):
-    """Median and robust standard deviation of the logarithm of an image's squared length."""
+    """Medians and robust standard deviations of logarithms: of squared lengths, and of what the model leaves.
 
-    middle: float
-    spread: float
+    Attributes
+    ----------
+    energy, energy_spread : float
+    residual, residual_spread : float
+    """
+
+    energy: float
+    energy_spread: float
+    residual: float
+    residual_spread: float
 
 
 class SubspaceModel(NamedTuple):

@@ -22,8 +22,8 @@ from fastsort.subspaces.rows import Rows, check_rows
 
 # Images drawn from a model that does not say how strong its images are.
 N_DRAWN = 1000
-# Energies within this many deviations are nothing unusual.
-USUAL_ENERGY = 3.0
+# Energies and residuals within this many deviations are nothing unusual.
+USUAL = 3.0
 
 
 class SubspaceScores(NamedTuple):
@@ -39,15 +39,18 @@ class SubspaceScores(NamedTuple):
         Log-likelihood ratio of the subspaces to noise, from the direction of the image alone.
     energy : ndarray of float64, shape (n,)
         Squared length.
+    residual : ndarray of float64, shape (n,)
+        Squared Mahalanobis distance from the subspaces times the noise variance.
     score : ndarray of float64, shape (n,)
-        Larger for junk: minus the ratio, plus what an unusual energy costs, in nats. Infinite for
-        images with a NaN or an infinity.
+        Larger for junk: minus the ratio, plus what an unusual energy and a large residual cost, in
+        nats. Infinite for images with a NaN or an infinity.
     """
 
     log_likelihood: npt.NDArray[np.float64]
     factor: npt.NDArray[np.float64]
     ratio: npt.NDArray[np.float64]
     energy: npt.NDArray[np.float64]
+    residual: npt.NDArray[np.float64]
     score: npt.NDArray[np.float64]
 
 
@@ -120,17 +123,44 @@ def subspace_scores(
 
     the ratio of two angular central Gaussian densities (Tyler, Biometrika 74, 1987). It depends on
     the direction of an image and not on its strength, so that the score can judge strength apart:
-    (z^2 - 9) / 2 where the logarithm of the energy lies |z| > 3 robust deviations off.
+    (z^2 - 9) / 2 where the logarithm of the energy lies |z| > 3 robust deviations off, and the same
+    where that of the residual lies z > 3 above. In many dimensions noise hides how strong the rest
+    of an image is; what lies off the subspaces still shows in the residual.
     """
-    rows = Rows(check_rows(coefficients, model.means.shape[1]))
+    scores = evaluate(Rows(check_rows(coefficients, model.means.shape[1])), model, n_jobs)
+    strength = model.strength or usual_strength(evaluate(Rows(_drawn(model)), model, 1))
+    return with_strength(scores, strength)
+
+
+def evaluate(rows: Rows, model: SubspaceModel, n_jobs: int | None) -> SubspaceScores:
+    """All scores, the last of them without a judgement of strength."""
     if len(rows) == 0:
         return SubspaceScores(*(np.empty(0) for _ in SubspaceScores._fields))
     parts = rows.map(_score_batch, prepare(model, rows.dtype), n_jobs=n_jobs)
-    density, factor, ratio, energy = (np.concatenate(column) for column in zip(*parts, strict=True))
-    strength = model.strength or usual_strength(np.square(_drawn(model)).sum(axis=1))
-    z = (np.log(energy + 1e-300) - strength.middle) / strength.spread
-    score = 0.5 * np.maximum(np.square(z) - USUAL_ENERGY**2, 0) - ratio
-    return SubspaceScores(density, factor, ratio, energy, np.where(np.isfinite(energy), score, np.inf))
+    density, factor, ratio, energy, residual = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return SubspaceScores(density, factor, ratio, energy, residual, -ratio)
+
+
+def usual_strength(scores: SubspaceScores, use: npt.NDArray[np.bool_] | None = None) -> Strength:
+    """Find how strong images are that are taken for good."""
+    kinds = [values if use is None else values[use] for values in (scores.energy, scores.residual)]
+    return Strength(*robust(kinds[0]), *robust(kinds[1]))
+
+
+def robust(values: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Median of logarithms, and their standard deviation as the median absolute deviation has it."""
+    logarithm = np.log(values + 1e-300)
+    middle = float(np.median(logarithm))
+    return middle, max(1.4826 * float(np.median(np.abs(logarithm - middle))), 1e-3)
+
+
+def with_strength(scores: SubspaceScores, strength: Strength) -> SubspaceScores:
+    """Count unusual strength against images."""
+    energy = (np.log(scores.energy + 1e-300) - strength.energy) / strength.energy_spread
+    residual = (np.log(scores.residual + 1e-300) - strength.residual) / strength.residual_spread
+    cost = sum(0.5 * np.maximum(np.square(z) - USUAL**2, 0) for z in (energy, np.maximum(residual, 0)))
+    score = np.where(np.isfinite(scores.energy), cost - scores.ratio, np.inf)
+    return scores._replace(score=score)
 
 
 def denoise(
@@ -199,20 +229,12 @@ def prepare(model: SubspaceModel, dtype: npt.DTypeLike) -> Prepared:
     return Prepared(origin.astype(dtype), scale, stack(parameters, dtype), inner)
 
 
-def usual_strength(energy: npt.NDArray[np.float64]) -> Strength:
-    """Find how strong images are that are taken for good."""
-    logarithm = np.log(energy + 1e-300)
-    middle = float(np.median(logarithm))
-    spread = 1.4826 * float(np.median(np.abs(logarithm - middle)))
-    return Strength(middle, max(spread, 1e-3))
-
-
 def _score_batch(block: npt.NDArray[Any], start: int, model: Prepared) -> tuple[npt.NDArray[np.float64], ...]:
     return measure(block, model)
 
 
 def measure(images: npt.NDArray[Any], model: Prepared) -> tuple[npt.NDArray[np.float64], ...]:
-    """Log density, factor, ratio and energy of images (b, L)."""
+    """Log density, factor, ratio, energy and residual of images (b, L)."""
     n, width = images.shape
     gains, variance = model.model.gains, model.model.noise_variance
     n_subspaces = len(gains)
@@ -235,9 +257,10 @@ def measure(images: npt.NDArray[Any], model: Prepared) -> tuple[npt.NDArray[np.f
         volume = 0.5 * np.log1p(gains / variance).sum(axis=1)
         ratio = 0.5 * width * np.log((total + 1e-300) / left) - responsibility @ volume
         density = found.log_density - width * math.log(model.scale)
-    for values, unfit in ((density, -np.inf), (factor, np.inf), (ratio, -np.inf), (total, np.inf)):
-        values[~finite] = unfit
-    return density, factor, ratio, total * model.scale**2
+    unfit = -np.inf, np.inf, -np.inf, np.inf, np.inf
+    for values, value in zip((density, factor, ratio, total, left), unfit, strict=True):
+        values[~finite] = value
+    return density, factor, ratio, total * model.scale**2, left * model.scale**2
 
 
 def _denoise_batch(block: npt.NDArray[Any], start: int, model: Prepared) -> npt.NDArray[np.float32]:
