@@ -84,13 +84,13 @@ def map_batches(
             yield _run(function, particles, start, stop, arguments, os.getpid())
             if progress:
                 progress(stop, n)
-        if joblib.effective_n_jobs(n_jobs) == 1:
-            # Setting up workers takes longer than a small batch.
+        if len(ranges) <= 2 or joblib.effective_n_jobs(n_jobs) == 1:
+            # Setting up workers takes longer than a small batch, and one batch has nobody to share with.
             for start, stop in ranges[1:]:
                 yield _run(function, particles, start, stop, arguments, os.getpid())
                 if progress:
                     progress(stop, n)
-        elif len(ranges) > 1:
+        else:
             parallel = joblib.Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")
             results = parallel(task(start, stop) for start, stop in ranges[1:])
             for (_, stop), result in zip(ranges[1:], results, strict=True):
