@@ -121,8 +121,8 @@ def fit_subspaces(
     the published preset from random axes.
 
     With nothing set, one subspace is learned first, three times anew from the half of the images with
-    the best `subspace_scores` and no unusual energy (concentration steps, as for the minimum
-    covariance determinant). Of this half, K is the number of axes above the Marchenko-Pastur edge,
+    the best `subspace_scores` and no unusual energy or residual (concentration steps, as for the
+    minimum covariance determinant). Of this half, K is the number of axes above the Marchenko-Pastur edge,
     and M the largest number up to 4 for which every step raised the held-out log-likelihood clearly:
     contamination, being left out, gets no subspace of its own. Then all images teach that are likelier
     particles than noise, by their score and the share of junk that fits all scores. In the end these
