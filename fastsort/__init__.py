@@ -14,6 +14,9 @@ from fastsort._checks import InputError
 if TYPE_CHECKING:
     from fastsort.images.crop import fourier_crop
     from fastsort.images.ctf import contrast_transfer, phase_flip
+    from fastsort.invariants.features import invariant_features
+    from fastsort.invariants.map import map_features, map_particles
+    from fastsort.invariants.zernike import zernike_basis, zernike_moments
     from fastsort.particles.source import Particles, open_particles
     from fastsort.radial.filter import radial_filter
     from fastsort.simulate import project_volume, simulate_particles, write_project
@@ -43,6 +46,11 @@ _HOMES = {
     "sorting_factor": "fastsort.subspaces.scores",
     "subspace_scores": "fastsort.subspaces.scores",
     "denoise": "fastsort.subspaces.scores",
+    "zernike_basis": "fastsort.invariants.zernike",
+    "zernike_moments": "fastsort.invariants.zernike",
+    "invariant_features": "fastsort.invariants.features",
+    "map_features": "fastsort.invariants.map",
+    "map_particles": "fastsort.invariants.map",
     "sort_particles": "fastsort.sort",
     "simulate_particles": "fastsort.simulate",
     "project_volume": "fastsort.simulate",
@@ -56,6 +64,9 @@ __all__ = [
     "denoise",
     "fit_subspaces",
     "fourier_crop",
+    "invariant_features",
+    "map_features",
+    "map_particles",
     "open_particles",
     "phase_flip",
     "project_volume",
@@ -71,6 +82,8 @@ __all__ = [
     "subspace_filter",
     "subspace_scores",
     "write_project",
+    "zernike_basis",
+    "zernike_moments",
 ]
 
 
