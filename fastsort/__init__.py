@@ -14,6 +14,8 @@ from fastsort._checks import InputError
 if TYPE_CHECKING:
     from fastsort.images.crop import fourier_crop
     from fastsort.images.ctf import contrast_transfer, phase_flip
+    from fastsort.invariants.align import align_images, apply_alignment, match_to_references
+    from fastsort.invariants.averages import class_averages, fourier_ring_correlation
     from fastsort.invariants.features import invariant_features
     from fastsort.invariants.map import map_features, map_particles
     from fastsort.invariants.zernike import zernike_basis, zernike_moments
@@ -49,6 +51,11 @@ _HOMES = {
     "zernike_basis": "fastsort.invariants.zernike",
     "zernike_moments": "fastsort.invariants.zernike",
     "invariant_features": "fastsort.invariants.features",
+    "align_images": "fastsort.invariants.align",
+    "apply_alignment": "fastsort.invariants.align",
+    "match_to_references": "fastsort.invariants.align",
+    "class_averages": "fastsort.invariants.averages",
+    "fourier_ring_correlation": "fastsort.invariants.averages",
     "map_features": "fastsort.invariants.map",
     "map_particles": "fastsort.invariants.map",
     "sort_particles": "fastsort.sort",
@@ -60,13 +67,18 @@ _HOMES = {
 __all__ = [
     "InputError",
     "Particles",
+    "align_images",
+    "apply_alignment",
+    "class_averages",
     "contrast_transfer",
     "denoise",
     "fit_subspaces",
     "fourier_crop",
+    "fourier_ring_correlation",
     "invariant_features",
     "map_features",
     "map_particles",
+    "match_to_references",
     "open_particles",
     "phase_flip",
     "project_volume",
