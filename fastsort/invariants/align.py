@@ -212,10 +212,11 @@ def match_to_references(
         *empty_alignment(n),
         np.full(n, n_tried, dtype=np.intp),
     )
+    columns: tuple[npt.NDArray[Any], ...] = tuple(out)
     start = 0
     for part in map_batches(_match_batch, particles, bank, chosen, n_tried, limit, n_jobs=n_jobs):
         stop = start + len(part[0])
-        for column, values in zip(out, part, strict=False):
+        for column, values in zip(columns, part, strict=False):
             column[start:stop] = values
         start = stop
     return out
