@@ -84,7 +84,7 @@ def _inspect(images, hot, codes, means, stds):
         stds[i] = 0
         mean, variance, largest = _moments(image)
         std = np.sqrt(variance)
-        if not np.isfinite(std) or not np.isfinite(mean):
+        if not (std < np.inf and abs(mean) < np.inf):
             codes[i] = BAD_PIXELS
         elif largest == 0:
             codes[i] = FLAT

@@ -469,7 +469,7 @@ def _find_usable(images, usable):
             low = min(low, flat[j])
             high = max(high, flat[j])
             total += abs(flat[j])
-        usable[i] = np.isfinite(total) and high > low
+        usable[i] = total < np.inf and high > low
 
 
 @kernel
@@ -971,7 +971,7 @@ def _score(spectra, table, norm, cosine, sine, wave, which, angle, shift, score)
     for i in range(spectra.shape[0]):
         v = which[i]
         score[i] = np.nan
-        if norm[v] > 0 and np.isfinite(angle[i]):
+        if norm[v] > 0 and abs(angle[i]) < np.inf:
             y, x = shift[i, 0], shift[i, 1]
             _correlate(spectra[i], table[v], cosine, sine, wave, n_rings, angle[i], y, x, work, out)
             score[i] = out[0] / norm[v]
@@ -1195,7 +1195,8 @@ def _rotate(coefficients, cosine, sine, flipped, out):
     width = d + 2 * margin
     wide = np.empty((width, width), dtype=np.float32)
     for i in range(out.shape[0]):
-        if not np.isfinite(cosine[i] + coefficients[i, 0, 0]):
+        # A NaN is below nothing.
+        if not (abs(cosine[i]) < np.inf and abs(coefficients[i, 0, 0]) < np.inf):
             out[i] = np.nan
             continue
         for y in range(width):

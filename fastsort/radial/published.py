@@ -199,7 +199,7 @@ def _pixel_fault(image):
     high = image[0, 0]
     for y in range(image.shape[0]):
         for x in range(image.shape[1]):
-            if not np.isfinite(image[y, x]):
+            if not abs(image[y, x]) < np.inf:
                 return BAD_PIXELS
             low = min(low, image[y, x])
             high = max(high, image[y, x])
