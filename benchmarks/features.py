@@ -8,14 +8,13 @@ Needs motif-learn (imported as mtflearn) and mahotas beside fastsort. One worker
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from importlib.metadata import version
 
 import mahotas.features
 import numpy as np
 from mtflearn.features import ZPs
-from tables import print_machine, print_table
+from tables import print_machine, print_table, seconds_in_turn
 from threadpoolctl import threadpool_limits
 
 from fastsort.invariants.features import feature_index, invariant_features
@@ -109,17 +108,6 @@ def default_table(images: np.ndarray, runs: int) -> None:
             for name, s in seconds.items()
         ],
     )
-
-
-def seconds_in_turn(jobs: dict[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:
-    """Time jobs one after the other, again and again, so that all meet the same disturbances."""
-    seconds: dict[str, list[float]] = {what: [] for what in jobs}
-    for _ in range(runs):
-        for what, job in jobs.items():
-            begin = time.perf_counter()
-            job()
-            seconds[what].append(time.perf_counter() - begin)
-    return seconds
 
 
 def maps(images: np.ndarray, times: int) -> np.ndarray:

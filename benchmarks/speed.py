@@ -15,7 +15,6 @@ import resource
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 BOX = 280
@@ -87,6 +86,7 @@ def warm_page_cache(stack: Path) -> int:
 
 def timing_rows(stack: Path, n: int, runs: int, method: str):
     import numpy as np
+    from tables import seconds_in_turn
 
     import fastsort as fs
 
@@ -99,12 +99,7 @@ def timing_rows(stack: Path, n: int, runs: int, method: str):
     particles = fs.open_particles(stack)
     few = fs.open_particles(particles.read(0, min(n, 200)), pixel_size=particles.pixel_size)
     sort(few, 1, method)
-    seconds = {what: [] for what in jobs}
-    for _ in range(runs):
-        for what, job in jobs.items():
-            begin = time.perf_counter()
-            job()
-            seconds[what].append(time.perf_counter() - begin)
+    seconds = seconds_in_turn(jobs, runs)
     medians = [float(np.median(times)) for times in seconds.values()]
     for (what, times), median in zip(seconds.items(), medians, strict=True):
         yield what, f"{median:.2f}", f"{min(times):.2f} to {max(times):.2f}", f"{n / median:.0f}"

@@ -28,7 +28,7 @@ import numpy as np
 import scipy.fft
 import scipy.linalg
 import scipy.signal
-from tables import DATA, print_machine, print_table
+from tables import DATA, print_machine, print_table, seconds_in_turn
 from threadpoolctl import threadpool_limits
 
 import fastsort as fs
@@ -81,17 +81,6 @@ def measured_apart(what: str, **arguments: object) -> dict:
     command = [sys.executable, __file__, "--measure", what, json.dumps(arguments)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def seconds_in_turn(jobs: dict[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:
-    """Time jobs one after the other, again and again, so that all meet the same disturbances."""
-    seconds: dict[str, list[float]] = {what: [] for what in jobs}
-    for _ in range(runs):
-        for what, job in jobs.items():
-            begin = time.perf_counter()
-            job()
-            seconds[what].append(time.perf_counter() - begin)
-    return seconds
 
 
 def spiked(n: int, length: int, n_components: int, seed: int = 0) -> np.ndarray:

@@ -1,11 +1,12 @@
-"""What every benchmark prints: which machine, when, with which versions, and Markdown tables."""
+"""What benchmarks share: how they time, and what they print of machine and versions, and as tables."""
 
 from __future__ import annotations
 
 import datetime
 import os
 import platform
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -33,6 +34,17 @@ def processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def seconds_in_turn(jobs: dict[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:
+    """Time jobs one after the other, again and again, so that all meet the same disturbances."""
+    seconds: dict[str, list[float]] = {what: [] for what in jobs}
+    for _ in range(runs):
+        for what, job in jobs.items():
+            begin = time.perf_counter()
+            job()
+            seconds[what].append(time.perf_counter() - begin)
+    return seconds
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

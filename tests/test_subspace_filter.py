@@ -13,8 +13,8 @@ import fastsort as fs
 from fastsort._cut import balanced_cut, valley
 from fastsort.report.accuracy import measure_accuracy
 from fastsort.subspaces.filter import eigenimages, fit_bulk, frequency_bands
-from fastsort.subspaces.pswf import pswf_basis, pswf_coefficients
-from fastsort.subspaces.shapes import angular_blocks, distances, fit_shape, log_ratio, regularize
+from fastsort.subspaces.pswf import angular_blocks, pswf_basis, pswf_coefficients
+from fastsort.subspaces.shapes import distances, fit_shape, log_ratio, regularize
 
 BASIS = pswf_basis(24, 0.25)
 LENGTH = len(BASIS.angular)
@@ -43,7 +43,7 @@ def steerable_images(seed, n=600, strength=4.0):
 def dense(shape):
     """The whole covariance matrix of a shape."""
     matrix = np.zeros((LENGTH, LENGTH))
-    for members, covariance in zip(BLOCKS.members, shape.covariances, strict=True):
+    for members, covariance in zip(BLOCKS, shape.covariances, strict=True):
         for columns in members:
             matrix[np.ix_(columns, columns)] = covariance
     return matrix
@@ -51,7 +51,7 @@ def dense(shape):
 
 def dense_mean(shape):
     mean = np.zeros(LENGTH)
-    mean[BLOCKS.members[0][0]] = shape.mean
+    mean[BLOCKS[0][0]] = shape.mean
     return mean
 
 
@@ -59,9 +59,9 @@ def dense_mean(shape):
 
 
 def test_blocks_hold_every_function_once_and_pair_cosines_with_sines():
-    every = np.concatenate([members.ravel() for members in BLOCKS.members])
+    every = np.concatenate([members.ravel() for members in BLOCKS])
     np.testing.assert_array_equal(np.sort(every), np.arange(LENGTH))
-    for m, members in enumerate(BLOCKS.members):
+    for m, members in enumerate(BLOCKS):
         assert len(members) == 1 + (m > 0)
         np.testing.assert_array_equal(BASIS.radial[members[0]], BASIS.radial[members[-1]])
         np.testing.assert_array_equal(BASIS.angular[members[-1]], -m if m else 0)
@@ -82,7 +82,7 @@ def test_shape_is_the_average_over_orientations():
     images = noise(1, 300)
     images[:, BASIS.angular == 2] *= 5  # the cosines alone: turned by 45 degrees these are the sines
     shape = fit_shape(images, everyone(300), BLOCKS)
-    members = BLOCKS.members[2]
+    members = BLOCKS[2]
     # Weights differ from image to image, so the plain average is met only roughly.
     both = np.concatenate([images[:, columns] for columns in members])
     variance = np.diag(shape.covariances[2]) / np.median(np.diag(shape.covariances[3]))
@@ -93,7 +93,7 @@ def test_shape_is_the_average_over_orientations():
 @given(seed=seeds)
 def test_strength_of_an_image_does_not_matter(seed):
     images = steerable_images(seed)
-    images[:, BLOCKS.members[0][0]] -= images[:, BLOCKS.members[0][0]].mean(axis=0)
+    images[:, BLOCKS[0][0]] -= images[:, BLOCKS[0][0]].mean(axis=0)
     strength = np.exp(np.random.default_rng(seed).normal(0, 2, (len(images), 1)))
     plain, strong = (fit_shape(rows, everyone(len(rows)), BLOCKS) for rows in (images, images * strength))
     one, other = dense(plain), dense(strong)

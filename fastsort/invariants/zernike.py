@@ -12,6 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from fastsort._checks import InputError, check_box, check_count
 from fastsort.images.batches import map_batches
+from fastsort.images.disk import quarter_disk
 from fastsort.particles.source import open_particles
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ def _sampled_basis(box: int, max_order: int, orthonormal: bool) -> ZernikeBasis:
     pairs = np.repeat(np.arange(len(order)), 1 + (angular > 0))
     sine = np.diff(pairs, prepend=-1) == 0
     order, angular = order[pairs], angular[pairs]
-    quarter = _Quarter.of_disk(box // 2)
+    quarter = quarter_disk(box // 2)
     radii, place = np.unique(quarter.y**2 + quarter.x**2, return_inverse=True)
     profiles = radial_polynomials(max_order, np.sqrt(radii) / (box // 2))
     theta = np.arctan2(quarter.y, quarter.x)
@@ -269,32 +270,3 @@ def _orthonormalized(samples: Array, weights: Array) -> Array:
     if values[0] < MIN_NORM:
         raise np.linalg.LinAlgError("dependent samples")
     return (vectors / np.sqrt(values)) @ (vectors.T @ samples)
-
-
-class _Quarter(NamedTuple):
-    """Pixels of a disk with y >= 0 and x >= 0, and how many mirror images each has."""
-
-    y: Indices
-    x: Indices
-    weights: Array
-
-    @classmethod
-    def of_disk(cls, radius: int) -> _Quarter:
-        y, x = np.mgrid[:radius, :radius].reshape(2, -1)
-        # Even boxes have a row at -radius and none at radius: without it the disk is symmetric.
-        y, x = np.compress(y * y + x * x < radius * radius, [y, x], axis=1)
-        return cls(y, x, np.float64(1 + (y > 0)) * (1 + (x > 0)))
-
-    def unfolded(
-        self, samples: Array, angular: Indices, sine: npt.NDArray[np.bool_], box: int
-    ) -> npt.NDArray[np.float32]:
-        """Whole images of functions from their quarters."""
-        functions = np.zeros((len(samples), box, box), dtype=np.float32)
-        down = np.where(sine, -1, 1).astype(np.float32)[:, np.newaxis]
-        across = down * np.where(angular % 2, -1, 1).astype(np.float32)[:, np.newaxis]
-        values, c = samples.astype(np.float32), box // 2
-        functions[:, c - self.y, c - self.x] = down * across * values
-        functions[:, c - self.y, c + self.x] = down * values
-        functions[:, c + self.y, c - self.x] = across * values
-        functions[:, c + self.y, c + self.x] = values
-        return functions

@@ -13,25 +13,19 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from fastsort._checks import InputError, check_choice, check_count, check_not_empty
+from fastsort._checks import check_choice, check_count, check_not_empty
 from fastsort._cut import balanced_cut
 from fastsort._reasons import CONTAMINATION, MULTIPLE, NOISE, OFF_CENTRE, PARTIAL, VALID, reason_names
 from fastsort.images.batches import map_batches
 from fastsort.images.crop import apply_crop, crop_operator
 from fastsort.images.normalize import inspect_pixels, normalize_background
 from fastsort.particles.source import open_particles
-from fastsort.subspaces.fit import PRESETS, fit_subspaces
+from fastsort.subspaces.fit import PRESETS, check_counts, fit_subspaces
 from fastsort.subspaces.mixture import FitTrace, SubspaceModel
-from fastsort.subspaces.pswf import PswfBasis, pswf_basis
-from fastsort.subspaces.scores import Prepared, denoise, measure, prepare, subspace_scores
-from fastsort.subspaces.shapes import (
-    Blocks,
-    Shape,
-    angular_blocks,
-    fit_shape,
-    log_ratio,
-    regularize,
-)
+from fastsort.subspaces.pswf import Blocks, PswfBasis, angular_blocks, pswf_basis
+from fastsort.subspaces.rows import Rows
+from fastsort.subspaces.scores import Prepared, denoise, evaluate, measure, prepare
+from fastsort.subspaces.shapes import Shape, fit_shape, log_ratio, regularize, relative_level
 
 if TYPE_CHECKING:
     from fastsort.particles.source import Particles
@@ -285,13 +279,7 @@ def subspace_filter(
 
 def check_numbers(n_subspaces: int | None, n_components: int | None, box: int) -> None:
     """Refuse numbers that no set of images of `box` pixels could have."""
-    if n_subspaces is not None:
-        check_count("n_subspaces", n_subspaces)
-    width = len(pswf_basis(min(box, GRID), BANDLIMIT).functions)
-    if n_components is not None and check_count("n_components", n_components) >= width:
-        raise InputError(
-            f"n_components must be less than the {width} coefficients of an image; got {n_components}."
-        )
+    check_counts(n_subspaces, n_components, len(pswf_basis(min(box, GRID), BANDLIMIT).functions))
 
 
 def _sample(particles: Particles, operator: npt.NDArray[np.float32], seed: int) -> npt.NDArray[np.float32]:
@@ -535,7 +523,7 @@ def _result(found: _Batch, model: _Model, scale: float) -> SubspaceResult:
         keep = found.score <= cut
     else:
         probability[judged] = np.nan
-    mean = np.tensordot(model.particle.mean, model.basis.functions[model.blocks.members[0][0]], 1)
+    mean = np.tensordot(model.particle.mean, model.basis.functions[model.blocks[0][0]], 1)
     return SubspaceResult(
         keep,
         found.score,
@@ -556,10 +544,10 @@ def _radius(model: _Model) -> float:
     """Radius of the particle in pixels of the cropped image."""
     box = model.basis.box
     functions = model.basis.functions.reshape(len(model.basis.functions), -1).astype(np.float64)
-    excess = np.square(np.tensordot(model.particle.mean, functions[model.blocks.members[0][0]], 1))
-    level = _level(model.particle, model.background, model.blocks)
+    excess = np.square(np.tensordot(model.particle.mean, functions[model.blocks[0][0]], 1))
+    level = relative_level(model.particle, model.background, model.blocks)
     for members, near, far in zip(
-        model.blocks.members, model.particle.covariances, model.background.covariances, strict=True
+        model.blocks, model.particle.covariances, model.background.covariances, strict=True
     ):
         for columns in members:
             part = functions[columns]
@@ -574,17 +562,6 @@ def _radius(model: _Model) -> float:
     )
     radius = 0.5 + float(np.interp(0.95, energy / max(energy[-1], 1e-30), np.arange(len(profile))))
     return float(np.clip(radius, 0.1 * box, 0.5 * box))
-
-
-def _level(particle: Shape, background: Shape, blocks: Blocks) -> float:
-    """Typical variance of one shape in units of the other: strengths of shapes cannot be compared."""
-    relative = [
-        np.repeat(np.linalg.eigvalsh(whitener.T @ covariance @ whitener), len(members))
-        for whitener, covariance, members in zip(
-            background.whiteners, particle.covariances, blocks.members, strict=True
-        )
-    ]
-    return float(np.median(np.concatenate(relative)))
 
 
 def _published(
@@ -617,7 +594,7 @@ def _published(
             return _unjudged(_Batch(np.concatenate(codes), nothing, nothing, -nothing, empty), basis)
         stored: npt.NDArray[np.float32] = np.memmap(path, np.float32, "r", shape=shape)
         model = fit_subspaces(stored, *numbers, preset="published", n_jobs=n_jobs, seed=seed)
-        scores = subspace_scores(stored, model, n_jobs=n_jobs)
+        scores = evaluate(Rows(stored), model, n_jobs)
     reason = np.where(model.keep, VALID, np.concatenate(codes)).astype(np.int8)
     reason[~model.keep & (reason == VALID)] = NOISE
     return SubspaceResult(

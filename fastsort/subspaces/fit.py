@@ -24,7 +24,7 @@ from fastsort.subspaces.mixture import (
     posterior,
     stack,
 )
-from fastsort.subspaces.pswf import PswfBasis
+from fastsort.subspaces.pswf import PswfBasis, angular_blocks
 from fastsort.subspaces.rows import Rows, check_rows, open_rows
 from fastsort.subspaces.scores import SubspaceScores, evaluate, robust, usual_strength, with_strength
 
@@ -139,17 +139,11 @@ def fit_subspaces(
     width = array.shape[1]
     options = _options(preset, discard, every, max_iterations, tolerance, robust)
     seed = check_count("seed", seed, 0)
+    check_counts(n_subspaces, n_components, width)
     if preset == "published":
         n_subspaces = 2 if n_subspaces is None else n_subspaces
-    if n_subspaces is not None:
-        check_count("n_subspaces", n_subspaces)
-    if preset == "published" and n_components is None:
-        assert n_subspaces is not None
-        n_components = max(1, min(N_TOTAL // n_subspaces, width - 1))
-    if n_components is not None and check_count("n_components", n_components) >= width:
-        raise InputError(
-            f"n_components must be less than the {width} coefficients of an image; got {n_components}."
-        )
+        if n_components is None:
+            n_components = max(1, min(N_TOTAL // n_subspaces, width - 1))
     if steerable and basis is None:
         raise InputError("steerable subspaces need to know how the coefficients turn: give basis=.")
     if basis is not None and len(basis.angular) != width:
@@ -170,7 +164,7 @@ def fit_subspaces(
         raise InputError(
             f"n_subspaces must be at most the {finite.sum()} images that teach; got {n_subspaces}."
         )
-    learner = _Learner(array, rows, finite, options, n_jobs)
+    learner = _Learner(rows, finite, options, n_jobs)
     with threadpool_limits(limits=1, user_api="blas"):
         usable = _ordinary(energy, finite) if options.robust else finite
         if preset == "published" and basis is None:
@@ -184,6 +178,16 @@ def fit_subspaces(
             return _learn_and_cut(learner, usable, start, symmetry)
         start, symmetry = _start(rows, usable, n_subspaces, n_components, basis, seed)
         return _learn_and_drop(learner, usable, start, symmetry)
+
+
+def check_counts(n_subspaces: int | None, n_components: int | None, width: int) -> None:
+    """Refuse numbers of subspaces and components that no rows of `width` coefficients could have."""
+    if n_subspaces is not None:
+        check_count("n_subspaces", n_subspaces)
+    if n_components is not None and check_count("n_components", n_components) >= width:
+        raise InputError(
+            f"n_components must be less than the {width} coefficients of an image; got {n_components}."
+        )
 
 
 class _Options(NamedTuple):
@@ -221,7 +225,6 @@ def _options(
 class _Learner:
     """Iterations over the same images, and what became of them."""
 
-    array: npt.NDArray[np.generic]
     rows: Rows
     finite: npt.NDArray[np.bool_]
     options: _Options
@@ -273,7 +276,7 @@ class _Learner:
 
     def scores(self, model: SubspaceModel) -> tuple[SubspaceScores, SubspaceModel]:
         """Scores of all images, and the model with the strength of those that taught it."""
-        plain = evaluate(Rows(self.array), model, self.n_jobs)
+        plain = evaluate(self.rows, model, self.n_jobs)
         strength = usual_strength(plain, model.keep)
         return with_strength(plain, strength), model._replace(strength=strength)
 
@@ -324,7 +327,7 @@ def _learn_and_drop(
         settled = every is None or before - learner.left < every
         if settled or learner.left == 0:
             break
-        factor = learner.scores(learner.model(use, parameters))[0].factor
+        factor = evaluate(learner.rows, learner.model(use, parameters), learner.n_jobs).factor
         used = np.flatnonzero(use)
         assert options.discard is not None
         worst = used[np.argsort(-factor[used], kind="stable")[: round(options.discard * len(used))]]
@@ -448,13 +451,13 @@ def _steerable_axes(
     sample: npt.NDArray[np.floating], n_components: int, basis: PswfBasis
 ) -> tuple[npt.NDArray[np.floating], Symmetry]:
     """Leading axes of a sample in all orientations, cosine and sine of each together."""
-    angular = np.asarray(basis.angular)
-    place = {(m, n): i for i, (m, n) in enumerate(zip(angular, basis.radial, strict=True))}
-    partner = np.array([place[-m, n] for m, n in zip(angular, basis.radial, strict=True)], dtype=np.intp)
+    blocks = angular_blocks(basis)
+    partner = np.empty(len(basis.angular), dtype=np.intp)
     candidates = []
-    for m in range(int(angular.max()) + 1):
-        cosines = np.flatnonzero(angular == m)
-        both = np.concatenate([sample[:, cosines], sample[:, partner[cosines]]])
+    for m, members in enumerate(blocks):
+        # Index 0 has no sines: the cosines are their own partners.
+        partner[members] = members[::-1]
+        both = np.concatenate([sample[:, members[0]], sample[:, members[-1]]])
         values, vectors = np.linalg.eigh(both.T @ both / len(both))
         candidates += [(-value, m, vector) for value, vector in zip(values, vectors.T, strict=True)]
     columns: list[npt.NDArray[np.float64]] = []
@@ -464,9 +467,9 @@ def _steerable_axes(
         here = len(columns)
         if here + 1 + (m > 0) > n_components:
             continue
-        for sign in (1, -1)[: 1 + (m > 0)]:
+        for sign, places in zip((1, -1), blocks[m], strict=False):
             column = np.zeros(sample.shape[1])
-            column[np.flatnonzero(angular == m) if sign > 0 else partner[angular == m]] = vector
+            column[places] = vector
             columns.append(column)
             latent_angular.append(sign * m)
         latent_partner += [here] if m == 0 else [here + 1, here]
@@ -474,7 +477,7 @@ def _steerable_axes(
         raise InputError(
             f"n_components must be 2 or more where the strongest axis turns; got {n_components}."
         )
-    symmetry = Symmetry(angular, partner, np.array(latent_angular), np.array(latent_partner))
+    symmetry = Symmetry(basis.angular, partner, np.array(latent_angular), np.array(latent_partner))
     return np.column_stack(columns), symmetry
 
 
@@ -554,8 +557,7 @@ def _best_number(
     rows, everything = Rows(sample[even]), np.ones(int(even.sum()), dtype=bool)
     held = None
     for n_subspaces in range(1, MAX_SUBSPACES + 1):
-        start = _clustered(sample[even], axes, positions[even], n_subspaces, symmetry, rng)
-        model = start
+        model = _clustered(sample[even], axes, positions[even], n_subspaces, symmetry, rng)
         for _ in range(N_TRIED):
             model, _ = maximize(rows, everything, model, 1, symmetry)
         density = posterior(sample[~even], stack(model, np.float64)).log_density

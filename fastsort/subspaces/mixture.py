@@ -63,7 +63,8 @@ class SubspaceModel(NamedTuple):
         Share of the images in each subspace.
     means : ndarray of float64, shape (M, L)
     loadings : ndarray of float64, shape (M, L, K)
-        C_m; columns orthogonal, the longest first.
+        C_m; columns orthogonal, the longest first. In a steerable model cosines and sines stay
+        together, and the longest comes first among those of one angular index.
     noise_variance : float
         Of one coefficient.
     keep : ndarray of bool, shape (n,)

@@ -14,12 +14,14 @@ from threadpoolctl import threadpool_limits
 
 from fastsort._checks import InputError, check_box, check_count, check_positive
 from fastsort.images.batches import map_batches
+from fastsort.images.disk import Quarter, quarter_disk
 from fastsort.particles.source import open_particles
 
 if TYPE_CHECKING:
     from fastsort.particles.source import Particles
 
 Array = npt.NDArray[np.float64]
+Blocks = tuple[npt.NDArray[np.intp], ...]
 
 # Beyond these the rounding of an eigenvalue would decide whether a function is kept.
 TRUNCATIONS = (1e-6, 1e6)
@@ -193,6 +195,21 @@ def pswf_images(
     return flat.reshape(len(rows), box, box)
 
 
+def angular_blocks(basis: PswfBasis) -> Blocks:
+    """Find where the functions of each angular index stand in a basis.
+
+    Returns
+    -------
+    blocks : tuple of ndarray of intp, shape (1 or 2, p)
+        For m = 0, 1, ...: the places of cosines, and below them, where m > 0, those of their sines.
+    """
+    blocks = []
+    for m in range(int(basis.angular.max()) + 1):
+        parts = (m, -m) if m > 0 else (0,)
+        blocks.append(np.array([np.flatnonzero(basis.angular == part) for part in parts]))
+    return tuple(blocks)
+
+
 def _coefficients_batch(
     images: npt.NDArray[np.float32], start: int, bandlimit: float, truncation: float
 ) -> npt.NDArray[np.float32]:
@@ -230,34 +247,29 @@ def _sampled_basis(box: int, bandlimit: float, truncation: float, bandwidth: flo
         (m, n, part) for m, mode in enumerate(modes) for n in range(mode.size) for part in (0, 1)[: m + 1]
     ]
     order, radial, sine = np.array(orders, dtype=np.intp).T
-    # The strict inequality gives even boxes, which have a row at -R but none at R, the symmetric disk.
-    offset = np.arange(radius)
-    y, x = (axis.ravel() for axis in np.meshgrid(offset, offset, indexing="ij"))
-    inside = x * x + y * y < radius * radius
-    y, x = y[inside], x[inside]
-    quadrants = np.empty((len(orders), len(x)))
+    quarter = quarter_disk(radius)
+    samples = np.empty((len(orders), len(quarter.x)))
     eigenvalues = np.empty(len(orders), dtype=np.complex128)
-    squares, place = np.unique(x * x + y * y, return_inverse=True)
-    angle = np.arctan2(y, x)
+    squares, place = np.unique(quarter.y**2 + quarter.x**2, return_inverse=True)
+    angle = np.arctan2(quarter.y, quarter.x)
     for m, mode in enumerate(modes):
         profiles = mode.evaluate(np.sqrt(squares) / radius)[:, place] / (radius * math.sqrt(np.pi))
         if m == 0:
-            quadrants[order == 0] = profiles / math.sqrt(2)
+            samples[order == 0] = profiles / math.sqrt(2)
         else:
-            quadrants[(order == m) & (sine == 0)] = profiles * np.cos(m * angle)
-            quadrants[(order == m) & (sine == 1)] = profiles * np.sin(m * angle)
+            samples[(order == m) & (sine == 0)] = profiles * np.cos(m * angle)
+            samples[(order == m) & (sine == 1)] = profiles * np.sin(m * angle)
         eigenvalues[order == m] = np.repeat(2 * np.pi * 1j ** (m % 4) * mode.eigenvalues, 1 + (m > 0))
     # Zeros that the sine of a multiple of pi is not.
-    quadrants[np.ix_((order + sine) % 2 == 1, x == 0)] = 0
-    weights = np.where(x > 0, 2.0, 1.0) * np.where(y > 0, 2.0, 1.0)
+    samples[np.ix_((order + sine) % 2 == 1, quarter.x == 0)] = 0
     try:
-        _orthonormalize(quadrants, weights, order, sine, x, y)
+        _orthonormalize(samples, quarter, order, sine)
     except np.linalg.LinAlgError:
         raise InputError(
             f"the pixels of a box of {box} px cannot tell the {len(orders)} functions apart that truncation "
             f"{truncation:g} keeps at bandlimit {bandlimit:g}: raise the truncation, or lower the bandlimit."
         ) from None
-    functions = _unfold(quadrants, order, sine, x, y, box)
+    functions = quarter.unfolded(samples, order, sine, box)
     basis = PswfBasis(functions, np.where(sine == 1, -order, order), radial, eigenvalues, box, bandlimit)
     for array in basis[:4]:
         array.flags.writeable = False
@@ -265,14 +277,9 @@ def _sampled_basis(box: int, bandlimit: float, truncation: float, bandwidth: flo
 
 
 def _orthonormalize(
-    quadrants: Array,
-    weights: Array,
-    order: npt.NDArray[np.intp],
-    sine: npt.NDArray[np.intp],
-    x: npt.NDArray[np.intp],
-    y: npt.NDArray[np.intp],
+    samples: Array, quarter: Quarter, order: npt.NDArray[np.intp], sine: npt.NDArray[np.intp]
 ) -> None:
-    """Replace samples on a quadrant by the closest orthonormal ones over the disk, in place.
+    """Replace samples on a quarter by the closest orthonormal ones over the disk, in place.
 
     Functions of different symmetry under the turns and reflections of the square grid are
     orthogonal as they are. Five blocks remain: cosines and sines for m divisible by 4, and by 2
@@ -282,14 +289,14 @@ def _orthonormalize(
         for part in (0, 1):
             block = np.flatnonzero((order % 4 == remainder) & (sine == part))
             if len(block):
-                quadrants[block] = _closest_orthonormal(quadrants[block], weights)
+                samples[block] = _closest_orthonormal(samples[block], quarter.weights)
     block = np.flatnonzero((order % 2 == 1) & (sine == 0))
     if len(block):
-        cosines = _closest_orthonormal(quadrants[block], weights)
-        quadrants[block] = cosines
-        transposed = np.lexsort((y, x))
+        cosines = _closest_orthonormal(samples[block], quarter.weights)
+        samples[block] = cosines
+        transposed = np.lexsort((quarter.y, quarter.x))
         sign = np.where(order[block] % 4 == 1, 1.0, -1.0)[:, np.newaxis]
-        quadrants[block + 1] = sign * cosines[:, transposed]
+        samples[block + 1] = sign * cosines[:, transposed]
 
 
 def _closest_orthonormal(rows: Array, weights: Array) -> Array:
@@ -298,27 +305,6 @@ def _closest_orthonormal(rows: Array, weights: Array) -> Array:
     if values[0] < MIN_NORM:
         raise np.linalg.LinAlgError("dependent samples")
     return ((vectors / np.sqrt(values)) @ vectors.T) @ rows
-
-
-def _unfold(
-    quadrants: Array,
-    order: npt.NDArray[np.intp],
-    sine: npt.NDArray[np.intp],
-    x: npt.NDArray[np.intp],
-    y: npt.NDArray[np.intp],
-    box: int,
-) -> npt.NDArray[np.float32]:
-    """Images of functions that are known where x and y are not negative."""
-    functions = np.zeros((len(quadrants), box, box), dtype=np.float32)
-    values = quadrants.astype(np.float32)
-    across = np.where((order + sine) % 2 == 1, np.float32(-1), np.float32(1))[:, np.newaxis]
-    down = np.where(sine == 1, np.float32(-1), np.float32(1))[:, np.newaxis]
-    middle = box // 2
-    functions[:, middle - y, middle - x] = across * down * values
-    functions[:, middle - y, middle + x] = down * values
-    functions[:, middle + y, middle - x] = across * values
-    functions[:, middle + y, middle + x] = values
-    return functions
 
 
 class RadialModes(NamedTuple):

@@ -75,10 +75,7 @@ class Rows:
 
     def prepared(self, block: npt.NDArray[Any]) -> npt.NDArray[np.floating]:
         """Return stored rows moved and scaled, as a new array."""
-        precision = np.result_type(block, self.dtype)
-        moved = np.subtract(block, self.origin.astype(precision), order="C")
-        moved *= moved.dtype.type(1 / self.scale)
-        return moved.astype(self.dtype, copy=False)
+        return standardized(block, self.origin, self.scale, self.dtype)
 
     def take(self, indices: npt.NDArray[np.intp]) -> npt.NDArray[np.floating]:
         """Return some rows moved and scaled; indices ascend."""
@@ -93,6 +90,17 @@ class Rows:
     def map(self, function: Any, *arguments: Any, n_jobs: int | None = None) -> list[Any]:
         """Call ``function(stored rows, start, *arguments)`` on every batch; results in order."""
         return list(map_batches(function, self, *arguments, batch_size=self.batch_size, n_jobs=n_jobs))
+
+
+def standardized(
+    block: npt.NDArray[Any], origin: npt.NDArray[np.floating], scale: float, dtype: npt.DTypeLike
+) -> npt.NDArray[np.floating]:
+    """Rows (b, L) with an origin and a scale taken out, as a new array."""
+    # In the rows' own precision: what is left may be much smaller than the origin.
+    precision = np.result_type(block, np.dtype(dtype))
+    moved = np.subtract(block, origin.astype(precision), order="C")
+    moved *= moved.dtype.type(1 / scale)
+    return moved.astype(dtype, copy=False)
 
 
 def open_rows(

@@ -18,7 +18,7 @@ from fastsort.subspaces.mixture import (
     posterior,
     stack,
 )
-from fastsort.subspaces.rows import Rows, check_rows
+from fastsort.subspaces.rows import Rows, check_rows, standardized
 
 # Images drawn from a model that does not say how strong its images are.
 N_DRAWN = 1000
@@ -87,7 +87,7 @@ def sorting_factor(
     .. [1] Weiss-Dicker, Eldar, Shkolnisky, Bendory, "Unsupervised particle sorting for cryo-EM using
        probabilistic PCA" (2023).
     """
-    return subspace_scores(coefficients, model, n_jobs=n_jobs).factor
+    return evaluate(Rows(check_rows(coefficients, model.means.shape[1])), model, n_jobs).factor
 
 
 def subspace_scores(
@@ -272,10 +272,7 @@ def _denoise_batch(block: npt.NDArray[Any], start: int, model: Prepared) -> npt.
 
 
 def _located(images: npt.NDArray[Any], model: Prepared) -> tuple[npt.NDArray[np.floating], Posterior]:
-    dtype = model.origin.dtype
-    moved = np.subtract(images, model.origin, dtype=np.result_type(images, dtype), order="C")
-    moved *= moved.dtype.type(1 / model.scale)
-    moved = moved.astype(dtype, copy=False)
+    moved = standardized(images, model.origin, model.scale, model.origin.dtype)
     return moved, posterior(moved, model.model)
 
 

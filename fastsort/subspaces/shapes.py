@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastsort.subspaces.pswf import PswfBasis
+from fastsort.subspaces.pswf import Blocks
 
 N_ROUNDS = 4
 # White noise that is added to every covariance, in parts of its mean variance: images that were
@@ -21,18 +21,6 @@ FLOOR = 0.05
 SHARED = 0.1
 
 Array = npt.NDArray[np.float64]
-
-
-class Blocks(NamedTuple):
-    """Where the coefficients of each angular index stand.
-
-    Attributes
-    ----------
-    members : tuple of ndarray of intp, shape (1 or 2, p)
-        For m = 0, 1, ...: the columns of cosines, and below them those of their sines.
-    """
-
-    members: tuple[npt.NDArray[np.intp], ...]
 
 
 class Shape(NamedTuple):
@@ -55,15 +43,6 @@ class Shape(NamedTuple):
     log_volume: float
 
 
-def angular_blocks(basis: PswfBasis) -> Blocks:
-    """Find the blocks of a basis."""
-    members = []
-    for m in range(int(basis.angular.max()) + 1):
-        rows = [np.flatnonzero(basis.angular == sign * m) for sign in (1, -1)[: 1 + (m > 0)]]
-        members.append(np.array(rows))
-    return Blocks(tuple(members))
-
-
 def fit_shape(coefficients: Array, use: npt.NDArray[np.bool_], blocks: Blocks) -> Shape:
     """Estimate a shape from the directions of some images.
 
@@ -71,7 +50,8 @@ def fit_shape(coefficients: Array, use: npt.NDArray[np.bool_], blocks: Blocks) -
     ----------
     coefficients : ndarray of float64, shape (n, L)
     use : ndarray of bool, shape (n,)
-    blocks : Blocks
+    blocks : tuple of ndarray
+        As `angular_blocks` gives them.
 
     Returns
     -------
@@ -93,7 +73,7 @@ def fit_shape(coefficients: Array, use: npt.NDArray[np.bool_], blocks: Blocks) -
 def distances(coefficients: Array, shape: Shape, blocks: Blocks) -> Array:
     """Squared Mahalanobis distances of images (n, L)."""
     total = np.zeros(len(coefficients))
-    for m, (members, whitener) in enumerate(zip(blocks.members, shape.whiteners, strict=True)):
+    for m, (members, whitener) in enumerate(zip(blocks, shape.whiteners, strict=True)):
         for columns in members:
             part = coefficients[:, columns]
             white = (part - shape.mean if m == 0 else part) @ whitener
@@ -124,7 +104,7 @@ def regularize(particle: Shape, background: Shape, n_images: int, blocks: Blocks
     particle, background : Shape
     n_images : int
         That the first was estimated from.
-    blocks : Blocks
+    blocks : tuple of ndarray
 
     Returns
     -------
@@ -139,10 +119,8 @@ def regularize(particle: Shape, background: Shape, n_images: int, blocks: Blocks
     less than their surroundings, so that both ends are kept, as in extreme components analysis
     (Welling, Agakov & Williams, NIPS 16, 2003).
     """
-    relative = []
-    for whitener, covariance in zip(background.whiteners, particle.covariances, strict=True):
-        relative.append(np.linalg.eigh(whitener.T @ covariance @ whitener))
-    counts = [len(members) for members in blocks.members]
+    relative = [np.linalg.eigh(covariance) for covariance in _relative(particle, background)]
+    counts = [len(members) for members in blocks]
     edges = [
         math.sqrt(len(values) / (n_images * count))
         for (values, _), count in zip(relative, counts, strict=True)
@@ -150,7 +128,7 @@ def regularize(particle: Shape, background: Shape, n_images: int, blocks: Blocks
     every = np.concatenate([values for values, _ in relative])
     weights = np.repeat(counts, [len(values) for values, _ in relative])
     edge = np.repeat(edges, [len(values) for values, _ in relative])
-    level = float(np.median(np.repeat(every, weights)))
+    level = _typical([values for values, _ in relative], blocks)
     for _ in range(N_ROUNDS):
         chance = _by_chance(every / level, edge)
         if chance.any():
@@ -163,6 +141,23 @@ def regularize(particle: Shape, background: Shape, n_images: int, blocks: Blocks
     return _shape(particle.mean, covariances, blocks)
 
 
+def relative_level(particle: Shape, background: Shape, blocks: Blocks) -> float:
+    """Typical variance of one shape in units of another: strengths of shapes cannot be compared."""
+    return _typical([np.linalg.eigvalsh(one) for one in _relative(particle, background)], blocks)
+
+
+def _relative(particle: Shape, background: Shape) -> list[Array]:
+    """Covariances of one shape where the other is white."""
+    pairs = zip(background.whiteners, particle.covariances, strict=True)
+    return [whitener.T @ covariance @ whitener for whitener, covariance in pairs]
+
+
+def _typical(variances: list[npt.NDArray[np.floating]], blocks: Blocks) -> float:
+    """Median of principal variances, those of sines counted apart."""
+    each = [np.repeat(values, len(members)) for values, members in zip(variances, blocks, strict=True)]
+    return float(np.median(np.concatenate(each)))
+
+
 def _by_chance(values: Array, edge: Array | float) -> npt.NDArray[np.bool_]:
     chance: npt.NDArray[np.bool_] = (values <= (1 + edge) ** 2) & (values >= (1 - np.minimum(edge, 1)) ** 2)
     return chance
@@ -170,16 +165,16 @@ def _by_chance(values: Array, edge: Array | float) -> npt.NDArray[np.bool_]:
 
 def _weighted_shape(rows: Array, weights: Array, blocks: Blocks) -> Shape:
     total = weights.sum()
-    mean = weights @ rows[:, blocks.members[0][0]] / total
+    mean = weights @ rows[:, blocks[0][0]] / total
     covariances = []
-    for m, members in enumerate(blocks.members):
+    for m, members in enumerate(blocks):
         covariance = np.zeros((members.shape[1], members.shape[1]))
         for columns in members:
             part = rows[:, columns] - mean if m == 0 else rows[:, columns]
             covariance += (part * weights[:, None]).T @ part
         covariances.append(covariance / (total * len(members)))
     width = rows.shape[1]
-    power = sum(len(m) * float(np.trace(c)) for m, c in zip(blocks.members, covariances, strict=True)) / width
+    power = sum(len(m) * float(np.trace(c)) for m, c in zip(blocks, covariances, strict=True)) / width
     floor = max(FLOOR * power, 1e-12)
     return _shape(mean, [c + floor * np.eye(len(c)) for c in covariances], blocks)
 
@@ -187,7 +182,7 @@ def _weighted_shape(rows: Array, weights: Array, blocks: Blocks) -> Shape:
 def _shape(mean: Array, covariances: list[Array], blocks: Blocks) -> Shape:
     whiteners = []
     log_volume = 0.0
-    for members, covariance in zip(blocks.members, covariances, strict=True):
+    for members, covariance in zip(blocks, covariances, strict=True):
         root = np.linalg.cholesky(covariance)
         whiteners.append(np.linalg.inv(root).T)
         log_volume += len(members) * float(np.log(np.diag(root)).sum())

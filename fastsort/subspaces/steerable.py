@@ -10,7 +10,7 @@ from scipy.linalg import eigh
 from threadpoolctl import threadpool_limits
 
 from fastsort._checks import InputError, check_count, check_positive
-from fastsort.subspaces.pswf import PswfBasis
+from fastsort.subspaces.pswf import Blocks, PswfBasis, angular_blocks
 from fastsort.subspaces.rows import Rows, check_rows
 
 Array = npt.NDArray[np.float64]
@@ -121,10 +121,7 @@ def steerable_pca(
         )
     if noise_variance is not None:
         noise_variance = check_positive("noise_variance", noise_variance)
-    members = [
-        (np.flatnonzero(basis.angular == m), np.flatnonzero(basis.angular == -m))
-        for m in range(int(np.abs(basis.angular).max()) + 1)
-    ]
+    members = angular_blocks(basis)
     count, mean, covariances = _moments(rows, members, n_jobs)
     # As in `map_batches`: the number of threads must not change any bit.
     with threadpool_limits(limits=1, user_api="blas"):
@@ -142,7 +139,7 @@ def steerable_pca(
         if n_components is not None and len(found) >= n_components:
             break
         m = block.angular
-        for sign, columns in zip((1, -1)[: m + 1], members[m], strict=False):
+        for sign, columns in zip((1, -1), members[m], strict=False):
             component = np.zeros(length)
             component[columns] = block.vectors[k]
             found.append((sign * m, float(block.eigenvalues[k]), component))
@@ -215,14 +212,11 @@ def _open(coefficients: npt.NDArray[Any], length: int) -> Rows:
     return rows
 
 
-Members = list[tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]]
-
-
-def _moments(rows: Rows, members: Members, n_jobs: int | None) -> tuple[int, Array, list[Array]]:
+def _moments(rows: Rows, members: Blocks, n_jobs: int | None) -> tuple[int, Array, list[Array]]:
     """Count of fit rows, their mean over all orientations, and a covariance an angular index."""
     count = 0
     total = np.zeros(len(members[0][0]))
-    products = [np.zeros((len(cosine), len(cosine))) for cosine, _ in members]
+    products = [np.zeros((columns.shape[1], columns.shape[1])) for columns in members]
     for part_count, part_total, part_products in rows.map(_moments_batch, members, n_jobs=n_jobs):
         count += part_count
         total += part_total
@@ -239,19 +233,16 @@ def _moments(rows: Rows, members: Members, n_jobs: int | None) -> tuple[int, Arr
     return count, mean, covariances
 
 
-def _moments_batch(block: npt.NDArray[Any], start: int, members: Members) -> tuple[int, Array, list[Array]]:
+def _moments_batch(block: npt.NDArray[Any], start: int, members: Blocks) -> tuple[int, Array, list[Array]]:
     rows = block[np.isfinite(block).all(axis=1)].astype(np.float64, order="C")
     products = []
-    for m, (cosine, sine) in enumerate(members):
-        part = rows[:, cosine]
-        product = part.T @ part
-        if m == 0:
-            total = part.sum(axis=0)
-        else:
-            part = rows[:, sine]
+    for block_columns in members:
+        product = np.zeros((block_columns.shape[1], block_columns.shape[1]))
+        for columns in block_columns:
+            part = rows[:, columns]
             product += part.T @ part
         products.append(product)
-    return len(rows), total, products
+    return len(rows), rows[:, members[0][0]].sum(axis=0), products
 
 
 def _estimate_noise(blocks: list[_Block]) -> float:
