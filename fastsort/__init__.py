@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from fastsort._checks import InputError
 
 if TYPE_CHECKING:
+    from fastsort.classify import classify_particles
     from fastsort.images.crop import fourier_crop
     from fastsort.images.ctf import contrast_transfer, phase_flip
     from fastsort.invariants.align import align_images, apply_alignment, match_to_references
     from fastsort.invariants.averages import class_averages, fourier_ring_correlation
+    from fastsort.invariants.classes import classify_images, group_classes, rank_classes
     from fastsort.invariants.features import invariant_features
     from fastsort.invariants.map import map_features, map_particles
     from fastsort.invariants.zernike import zernike_basis, zernike_moments
@@ -58,6 +60,10 @@ _HOMES = {
     "fourier_ring_correlation": "fastsort.invariants.averages",
     "map_features": "fastsort.invariants.map",
     "map_particles": "fastsort.invariants.map",
+    "classify_images": "fastsort.invariants.classes",
+    "rank_classes": "fastsort.invariants.classes",
+    "group_classes": "fastsort.invariants.classes",
+    "classify_particles": "fastsort.classify",
     "sort_particles": "fastsort.sort",
     "simulate_particles": "fastsort.simulate",
     "project_volume": "fastsort.simulate",
@@ -70,11 +76,14 @@ __all__ = [
     "align_images",
     "apply_alignment",
     "class_averages",
+    "classify_images",
+    "classify_particles",
     "contrast_transfer",
     "denoise",
     "fit_subspaces",
     "fourier_crop",
     "fourier_ring_correlation",
+    "group_classes",
     "invariant_features",
     "map_features",
     "map_particles",
@@ -86,6 +95,7 @@ __all__ = [
     "pswf_coefficients",
     "pswf_images",
     "radial_filter",
+    "rank_classes",
     "relative_energy",
     "simulate_particles",
     "sort_particles",

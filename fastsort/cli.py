@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from fastsort.classify import MapResult
     from fastsort.particles.source import Particles
     from fastsort.simulate.particles import Simulation, Truth
     from fastsort.sort import SortResult
@@ -76,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fastsort {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_sort(commands)
+    _add_map(commands)
     _add_simulate(commands)
     _add_demo(commands)
     return parser
@@ -102,22 +105,54 @@ def _add_sort(commands: Any) -> None:
     example = "fastsort sort particles.star --diameter 128 -o sorted/"
     parser = _add_command(commands, "sort", _sort, "INPUT -o DIR ", text, example)
     add = parser.add_argument
-    add("input", metavar="INPUT", help="RELION .star file or MRC stack")
-    add("-o", "--output", metavar="DIR", required=True, help="folder for the results")
-    add("--diameter", type=float, metavar="A", help="particle's, in angstroms; otherwise estimated")
     add("--method", choices=("radial", "subspaces"), help="how to sort (default radial)")
     add("--preset", choices=("default", "published"), default="default", help="rules of the method")
-    add("--phase-flip", choices=("auto", "yes", "no"), default="auto", help="correct the CTF's signs")
     add("--contrast", choices=("auto", "bright", "dark"), default="auto", help="of the particles")
-    add("--pixel-size", type=float, metavar="A", help="in angstroms; otherwise that of the input")
-    add("--data-dir", metavar="DIR", help="where the stacks lie that a STAR file names")
-    add("--working-size", type=int, metavar="PX", help="box after the Fourier crop")
     add("--n-peaks", type=int, metavar="N", help="radial: peaks looked at in each image")
     add("--n-subspaces", type=int, metavar="M", help="subspaces: how many; otherwise found")
     add("--n-components", type=int, metavar="K", help="subspaces: dimensions of each; otherwise found")
+    add("--write-stack", action="store_true", help="copy the kept images to kept.mrcs")
+    _add_input(parser, "RELION .star file or MRC stack", "otherwise estimated")
+
+
+def _add_map(commands: Any) -> None:
+    text = "Divide particle images into classes, average and rank them."
+    example = "fastsort map particles.star --diameter 128 -o map/"
+    parser = _add_command(commands, "map", _map, "INPUT -o DIR ", text, example)
+    add = parser.add_argument
+    add("--classes", type=int, metavar="N", help="how many; otherwise found")
+    add("--groups", type=int, default=1, metavar="N", help="kinds of particle (default 1)")
+    add("--embedding", choices=("auto", "umap", "pca"), default="auto", help="what makes the map")
+    add("--color", choices=_COLORS, default="class", help="of the points on the map (default class)")
+    choice = parser.add_mutually_exclusive_group()
+    kept = "of the finished map INPUT, e.g. 1,4,5: write its images, compute nothing"
+    choice.add_argument("--keep-classes", type=_numbers, metavar="LIST", help=f"only these {kept}")
+    choice.add_argument("--discard-classes", type=_numbers, metavar="LIST", help=f"all but these {kept}")
+    _add_input(parser, "RELION .star file or MRC stack, or a finished map", "otherwise 0.8 of the box")
+
+
+_COLORS = ("class", "score", "displaced", "likeness")
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be numbers with commas between them; got {text!r}") from None
+
+
+def _add_input(parser: argparse.ArgumentParser, kinds: str, diameter: str) -> None:
+    """Add what every command has that reads particles."""
+    add = parser.add_argument
+    add("input", metavar="INPUT", help=kinds)
+    add("-o", "--output", metavar="DIR", required=True, help="folder for the results")
+    add("--diameter", type=float, metavar="A", help=f"particle's, in angstroms; {diameter}")
+    add("--phase-flip", choices=("auto", "yes", "no"), default="auto", help="correct the CTF's signs")
+    add("--pixel-size", type=float, metavar="A", help="in angstroms; otherwise that of the input")
+    add("--data-dir", metavar="DIR", help="where the stacks lie that a STAR file names")
+    add("--working-size", type=int, metavar="PX", help="box after the Fourier crop")
     add("--jobs", type=int, default=-1, metavar="N", help="workers; default -1, all cores")
     add("--seed", type=int, default=0, metavar="N", help="of all that is random (default 0)")
-    add("--write-stack", action="store_true", help="copy the kept images to kept.mrcs")
     add("--work", metavar="DIR", help="folder for intermediate files")
     add("--overwrite", action="store_true", help="replace earlier results in DIR")
     add("--quiet", action="store_true", help="no progress bar, no summary")
@@ -196,20 +231,122 @@ def _sort_into(
     from fastsort.report.tables import summarize, write_tables
     from fastsort.sort import sort_particles
 
-    inputs = [particles.path, *(stack.path for stack in getattr(particles.store, "stacks", ()))]
-    inputs = [path for path in inputs if path]
-    with results_folder(folder, overwrite=options.overwrite, inputs=inputs) as partial:
+    with results_folder(folder, overwrite=options.overwrite, inputs=_files_of(particles)) as partial:
         with progress_bar("sorting", options.quiet) as progress:
             result = sort_particles(particles, progress=progress, **parameters)
         write_tables(partial, particles, result, write_stack=getattr(options, "write_stack", False))
-        try:
+        with _drawing("report.png"):
             draw_report(partial / "report.png", particles, result)
-        except ImportError:
-            hint = "fastsort: no report.png without matplotlib: pip install 'fastsort[report]'"
-            print(hint, file=sys.stderr)
     if not options.quiet:
         _print_summary(summarize(particles, result), folder)
     return result
+
+
+def _files_of(particles: Particles) -> list[str]:
+    """Return the files that results must not replace."""
+    stacks = (stack.path for stack in getattr(particles.store, "stacks", ()))
+    return [path for path in (particles.path, *stacks) if path]
+
+
+@contextmanager
+def _drawing(names: str) -> Iterator[None]:
+    """Go on without pictures where matplotlib is missing, and say so."""
+    try:
+        yield
+    except ImportError:
+        hint = f"fastsort: no {names} without matplotlib: pip install 'fastsort[report]'"
+        print(hint, file=sys.stderr)
+
+
+def _map(options: argparse.Namespace) -> None:
+    from fastsort._checks import check_output_folder
+
+    check_output_folder(options.output, options.overwrite)
+    if options.keep_classes is None and options.discard_classes is None:
+        _make_map(options)
+    else:
+        _select_classes(options)
+
+
+def _make_map(options: argparse.Namespace) -> None:
+    from fastsort.classify import classify_particles
+    from fastsort.report.atlas import draw_classes, draw_map
+    from fastsort.report.classes import summarize_map, write_map
+    from fastsort.report.folder import results_folder
+    from fastsort.report.progress import progress_bar
+
+    particles = _open(options)
+    with results_folder(options.output, overwrite=options.overwrite, inputs=_files_of(particles)) as partial:
+        with progress_bar("mapping", options.quiet) as progress:
+            result = classify_particles(
+                particles,
+                diameter=options.diameter,
+                n_classes=options.classes,
+                n_groups=options.groups,
+                embedding=options.embedding,
+                phase_flip=options.phase_flip,
+                working_size=options.working_size,
+                work=options.work,
+                n_jobs=options.jobs,
+                seed=options.seed,
+                progress=progress,
+            )
+        write_map(partial, particles, result)
+        with _drawing("map.png and classes.png"):
+            draw_classes(partial / "classes.png", result.classes, result.pixel_size)
+            values, label = _point_values(options.color, result)
+            draw_map(
+                partial / "map.png",
+                result.classes,
+                result.pixel_size,
+                options.color,
+                values=values,
+                label=label,
+            )
+    if not options.quiet:
+        _print_map(summarize_map(particles, result), result, options.output)
+
+
+def _point_values(color: str, result: MapResult) -> tuple[npt.NDArray[np.floating[Any]] | None, str | None]:
+    """Return numbers by which points are coloured, if they are no class's, and what they are."""
+    if color == "displaced":
+        return result.classes.displaced, "probability of no particle in the middle"
+    if color == "likeness":
+        return result.classes.averages.score, "correlation with the class average"
+    return None, None
+
+
+def _print_map(summary: dict[str, Any], result: MapResult, folder: str) -> None:
+    n, averages = summary["images"], result.classes.averages
+    junk = summary["junk_classes"]
+    named = f": {', '.join(map(str, junk))}" if junk else ""
+    print(
+        f"{n:,} images in {_count(summary['classes'], 'class', 'classes')}, {len(junk)} of them junk{named}"
+    )
+    unit = "A" if result.pixel_size == result.pixel_size else "px"
+    for k, (size, resolution, score) in enumerate(
+        zip(averages.size, averages.resolution, result.classes.ranking.score, strict=True), 1
+    ):
+        resolved = f"{resolution:6.1f} {unit}" if resolution < 1e6 else "  unresolved"
+        print(f"  {k:>3}{size:>10,}  {100 * size / n:5.1f} %  {resolved:<12}  score {score:.2f}")
+    if summary["without_class"]:
+        print(f"{_count(summary['without_class'], 'image')} in no class: flat, or with bad pixels")
+    print(f"{summary['kept']:,} kept, {summary['rejected']:,} rejected", end="; ")
+    speed = summary["images_per_second"]
+    print(f"{n / speed if speed else 0:.1f} s; results in {folder}")
+
+
+def _select_classes(options: argparse.Namespace) -> None:
+    from fastsort.report.classes import select_classes, write_selection
+    from fastsort.report.folder import results_folder
+
+    selection = select_classes(options.input, keep=options.keep_classes, discard=options.discard_classes)
+    inputs = [os.path.join(options.input, "summary.json")]
+    with results_folder(options.output, overwrite=options.overwrite, inputs=inputs) as partial:
+        write_selection(partial, selection)
+    if not options.quiet:
+        kept = int(selection.keep.sum())
+        print(f"{kept:,} kept, {len(selection.keep) - kept:,} rejected; results in {options.output}")
 
 
 def _print_summary(summary: dict[str, Any], folder: str | os.PathLike[str]) -> None:
@@ -239,8 +376,8 @@ def _describe_subspaces(number: int, components: int, iterations: int, images: i
     return f"{_count(number, 'subspace')} of {_count(components, 'dimension')}, {learned}"
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def _count(number: int, noun: str, several: str | None = None) -> str:
+    return f"{number:,} {noun if number == 1 else several or noun + 's'}"
 
 
 def _simulate(options: argparse.Namespace) -> None:

@@ -12,19 +12,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastsort._checks import InputError, check_choice, check_count, check_positive, check_radius
+from fastsort._checks import InputError, check_choice, check_count
 from fastsort._reasons import VALID, reason_names
-from fastsort.images.batches import map_batches
-from fastsort.images.crop import apply_crop, crop_operator
-from fastsort.images.ctf import phase_flip as flip_phases
-from fastsort.images.normalize import inspect_pixels, normalize_background
-from fastsort.particles.mrc import MrcHeader
-from fastsort.particles.source import CtfParameters, Particles, StackImages, open_particles
+from fastsort.images.crop import crop_operator
+from fastsort.images.prepare import ctf_to_flip, prepare_images, working_radius
+from fastsort.particles.source import Particles, open_particles
 from fastsort.radial.filter import CONTRASTS, PRESETS, RadialResult, check_n_peaks, radial_filter
 from fastsort.subspaces.filter import SubspaceResult, check_numbers, subspace_filter
 
 METHODS = ("radial", "subspaces")
-PHASE_FLIPS = ("auto", "yes", "no")
 WORKING_SIZE = 48
 # Reading and cropping is most of the work; the progress that a user sees says so.
 READING = 0.8
@@ -145,14 +141,13 @@ def sort_particles(
     particles = open_particles(particles)
     n, box = len(particles), particles.box
     method = check_choice("method", method or "radial", METHODS)
-    check_choice("phase_flip", phase_flip, PHASE_FLIPS)
     check_choice("preset", preset, PRESETS)
     check_choice("contrast", contrast, CONTRASTS)
     check_count("seed", seed, 0)
     size = min(box, WORKING_SIZE) if working_size is None else check_count("working_size", working_size, 16)
     operator = crop_operator(box, size)
     check_n_peaks(n_peaks, size)
-    radius = _working_radius(particles, diameter, size)
+    radius = working_radius(particles, diameter, size)
     if method == "radial":
         _refuse(method, n_subspaces=n_subspaces, n_components=n_components)
     else:
@@ -160,7 +155,7 @@ def sort_particles(
         check_numbers(n_subspaces, n_components, size)
     if method == "radial" and preset == "published" and radius is None:
         raise InputError("the published preset needs the particle's diameter: give it, in angstroms.")
-    ctf = _ctf_to_flip(particles, phase_flip)
+    ctf = ctf_to_flip(particles, phase_flip)
     if work is not None and not Path(work).is_dir():
         raise InputError(f"work folder {work} does not exist: make it, or leave it out.")
 
@@ -169,24 +164,16 @@ def sort_particles(
 
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="fastsort-", dir=work) as folder:
-        path = os.path.join(folder, "images")
-        with open(path, "wb") as file:
-            file.truncate(n * size * size * np.dtype(np.float16).itemsize)
-        pixel_size = particles.pixel_size * box / size
-        batches = map_batches(
-            _prepare,
+        working, pixels = prepare_images(
             particles,
             operator,
-            ctf,
-            pixel_size,
-            radius,
-            path,
+            os.path.join(folder, "images"),
+            radius=radius,
+            ctf=ctf,
             n_jobs=n_jobs,
             progress=report(0, READING),
         )
-        codes, mean, std = (np.concatenate(column) for column in zip(*batches, strict=True))
         prepared = time.perf_counter()
-        working = _working_particles(path, n, size, pixel_size)
         found: RadialResult | SubspaceResult
         if method == "radial":
             found = radial_filter(
@@ -229,10 +216,10 @@ def sort_particles(
     return SortResult(
         found.keep,
         found.score,
-        np.where(codes == VALID, found.reason, reason_names(codes)),
+        np.where(pixels.codes == VALID, found.reason, reason_names(pixels.codes)),
         found.junk_probability,
         _offset(found, box / size),
-        {**_measurements(found), "pixel_mean": mean, "pixel_std": std},
+        {**_measurements(found), "pixel_mean": pixels.mean, "pixel_std": pixels.std},
         found.cut,
         diameter_px * particles.pixel_size,
         diameter_px,
@@ -243,71 +230,6 @@ def sort_particles(
         parameters,
         seconds,
     )
-
-
-def _working_radius(particles: Particles, diameter: float | None, size: int) -> float | None:
-    if diameter is None:
-        return None
-    diameter = check_positive("diameter", diameter, "angstrom")
-    if not np.isfinite(particles.pixel_size):
-        raise InputError(
-            "the pixel size is unknown, so a diameter in angstroms means nothing: give the pixel size too."
-        )
-    box = particles.box
-    return check_radius(diameter / particles.pixel_size / 2, box) * size / box
-
-
-def _ctf_to_flip(particles: Particles, phase_flip: str) -> CtfParameters | None:
-    if phase_flip == "yes" and particles.ctf is None:
-        raise InputError(
-            "phases cannot be flipped: the source gives no defocus, voltage, spherical aberration and "
-            "amplitude contrast."
-        )
-    if phase_flip == "no" or (phase_flip == "auto" and _is_corrected(particles)):
-        return None
-    return particles.ctf
-
-
-def _is_corrected(particles: Particles) -> bool:
-    """Whether the STAR file says that something has dealt with the phases already."""
-    if particles.star is None:
-        return False
-    for block in particles.star.blocks:
-        for label in ("_rlnCtfDataArePhaseFlipped", "_rlnCtfDataAreCtfPremultiplied"):
-            if label in block.labels and block.n_rows and np.all(block.floats(label) == 1):
-                return True
-    return False
-
-
-def _prepare(
-    images: npt.NDArray[np.float32],
-    start: int,
-    operator: npt.NDArray[np.float32],
-    ctf: CtfParameters | None,
-    pixel_size: float,
-    radius: float | None,
-    path: str,
-) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Bring a batch to the working size and write it to its place; images that are unfit become zero."""
-    stop = start + len(images)
-    codes, mean, std = inspect_pixels(images)
-    cropped = apply_crop(images, operator)
-    if ctf is not None:
-        cropped = flip_phases(cropped, CtfParameters(*(column[start:stop] for column in ctf)), pixel_size)
-    normalize_background(cropped, 0.5 * len(operator) if radius is None else radius)
-    # Beyond this, half precision is infinite; nothing that has to be judged is.
-    working = np.clip(cropped, -6e4, 6e4, out=cropped).astype(np.float16)
-    with open(path, "r+b") as file:
-        file.seek(start * working[0].nbytes)
-        file.write(working.data)
-    return codes, mean, std
-
-
-def _working_particles(path: str, n: int, size: int, pixel_size: float) -> Particles:
-    """Return the images that `_prepare` wrote; read, not mapped, since mapped pages count as memory."""
-    sections = np.arange(n, dtype=np.int32)
-    header = MrcHeader(path, n, size, size, np.dtype(np.float16), 0, pixel_size)
-    return Particles(StackImages([header], np.zeros_like(sections), sections), size, pixel_size, path)
 
 
 def _refuse(method: str, **options: object) -> None:

@@ -226,13 +226,13 @@ def test_bad_input_as_a_process(tmp_path):
     assert names_in(tmp_path) == []
 
 
-@pytest.mark.parametrize("command", ["sort", "simulate", "demo"])
+@pytest.mark.parametrize("command", ["sort", "map", "simulate", "demo"])
 def test_output_folder_that_exists_is_refused_before_any_work(command, tmp_path, capsys):
     out = tmp_path / "out"
     out.mkdir()
     (out / "notes.txt").write_text("precious")
     # The input does not exist either: the output is looked at first.
-    assert call(command, *(["nowhere.star"] if command == "sort" else []), "-o", out) == 1
+    assert call(command, *(["nowhere.star"] if command in ("sort", "map") else []), "-o", out) == 1
     assert_one_line(capsys.readouterr().err, "out", "--overwrite")
     assert names_in(out) == ["notes.txt"]
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 RESOLVED = 0.5
 # Beyond the frequency where it falls below this, nothing of a reference is used.
 TRUSTED = 0.143
-# Members from which a class starts, and how many of them may be the first reference.
+# Members from which each half of a class starts, and how many of them may be the first reference.
 SEED_MEMBERS = 40
 SEED_STARTS = 3
 # Parts of the members, the most similar first, that make the reference in each round of the start.
@@ -91,6 +91,7 @@ def class_averages(
     labels: npt.ArrayLike,
     *,
     n_classes: int | None = None,
+    references: npt.ArrayLike | None = None,
     n_iterations: int = 5,
     max_shift: float | None = None,
     radius: float | None = None,
@@ -106,6 +107,8 @@ def class_averages(
         Class of each image from 0; -1 for none. Classes may be empty.
     n_classes : int, optional
         One more than the highest label by default.
+    references : ndarray, shape (n_classes, d, d), optional
+        What the members of each class are first aligned to. By default it is found among them.
     n_iterations : int
         Rounds of alignment and averaging after the start.
     max_shift : float, optional
@@ -125,21 +128,24 @@ def class_averages(
     Raises
     ------
     InputError
-        If the images are no stack of squares, or the labels do not fit them.
+        If the images are no stack of squares, or labels or references do not fit them.
 
     Notes
     -----
-    Nothing but the images is needed. Up to 40 members of a class, evenly spread, are centred on their
-    rotational average and compared with each other. Each of the three that are most like the others is
-    the first reference of an average that takes in the most similar members first; the one that its
-    members fit best wins. It is all that the halves share: only its lowest 10 rings are used.
+    Nothing but the images is needed. Every second member of a class belongs to its other half. Up to 40
+    members of a half, evenly spread, are centred on their rotational average and compared with each
+    other. Each of the three that are most like the others is the first reference of an average that
+    takes in the most similar members first; the one that its members fit best wins. In the other half
+    the three that are most like this average are the first references: so the halves start from the
+    same view, but from images of their own. Of references that are given, and of all averages at the
+    start, only the lowest 10 rings are used.
 
-    From then on every second member belongs to the other half. Each half is aligned to its own average
+    Then each half is aligned to its own average
     alone, weighted on every ring by the correlation of the halves and cut off where that falls below
     0.143; between rounds one half's average is brought onto the other's as a whole, and both are centred
-    on their mass. So the halves share no noise beyond the start's few low rings, and their correlation
-    is an honest measure. Only when it has been taken, all members are aligned once more to the common
-    average of both halves and make the averages that are returned.
+    on their mass. So the halves share no noise, but for the low rings of references that are given, and
+    their correlation is an honest measure. Only when it has been taken, all members are aligned once more
+    to the common average of both halves and make the averages that are returned.
 
     Images are read from disk in ascending order, once a round and once more, all classes in one pass.
     Up to 384 MiB of them and of their transforms are kept between rounds; apart from that and from the
@@ -158,8 +164,11 @@ def class_averages(
     n = len(particles)
     angle, score = np.full(n, np.nan, dtype=np.float32), np.full(n, -np.inf, dtype=np.float32)
     shift = np.full((n, 2), np.nan, dtype=np.float32)
+    if references is not None:
+        state.seeds = np.repeat(_check_references(references, count, box), 2, axis=0)
     if len(members):
-        state.seeds = _seeds(particles, classes, count, limit, state.disk, n_jobs)
+        if state.seeds is None:
+            state.seeds = _seeds(particles, classes, count, limit, state.disk, n_jobs)
         source = _Members(particles, members)
         batch_size = _batch_size(box)
         for _ in range(n_iterations):
@@ -251,15 +260,24 @@ def filter_averages(averages: npt.ArrayLike, frc: npt.ArrayLike) -> Images:
     .. [1] Rosenthal, Henderson, "Optimal determination of particle orientation, absolute hand, and
        contrast loss in single-particle electron cryomicroscopy", J. Mol. Biol. 333 (2003).
     """
-    stack = np.asarray(averages, dtype=np.float32)
-    box = stack.shape[-1]
-    trusted = _trusted(np.asarray(frc, dtype=np.float64))
+    trusted = np.maximum(_trusted(np.asarray(frc, dtype=np.float64)), 0)
     weight = 2 * trusted / (1 + trusted)
     weight[:, 0] = 1
+    return weigh_rings(np.asarray(averages, dtype=np.float32), weight)
+
+
+def averages_to_match(averages: ClassAverages) -> Images:
+    """Return the averages filtered, but none without its low rings: each must find its like."""
+    return filter_averages(averages.averages, _usable(averages.frc.astype(np.float64)))
+
+
+def weigh_rings(images: Images, weight: npt.NDArray[np.float64]) -> Images:
+    """Multiply images (C, d, d) by curves (C, d // 2 + 1) in the Fourier plane; its corners become zero."""
+    box = images.shape[-1]
     radius = np.hypot(scipy.fft.fftfreq(box, 1 / box)[:, None], np.arange(box // 2 + 1))
     rings = np.arange(box // 2 + 1)
-    filtered = np.empty_like(stack)
-    for image, curve, out in zip(stack, weight, filtered, strict=True):
+    filtered = np.empty_like(images)
+    for image, curve, out in zip(images, weight, filtered, strict=True):
         plane = np.interp(radius, rings, curve, right=0)
         out[:] = scipy.fft.irfft2(scipy.fft.rfft2(image, workers=1) * plane, s=(box, box), workers=1)
     return filtered
@@ -270,6 +288,14 @@ def _trusted(frc: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     below = frc < TRUSTED
     below[:, 0] = False
     return np.where(np.cumsum(below, axis=1) > 0, 0.0, frc)
+
+
+def _usable(frc: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Correlations as `_trusted`, but whatever the halves say there is something left to align to."""
+    trusted = _trusted(frc)
+    low = trusted[:, : SEARCH_RINGS // 2 + 1]
+    np.maximum(low, TRUSTED, out=low)
+    return trusted
 
 
 def _check_labels(labels: npt.ArrayLike, n: int, n_classes: int | None) -> tuple[npt.NDArray[np.intp], int]:
@@ -289,6 +315,13 @@ def _check_labels(labels: npt.ArrayLike, n: int, n_classes: int | None) -> tuple
     if highest >= count:
         raise InputError(f"labels must be below n_classes = {count}; got {highest}.")
     return classes, count
+
+
+def _check_references(references: npt.ArrayLike, count: int, box: int) -> Images:
+    stack = np.asarray(references, dtype=np.float32)
+    if stack.shape != (count, box, box):
+        raise InputError(f"references must have shape {(count, box, box)}, one a class; got {stack.shape}.")
+    return stack
 
 
 def _rank(classes: npt.NDArray[np.intp], count: int) -> npt.NDArray[np.intp]:
@@ -439,12 +472,10 @@ class _Halves:
     def references(self) -> References:
         """Make the references of both halves of each class."""
         if self.seeds is not None:
-            weight = np.zeros((2 * len(self.seeds), self.box // 2 + 1))
-            weight[:, : SEARCH_RINGS + 1] = 1
-            bank = prepare_references(np.repeat(self.seeds, 2, axis=0) * self.disk, weight)
+            bank = prepare_references(self.seeds * self.disk, _low_rings(len(self.seeds), self.box))
             self.seeds = None
             return bank
-        trusted = self._trusted()
+        trusted = _usable(self.frc)
         return prepare_references(self.current * self.disk, np.repeat(trusted, 2, axis=0))
 
     def means(self) -> Images:
@@ -455,7 +486,7 @@ class _Halves:
         weight = self.counts.reshape(-1, 2, 1, 1)
         whole = self.current.reshape(-1, 2, self.box, self.box) * weight
         whole = whole.sum(axis=1) / np.maximum(weight.sum(axis=1), 1)
-        trusted = self._trusted()
+        trusted = _usable(self.frc)
         return prepare_references(whole.astype(np.float32) * self.disk, 2 * trusted / (1 + trusted))
 
     def settle(self, max_shift: float) -> None:
@@ -476,9 +507,8 @@ class _Halves:
         weight = self.counts.reshape(-1, 2, 1, 1)
         whole = halves.reshape(-1, 2, self.box, self.box) * weight
         whole = whole.sum(axis=1) / np.maximum(weight.sum(axis=1), 1)
-        centres = [
-            _centre_of_mass(image, self.disk, max_shift) for image in filter_averages(whole, self._trusted())
-        ]
+        filtered = filter_averages(whole, _usable(self.frc))
+        centres = [_centre_of_mass(image, self.disk, max_shift) for image in filtered]
         self.current = moved(halves, np.zeros(len(halves)), np.repeat(centres, 2, axis=0), upright)
 
     def finish(self) -> Images:
@@ -486,12 +516,6 @@ class _Halves:
         weight = self.counts.reshape(-1, 2, 1, 1).sum(axis=1)
         totals = self.totals.reshape(-1, 2, self.box, self.box).sum(axis=1)
         return (totals / np.maximum(weight, 1)).astype(np.float32)
-
-    def _trusted(self) -> npt.NDArray[np.float64]:
-        trusted = _trusted(self.frc)
-        # Whatever the halves say, there must be something to align to.
-        trusted[:, : SEARCH_RINGS // 2 + 1] = np.maximum(trusted[:, : SEARCH_RINGS // 2 + 1], TRUSTED)
-        return trusted
 
 
 def _centre_of_mass(image: Images, disk: Floats, max_shift: float) -> npt.NDArray[np.float64]:
@@ -527,39 +551,48 @@ def _summary(
     paired = size > 1
     spread[paired] = 1 - total[paired] / size[paired]
     scale = pixel_size if math.isfinite(pixel_size) else 1.0
-    resolution = np.array([_resolution(curve, state.box) for curve in frc], dtype=np.float32) * np.float32(
-        scale
-    )
+    with np.errstate(divide="ignore"):
+        resolution = (scale * state.box / resolved_rings(frc)).astype(np.float32)
     return ClassAverages(averages, size, spread, resolution, frc, angle, shift, score)
 
 
-def _resolution(curve: Floats, box: int) -> float:
-    below = np.flatnonzero(curve[1:] < RESOLVED) + 1
-    if len(below) == 0:
-        return box / (len(curve) - 1)
-    last = int(below[0])
-    if last == 1:
-        return math.inf
-    high, low = float(curve[last - 1]), float(curve[last])
-    return box / (last - 1 + (high - RESOLVED) / (high - low))
+def resolved_rings(frc: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float64]:
+    """Return where curves (C, rings) fall below `RESOLVED`, in cycles a box; 0 where they never exceed it.
+
+    A curve that never falls below is resolved up to its last ring.
+    """
+    rings = np.empty(len(frc))
+    for i, curve in enumerate(frc):
+        below = np.flatnonzero(curve[1:] < RESOLVED) + 1
+        last = int(below[0]) if len(below) else len(curve)
+        if last == len(curve):
+            rings[i] = last - 1
+        elif last == 1:
+            rings[i] = 0
+        else:
+            high, low = float(curve[last - 1]), float(curve[last])
+            rings[i] = last - 1 + (high - RESOLVED) / (high - low)
+    return rings
 
 
 # Where a class starts.
 
 
 class _Samples:
-    """For each class a few members, read together."""
+    """For each half of each class a few members, the halves of a class read together."""
 
     def __init__(self, particles: Particles, chosen: list[npt.NDArray[np.intp]]) -> None:
         self._particles = particles
         self._chosen = chosen
 
     def __len__(self) -> int:
-        return len(self._chosen)
+        return len(self._chosen) // 2
 
-    def read(self, start: int, stop: int) -> Images:
-        """Return the members of one class."""
-        return self._particles.read(self._chosen[start])
+    def read(self, start: int, stop: int) -> Any:
+        """Return the members of one class, half by half."""
+        first, second = self._chosen[2 * start], self._chosen[2 * start + 1]
+        images = self._particles.read(np.concatenate([first, second]))
+        return images[: len(first)], images[len(first) :]
 
 
 def _seeds(
@@ -574,50 +607,93 @@ def _seeds(
     ends = np.searchsorted(classes[order], np.arange(count + 1))
     chosen = []
     for first, last in itertools.pairwise(ends):
-        evenly = np.unique(np.linspace(first, max(first, last - 1), SEED_MEMBERS).astype(np.intp))
-        chosen.append(order[evenly] if last > first else order[:0])
+        for half in (order[first:last:2], order[first + 1 : last : 2]):
+            evenly = np.linspace(0, max(0, len(half) - 1), min(len(half), SEED_MEMBERS))
+            chosen.append(half[np.unique(evenly.astype(np.intp))])
     seeds = map_batches(_seed, _Samples(particles, chosen), max_shift, disk, batch_size=1, n_jobs=n_jobs)
-    return np.stack(list(seeds))
+    return np.concatenate(list(seeds))
 
 
-def _seed(images: Images, start: int, max_shift: float, disk: Floats) -> Images:
-    """Average of a few images that nothing is known of: zero if there is no usable one."""
-    box = images.shape[1] if len(images) else len(disk)
-    polar = polar_spectra(images)
-    images, polar = images[polar.usable], Polar(polar.spectra[polar.usable], polar.usable[polar.usable], box)
-    n = len(images)
-    _level(images, polar.usable, soft_disk(box) == 0)
-    if n < 2:
-        return images.sum(axis=0, dtype=np.float32).reshape(box, box)
-    upright = np.zeros(n, dtype=np.bool_)
-    images = moved(images, np.zeros(n), _centred(polar, images, max_shift, disk), upright)
-    polar = polar_spectra(images)
-    low = np.zeros((n, box // 2 + 1))
-    low[:, : SEARCH_RINGS + 1] = 1
-    bank = prepare_references(images * disk, low)
-    alike = np.array([_scores(polar, bank, i, max_shift) for i in range(n)])
-    np.fill_diagonal(alike, np.nan)
-    # The median: some members may not belong to the class.
-    order = np.argsort(-np.nanmedian(alike, axis=1), kind="stable")
-    best, best_score = images[order[0]], -np.inf
-    for first in order[:SEED_STARTS]:
-        average, worth = _grow(images, polar, images[first], max_shift, disk)
-        if worth > best_score:
-            best, best_score = average, worth
-    return best
+def _seed(halves: tuple[Images, Images], start: int, max_shift: float, disk: Floats) -> Images:
+    """Averages of a few images of either half, of which nothing is known: zero where none is usable."""
+    one = _Sample(halves[0], max_shift, disk)
+    first = one.start(np.argsort(-one.likeness(), kind="stable"))
+    other = _Sample(halves[1], max_shift, disk)
+    if not first.any():
+        return np.stack([first, other.start(np.arange(len(other.images)))])
+    # Only which images it starts from comes from the other half.
+    like = _fit(other.polar, first * disk, max_shift).score
+    return np.stack([first, other.start(np.argsort(-like, kind="stable"))])
 
 
-def _scores(polar: Polar, bank: References, which: int, max_shift: float) -> Floats:
-    candidates = np.full((len(polar.spectra), 1), which, dtype=np.intp)
-    return search(polar, bank, candidates, max_shift, coarse=True).alignment.score
+class _Sample:
+    """Usable images of half a class, levelled and centred."""
+
+    def __init__(self, images: Images, max_shift: float, disk: Floats) -> None:
+        polar = polar_spectra(images)
+        images = images[polar.usable]
+        _level(images, np.ones(len(images), dtype=np.bool_), soft_disk(len(disk)) == 0)
+        if len(images) > 1:
+            centre = _centred(polar_spectra(images), images, max_shift, disk)
+            images = moved(images, np.zeros(len(images)), centre, np.zeros(len(images), dtype=np.bool_))
+        self.images, self.polar = images, polar_spectra(images)
+        self._max_shift, self._disk = max_shift, disk
+
+    def likeness(self) -> npt.NDArray[np.float64]:
+        """Return how much each image is like the others."""
+        alike = np.array(
+            [_fit(self.polar, image * self._disk, self._max_shift).score for image in self.images]
+        )
+        if len(alike) < 2:
+            return np.zeros(len(alike))
+        np.fill_diagonal(alike, np.nan)
+        # The median: some members may not belong to the class.
+        return np.nanmedian(alike, axis=1)
+
+    def start(self, order: npt.NDArray[np.intp]) -> Images:
+        """Return the average that its members fit best, grown from one of the first images in `order`."""
+        best = np.zeros(self._disk.shape, dtype=np.float32)
+        if len(order) == 0:
+            return best
+        best, best_score = self.images[order[0]], -np.inf
+        for first in order[:SEED_STARTS]:
+            average, worth = self._grow(self.images[first])
+            if worth > best_score:
+                best, best_score = average, worth
+        return best
+
+    def _grow(self, average: Images) -> tuple[Images, float]:
+        """Average that takes in the members most like it first, and how well all of them fit it."""
+        n, worth = len(self.images), -np.inf
+        upright = np.zeros(n, dtype=np.bool_)
+        for part in GROWTH:
+            if n < 2 or not average.any():
+                break
+            pose = _fit(self.polar, average * self._disk, self._max_shift)
+            worth = float(np.median(pose.score))
+            near = np.argsort(-pose.score, kind="stable")[: max(2, math.ceil(part * n))]
+            average = moved(self.images[near], pose.angle[near], pose.shift[near], upright[near]).mean(axis=0)
+        return average, worth
+
+
+def _low_rings(count: int, box: int) -> npt.NDArray[np.float64]:
+    """Weights that leave what the search looks at."""
+    weight = np.zeros((count, box // 2 + 1))
+    weight[:, : SEARCH_RINGS + 1] = 1
+    return weight
+
+
+def _fit(polar: Polar, reference: Images, max_shift: float) -> Alignment:
+    """Align images to a reference by its low rings alone."""
+    bank = prepare_references(reference[None], _low_rings(1, len(reference)))
+    only = np.zeros((len(polar.spectra), 1), dtype=np.intp)
+    return search(polar, bank, only, max_shift, coarse=True).alignment
 
 
 def _centred(polar: Polar, images: Images, max_shift: float, disk: Floats) -> npt.NDArray[np.float32]:
     """Shifts onto the rotational average of all images."""
     n, box = images.shape[:2]
     upright = np.zeros(n, dtype=np.bool_)
-    low = np.zeros((1, box // 2 + 1))
-    low[:, : SEARCH_RINGS + 1] = 1
     offset = np.arange(box) - box // 2
     ring = np.rint(np.hypot(offset[:, None], offset)).astype(np.intp)
     area = np.bincount(ring.ravel())
@@ -625,27 +701,6 @@ def _centred(polar: Polar, images: Images, max_shift: float, disk: Floats) -> np
     for _ in range(2):
         mean = moved(images, np.zeros(n), shift, upright).mean(axis=0)
         profile = np.bincount(ring.ravel(), mean.ravel()) / area
-        bank = prepare_references((profile[ring] * disk).astype(np.float32)[None], low)
-        found = search(polar, bank, None, max_shift, coarse=True).alignment
+        found = _fit(polar, (profile[ring] * disk).astype(np.float32), max_shift)
         shift = np.nan_to_num(found.shift)
     return shift
-
-
-def _grow(
-    images: Images, polar: Polar, first: Images, max_shift: float, disk: Floats
-) -> tuple[Images, float]:
-    """Average that takes in the members most like it first, and how well all of them fit it."""
-    n, box = images.shape[:2]
-    upright = np.zeros(n, dtype=np.bool_)
-    low = np.zeros((1, box // 2 + 1))
-    low[:, : SEARCH_RINGS + 1] = 1
-    average, worth = first, -np.inf
-    for part in GROWTH:
-        bank = prepare_references((average * disk)[None], low)
-        if not bank.norm[0] > 0:
-            break
-        pose = search(polar, bank, None, max_shift, coarse=True).alignment
-        worth = float(np.median(pose.score))
-        near = np.argsort(-pose.score, kind="stable")[: max(2, math.ceil(part * n))]
-        average = moved(images[near], pose.angle[near], pose.shift[near], upright[near]).mean(axis=0)
-    return average, worth

@@ -45,8 +45,8 @@ class ParticleMap(NamedTuple):
     n_components : int
         Principal components that keep 95 % of the variance.
     criterion : ndarray of float64, shape (k,)
-        Bayesian information criterion of 1, 2, ... classes that were tried; empty where the number was
-        given.
+        Bayesian information criterion of the numbers of classes that were tried, one after the other;
+        empty where the number was given.
     embedding : str
         "umap" or "pca": what made the coordinates.
     """
@@ -98,6 +98,7 @@ def map_features(
     features: npt.NDArray[Any],
     n_classes: int | None = None,
     *,
+    fewest: int = 1,
     embedding: str = "auto",
     seed: int = 0,
 ) -> ParticleMap:
@@ -108,7 +109,8 @@ def map_features(
     features : ndarray, shape (n, p)
         Real, in memory or a memory map. Rows with a NaN or an infinity have no place.
     n_classes : int, optional
-        By default what the Bayesian information criterion says, up to 20.
+        By default what the Bayesian information criterion says, from `fewest` up to 20.
+    fewest : int
     embedding : {"auto", "umap", "pca"}
         "umap" needs umap-learn; "pca" are the first two principal components; "auto" is the first
         where it is installed.
@@ -141,17 +143,19 @@ def map_features(
     seed = check_count("seed", seed, 0)
     if n_classes is not None:
         check_count("n_classes", n_classes)
+    fewest = check_count("fewest", fewest)
     n = len(features)
-    with threadpool_limits(limits=1, user_api="blas"):
+    # Of any kind: threads of k-means, too, add in the order in which they end.
+    with threadpool_limits(limits=1):
         fit, mean, axes, n_components = _principal_axes(features)
-        if fit.sum() < (n_classes or 1):
+        if fit.sum() < (n_classes or fewest):
             raise InputError(
-                f"{n_classes} classes need as many images; got {fit.sum()} without NaN among {n}."
+                f"{n_classes or fewest} classes need as many images; got {fit.sum()} without NaN among {n}."
             )
         usable = np.flatnonzero(fit)
         taught = usable[:: -(-len(usable) // N_FITTED)]
         sample = _scores(features[taught], mean, axes)
-        mixture, criterion = _fit_mixture(sample, n_classes, seed)
+        mixture, criterion = _fit_mixture(sample, n_classes, fewest, seed)
         place, embedding = _embedding(sample, embedding, seed)
         coordinates = np.full((n, 2), np.nan, dtype=np.float32)
         label = np.full(n, -1, dtype=np.intp)
@@ -218,7 +222,7 @@ def _scores(rows: npt.NDArray[Any], mean: Array, axes: Array) -> Array:
     return scores
 
 
-def _fit_mixture(sample: Array, n_classes: int | None, seed: int) -> tuple[Any, Array]:
+def _fit_mixture(sample: Array, n_classes: int | None, fewest: int, seed: int) -> tuple[Any, Array]:
     try:
         from sklearn.mixture import GaussianMixture
     except ImportError:
@@ -243,11 +247,12 @@ def _fit_mixture(sample: Array, n_classes: int | None, seed: int) -> tuple[Any, 
             return fitted(n_classes), np.empty(0)
         mixtures, criterion = [], []
         # A class must have enough images for its covariance.
-        for number in range(1, min(MAX_CLASSES, max(1, len(rows) // (5 * rows.shape[1]))) + 1):
+        most = min(MAX_CLASSES, max(fewest, len(rows) // (5 * rows.shape[1])))
+        for number in range(fewest, most + 1):
             mixtures.append(fitted(number))
             criterion.append(mixtures[-1].bic(rows))
             # Three worse numbers in a row: the best is behind.
-            if number - 1 - int(np.argmin(criterion)) >= 3:
+            if number - fewest - int(np.argmin(criterion)) >= 3:
                 break
     return mixtures[int(np.argmin(criterion))], np.array(criterion)
 

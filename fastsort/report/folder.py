@@ -20,6 +20,12 @@ RESULT_NAMES = (
     "scores.csv",
     "summary.json",
     "report.png",
+    "particles.star",
+    "images.csv",
+    "classes.mrcs",
+    "classes.star",
+    "classes.png",
+    "map.png",
 )
 _MARK = "summary.json"
 

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import repeat
 from pathlib import Path
@@ -61,12 +61,9 @@ def write_tables(
     parts = {"kept": np.flatnonzero(result.keep), "rejected": np.flatnonzero(~result.keep)}
     columns = _star_columns(particles, result) if particles.star else {}
     for name, indices in parts.items():
-        if particles.star:
-            _write_star(folder / f"{name}.star", particles.star, indices, columns)
-        else:
-            _write_list(folder / f"{name}.txt", name, indices)
+        write_subset(folder, name, particles.star, indices, columns)
     _write_scores(folder / "scores.csv", particles, result)
-    _write_json(folder / "summary.json", summarize(particles, result))
+    write_json(folder / "summary.json", summarize(particles, result))
     if write_stack and len(parts["kept"]):
         kept = parts["kept"]
         blocks = _blocks(particles, kept)
@@ -96,7 +93,7 @@ def summarize(particles: Particles, result: SortResult) -> dict[str, Any]:
         "parameters": result.parameters,
         "seconds": result.seconds,
         "images_per_second": n / seconds if seconds > 0 else math.nan,
-        "versions": _versions(),
+        "versions": software_versions(),
     }
 
 
@@ -117,22 +114,22 @@ def _summarize_model(model: SubspaceModel) -> dict[str, Any]:
     }
 
 
-def _star_columns(particles: Particles, result: SortResult) -> dict[str, list[str]]:
+def _star_columns(particles: Particles, result: SortResult) -> dict[str, Sequence[str]]:
     known = math.isfinite(particles.pixel_size)
     unit, pixel_size = ("Angst", particles.pixel_size) if known else ("", 1.0)
-    columns = {
-        "_rlnParticleSelectZScore": _formatted(_for_relion(result.score), "%.6f"),
+    columns: dict[str, Sequence[str]] = {
+        "_rlnParticleSelectZScore": formatted(_for_relion(result.score), "%.6f"),
         "_fastsortReason": result.reason.tolist(),
     }
     if result.subspaces is not None:
         factor, log_likelihood = (result.measurements[name] for name in ("factor", "log_likelihood"))
-        columns["_fastsortSortingFactor"] = _formatted(_for_relion(factor), "%.6g")
+        columns["_fastsortSortingFactor"] = formatted(_for_relion(factor), "%.6g")
         # The smaller, the worse.
-        columns["_fastsortLogLikelihood"] = _formatted(-_for_relion(-log_likelihood), "%.6g")
+        columns["_fastsortLogLikelihood"] = formatted(-_for_relion(-log_likelihood), "%.6g")
     else:
         offset = result.offset.astype(np.float64) * pixel_size
-        columns[f"_fastsortOffsetX{unit}"] = _formatted(offset[:, 1], "%.3f")
-        columns[f"_fastsortOffsetY{unit}"] = _formatted(offset[:, 0], "%.3f")
+        columns[f"_fastsortOffsetX{unit}"] = formatted(offset[:, 1], "%.3f")
+        columns[f"_fastsortOffsetY{unit}"] = formatted(offset[:, 0], "%.3f")
     return columns
 
 
@@ -141,10 +138,21 @@ def _for_relion(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.nan_to_num(values, nan=_NO_SCORE, posinf=_NO_SCORE, neginf=-_NO_SCORE)
 
 
-def _write_star(
-    path: Path, star: StarFile, rows: npt.NDArray[np.intp], columns: dict[str, list[str]]
+def write_subset(
+    folder: Path,
+    name: str,
+    star: StarFile | None,
+    rows: npt.NDArray[np.intp],
+    columns: Mapping[str, Sequence[str]],
 ) -> None:
-    with open(path, "wb") as file:
+    """Write some images as ``name.star`` with more columns or, without a STAR file, as ``name.txt``.
+
+    The latter is a list of section numbers counted from 0.
+    """
+    if star is None:
+        _write_list(folder / f"{name}.txt", name, rows)
+        return
+    with open(folder / f"{name}.star", "wb") as file:
         file.writelines(subset_bytes(star, rows, columns))
 
 
@@ -157,36 +165,43 @@ def _write_list(path: Path, name: str, indices: npt.NDArray[np.intp]) -> None:
 
 def _write_scores(path: Path, particles: Particles, result: SortResult) -> None:
     numbers: dict[str, npt.NDArray[Any]] = {
+        "keep": result.keep,
+        "reason": result.reason,
         "score": result.score,
         "junk_probability": result.junk_probability,
         "offset_x": result.offset[:, 1],
         "offset_y": result.offset[:, 0],
         **result.measurements,
     }
+    write_rows(path, particles, numbers)
+
+
+def write_rows(path: Path, particles: Particles, columns: dict[str, npt.NDArray[Any]]) -> None:
+    """Write a CSV table: a line an image, with its index, its name and what else `columns` hold."""
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["index", "name", "keep", "reason", *numbers])
+        writer.writerow(["index", "name", *columns])
         for start in range(0, len(particles), _ROWS_AT_ONCE):
             rows = slice(start, min(start + _ROWS_AT_ONCE, len(particles)))
             writer.writerows(
                 zip(
                     range(rows.start, rows.stop),
                     particles.names[rows],
-                    result.keep[rows].astype(int).tolist(),
-                    result.reason[rows].tolist(),
-                    *(_formatted(values[rows], "%.7g") for values in numbers.values()),
+                    *(formatted(values[rows], "%.7g") for values in columns.values()),
                     strict=True,
                 )
             )
 
 
-def _formatted(values: npt.NDArray[Any], pattern: str) -> Sequence[str]:
+def formatted(values: npt.NDArray[Any], pattern: str) -> Sequence[str]:
+    """Return numbers as words; only those with a fraction follow `pattern`."""
     if values.dtype.kind != "f":
         return list(map(str, values.astype(int).tolist() if values.dtype.kind == "b" else values.tolist()))
     return list(map(str.__mod__, repeat(pattern, len(values)), values.tolist()))
 
 
-def _write_json(path: Path, summary: dict[str, Any]) -> None:
+def write_json(path: Path, summary: dict[str, Any]) -> None:
+    """Write a summary; what is not finite becomes null."""
     with open(path, "w", encoding="utf-8") as file:
         json.dump(_plain(summary), file, indent=2, allow_nan=False)
         file.write("\n")
@@ -205,7 +220,8 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)
 
 
-def _versions() -> dict[str, str]:
+def software_versions() -> dict[str, str]:
+    """Return the versions of this package, of Python and of what it computes with."""
     found = {"fastsort": __version__, "python": platform.python_version()}
     for name in _LIBRARIES:
         try:
