@@ -1,4 +1,4 @@
-"""How fast are the invariant features, against libraries that compute the same ones?
+"""How invariant are the features, and how fast, against libraries that compute the same ones?
 
 python benchmarks/features.py [--images N] [--runs N]
 
@@ -14,11 +14,12 @@ from importlib.metadata import version
 import mahotas.features
 import numpy as np
 from mtflearn.features import ZPs
+from scipy.special import eval_jacobi
 from tables import print_machine, print_table, seconds_in_turn
 from threadpoolctl import threadpool_limits
 
 from fastsort.invariants.features import feature_index, invariant_features
-from fastsort.invariants.zernike import zernike_moments
+from fastsort.invariants.zernike import radial_polynomials, zernike_index, zernike_moments
 
 BOX = 64
 RADIUS = BOX // 2
@@ -27,6 +28,7 @@ MAX_ORDER = 20
 N_MAHOTAS = 200
 # As many as fit a processor's cache serve numpy better than all at once.
 BATCH = 256
+SHIFTS = np.random.default_rng(1).uniform(-0.12, 0.12, (100, 2))
 PLAIN = {"noise_floor": None, "disk": "pixels", "unit": False}
 
 
@@ -37,10 +39,53 @@ def main() -> None:
     options = parser.parse_args()
     print_machine()
     print(f"motif-learn {version('motif-learn')}, mahotas {version('mahotas')}.")
+    precision_table()
     images = np.random.default_rng(0).standard_normal((options.images, BOX, BOX), dtype=np.float32)
     with threadpool_limits(limits=1):
         speed_table(images, options.runs)
         default_table(images, options.runs)
+
+
+def precision_table() -> None:
+    radii = np.linspace(0, 1, 201)
+    apart = 0.0
+    for row, n, m in zip(radial_polynomials(60, radii), *zernike_index(60), strict=True):
+        expected = radii**m * eval_jacobi((n - m) // 2, 0, m, 2 * radii**2 - 1)
+        apart = max(apart, float(np.abs(row - expected).max()))
+    seeds = range(100)
+    before = invariant_features(np.array([blobs(seed) for seed in seeds]))
+    changed = {
+        "turned by 90 degrees": [np.rot90(blobs(seed)) for seed in seeds],
+        "turned by any angle": [blobs(seed, angle=seed * 0.41) for seed in seeds],
+        "shifted by up to 0.12 of the box": [blobs(seed, shift=SHIFTS[seed]) for seed in seeds],
+    }
+    rows = [
+        (
+            "radial polynomials up to order 60 against scipy's Jacobi polynomials, absolute",
+            f"{apart:.0e}",
+            "1e-10",
+        )
+    ]
+    for (name, images), wanted in zip(changed.items(), ("1e-5", "0.02", "0.02"), strict=True):
+        apart = difference(invariant_features(np.array(images)), before)
+        rows.append((f"features of images and of the same {name}, relative", f"{apart:.1g}", wanted))
+    print_table(
+        f"Largest difference, {len(seeds)} band-limited images of {BOX} px", ("what", "found", "wanted"), rows
+    )
+
+
+def blobs(seed: int, angle: float = 0.0, shift: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
+    """Gaussian blobs about the middle, turned, then shifted by parts of the box: no pixel is resampled."""
+    rng = np.random.default_rng(seed)
+    y, x = rng.normal(0, 0.08 * BOX, (2, 12)).clip(-0.15 * BOX, 0.15 * BOX)
+    width, height = rng.uniform(0.025, 0.045, 12) * BOX, rng.uniform(-0.5, 1.5, 12)
+    offset = np.arange(BOX) - RADIUS
+    image = np.zeros((BOX, BOX))
+    for a, b, w, h in zip(y, x, width, height, strict=True):
+        down = np.sin(angle) * b + np.cos(angle) * a + shift[0] * BOX
+        across = np.cos(angle) * b - np.sin(angle) * a + shift[1] * BOX
+        image += h * np.outer(*(np.exp(-((offset - at) ** 2) / (2 * w**2)) for at in (down, across)))
+    return image
 
 
 def speed_table(images: np.ndarray, runs: int) -> None:

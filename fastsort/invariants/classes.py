@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsort._checks import InputError, check_choice, check_count, check_radius
-from fastsort.invariants.align import Images, Indices, match_to_references
+from fastsort.invariants.align import NEAREST, Images, Indices, match_to_references
 from fastsort.invariants.averages import (
     ClassAverages,
     Floats,
@@ -36,10 +37,12 @@ REACH = 0.375
 # Where the number of classes is not given there are so many at least, as long as they have members
 # enough: images in a class must be alike to be aligned.
 FEWEST_CLASSES, IMAGES_A_CLASS = 10, 100
-# Rounds of alignment for the first averages, and for those that start from known ones.
-FIRST_ROUNDS, NEXT_ROUNDS = 3, 2
+# Rounds of alignment for averages that are looked at or start from nothing, and for those in between.
+N_ROUNDS, N_BETWEEN = 2, 1
 # Above this expected share of mistakes, displaced images cannot be told from the others.
 CONFUSED = 0.12
+# Features of one image are noisy: among so many classes they leave out none.
+FEWEST_CANDIDATES = 10
 # Frequencies with less noise than this, in parts of the largest, count as having so much.
 LEAST_NOISE = 1e-3
 # The narrowest that particles are taken to lie about the middle, in pixels.
@@ -157,9 +160,10 @@ def classify_images(
     Notes
     -----
     A mixture among features that neither a turn nor a shift changes [1]_ makes the first classes, and
-    `class_averages` their averages. Then, twice, every image goes to the average that it looks most
-    like, wherever in the image that is, and the averages are made again. Frequencies are weighted
-    against the noise, as in a matched filter.
+    `class_averages` their averages. Then, twice, every image is aligned to the ten averages whose members
+    have the nearest features, or to a fifth of all where that is more [2]_, wherever in the image the
+    particle is. It goes to the one that it looks most like, and the averages are made again. Frequencies
+    are weighted against the noise, as in a matched filter.
 
     Particles lie about the middle, normally distributed on each axis; what is found in noise, in ice or
     along the edge of a carbon film lies anywhere. Width and share of the two are fitted by expectation
@@ -171,6 +175,7 @@ def classify_images(
     ----------
     .. [1] Da, Yeo, Yang, Loh, "CryoEM 2D classification with translational and rotational invariant
        features".
+    .. [2] Gu, "Machine Learning Problems in Cryo-EM" (2018).
     """
     particles = open_particles(images)
     if n_classes is not None:
@@ -191,20 +196,24 @@ def classify_images(
     fewest = min(max(len(particles) // IMAGES_A_CLASS, 1), FEWEST_CLASSES)
     places = map_features(features, n_classes, fewest=fewest, embedding=embedding, seed=seed)
     advance()
-    averages = class_averages(
-        particles, places.label, n_iterations=FIRST_ROUNDS, radius=radius, n_jobs=n_jobs
-    )
+    averages = class_averages(particles, places.label, n_iterations=N_ROUNDS, radius=radius, n_jobs=n_jobs)
     advance()
     if not averages.size.any():
         raise InputError(
             f"no class can be made: all {len(particles)} images are flat, or have NaN or infinity."
         )
     reach = REACH * particles.box
-    n_displaced = 0
+    n_displaced, label = 0, places.label
     for first in (True, False):
         references = averages_to_match(averages)
         match = match_to_references(
-            particles, _against_noise(references, noise), max_shift=reach, n_jobs=n_jobs
+            particles,
+            _against_noise(references, noise),
+            features=features,
+            reference_features=_class_means(features, label, len(references)),
+            n_candidates=min(max(FEWEST_CANDIDATES, math.ceil(NEAREST * len(references))), len(references)),
+            max_shift=reach,
+            n_jobs=n_jobs,
         )
         advance()
         displaced, away = _displaced(match.shift, reach)
@@ -219,7 +228,7 @@ def classify_images(
             label,
             n_classes=len(references),
             references=references,
-            n_iterations=NEXT_ROUNDS,
+            n_iterations=N_BETWEEN if first else N_ROUNDS,
             radius=radius,
             n_jobs=n_jobs,
         )
@@ -230,7 +239,7 @@ def classify_images(
         apart[away] = map_features(features[away], number, embedding="pca", seed=seed).label
         label[away] = len(references) + apart[away]
         others = class_averages(
-            particles, apart, max_shift=reach, n_iterations=FIRST_ROUNDS, radius=radius, n_jobs=n_jobs
+            particles, apart, max_shift=reach, n_iterations=N_ROUNDS, radius=radius, n_jobs=n_jobs
         )
         averages = _joined(averages, others)
     ranking = rank_classes(averages, label, places.coordinates, displaced, radius=radius)
@@ -244,6 +253,15 @@ def classify_images(
     group = group_classes(features, label, n_groups, ~ranking.junk)
     advance()
     return Classification(label, displaced, places, averages, ranking, group)
+
+
+def _class_means(features: Floats, label: Indices, count: int) -> Array:
+    """Mean features of the members of each class; NaN for an empty one."""
+    means = np.full((count, features.shape[1]), np.nan)
+    for k in range(count):
+        if (label == k).any():
+            means[k] = features[label == k].mean(axis=0, dtype=np.float64)
+    return means
 
 
 def _against_noise(references: Images, noise: Array) -> Images:
