@@ -198,8 +198,9 @@ def test_progress_counts_up():
     quiet = classify(images, 2)
     same(quiet, classify(images, 2, progress=lambda *call: calls.append(call)))
     done, total = zip(*calls, strict=True)
-    assert list(done) == list(range(1, total[0] + 1))
-    assert set(total) == {len(calls)}
+    assert len(set(total)) == 1 and done[0] == 0 and done[-1] == total[0]
+    # It never goes back, nor jumps by more than a stage.
+    assert 0 <= np.diff(done).min() and np.diff(done).max() <= 0.2 * total[0]
 
 
 def test_one_class():

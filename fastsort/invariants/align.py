@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -154,6 +155,7 @@ def match_to_references(
     max_shift: float | None = None,
     mirror: bool = False,
     n_jobs: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Match:
     """Find the reference that each image looks most like, and align the image to it.
 
@@ -172,6 +174,8 @@ def match_to_references(
         default.
     max_shift, mirror, n_jobs
         As for `align_images`.
+    progress : callable, optional
+        Called as ``progress(images_done, images_in_all)``.
 
     Returns
     -------
@@ -214,7 +218,8 @@ def match_to_references(
     )
     columns: tuple[npt.NDArray[Any], ...] = tuple(out)
     start = 0
-    for part in map_batches(_match_batch, particles, bank, chosen, n_tried, limit, n_jobs=n_jobs):
+    arguments = bank, chosen, n_tried, limit
+    for part in map_batches(_match_batch, particles, *arguments, n_jobs=n_jobs, progress=progress):
         stop = start + len(part[0])
         for column, values in zip(columns, part, strict=False):
             column[start:stop] = values

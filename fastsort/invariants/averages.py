@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -97,6 +98,7 @@ def class_averages(
     radius: float | None = None,
     pixel_size: float | None = None,
     n_jobs: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> ClassAverages:
     """Align the members of each class to each other and average them.
 
@@ -120,6 +122,8 @@ def class_averages(
         In angstroms; by default that of the particles, and 1 for an array.
     n_jobs : int, optional
         Workers, as joblib counts them. Results do not depend on it.
+    progress : callable, optional
+        Called as ``progress(images_aligned, images_to_align)``, where each counts once a round.
 
     Returns
     -------
@@ -171,12 +175,24 @@ def class_averages(
             state.seeds = _seeds(particles, classes, count, limit, state.disk, n_jobs)
         source = _Members(particles, members)
         batch_size = _batch_size(box)
-        for _ in range(n_iterations):
+
+        def report(finished: int) -> Callable[[int, int], None] | None:
+            passes = n_iterations + 1
+            return progress and (lambda done, total: progress(finished * total + done, passes * total))
+
+        for iteration in range(n_iterations):
             bank = state.references()
             state.clear()
             done = 0
             passed = map_batches(
-                _align_batch, source, slots, bank, limit, batch_size=batch_size, n_jobs=n_jobs
+                _align_batch,
+                source,
+                slots,
+                bank,
+                limit,
+                batch_size=batch_size,
+                n_jobs=n_jobs,
+                progress=report(iteration),
             )
             for found, sums in passed:
                 part = members[done : done + len(found.angle)]
@@ -187,7 +203,16 @@ def class_averages(
         bank = state.common_references()
         state.clear()
         done = 0
-        passed = map_batches(_place_batch, source, slots, bank, limit, batch_size=batch_size, n_jobs=n_jobs)
+        passed = map_batches(
+            _place_batch,
+            source,
+            slots,
+            bank,
+            limit,
+            batch_size=batch_size,
+            n_jobs=n_jobs,
+            progress=report(n_iterations),
+        )
         for found, sums in passed:
             part = members[done : done + len(found.angle)]
             angle[part], shift[part] = found.angle, found.shift

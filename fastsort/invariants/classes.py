@@ -49,6 +49,8 @@ LEAST_NOISE = 1e-3
 NARROWEST = 0.25
 # How much worse than usual a class may be in any one respect, in octaves.
 USUAL = 0.5
+# Steps into which the progress of the stages is divided.
+N_STEPS = 1000
 # Columns of `ClassAverages` that have one entry a class; the others have one an image.
 OF_CLASSES = ("averages", "size", "spread", "resolution", "frc")
 # Outside the particle begins here, in parts of its radius.
@@ -184,75 +186,134 @@ def classify_images(
     check_choice("embedding", embedding, EMBEDDINGS)
     seed = check_count("seed", seed, 0)
     radius = RADIUS * particles.box if radius is None else check_radius(radius, particles.box)
-    count = itertools.count(1)
-
-    def advance() -> None:
-        if progress:
-            progress(next(count), 7)
-
+    stages = _Stages(progress)
     noise = ring_statistics(particles, n_jobs=n_jobs).noise
-    features = invariant_features(particles, max_order, noise_floor=noise, n_jobs=n_jobs)
-    advance()
+    features = invariant_features(
+        particles, max_order, noise_floor=noise, n_jobs=n_jobs, progress=stages.next(0.1)
+    )
     fewest = min(max(len(particles) // IMAGES_A_CLASS, 1), FEWEST_CLASSES)
     places = map_features(features, n_classes, fewest=fewest, embedding=embedding, seed=seed)
-    advance()
-    averages = class_averages(particles, places.label, n_iterations=N_ROUNDS, radius=radius, n_jobs=n_jobs)
-    advance()
+    stages.next(0.1)
+    averages = class_averages(
+        particles,
+        places.label,
+        n_iterations=N_ROUNDS,
+        radius=radius,
+        n_jobs=n_jobs,
+        progress=stages.next(0.15),
+    )
     if not averages.size.any():
-        raise InputError(
-            f"no class can be made: all {len(particles)} images are flat, or have NaN or infinity."
-        )
-    reach = REACH * particles.box
-    n_displaced, label = 0, places.label
-    for first in (True, False):
-        references = averages_to_match(averages)
-        match = match_to_references(
-            particles,
-            _against_noise(references, noise),
-            features=features,
-            reference_features=_class_means(features, label, len(references)),
-            n_candidates=min(max(FEWEST_CANDIDATES, math.ceil(NEAREST * len(references))), len(references)),
-            max_shift=reach,
-            n_jobs=n_jobs,
-        )
-        advance()
-        displaced, away = _displaced(match.shift, reach)
-        away &= n_classes != 1
-        label = np.where(away, -1, match.reference)
-        if first:
-            # No class of particles makes room for a handful of others.
-            n_displaced = round(min(float(away.mean()), 0.5) * len(references))
-            label, references = _largest(label, references, len(references) - n_displaced)
-        averages = class_averages(
-            particles,
-            label,
-            n_classes=len(references),
-            references=references,
-            n_iterations=N_BETWEEN if first else N_ROUNDS,
-            radius=radius,
-            n_jobs=n_jobs,
-        )
-    advance()
-    if away.any():
-        apart = np.full(len(label), -1, dtype=np.intp)
-        number = min(max(n_displaced, 1), int(away.sum()))
-        apart[away] = map_features(features[away], number, embedding="pca", seed=seed).label
-        label[away] = len(references) + apart[away]
-        others = class_averages(
-            particles, apart, max_shift=reach, n_iterations=N_ROUNDS, radius=radius, n_jobs=n_jobs
-        )
-        averages = _joined(averages, others)
+        raise InputError(f"no classes: all {len(particles)} images are flat, or have NaN or infinity.")
+    search = _Search(particles, features, noise, radius, n_classes != 1, n_jobs, seed)
+    label, displaced, averages = search.sharpened(places.label, averages, stages)
     ranking = rank_classes(averages, label, places.coordinates, displaced, radius=radius)
     # The best first, and none that is empty.
     order = np.argsort(ranking.score, kind="stable")[: int((averages.size > 0).sum())]
-    number_of = np.full(len(averages.size) + 1, -1, dtype=np.intp)
-    number_of[order] = np.arange(len(order))
-    label = number_of[label]
+    label = _renumbered(label, order, len(averages.size))
     ranking = _chosen(ranking, order, ranking._fields)
     averages = _chosen(averages, order, OF_CLASSES)
     group = group_classes(features, label, n_groups, ~ranking.junk)
-    advance()
     return Classification(label, displaced, places, averages, ranking, group)
+
+
+class _Stages:
+    """Progress of stages of which each is a given share of the work."""
+
+    def __init__(self, progress: Callable[[int, int], None] | None) -> None:
+        self._progress = progress
+        self._part = 0.0
+
+    def next(self, share: float) -> Callable[[int, int], None]:
+        """End one stage and begin another: return what is to be called with its steps."""
+        part, self._part = self._part, self._part + share
+
+        def advance(done: int, total: int) -> None:
+            if self._progress:
+                self._progress(round(N_STEPS * (part + share * done / total)), N_STEPS)
+
+        advance(0, 1)
+        return advance
+
+
+class _Search(NamedTuple):
+    """What the rounds of alignment need to know."""
+
+    particles: Particles
+    features: Floats
+    noise: Array
+    radius: float
+    divides: bool
+    n_jobs: int | None
+    seed: int
+
+    def sharpened(
+        self, label: Indices, averages: ClassAverages, stages: _Stages
+    ) -> tuple[Indices, Array, ClassAverages]:
+        """Let images go where they fit best, twice: labels, probability to be displaced, averages."""
+        n_displaced = 0
+        for first in (True, False):
+            references = averages_to_match(averages)
+            shift, label = self.matched(label, references, stages.next(0.2))
+            displaced, away = _displaced(shift, REACH * self.particles.box)
+            away &= self.divides
+            label[away] = -1
+            if first:
+                # No class of particles makes room for a handful of others.
+                n_displaced = round(min(float(away.mean()), 0.5) * len(references))
+                kept = _largest(label, len(references), len(references) - n_displaced)
+                label, references = _renumbered(label, kept, len(references)), references[kept]
+            averages = class_averages(
+                self.particles,
+                label,
+                n_classes=len(references),
+                references=references,
+                n_iterations=N_BETWEEN if first else N_ROUNDS,
+                radius=self.radius,
+                n_jobs=self.n_jobs,
+                progress=stages.next(0.1),
+            )
+        others = stages.next(0.05)
+        if away.any():
+            apart = self.divided(away, max(n_displaced, 1))
+            label[away] = len(averages.size) + apart[away]
+            averages = _joined(averages, self.averaged_apart(apart, others))
+        others(1, 1)
+        return label, displaced, averages
+
+    def matched(
+        self, label: Indices, references: Images, progress: Callable[[int, int], None]
+    ) -> tuple[Floats, Indices]:
+        """Shift of each image onto the reference that it is most like, and which one that is."""
+        nearest = max(FEWEST_CANDIDATES, math.ceil(NEAREST * len(references)))
+        match = match_to_references(
+            self.particles,
+            _against_noise(references, self.noise),
+            features=self.features,
+            reference_features=_class_means(self.features, label, len(references)),
+            n_candidates=min(nearest, len(references)),
+            max_shift=REACH * self.particles.box,
+            n_jobs=self.n_jobs,
+            progress=progress,
+        )
+        return match.shift, match.reference
+
+    def divided(self, away: npt.NDArray[np.bool_], number: int) -> Indices:
+        """Divide displaced images by their features; -1 for the others."""
+        apart = np.full(len(away), -1, dtype=np.intp)
+        number = min(number, int(away.sum()))
+        apart[away] = map_features(self.features[away], number, embedding="pca", seed=self.seed).label
+        return apart
+
+    def averaged_apart(self, apart: Indices, progress: Callable[[int, int], None]) -> ClassAverages:
+        return class_averages(
+            self.particles,
+            apart,
+            max_shift=REACH * self.particles.box,
+            n_iterations=N_ROUNDS,
+            radius=self.radius,
+            n_jobs=self.n_jobs,
+            progress=progress,
+        )
 
 
 def _class_means(features: Floats, label: Indices, count: int) -> Array:
@@ -293,13 +354,18 @@ def _displaced(shift: Floats, reach: float) -> tuple[Array, npt.NDArray[np.bool_
     return result, away
 
 
-def _largest(label: Indices, references: Images, n_kept: int) -> tuple[Indices, Images]:
-    """Keep the references with the most members; the members of the others have no class."""
-    size = np.bincount(label[label >= 0], minlength=len(references))
-    kept = np.sort(np.argsort(-size, kind="stable")[:n_kept])
-    number_of = np.full(len(references) + 1, -1, dtype=np.intp)
-    number_of[kept] = np.arange(n_kept)
-    return number_of[label], references[kept]
+def _largest(label: Indices, count: int, n_kept: int) -> Indices:
+    """Return the classes with the most members, in ascending order."""
+    size = np.bincount(label[label >= 0], minlength=count)
+    return np.sort(np.argsort(-size, kind="stable")[:n_kept])
+
+
+def _renumbered(label: Indices, kept: Indices, count: int) -> Indices:
+    """Number the classes in `kept` by their place there; members of the others have none."""
+    # One more entry at the end, for the label -1.
+    number = np.full(count + 1, -1, dtype=np.intp)
+    number[kept] = np.arange(len(kept))
+    return number[label]
 
 
 def _chosen(table: Any, order: Indices, names: Sequence[str]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -66,6 +67,7 @@ def invariant_features(
     oversampling: int = 2,
     disk: str = "continuous",
     n_jobs: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Images:
     """Absolute Zernike moments |a_nm| of T = F^-1 |F image|.
 
@@ -97,6 +99,8 @@ def invariant_features(
         Integrals over the disk of T between the pixels, or sums over its pixels.
     n_jobs : int, optional
         Workers, as joblib counts them. Results do not depend on it.
+    progress : callable, optional
+        Called as ``progress(images_done, images_in_all)``.
 
     Returns
     -------
@@ -172,7 +176,7 @@ def invariant_features(
     )
     features = np.empty((len(particles), len(feature_index(max_order)[0])), dtype=np.float32)
     start = 0
-    for part in map_batches(_features_batch, particles, plan, n_jobs=n_jobs):
+    for part in map_batches(_features_batch, particles, plan, n_jobs=n_jobs, progress=progress):
         features[start : start + len(part)] = part
         start += len(part)
     return features
