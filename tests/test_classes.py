@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 import fastsort as fs
 from fastsort import InputError
+from fastsort.invariants import classes as module
 from fastsort.invariants.averages import ClassAverages
 from fastsort.invariants.classes import classify_images, group_classes, rank_classes
 from fastsort.simulate.phantoms import phantom_blobs, phantom_volume
@@ -578,3 +579,14 @@ def test_empty_classes_have_no_group():
 def test_groups_must_be_counted(n_groups):
     with pytest.raises(InputError, match=f"n_groups .*got {n_groups}"):
         group_classes(np.zeros((2, 1)), np.array([0, 1]), n_groups)
+
+
+def test_frequencies_count_less_where_there_is_more_noise():
+    reference = np.random.default_rng(0).normal(size=(1, BOX, BOX)).astype(np.float32)
+    noise = np.where(np.arange(BOX // 2 + 1) < 8, 10.0, 1.0)
+    weighted = module._against_noise(reference, noise)
+    before, after = (np.abs(np.fft.rfft2(image[0])) for image in (reference, weighted))
+    radius = np.hypot(np.fft.fftfreq(BOX, 1 / BOX)[:, None], np.arange(BOX // 2 + 1))
+    ratio = np.divide(after, before)
+    low, high = ratio[radius < 7].mean(), ratio[(radius > 9) & (radius < BOX // 2 - 1)].mean()
+    assert low / high == pytest.approx(0.1, rel=1e-3)
