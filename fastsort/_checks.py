@@ -118,6 +118,12 @@ def check_output_folder(path: str | os.PathLike[str], overwrite: bool) -> Path:
     return folder
 
 
+def check_work_folder(path: str | os.PathLike[str] | None) -> None:
+    """Refuse a folder for intermediate files that does not exist."""
+    if path is not None and not Path(path).is_dir():
+        raise InputError(f"work folder {path} does not exist: make it, or leave it out.")
+
+
 def check_readable(path: str | os.PathLike[str]) -> BufferedReader:
     """Return a regular file opened for reading."""
     try:

@@ -6,13 +6,12 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fastsort._checks import InputError, check_choice, check_count
+from fastsort._checks import InputError, check_choice, check_count, check_work_folder
 from fastsort.images.crop import crop_operator
 from fastsort.images.prepare import ctf_to_flip, prepare_images, working_radius
 from fastsort.invariants.classes import Classification, classify_images
@@ -112,8 +111,7 @@ def classify_particles(
     ctf = ctf_to_flip(particles, phase_flip)
     if n_classes is not None and check_count("n_classes", n_classes) > n:
         raise InputError(f"{n_classes} classes need as many images; got {n}: give fewer classes.")
-    if work is not None and not Path(work).is_dir():
-        raise InputError(f"work folder {work} does not exist: make it, or leave it out.")
+    check_work_folder(work)
 
     def report(part: float, share: float) -> Callable[[int, int], None] | None:
         return progress and (lambda done, total: progress(round(n * (part + share * done / total)), n))

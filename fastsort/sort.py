@@ -6,13 +6,12 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fastsort._checks import InputError, check_choice, check_count
+from fastsort._checks import InputError, check_choice, check_count, check_work_folder
 from fastsort._reasons import VALID, reason_names
 from fastsort.images.crop import crop_operator
 from fastsort.images.prepare import ctf_to_flip, prepare_images, working_radius
@@ -156,8 +155,7 @@ def sort_particles(
     if method == "radial" and preset == "published" and radius is None:
         raise InputError("the published preset needs the particle's diameter: give it, in angstroms.")
     ctf = ctf_to_flip(particles, phase_flip)
-    if work is not None and not Path(work).is_dir():
-        raise InputError(f"work folder {work} does not exist: make it, or leave it out.")
+    check_work_folder(work)
 
     def report(part: float, share: float) -> Callable[[int, int], None] | None:
         return progress and (lambda done, total: progress(round(n * (part + share * done / total)), n))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -176,48 +176,28 @@ def class_averages(
         source = _Members(particles, members)
         batch_size = _batch_size(box)
 
-        def report(finished: int) -> Callable[[int, int], None] | None:
-            passes = n_iterations + 1
-            return progress and (lambda done, total: progress(finished * total + done, passes * total))
+        def passed(function: Callable[..., Any], bank: References, finished: int) -> Iterator[Any]:
+            """Run a round: yield members, what was found of them and their sums, batch by batch."""
+            rounds = n_iterations + 1
+            report = progress and (lambda done, n: progress(finished * n + done, rounds * n))
+            arguments, options = (slots, bank, limit), {"batch_size": batch_size, "n_jobs": n_jobs}
+            done = 0
+            for found, sums in map_batches(function, source, *arguments, **options, progress=report):
+                yield members[done : done + len(found.angle)], found, sums
+                done += len(found.angle)
 
         for iteration in range(n_iterations):
             bank = state.references()
             state.clear()
-            done = 0
-            passed = map_batches(
-                _align_batch,
-                source,
-                slots,
-                bank,
-                limit,
-                batch_size=batch_size,
-                n_jobs=n_jobs,
-                progress=report(iteration),
-            )
-            for found, sums in passed:
-                part = members[done : done + len(found.angle)]
+            for part, found, sums in passed(_align_batch, bank, iteration):
                 angle[part], shift[part], score[part] = found
                 state.add(sums)
-                done += len(part)
             state.settle(limit)
         bank = state.common_references()
         state.clear()
-        done = 0
-        passed = map_batches(
-            _place_batch,
-            source,
-            slots,
-            bank,
-            limit,
-            batch_size=batch_size,
-            n_jobs=n_jobs,
-            progress=report(n_iterations),
-        )
-        for found, sums in passed:
-            part = members[done : done + len(found.angle)]
+        for part, found, sums in passed(_place_batch, bank, n_iterations):
             angle[part], shift[part] = found.angle, found.shift
             state.add(sums)
-            done += len(part)
     return _summary(state, classes, angle, shift, score, particles.pixel_size)
 
 
