@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
-import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fastsort._checks import InputError, check_output_folder
+from fastsort.images.work import hold_lock
 
 RESULT_NAMES = (
     "kept.star",
@@ -26,8 +27,16 @@ RESULT_NAMES = (
     "classes.star",
     "classes.png",
     "map.png",
+    "rescued.star",
+    "rescued.txt",
+    "report.html",
+    "results.npz",
+    "models.npz",
+    "micrographs.csv",
 )
 _MARK = "summary.json"
+# Files that grow under another name until they are whole.
+_UNFINISHED = re.compile(rf"({'|'.join(map(re.escape, RESULT_NAMES))})(\.\d+)?\.partial", re.ASCII)
 
 
 @contextmanager
@@ -38,6 +47,9 @@ def results_folder(
     inputs: Iterable[str | os.PathLike[str]] = (),
 ) -> Iterator[Path]:
     """Give a hidden folder beside `path`, which takes its place when all went well.
+
+    What a killed run has left beside `path` is cleared away first; if it was killed while it replaced
+    earlier results, these are put back.
 
     Parameters
     ----------
@@ -58,25 +70,77 @@ def results_folder(
     Raises
     ------
     InputError
-        If results cannot be written there, or would endanger other files.
+        If results cannot be written there, or would endanger other files, or
+        another run is about to write them.
     OSError
         If the disk refuses.
     """
-    target = check_output_folder(path, overwrite).resolve()
+    # Whether it may be replaced shows only when a killed run's leavings are cleared away.
+    target = check_output_folder(path, overwrite=True).resolve()
+    inputs = list(inputs)
     _check_replaceable(target, inputs)
     new_parents = [parent for parent in target.parents if not parent.exists()]
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}")
+    partial, old, lock = (target.with_name(f".{target.name}.{end}") for end in ("partial", "old", "lock"))
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        _check_replaceable(target, inputs)
-        _take_place(partial, target)
+        with hold_lock(lock, f"another run is writing to {target}: wait, or give another output folder."):
+            try:
+                _heal(target, partial, old)
+                check_output_folder(target, overwrite)
+                _check_replaceable(target, inputs)
+                partial.mkdir()
+                try:
+                    yield partial
+                    _check_replaceable(target, inputs)
+                    _take_place(partial, target, old)
+                except BaseException:
+                    shutil.rmtree(partial, ignore_errors=True)
+                    raise
+            finally:
+                lock.unlink(missing_ok=True)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
         with suppress(OSError):
             for parent in new_parents:
                 parent.rmdir()
         raise
+
+
+def _heal(target: Path, partial: Path, old: Path) -> None:
+    """Bring back earlier results that a killed run had moved aside, and clear away the rest of it."""
+    for folder in (partial, old):
+        _refuse_foreign(folder)
+    # The mark goes first when earlier results are removed: without it they are no longer whole.
+    if (old / _MARK).is_file() and not (target.is_dir() and any(target.iterdir())):
+        old.rename(target)
+    for folder in (partial, old):
+        _clear(folder)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Refuse a folder of a killed run that anybody else has changed."""
+    if not os.path.lexists(folder):
+        return
+    held = sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else [folder]
+    for item in held:
+        if item.is_symlink() or not item.is_file() or not _is_own(item.name):
+            raise InputError(
+                f"{folder} is to hold unfinished results, but {item.name} is none of them: "
+                "move it, or give another output folder."
+            )
+
+
+def _is_own(name: str) -> bool:
+    return name in RESULT_NAMES or _UNFINISHED.fullmatch(name) is not None
+
+
+def _clear(folder: Path) -> None:
+    """Remove a folder, name by name and not as a tree: only what was written by us may go."""
+    if not folder.is_dir():
+        return
+    (folder / _MARK).unlink(missing_ok=True)
+    for item in list(folder.iterdir()):
+        if _is_own(item.name):
+            item.unlink(missing_ok=True)
+    folder.rmdir()
 
 
 def _check_replaceable(target: Path, inputs: Iterable[str | os.PathLike[str]]) -> None:
@@ -97,19 +161,15 @@ def _check_replaceable(target: Path, inputs: Iterable[str | os.PathLike[str]]) -
         raise InputError(f"output folder {target} {held} fastsort did not write: give another output folder.")
 
 
-def _take_place(partial: Path, target: Path) -> None:
+def _take_place(partial: Path, target: Path, old: Path) -> None:
     if not target.is_dir() or not any(target.iterdir()):
         partial.rename(target)
         return
-    old = partial.with_name(partial.name + ".old")
     target.rename(old)
     try:
         partial.rename(target)
     except BaseException:
         old.rename(target)
         raise
-    # Name by name, not as a tree: only what was written by us may go.
     with suppress(OSError):
-        for name in RESULT_NAMES:
-            (old / name).unlink(missing_ok=True)
-        old.rmdir()
+        _clear(old)
