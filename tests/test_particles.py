@@ -380,6 +380,48 @@ def test_tables_survive_reading_and_writing(tmp_path_factory, generated, data):
     assert overwritten == written
 
 
+@settings(max_examples=100, deadline=None)
+@given(star_texts(), st.data())
+def test_replaced_values_are_all_that_changes(tmp_path_factory, generated, data):
+    text, labels, rows, row_lines, ending = generated
+    star = star_of(tmp_path_factory.mktemp("replaced"), text)
+    n = len(rows)
+    chosen = data.draw(st.lists(st.sampled_from(labels), min_size=1, unique=True))
+    columns = {label: data.draw(st.lists(plain_word, min_size=n, max_size=n)) for label in chosen}
+    new = {"_fsNew": [f"new{i}" for i in range(n)]} if data.draw(st.booleans()) else {}
+
+    expected, place = text, 0
+    for i, (row, line) in enumerate(zip(rows, row_lines, strict=True)):
+        changed, at = line, 0
+        for label, word in zip(labels, row, strict=True):
+            at = changed.index(word, at)
+            given_word = columns[label][i] if label in columns else word
+            changed = changed[:at] + given_word + changed[at + len(word) :]
+            at += len(given_word)
+        place = expected.index(ending + line, place) + len(ending)
+        expected = expected[:place] + changed + expected[place + len(line) :]
+        place += len(changed)
+    written = b"".join(subset_bytes(star, np.ones(n, bool), {**columns, **new})).decode()
+    if new:
+        for word in new["_fsNew"]:
+            written = written.replace(f" {word}", "", 1)
+        added = f"_fsNew #{len(labels) + 1}"
+        given_up = added + ending if added + ending in written else ending + added
+        written = written.replace(given_up, "", 1)
+    assert written == expected
+
+
+def test_a_longer_value_widens_its_line_and_moves_nothing_else(tmp_path):
+    head = "data_\r\nloop_\r\n_rlnOriginX\r\n_rlnImageName\r\n_rlnOriginY\r\n"
+    star = star_of(tmp_path, head + "\t1   1@a  -2 \t # why\r\n'3'  2@a\t4\r\n\r\n 5 3@a 6")
+    columns = {"_rlnOriginY": ["20.5", "40.5", "60.5"], "_rlnOriginX": ["-10.000000", "30", "7"]}
+    written = b"".join(subset_bytes(star, [0, 1, 2], columns)).decode()
+    body = "\t-10.000000   1@a  20.5 \t # why\r\n30  2@a\t40.5\r\n\r\n 7 3@a 60.5"
+    assert written == head + body
+    some = b"".join(subset_bytes(star, [2], {"_rlnOriginX": ["1", "2", "3"], "_rlnNew": ["4", "5", "6"]}))
+    assert some.decode() == head + "_rlnNew #4\r\n\r\n 3 3@a 6 6"
+
+
 def expected_lines(text, row_lines, keep):
     """Return the lines of the text without the rows that are not kept."""
     result, row = [], 0

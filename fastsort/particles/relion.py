@@ -51,7 +51,7 @@ def open_star(
         the images differ in box or pixel size.
     """
     star = read_star(path)
-    table = _join_optics(star)
+    table = join_optics(star)
     check_not_empty(table.rows.n_rows, path)
     names = table.rows.column("_rlnImageName")
     images = _locate_images(names, table.rows, data_dir)
@@ -74,7 +74,7 @@ def open_star(
     )
 
 
-class _Table(NamedTuple):
+class JoinedTable(NamedTuple):
     """A particle table, and the row of the optics table for each of its rows."""
 
     rows: StarBlock
@@ -88,14 +88,14 @@ class _Table(NamedTuple):
         return self.rows.floats(label) if label in self.rows.labels else None
 
 
-def _join_optics(star: StarFile) -> _Table:
+def join_optics(star: StarFile) -> JoinedTable:
     rows, optics = star.particles_block, star.block("optics")
     first_group = np.zeros(rows.n_rows, np.intp)
     if optics is None or optics.n_rows == 0:
-        return _Table(rows, None, first_group)
+        return JoinedTable(rows, None, first_group)
     if "_rlnOpticsGroup" not in rows.labels:
         if optics.n_rows == 1:
-            return _Table(rows, optics, first_group)
+            return JoinedTable(rows, optics, first_group)
         raise InputError(
             f"{star.path} has {optics.n_rows} optics groups, but its particles have no column "
             "_rlnOpticsGroup that says which is theirs: add it."
@@ -110,10 +110,10 @@ def _join_optics(star: StarFile) -> _Table:
                 f"line {rows.line_number(row)} of {star.path} names optics group {number:g}, "
                 f"but data_optics has only {known}: add the group."
             )
-    return _Table(rows, optics, np.array([row_of[number] for number in used.tolist()], np.intp)[which])
+    return JoinedTable(rows, optics, np.array([row_of[number] for number in used.tolist()], np.intp)[which])
 
 
-def _pixel_sizes(table: _Table) -> Floats | None:
+def _pixel_sizes(table: JoinedTable) -> Floats | None:
     """Return the pixel size of each image in angstroms, from whichever columns give it."""
     for label in ("_rlnImagePixelSize", "_rlnPixelSize"):
         sizes = table.floats(label)
@@ -126,7 +126,7 @@ def _pixel_sizes(table: _Table) -> Floats | None:
         return 10000 * detector / magnification  # detector pixels are in micrometres
 
 
-def _check_one_kind(images: StackImages, pixel_sizes: Floats | None, table: _Table) -> int:
+def _check_one_kind(images: StackImages, pixel_sizes: Floats | None, table: JoinedTable) -> int:
     """Return the box size if all images have the same, and the same pixel size."""
     for stack in images.stacks:
         check_box(stack.ny, stack.nx, f"images of {stack.path}")
@@ -155,7 +155,7 @@ def _group_names(optics: StarBlock | None) -> list[str]:
     return [f"optics group {name}: " for name in names]
 
 
-def _ctf_parameters(table: _Table) -> CtfParameters | None:
+def _ctf_parameters(table: JoinedTable) -> CtfParameters | None:
     """Return the CTF of each image; None if the table lacks one of its parts."""
     nothing = np.zeros(table.rows.n_rows)
     defocus = table.floats("_rlnDefocusU")

@@ -225,6 +225,52 @@ class StackImages:
         return images if np.array_equal(order, np.arange(len(images))) else images[order]
 
 
+@dataclass(frozen=True, eq=False)
+class ChosenImages:
+    """Some of the images of another store.
+
+    Attributes
+    ----------
+    store : ImageStore
+    chosen : ndarray of intp, shape (n,)
+        Which, in the order in which they count here.
+    """
+
+    store: ImageStore
+    chosen: Indices
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def name(self, index: int) -> str:
+        """Return a name for messages and tables."""
+        return self.store.name(int(self.chosen[index]))
+
+    def read(self, indices: Indices) -> Images:
+        """Read from the other store."""
+        return self.store.read(self.chosen[indices])
+
+
+def choose_particles(particles: Particles, chosen: npt.NDArray[np.integer[Any]]) -> Particles:
+    """Return some of the particles as a set of their own, without its STAR table.
+
+    Parameters
+    ----------
+    particles : Particles
+    chosen : ndarray of int, shape (n,)
+        Which, counted from 0.
+
+    Returns
+    -------
+    some : Particles
+    """
+    which: Indices = np.asarray(chosen, dtype=np.intp)
+    ctf = particles.ctf and CtfParameters(*(column[which] for column in particles.ctf))
+    return replace(
+        particles, store=ChosenImages(particles.store, which), ctf=ctf, names=(), micrographs=None, star=None
+    )
+
+
 def open_particles(
     source: str | os.PathLike[str] | npt.NDArray[Any] | Particles,
     *,

@@ -1,0 +1,1 @@
+"""Measurements become a verdict: votes combined, errors estimated, rare views set aside."""

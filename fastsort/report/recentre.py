@@ -1,0 +1,90 @@
+"""Recentring: where particles lie in their images, as RELION takes it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from fastsort._checks import InputError
+from fastsort.particles.relion import join_optics, JoinedTable
+from fastsort.particles.source import Particles
+from fastsort.report.tables import formatted
+
+
+def origin_columns(particles: Particles, offset: npt.ArrayLike, keep: npt.ArrayLike) -> dict[str, list[str]]:
+    """Return the columns that tell RELION how to centre each image.
+
+    Parameters
+    ----------
+    particles : Particles
+        From a STAR file.
+    offset : array of float, shape (n, 2)
+        Where the particle lies: row and column from pixel box // 2, in input
+        pixels. Where one is not finite, the old value stays.
+    keep : array of bool, shape (n,)
+        Which images are centred. The old value of the others stays: what was
+        measured on them is not where a particle lies.
+
+    Returns
+    -------
+    columns : dict of str to list of str
+        For `subset_bytes`: ``_rlnOriginXAngst`` and ``_rlnOriginYAngst`` in
+        angstroms for a table with optics groups (RELION 3.1 and later), else
+        ``_rlnOriginX`` and ``_rlnOriginY`` in pixels. An old value that the table
+        does not have is 0.
+
+    Raises
+    ------
+    InputError
+        If no STAR file was opened, there is not one offset for each image, an
+        old value is not a number, or the pixel size is needed and unknown.
+
+    Notes
+    -----
+    The origin is the shift that RELION applies to centre an image: minus the
+    offset. The new values replace the old ones and are not added to them, for
+    the offset was measured on the images as they stand in the stack.
+    """
+    n = len(particles)
+    if particles.star is None:
+        raise InputError("only the particles of a STAR file can be centred for RELION: open the .star file.")
+    places, kept = np.asarray(offset, np.float64), np.asarray(keep, bool)
+    if places.shape != (n, 2) or kept.shape != (n,):
+        raise InputError(
+            f"offset and keep must have shapes ({n}, 2) and ({n},), one entry for each image; "
+            f"got {places.shape} and {kept.shape}."
+        )
+    table = join_optics(particles.star)
+    unit, scale = ("", np.ones(n)) if table.optics is None else ("Angst", _pixel_sizes(table, particles))
+    # Minus zero would be written with its sign.
+    origin = 0.0 - places * scale[:, None]
+    columns = {}
+    for axis, values in (("X", origin[:, 1]), ("Y", origin[:, 0])):
+        label = f"_rlnOrigin{axis}{unit}"
+        old = _old_values(table, label)
+        new = kept & np.isfinite(origin).all(axis=1)
+        words = formatted(np.where(new, values, 0), "%.6f")
+        columns[label] = [word if is_new else was for word, was, is_new in zip(words, old, new, strict=True)]
+    return columns
+
+
+def _old_values(table: JoinedTable, label: str) -> list[str]:
+    if label not in table.rows.labels:
+        return ["0.000000"] * table.rows.n_rows
+    # Refuses what is no number, which might be no single word either.
+    table.rows.floats(label)
+    return table.rows.column(label)
+
+
+def _pixel_sizes(table: JoinedTable, particles: Particles) -> npt.NDArray[np.float64]:
+    """Return the pixel size by which RELION will divide, which the user may have overruled here."""
+    sizes = table.floats("_rlnImagePixelSize")
+    if sizes is not None:
+        return sizes
+    if not math.isfinite(particles.pixel_size):
+        raise InputError(
+            f"{particles.path} needs origins in angstroms, but its pixel size is unknown: give it."
+        )
+    return np.full(len(particles), particles.pixel_size)
