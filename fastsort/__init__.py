@@ -13,23 +13,27 @@ from fastsort._checks import InputError
 
 if TYPE_CHECKING:
     from fastsort.classify import classify_particles
+    from fastsort.decide.combine import combine_votes
+    from fastsort.decide.decoys import estimate_errors, make_decoys
     from fastsort.images.crop import fourier_crop
     from fastsort.images.ctf import contrast_transfer, phase_flip
     from fastsort.invariants.align import align_images, apply_alignment, match_to_references
     from fastsort.invariants.averages import class_averages, fourier_ring_correlation
     from fastsort.invariants.classes import classify_images, group_classes, rank_classes
     from fastsort.invariants.features import invariant_features
+    from fastsort.invariants.filter import invariant_filter
     from fastsort.invariants.map import map_features, map_particles
     from fastsort.invariants.zernike import zernike_basis, zernike_moments
     from fastsort.particles.source import Particles, open_particles
     from fastsort.radial.filter import radial_filter
     from fastsort.simulate import project_volume, simulate_particles, write_project
-    from fastsort.sort import sort_particles
+    from fastsort.sort import cut_again, sort_particles
     from fastsort.subspaces.filter import subspace_filter
     from fastsort.subspaces.fit import fit_subspaces
     from fastsort.subspaces.pswf import pswf_basis, pswf_coefficients, pswf_images
     from fastsort.subspaces.scores import denoise, sorting_factor, subspace_scores
     from fastsort.subspaces.steerable import relative_energy, steerable_pca
+    from fastsort.update import update_particles
 
 __version__ = "0.1.0"
 
@@ -53,6 +57,7 @@ _HOMES = {
     "zernike_basis": "fastsort.invariants.zernike",
     "zernike_moments": "fastsort.invariants.zernike",
     "invariant_features": "fastsort.invariants.features",
+    "invariant_filter": "fastsort.invariants.filter",
     "align_images": "fastsort.invariants.align",
     "apply_alignment": "fastsort.invariants.align",
     "match_to_references": "fastsort.invariants.align",
@@ -64,7 +69,12 @@ _HOMES = {
     "rank_classes": "fastsort.invariants.classes",
     "group_classes": "fastsort.invariants.classes",
     "classify_particles": "fastsort.classify",
+    "combine_votes": "fastsort.decide.combine",
+    "estimate_errors": "fastsort.decide.decoys",
+    "make_decoys": "fastsort.decide.decoys",
     "sort_particles": "fastsort.sort",
+    "cut_again": "fastsort.sort",
+    "update_particles": "fastsort.update",
     "simulate_particles": "fastsort.simulate",
     "project_volume": "fastsort.simulate",
     "write_project": "fastsort.simulate",
@@ -78,13 +88,18 @@ __all__ = [
     "class_averages",
     "classify_images",
     "classify_particles",
+    "combine_votes",
     "contrast_transfer",
+    "cut_again",
     "denoise",
+    "estimate_errors",
     "fit_subspaces",
     "fourier_crop",
     "fourier_ring_correlation",
     "group_classes",
     "invariant_features",
+    "invariant_filter",
+    "make_decoys",
     "map_features",
     "map_particles",
     "match_to_references",
@@ -103,6 +118,7 @@ __all__ = [
     "steerable_pca",
     "subspace_filter",
     "subspace_scores",
+    "update_particles",
     "write_project",
     "zernike_basis",
     "zernike_moments",

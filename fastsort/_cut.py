@@ -12,6 +12,8 @@ import scipy.ndimage
 # Weight of the known junk against the images when the score of junk is fitted.
 PRIOR = 0.1
 MAX_FITTED = 5000
+# Fewer images cannot say what is common.
+MIN_JUDGED = 50
 # A valley between two peaks is one if it is at most this high, in parts of the lower peak, and if
 # this share of the images and this many lie beyond it.
 VALLEY = 0.5

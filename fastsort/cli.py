@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from fastsort.classify import MapResult
+    from fastsort.particles.describe import Description
     from fastsort.particles.source import Particles
     from fastsort.simulate.particles import Simulation, Truth
     from fastsort.sort import SortResult
@@ -42,14 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     code : int
-        0 when done, 1 when it failed. Wrong usage leaves with code 2.
+        0 when done, 1 when it failed or ``info`` found something missing. Wrong usage leaves with code 2.
     """
     options = _parser().parse_args(arguments)
+    code: int | None = DONE
     if threading.current_thread() is threading.main_thread():
         # A batch system stops a job with SIGTERM: clean up as after Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        options.run(options)
+        code = options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read our summary has seen enough; the results are on the disk.
@@ -58,9 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(str(error))
     except OSError as error:
         return _failed(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
-    except KeyboardInterrupt:
-        return _failed("interrupted")
-    return DONE
+    except KeyboardInterrupt as error:
+        return _failed(str(error) or "interrupted")
+    return code or DONE
 
 
 def _failed(message: str) -> int:
@@ -78,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"fastsort {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_sort(commands)
+    _add_apply(commands)
+    _add_report(commands)
+    _add_info(commands)
     _add_map(commands)
     _add_simulate(commands)
     _add_demo(commands)
@@ -105,14 +110,76 @@ def _add_sort(commands: Any) -> None:
     example = "fastsort sort particles.star --diameter 128 -o sorted/"
     parser = _add_command(commands, "sort", _sort, "INPUT -o DIR ", text, example)
     add = parser.add_argument
-    add("--method", choices=("radial", "subspaces"), help="how to sort (default radial)")
+    add("--method", choices=_METHODS, help="how to sort; otherwise all three together")
+    _add_cut(parser, "unanimous")
     add("--preset", choices=("default", "published"), default="default", help="rules of the method")
     add("--contrast", choices=("auto", "bright", "dark"), default="auto", help="of the particles")
     add("--n-peaks", type=int, metavar="N", help="radial: peaks looked at in each image")
     add("--n-subspaces", type=int, metavar="M", help="subspaces: how many; otherwise found")
     add("--n-components", type=int, metavar="K", help="subspaces: dimensions of each; otherwise found")
+    add("--recentre", action="store_true", help="write where the particle lies as its origin")
+    add("--keep-off-centre", action="store_true", help="keep particles off the centre; use with --recentre")
+    add("--duplicate-distance", type=float, metavar="A", help="closer picks are one particle; 0: never")
     add("--write-stack", action="store_true", help="copy the kept images to kept.mrcs")
-    _add_input(parser, "RELION .star file or MRC stack", "otherwise estimated")
+    add("--keep-work", action="store_true", help="leave the work folder when all is done")
+    add("--update", action="store_true", help="INPUT has grown since the run in DIR: measure what is new")
+    add("--judge-again", action="store_true", help="with --update: old verdicts may change too")
+    _add_input(parser, "RELION .star file or MRC stack", "otherwise estimated", "otherwise .DIR.work")
+
+
+_METHODS = ("radial", "subspaces", "invariants")
+
+
+def _add_cut(parser: argparse.ArgumentParser, *more: str) -> None:
+    """Add the ways to say how much is kept, of which one can be chosen."""
+    add = parser.add_mutually_exclusive_group().add_argument
+    if "probability" in more:
+        add("--probability", type=float, metavar="P", help="reject what is junk with P or more, 0 to 1")
+    add("--keep-at-least", type=float, metavar="X", help="share of the particles to keep, estimated")
+    add("--discard", type=int, metavar="N", help="reject the N worst images")
+    add("--fraction", type=float, metavar="X", help="keep this share of the images")
+    add("--unanimous", action="store_true", help="reject only what all methods reject")
+
+
+def _add_apply(commands: Any) -> None:
+    text = "Write what a list keeps, or what a finished run keeps with another cut."
+    example = "fastsort apply sorted/ -o strict/ --fraction 0.5"
+    needs = "LIST|SORTED [INPUT] -o DIR "
+    parser = _add_command(commands, "apply", _apply, needs, text, example)
+    add = parser.add_argument
+    add("chosen", metavar="LIST|SORTED", help="file of kept indices from 0, or folder of a finished run")
+    add("input", metavar="INPUT", nargs="?", help="what the list is of; where a run's input lies now")
+    add("-o", "--output", metavar="DIR", required=True, help="folder for the results")
+    _add_cut(parser, "probability")
+    _add_reading(add)
+    add("--overwrite", action="store_true", help="replace earlier results in DIR")
+    add("--quiet", action="store_true", help="no summary")
+
+
+def _add_report(commands: Any) -> None:
+    text = "Draw the picture and the page of a finished run again."
+    parser = _add_command(commands, "report", _report, "SORTED ", text, "fastsort report sorted/")
+    add = parser.add_argument
+    add("sorted", metavar="SORTED", help="folder of a finished run")
+    add("-o", "--output", metavar="FILE", help="new .html or .png; otherwise both, in SORTED")
+    add("--input", metavar="INPUT", help="where what was sorted lies now")
+    add("--data-dir", metavar="DIR", help=_DATA_DIR_HELP)
+    add("--quiet", action="store_true", help="say nothing")
+
+
+def _add_info(commands: Any) -> None:
+    text = "Say what a file of particles holds, and what is missing."
+    parser = _add_command(commands, "info", _info, "INPUT ", text, "fastsort info particles.star")
+    parser.add_argument("input", metavar="INPUT", help="RELION .star file or MRC stack")
+    _add_reading(parser.add_argument)
+
+
+_DATA_DIR_HELP = "where the stacks lie that a STAR file names"
+
+
+def _add_reading(add: Any) -> None:
+    add("--pixel-size", type=float, metavar="A", help="in angstroms; otherwise that of the input")
+    add("--data-dir", metavar="DIR", help=_DATA_DIR_HELP)
 
 
 def _add_map(commands: Any) -> None:
@@ -141,19 +208,18 @@ def _numbers(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"must be numbers with commas between them; got {text!r}") from None
 
 
-def _add_input(parser: argparse.ArgumentParser, kinds: str, diameter: str) -> None:
+def _add_input(parser: argparse.ArgumentParser, kinds: str, diameter: str, work: str = "") -> None:
     """Add what every command has that reads particles."""
     add = parser.add_argument
     add("input", metavar="INPUT", help=kinds)
     add("-o", "--output", metavar="DIR", required=True, help="folder for the results")
     add("--diameter", type=float, metavar="A", help=f"particle's, in angstroms; {diameter}")
     add("--phase-flip", choices=("auto", "yes", "no"), default="auto", help="correct the CTF's signs")
-    add("--pixel-size", type=float, metavar="A", help="in angstroms; otherwise that of the input")
-    add("--data-dir", metavar="DIR", help="where the stacks lie that a STAR file names")
+    _add_reading(add)
     add("--working-size", type=int, metavar="PX", help="box after the Fourier crop")
     add("--jobs", type=int, default=-1, metavar="N", help="workers; default -1, all cores")
     add("--seed", type=int, default=0, metavar="N", help="of all that is random (default 0)")
-    add("--work", metavar="DIR", help="folder for intermediate files")
+    add("--work", metavar="DIR", help="; ".join(filter(None, ["folder for intermediate files", work])))
     add("--overwrite", action="store_true", help="replace earlier results in DIR")
     add("--quiet", action="store_true", help="no progress bar, no summary")
 
@@ -194,25 +260,71 @@ def _add_demo(commands: Any) -> None:
 def _sort(options: argparse.Namespace) -> None:
     from fastsort._checks import check_output_folder
 
-    check_output_folder(options.output, options.overwrite)
+    folder = check_output_folder(options.output, options.overwrite or options.update)
+    _refuse_idle(options)
+    if options.update and not (folder / "results.npz").is_file():
+        raise InputError(f"{folder} holds no finished run: leave --update out, or give the folder of one.")
     particles = _open(options)
-    _sort_into(
-        options.output,
-        particles,
-        options,
-        diameter=options.diameter,
-        method=options.method,
-        preset=options.preset,
-        phase_flip=options.phase_flip,
-        contrast=options.contrast,
-        working_size=options.working_size,
-        n_peaks=options.n_peaks,
-        n_subspaces=options.n_subspaces,
-        n_components=options.n_components,
-        work=options.work,
-        n_jobs=options.jobs,
-        seed=options.seed,
-    )
+    _check_tables(particles, options)
+    distance = options.duplicate_distance
+    target = folder.resolve()
+    work = Path(options.work) if options.work else target.with_name(f".{target.name}.work")
+    try:
+        _sort_into(
+            folder,
+            particles,
+            options,
+            diameter=options.diameter,
+            method=options.method,
+            preset=options.preset,
+            phase_flip=options.phase_flip,
+            contrast=options.contrast,
+            working_size=options.working_size,
+            n_peaks=options.n_peaks,
+            n_subspaces=options.n_subspaces,
+            n_components=options.n_components,
+            keep_at_least=options.keep_at_least,
+            discard=options.discard,
+            fraction=options.fraction,
+            unanimous=options.unanimous,
+            keep_off_centre=options.keep_off_centre,
+            **({} if distance is None else {"duplicate_distance": distance}),
+            work=work,
+            keep_work=options.keep_work,
+            n_jobs=options.jobs,
+            seed=options.seed,
+        )
+    except KeyboardInterrupt:
+        if work.is_dir():
+            raise KeyboardInterrupt(f"interrupted: the same command goes on from {work}") from None
+        raise
+
+
+def _refuse_idle(options: argparse.Namespace) -> None:
+    """Refuse options that would have no effect, and combinations that mean nothing."""
+    if options.judge_again and not options.update:
+        raise InputError("--judge-again does nothing without --update: leave it out.")
+    if options.update and options.overwrite:
+        raise InputError(
+            "--update goes on from what is in DIR, and --overwrite replaces it: give one of them."
+        )
+    if options.recentre and options.method in ("subspaces", "invariants"):
+        raise InputError(
+            f"--recentre does nothing with method {options.method!r}, which finds no centres: leave it out."
+        )
+
+
+def _check_tables(particles: Particles, options: argparse.Namespace) -> None:
+    """Find now what would else fail when all the work is done."""
+    import numpy as np
+
+    from fastsort.particles.places import micrograph_places
+    from fastsort.report.recentre import origin_columns
+
+    micrograph_places(particles)
+    if options.recentre:
+        n = len(particles)
+        origin_columns(particles, np.zeros((n, 2)), np.zeros(n, bool))
 
 
 def _open(options: argparse.Namespace) -> Particles:
@@ -225,21 +337,52 @@ def _sort_into(
     folder: str | os.PathLike[str], particles: Particles, options: argparse.Namespace, **parameters: Any
 ) -> SortResult:
     """Sort, write every result, and print the summary."""
+    from fastsort.report.again import write_results
     from fastsort.report.folder import results_folder
-    from fastsort.report.plots import draw_report
     from fastsort.report.progress import progress_bar
-    from fastsort.report.tables import summarize, write_tables
+
+    # An update is made from what the folder holds.
+    overwrite = options.overwrite or getattr(options, "update", False)
+    with results_folder(folder, overwrite=overwrite, inputs=_files_of(particles)) as partial:
+        with progress_bar("sorting", options.quiet) as progress:
+            result = _sort_or_update(folder, particles, options, progress=progress, **parameters)
+        summary = write_results(
+            partial,
+            particles,
+            result,
+            write_stack=getattr(options, "write_stack", False),
+            recentre=getattr(options, "recentre", False),
+        )
+        _draw(partial, particles, result)
+    if not options.quiet:
+        _print_summary(summary, folder)
+    return result
+
+
+def _sort_or_update(
+    folder: str | os.PathLike[str], particles: Particles, options: argparse.Namespace, **parameters: Any
+) -> SortResult:
+    from inspect import signature
+
     from fastsort.sort import sort_particles
 
-    with results_folder(folder, overwrite=options.overwrite, inputs=_files_of(particles)) as partial:
-        with progress_bar("sorting", options.quiet) as progress:
-            result = sort_particles(particles, progress=progress, **parameters)
-        write_tables(partial, particles, result, write_stack=getattr(options, "write_stack", False))
-        with _drawing("report.png"):
-            draw_report(partial / "report.png", particles, result)
-    if not options.quiet:
-        _print_summary(summarize(particles, result), folder)
-    return result
+    if not getattr(options, "update", False):
+        return sort_particles(particles, **parameters)
+    from fastsort.report.again import read_earlier
+    from fastsort.update import update_particles
+
+    # What was not asked for now is as it was in the run.
+    usual = signature(sort_particles).parameters
+    asked = {name: value for name, value in parameters.items() if value != usual[name].default}
+    earlier, names = read_earlier(folder)
+    return update_particles(particles, earlier, names, judge_again=options.judge_again, **asked)
+
+
+def _draw(folder: Path, particles: Particles, result: SortResult) -> None:
+    from fastsort.report.again import draw_results
+
+    with _drawing("report.png"):
+        draw_results(folder, particles, result)
 
 
 def _files_of(particles: Particles) -> list[str]:
@@ -256,6 +399,177 @@ def _drawing(names: str) -> Iterator[None]:
     except ImportError:
         hint = f"fastsort: no {names} without matplotlib: pip install 'fastsort[report]'"
         print(hint, file=sys.stderr)
+
+
+def _apply(options: argparse.Namespace) -> None:
+    from fastsort._checks import check_output_folder
+
+    check_output_folder(options.output, options.overwrite)
+    if os.path.isdir(options.chosen):
+        _cut_again(options)
+    else:
+        _apply_list(options)
+
+
+def _apply_list(options: argparse.Namespace) -> None:
+    from fastsort._checks import check_readable
+    from fastsort.report.again import read_list, write_choice
+    from fastsort.report.folder import results_folder
+
+    if options.input is None:
+        raise InputError(f"{options.chosen} is a list: say of which STAR file or stack.")
+    for name, value in _cut_of(options).items():
+        if value is not None and value is not False:
+            raise InputError(f"--{name.replace('_', '-')} does nothing with a list: leave it out.")
+    # Before the input, whose stacks may be many.
+    check_readable(options.chosen).close()
+    particles = _open(options)
+    keep = read_list(options.chosen, len(particles))
+    inputs = [options.chosen, *_files_of(particles)]
+    with results_folder(options.output, overwrite=options.overwrite, inputs=inputs) as partial:
+        summary = write_choice(partial, particles, keep, options.chosen)
+    if not options.quiet:
+        print(f"{summary['kept']:,} kept, {summary['rejected']:,} rejected; results in {options.output}")
+
+
+def _cut_of(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("probability", "keep_at_least", "discard", "fraction", "unanimous")
+    return {name: getattr(options, name) for name in names}
+
+
+def _cut_again(options: argparse.Namespace) -> None:
+    from fastsort.report.again import open_finished, write_results
+    from fastsort.report.folder import results_folder
+    from fastsort.sort import cut_again
+
+    if options.pixel_size is not None:
+        raise InputError("--pixel-size does nothing with a finished run, which has its own: leave it out.")
+    finished = open_finished(options.chosen, options.input, data_dir=options.data_dir)
+    particles = finished.particles
+    result = cut_again(finished.result, **_cut_of(options))
+    with results_folder(options.output, overwrite=options.overwrite, inputs=_files_of(particles)) as partial:
+        summary = write_results(
+            partial,
+            particles,
+            result,
+            recentre=bool(finished.summary.get("recentred")),
+            learned=finished.summary.get("subspaces"),
+        )
+        _draw(partial, particles, result)
+    if not options.quiet:
+        _print_verdicts(summary)
+        print(f"results in {options.output}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from fastsort.report.again import open_finished, redraw
+
+    finished = open_finished(options.sorted, options.input, data_dir=options.data_dir)
+    with _drawing("report.png"):
+        written = redraw(finished, options.output)
+        if not options.quiet:
+            print(*written, sep="\n")
+
+
+def _info(options: argparse.Namespace) -> int:
+    from fastsort.particles.describe import describe
+
+    description = describe(options.input, pixel_size=options.pixel_size, data_dir=options.data_dir)
+    _print_description(description)
+    return DONE if description.usable else FAILED
+
+
+_N_NAMED = 10
+
+
+def _print_description(found: Description) -> None:
+    print(f"{found.path}: {found.kind}")
+    repeated = f", {_count(found.n_repeated, 'line')} of them repeated" if found.n_repeated else ""
+    _print_fact("images", f"{found.n_images:,}{repeated}")
+    boxes = [f"{nx} px" if nx == ny else f"{nx} x {ny} px" for nx, ny in found.boxes]
+    if len(boxes) > 1:
+        boxes = [f"{box}: {count:,}" for box, count in zip(boxes, found.boxes.values(), strict=True)]
+    _print_fact("box", "; ".join(boxes) or "unknown")
+    _print_fact("pixel size", _quantity(found.pixel_size, "A") or "unknown, or not one")
+    for group in found.optics:
+        parts = [f"{group.name}: {_count(group.n_images, 'image')}"] if group.name else []
+        parts += [
+            _quantity(group.pixel_size, "A/px"),
+            _quantity(group.box, "px"),
+            _quantity(group.voltage, "kV"),
+            _quantity(group.spherical_aberration, "mm", "Cs "),
+            _quantity(group.amplitude_contrast, "", "amplitude contrast "),
+        ]
+        known = ", ".join(filter(None, parts))
+        if known:
+            _print_fact("optics group" if group.name else "optics", known)
+    if found.optics:
+        _print_fact("CTF", _describe_ctf(found))
+        micrographs = "not named" if found.n_micrographs is None else f"{found.n_micrographs:,}"
+        _print_fact("micrographs", micrographs)
+    kinds = [name if len(found.pixels) == 1 else f"{name} ({n:,})" for name, n in found.pixels.items()]
+    size = f"{found.stack_bytes / 1e6:,.1f} MB" if found.stack_bytes else ""
+    _print_fact("stacks", "; ".join(filter(None, [f"{found.n_stacks:,}", size, *kinds])))
+    look = found.look
+    if look.n_images:
+        guess = "unclear" if look.contrast == "unclear" else f"{look.contrast} particles"
+        _print_fact("contrast", f"{guess} ({_count(look.n_images, 'image')} looked at)")
+        levels = f"mean {look.background_mean:.3g}, deviation {look.background_std:.3g}"
+        _print_fact("background", f"{levels}: {'' if look.normalized else 'not '}normalised")
+    if look.n_bad or look.n_flat:
+        bad = f"{look.n_bad:,} with NaN or infinity, {look.n_flat:,} flat"
+        _print_fact("bad images", f"{bad}, of {look.n_images:,} looked at")
+    if found.missing:
+        lost = sum(found.missing.values())
+        _print_fact("missing", f"{_count(len(found.missing), 'stack')} with {_count(lost, 'image')}")
+        for name, count in list(found.missing.items())[:_N_NAMED]:
+            print(f"    {name}: {_count(count, 'image')}")
+        _print_rest(len(found.missing))
+        print("  give the folder to which these names are relative with --data-dir")
+    for problem in found.problems[:_N_NAMED]:
+        _print_fact("problem", problem)
+    _print_rest(len(found.problems))
+
+
+def _print_rest(number: int) -> None:
+    if number > _N_NAMED:
+        print(f"    and {number - _N_NAMED:,} more")
+
+
+def _print_fact(name: str, text: str) -> None:
+    _print_wrapped(text, f"  {name:<14}", 16)
+
+
+def _print_wrapped(text: str, first: str, indent: int) -> None:
+    import textwrap
+
+    lines = textwrap.wrap(
+        text,
+        _LINE,
+        initial_indent=first,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    print("\n".join(lines) or first.rstrip())
+
+
+_LINE = 99
+
+
+def _quantity(value: float, unit: str, before: str = "") -> str:
+    return f"{before}{value:.5g} {unit}".strip() if value == value else ""
+
+
+def _describe_ctf(found: Description) -> str:
+    low, high = found.defocus
+    if low != low:
+        defocus = "no defocus"
+    else:
+        defocus = f"defocus {low:,.0f} to {high:,.0f} A"
+        if not found.has_ctf:
+            defocus += ", but not all that a CTF needs"
+    return f"{defocus}; {found.corrected or 'not said to be phase-flipped'}"
 
 
 def _map(options: argparse.Namespace) -> None:
@@ -351,10 +665,7 @@ def _select_classes(options: argparse.Namespace) -> None:
 
 def _print_summary(summary: dict[str, Any], folder: str | os.PathLike[str]) -> None:
     n = summary["images"]
-    print(f"{n:,} images: {summary['kept']:,} kept, {summary['rejected']:,} rejected")
-    for name, count in summary["reasons"].items():
-        if count:
-            print(f"  {name:<14}{count:>10,}  {100 * count / n:5.1f} %")
+    _print_verdicts(summary)
     origin = "estimated" if summary["diameter_estimated"] else "given"
     known = summary["diameter"] == summary["diameter"]
     angstroms = f"{summary['diameter']:.1f} A, " if known else ""
@@ -362,11 +673,57 @@ def _print_summary(summary: dict[str, Any], folder: str | os.PathLike[str]) -> N
     measured = summary["diameter_px"] == summary["diameter_px"]
     diameter = f"{angstroms}{summary['diameter_px']:.1f} px ({origin})" if measured else "unknown"
     print(f"diameter {diameter}", end="; ")
-    print(f"{summary['contrast']} particles; phases {flips}")
+    contrast = "contrast unknown" if summary["contrast"] == "unknown" else f"{summary['contrast']} particles"
+    print(f"{contrast}; phases {flips}")
     if summary["subspaces"] is not None:
         print(_describe_subspaces(**summary["subspaces"]))
     speed = summary["images_per_second"]
     print(f"{n / speed if speed else 0:.1f} s, {speed:,.0f} images/s; results in {folder}")
+
+
+def _print_verdicts(summary: dict[str, Any]) -> None:
+    """Print how many images there are of each kind, how sure that is, and what to look at."""
+    n, rescued = summary["images"], summary["rescued"]
+    set_aside = f", {rescued:,} set aside" if rescued else ""
+    print(f"{n:,} images: {summary['kept']:,} kept, {summary['rejected']:,} rejected{set_aside}")
+    for name, count in summary["reasons"].items():
+        if count:
+            print(f"  {name:<14}{count:>10,}  {100 * count / n:5.1f} %")
+    if summary["errors"] is not None:
+        _print_errors(summary["errors"])
+    if rescued:
+        suffix = ".star" if str(summary["input"]).lower().endswith(".star") else ".txt"
+        print(f"{_count(rescued, 'image')} of rare views set aside: look at them in rescued{suffix}")
+    drop = (summary["micrographs"] or {}).get("drop")
+    if drop:
+        names = ", ".join(os.path.basename(name) for name in drop[:_N_MICROGRAPHS])
+        more = ", ..." if len(drop) > _N_MICROGRAPHS else ""
+        number = f"{len(drop):,} of {summary['micrographs']['number']:,}"
+        _print_wrapped(f"micrographs better left out: {number}: {names}{more}; see micrographs.csv", "", 2)
+
+
+_N_MICROGRAPHS = 5
+
+
+def _print_errors(errors: dict[str, Any]) -> None:
+    remark = errors["remark"].rstrip(".")
+    if not errors["known"]:
+        _print_wrapped(": ".join(filter(None, ["errors cannot be estimated", remark])), "", 2)
+        return
+    kept, rejected, pure = (
+        _percent(**errors[name]) for name in ("true_positive_rate", "true_negative_rate", "precision")
+    )
+    print(f"estimated: {kept[0]} of the particles kept ({kept[1]}),")
+    print(f"  {rejected[0]} of the junk rejected ({rejected[1]}), precision {pure[0]}")
+    if remark:
+        _print_wrapped(remark, "  ", 2)
+
+
+def _percent(value: float, low: float, high: float) -> tuple[str, str]:
+    """Return a share and its interval in words."""
+    if value != value:
+        return "unknown", "unknown"
+    return f"{100 * value:.1f} %", f"{100 * low:.1f} to {100 * high:.1f}"
 
 
 def _describe_subspaces(number: int, components: int, iterations: int, images: int, **_: object) -> str:

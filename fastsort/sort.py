@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fastsort._checks import InputError, check_choice, check_count, check_work_folder
+from fastsort._checks import InputError, check_choice, check_count, check_positive
 from fastsort._reasons import VALID, reason_names
+from fastsort.decide.combine import OFFSET, Combination, choose_cut, combine_votes
+from fastsort.decide.decoys import EstimatedErrors, estimate_errors, known_images
+from fastsort.decide.duplicates import find_duplicates
+from fastsort.decide.recentre import good_if_centred
+from fastsort.decide.rescue import Views, find_views
+from fastsort.decide.votes import METHODS, Asked, Judge, ask_methods, explain
 from fastsort.images.crop import crop_operator
-from fastsort.images.prepare import ctf_to_flip, prepare_images, working_radius
+from fastsort.images.prepare import Prepared, ctf_to_flip, prepare_images, working_radius
+from fastsort.images.work import fingerprint, work_folder
+from fastsort.particles.places import micrograph_places, repeated_images
 from fastsort.particles.source import Particles, open_particles
-from fastsort.radial.filter import CONTRASTS, PRESETS, RadialResult, check_n_peaks, radial_filter
-from fastsort.subspaces.filter import SubspaceResult, check_numbers, subspace_filter
+from fastsort.radial.filter import CONTRASTS, PRESETS, check_n_peaks
+from fastsort.subspaces.filter import SubspaceResult, check_numbers
 
-METHODS = ("radial", "subspaces")
 WORKING_SIZE = 48
-# Reading and cropping is most of the work; the progress that a user sees says so.
-READING = 0.8
+# Parts of the work, as the progress that a user sees has them.
+READING, MEASURING = 0.4, 0.4
+# What the methods measure besides their votes.
+RADIAL = ("peak", "second_peak", "outlyingness", "n_clusters", "n_scattered")
+SUBSPACES = ("factor", "log_likelihood", "excess")
+# Picks that are closer than this, in angstroms, are one particle picked twice.
+DUPLICATE = 20.0
 
 
 class SortResult(NamedTuple):
@@ -35,10 +46,16 @@ class SortResult(NamedTuple):
         Larger for junk; infinite for images that cannot be judged.
     reason : ndarray of str, shape (n,)
         "valid", or why the image is rejected.
+    suspicion : ndarray of str, shape (n,)
+        Why the image would be rejected, should it be; for rejected images the same as `reason`.
+    rescued : ndarray of bool, shape (n,)
+        Rejected images that belong to a rare view and are set aside; their reason is "rare_view".
     junk_probability : ndarray of float64, shape (n,)
+    votes : dict of str to ndarray of float64, shape (n,)
+        Score of each method that was asked, larger for junk; infinite for images that cannot be judged.
     offset : ndarray of float32, shape (n, 2)
-        Where the particle's centre lies: row and column from pixel box // 2, in input pixels. NaN with
-        the subspaces method, which does not look for it.
+        Where the particle's centre lies: row and column from pixel box // 2, in input pixels. NaN where
+        the radial method was not asked, which alone looks for it.
     measurements : dict of str to ndarray
         Everything else that was measured, one entry an image.
     cut : float
@@ -54,7 +71,13 @@ class SortResult(NamedTuple):
     phase_flipped : bool
         Whether the phases were flipped here.
     subspaces : SubspaceResult or None
-        What was learned with the subspaces method, for working images.
+        All of what the subspaces method says of the working images.
+    errors : EstimatedErrors or None
+        How well the set was sorted, as far as that can be said without labels; None with one method.
+    views : Views or None
+        Classes of a sample of the images; None with one method.
+    judge : Judge
+        What the verdict rests on, to judge more images with.
     parameters : dict
         What the run was asked for.
     seconds : dict of str to float
@@ -64,7 +87,10 @@ class SortResult(NamedTuple):
     keep: npt.NDArray[np.bool_]
     score: npt.NDArray[np.float64]
     reason: npt.NDArray[np.str_]
+    suspicion: npt.NDArray[np.str_]
+    rescued: npt.NDArray[np.bool_]
     junk_probability: npt.NDArray[np.float64]
+    votes: dict[str, npt.NDArray[np.float64]]
     offset: npt.NDArray[np.float32]
     measurements: dict[str, npt.NDArray[Any]]
     cut: float
@@ -74,6 +100,9 @@ class SortResult(NamedTuple):
     contrast: str
     phase_flipped: bool
     subspaces: SubspaceResult | None
+    errors: EstimatedErrors | None
+    views: Views | None
+    judge: Judge
     parameters: dict[str, Any]
     seconds: dict[str, float]
 
@@ -90,7 +119,15 @@ def sort_particles(
     n_peaks: int | None = None,
     n_subspaces: int | None = None,
     n_components: int | None = None,
+    keep_at_least: float | None = None,
+    discard: int | None = None,
+    fraction: float | None = None,
+    unanimous: bool = False,
+    keep_off_centre: bool = False,
+    duplicate_distance: float = DUPLICATE,
+    earlier: SortResult | None = None,
     work: str | os.PathLike[str] | None = None,
+    keep_work: bool = False,
     n_jobs: int | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -103,11 +140,11 @@ def sort_particles(
         As for `open_particles`. Read once, never changed.
     diameter : float, optional
         Of the particle in angstroms; by default it is estimated from the data.
-    method : {"radial", "subspaces"}, optional
-        Where the mass of the image lies, as `radial_filter`, or what the image is made of, as
-        `subspace_filter`. By default radial.
+    method : {"radial", "subspaces", "invariants"}, optional
+        Where the mass of the image lies, as `radial_filter`; what the image is made of, as
+        `subspace_filter`; or what no turn changes, as `invariant_filter`. By default all three vote.
     preset : {"default", "published"}
-        As for the method.
+        As for the method, which must be named for "published".
     phase_flip : {"auto", "yes", "no"}
         Whether to flip phases; "auto" does where the source knows the defocus and does not say that
         it was done.
@@ -120,8 +157,24 @@ def sort_particles(
         As for `radial_filter`.
     n_subspaces, n_components : int, optional
         As for `subspace_filter`.
+    keep_at_least, discard, fraction : optional
+        As for `cut_again`, one of them at most. By default what is more likely junk than a particle is
+        rejected.
+    unanimous : bool
+        Reject only what all methods reject.
+    keep_off_centre : bool
+        Keep particles that lie off the centre, but whole in the box, if they would be kept in the middle.
+    duplicate_distance : float
+        Picks of one micrograph that are closer, in angstroms, are one particle: the best of them stays.
+        0 keeps them all. Segments of filaments are never duplicates.
+    earlier : SortResult, optional
+        Of a run with all methods on images of the same box: nothing is learned from these images, and
+        scores, junk probabilities and the cut mean what they meant then.
     work : path, optional
-        Existing folder for temporary files of 2 bytes a working pixel; by default the system's.
+        Folder for temporary files of 2 bytes a working pixel; by default one of the system's. A run that
+        was killed goes on from there if it is started again with the same folder.
+    keep_work : bool
+        Whether the folder stays when all went well.
     n_jobs : int, optional
         Workers, as joblib counts them. Results do not depend on it.
     seed : int
@@ -136,115 +189,358 @@ def sort_particles(
     ------
     InputError
         If the source cannot be read or a parameter is out of range.
+
+    Notes
+    -----
+    One pass over the images crops, flips and normalises them and measures their pixels; the methods work
+    on what it leaves. `combine_votes` makes one junk probability of their votes, with the help of junk made
+    from the set itself (`make_decoys`); `estimate_errors` says how well that went, and `find_views` sets
+    rare views aside.
     """
     particles = open_particles(particles)
     n, box = len(particles), particles.box
-    method = check_choice("method", method or "radial", METHODS)
+    if method is not None:
+        check_choice("method", method, METHODS)
+    methods = METHODS if method is None else (method,)
     check_choice("preset", preset, PRESETS)
     check_choice("contrast", contrast, CONTRASTS)
-    check_count("seed", seed, 0)
+    seed = check_count("seed", seed, 0)
     size = min(box, WORKING_SIZE) if working_size is None else check_count("working_size", working_size, 16)
     operator = crop_operator(box, size)
     check_n_peaks(n_peaks, size)
     radius = working_radius(particles, diameter, size)
-    if method == "radial":
-        _refuse(method, n_subspaces=n_subspaces, n_components=n_components)
-    else:
-        _refuse(method, n_peaks=n_peaks, contrast=None if contrast == "auto" else contrast)
-        check_numbers(n_subspaces, n_components, size)
-    if method == "radial" and preset == "published" and radius is None:
+    options: dict[str, Any] = {
+        "n_peaks": n_peaks,
+        "contrast": contrast,
+        "n_subspaces": n_subspaces,
+        "n_components": n_components,
+    }
+    _refuse(methods, {**options, "contrast": None if contrast == "auto" else contrast})
+    check_numbers(n_subspaces, n_components, size)
+    if preset == "published" and method not in ("radial", "subspaces"):
+        raise InputError("the published rules are those of one method: name it, radial or subspaces.")
+    if preset == "published" and method == "radial" and radius is None:
         raise InputError("the published preset needs the particle's diameter: give it, in angstroms.")
+    if method is not None and (unanimous or keep_off_centre):
+        raise InputError("unanimous and keep_off_centre need all methods: leave the method out.")
+    if earlier is not None:
+        _check_earlier(earlier, method, size)
+    if duplicate_distance:
+        check_positive("duplicate_distance", duplicate_distance, "angstrom")
+    strictness: dict[str, Any] = {"keep_at_least": keep_at_least, "discard": discard, "fraction": fraction}
+    _check_strictness({**strictness, "unanimous": unanimous or None}, n)
     ctf = ctf_to_flip(particles, phase_flip)
-    check_work_folder(work)
-
-    def report(part: float, share: float) -> Callable[[int, int], None] | None:
-        return progress and (lambda done, total: progress(round(n * (part + share * done / total)), n))
-
-    begin = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="fastsort-", dir=work) as folder:
-        working, pixels = prepare_images(
-            particles,
-            operator,
-            os.path.join(folder, "images"),
-            radius=radius,
-            ctf=ctf,
-            n_jobs=n_jobs,
-            progress=report(0, READING),
-        )
-        prepared = time.perf_counter()
-        found: RadialResult | SubspaceResult
-        if method == "radial":
-            found = radial_filter(
-                working,
-                radius,
-                n_peaks,
-                preset=preset,
-                contrast=contrast,
-                n_jobs=n_jobs,
-                seed=seed,
-                progress=report(READING, 1 - READING),
-            )
-        else:
-            found = subspace_filter(
-                working,
-                n_subspaces,
-                n_components,
-                preset=preset,
-                work=folder,
-                n_jobs=n_jobs,
-                seed=seed,
-                progress=report(READING, 1 - READING),
-            )
-    judged = time.perf_counter()
     parameters = {
         "diameter": diameter,
         "method": method,
         "preset": preset,
         "phase_flip": phase_flip,
-        "contrast": contrast,
         "working_size": size,
-        "n_peaks": n_peaks,
-        "n_subspaces": n_subspaces,
-        "n_components": n_components,
+        **options,
+        **strictness,
+        "unanimous": unanimous,
+        "keep_off_centre": keep_off_centre,
+        "duplicate_distance": duplicate_distance,
         "seed": seed,
     }
-    seconds = {"read and crop": prepared - begin, method: judged - prepared, "total": judged - begin}
-    diameter_px = 2 * (radius or found.radius) * box / size
-    subspaces = found if isinstance(found, SubspaceResult) else None
-    return SortResult(
-        found.keep,
-        found.score,
-        np.where(pixels.codes == VALID, found.reason, reason_names(pixels.codes)),
-        found.junk_probability,
-        _offset(found, box / size),
-        {**_measurements(found), "pixel_mean": pixels.mean, "pixel_std": pixels.std},
-        found.cut,
-        diameter_px * particles.pixel_size,
-        diameter_px,
-        diameter is None,
-        found.contrast,
-        ctf is not None,
-        subspaces,
-        parameters,
-        seconds,
+
+    def report(part: float, share: float) -> Callable[[float], None] | None:
+        return progress and (lambda done: progress(round(n * (part + share * done)), n))
+
+    reading, asking = report(0, READING), report(READING, MEASURING)
+    begin = time.perf_counter()
+    judge = earlier and earlier.judge
+    mark = fingerprint("sort", particles, parameters, judge and judge.weights) if work is not None else ""
+    with work_folder(work, fingerprint=mark, keep=keep_work) as folder:
+        prepared = prepare_images(
+            particles,
+            operator,
+            folder.path("images"),
+            radius=radius,
+            ctf=ctf,
+            n_jobs=n_jobs,
+            progress=reading and (lambda done, total: reading(done / total)),
+        )
+        read = time.perf_counter()
+        asked = ask_methods(
+            prepared.particles,
+            methods,
+            radius=radius,
+            preset=preset,
+            learned=judge and judge.learned,
+            stage=folder.stage,
+            work=os.fspath(folder.folder),
+            n_jobs=n_jobs,
+            seed=seed,
+            progress=asking,
+            **options,
+        )
+        measured = time.perf_counter()
+        if method:
+            result = _single(particles, prepared, asked)
+        else:
+            result = _joint(
+                particles, prepared, asked, duplicate_distance, keep_off_centre, earlier, n_jobs, seed
+            )
+    end = time.perf_counter()
+    seconds = {"read and crop": read - begin, "measure": measured - read, "decide": end - measured}
+    scale = box / size
+    diameter_px = 2 * (radius or _first(asked, "radius") or np.nan) * scale
+    result = result._replace(
+        diameter=diameter_px * particles.pixel_size,
+        diameter_px=diameter_px,
+        diameter_estimated=diameter is None,
+        phase_flipped=ctf is not None,
+        parameters=parameters,
+        seconds={**seconds, "total": end - begin},
+    )
+    if progress:
+        progress(n, n)
+    if unanimous or any(value is not None for value in strictness.values()):
+        return cut_again(result, unanimous=unanimous, **strictness)
+    return result
+
+
+def cut_again(
+    result: SortResult,
+    *,
+    probability: float | None = None,
+    keep_at_least: float | None = None,
+    discard: int | None = None,
+    fraction: float | None = None,
+    unanimous: bool = False,
+) -> SortResult:
+    """Cut a finished result at another place; nothing is measured.
+
+    Parameters
+    ----------
+    result : SortResult
+    probability : float, optional
+        Reject images with a larger junk probability.
+    keep_at_least : float, optional
+        Keep the best images until they hold this share of all particles, as the junk probabilities
+        have it.
+    discard : int, optional
+        Reject so many images, the worst; duplicates go besides.
+    fraction : float, optional
+        Keep this share of all images, the best.
+    unanimous : bool
+        Reject only what all methods reject.
+
+    Returns
+    -------
+    result : SortResult
+        With another `keep`, `reason`, `rescued`, `cut` and `errors`; the cut is NaN for `unanimous`.
+
+    Raises
+    ------
+    InputError
+        If not exactly one is given, one is out of range, or the result cannot tell.
+    """
+    given: dict[str, Any] = {
+        "probability": probability,
+        "keep_at_least": keep_at_least,
+        "discard": discard,
+        "fraction": fraction,
+    }
+    _check_strictness({**given, "unanimous": unanimous or None}, len(result.keep), exactly=True)
+    if unanimous:
+        if len(result.votes) < 2:
+            raise InputError("unanimous needs the votes of several methods: sort with all of them.")
+        keep = np.isfinite(result.score) & (result.measurements["against"] < len(result.votes))
+    else:
+        keep = choose_cut(result.score, result.junk_probability, **given)
+    # Not the scores decide what is unanimous.
+    highest = np.nan if unanimous else float(np.max(result.score[keep], initial=-np.inf))
+    return with_verdict(result, keep, highest)
+
+
+def with_verdict(result: SortResult, keep: npt.NDArray[np.bool_], cut: float) -> SortResult:
+    """Set aside what belongs to a rare view, take out duplicates, and give every image its reason."""
+    duplicate = result.measurements.get("duplicate", np.zeros(len(keep), dtype=bool))
+    rare = result.measurements.get("rare_view", np.zeros(len(keep), dtype=bool))
+    centred = result.measurements.get("good_if_centred", np.zeros(len(keep), dtype=bool))
+    keep = (keep | centred) & ~duplicate
+    rescued = rare & ~keep & ~duplicate
+    reason = np.where(keep, "valid", result.suspicion)
+    reason = np.where(rescued, "rare_view", np.where(duplicate, "duplicate", reason))
+    errors = None
+    if result.judge.decoys:
+        decoys = {} if np.isnan(cut) else result.judge.decoys
+        rejected = {kind: scores > cut for kind, scores in decoys.items()}
+        errors = estimate_errors(keep, result.junk_probability, rejected, result.judge.shares)
+    return result._replace(keep=keep, rescued=rescued, reason=reason, cut=cut, errors=errors)
+
+
+def _check_strictness(given: dict[str, Any], n: int, exactly: bool = False) -> None:
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) > 1 or (exactly and not named):
+        wanted = "exactly one" if exactly else "at most one"
+        raise InputError(f"give {wanted} of {', '.join(given)}; got {', '.join(named) or 'none'}.")
+    blank = np.zeros(n)
+    if named and named[0] != "unanimous":
+        # Refused before the work, not after it.
+        choose_cut(blank, blank, **{name: value for name, value in given.items() if name != "unanimous"})
+
+
+def _refuse(methods: Sequence[str], options: dict[str, object]) -> None:
+    """Refuse options that would have no effect."""
+    for name, value in options.items():
+        owner = "subspaces" if name in ("n_subspaces", "n_components") else "radial"
+        if value is not None and owner not in methods:
+            raise InputError(f"{name} does nothing with method {methods[0]!r}: leave it out.")
+
+
+def _first(asked: Asked, name: str) -> Any:
+    """Return what the first method that knows it says."""
+    return next((getattr(result, name) for result in asked if hasattr(result, name)), None)
+
+
+def _single(particles: Particles, prepared: Prepared, asked: Asked) -> SortResult:
+    """The verdict of one method."""
+    found = next(result for result in asked if result is not None)
+    return _result(particles, prepared, asked, explain(asked))._replace(
+        keep=found.keep,
+        score=found.score,
+        reason=np.where(prepared.pixels.codes == VALID, found.reason, reason_names(prepared.pixels.codes)),
+        junk_probability=found.junk_probability,
+        cut=found.cut,
     )
 
 
-def _refuse(method: str, **options: object) -> None:
-    """Refuse options that would have no effect."""
-    for name, value in options.items():
-        if value is not None:
-            raise InputError(f"{name} does nothing with method {method!r}: leave it out.")
+def _result(
+    particles: Particles, prepared: Prepared, asked: Asked, suspicion: npt.NDArray[np.str_]
+) -> SortResult:
+    """A result with all that was measured, and no verdict yet."""
+    n, codes = len(particles), prepared.pixels.codes
+    scale = particles.box / prepared.particles.box
+    measurements: dict[str, npt.NDArray[Any]] = {}
+    offset = np.full((n, 2), np.nan, dtype=np.float32)
+    if asked.radial is not None:
+        measurements |= {name: getattr(asked.radial, name) for name in RADIAL}
+        offset = asked.radial.centre * np.float32(scale)
+    if asked.subspaces is not None:
+        measurements |= {name: getattr(asked.subspaces, name) for name in SUBSPACES}
+    measurements |= {"pixel_mean": prepared.pixels.mean, "pixel_std": prepared.pixels.std}
+    return SortResult(
+        keep=np.zeros(n, dtype=bool),
+        score=np.full(n, np.inf),
+        reason=suspicion,
+        suspicion=np.where(codes == VALID, suspicion, reason_names(codes)),
+        rescued=np.zeros(n, dtype=bool),
+        junk_probability=np.ones(n),
+        votes=asked.votes,
+        offset=offset,
+        measurements=measurements,
+        cut=np.nan,
+        diameter=np.nan,
+        diameter_px=np.nan,
+        diameter_estimated=True,
+        contrast=_first(asked, "contrast") or "unknown",
+        phase_flipped=False,
+        subspaces=asked.subspaces,
+        errors=None,
+        views=None,
+        judge=Judge(asked.learned, {**dict.fromkeys(asked.votes, 1.0), OFFSET: 0.0}, {}, (np.nan, np.nan)),
+        parameters={},
+        seconds={},
+    )
 
 
-def _offset(found: RadialResult | SubspaceResult, scale: float) -> npt.NDArray[np.float32]:
-    if isinstance(found, RadialResult):
-        return found.centre * np.float32(scale)
-    return np.full((len(found.keep), 2), np.nan, dtype=np.float32)
+def _joint(
+    particles: Particles,
+    prepared: Prepared,
+    asked: Asked,
+    duplicate_distance: float,
+    keep_off_centre: bool,
+    earlier: SortResult | None,
+    n_jobs: int | None,
+    seed: int,
+) -> SortResult:
+    """The verdict of all methods together."""
+    working, votes, radial = prepared.particles, asked.votes, asked.radial
+    assert radial is not None
+    result = _result(particles, prepared, asked, explain(asked))
+    if earlier is None:
+        known = known_images(working, votes, asked.learned, n_jobs=n_jobs, seed=seed)
+        found = combine_votes(votes, known.teach)
+        judge = Judge(asked.learned, found.weights, {}, found.shares)
+        decoys = {kind: judge.score(by_method) for kind, by_method in known.test.items()}
+        judge = judge._replace(decoys=decoys)
+    else:
+        judge = earlier.judge
+        found = _judged_before(judge.score(votes), earlier)
+    keep = np.isfinite(found.score) if np.isnan(found.cut) else found.score <= found.cut
+    views, rare = find_views(working, found.score, keep, radial.radius, n_jobs=n_jobs, seed=seed)
+    measurements = {
+        **result.measurements,
+        "against": asked.against,
+        "duplicate": find_all_duplicates(particles, duplicate_distance, found.score),
+        "rare_view": rare,
+    }
+    if keep_off_centre and np.isfinite(found.cut):
+        beside = np.flatnonzero(~keep & np.isfinite(found.score) & (result.suspicion == "off-centre"))
+        good = np.zeros(len(keep), dtype=bool)
+        good[beside] = good_if_centred(
+            working, beside, radial.strongest[beside], radial.radius, judge, found.cut, n_jobs
+        )
+        measurements["good_if_centred"] = good
+    result = result._replace(
+        score=found.score,
+        junk_probability=found.junk_probability,
+        measurements=measurements,
+        views=views,
+        judge=judge,
+    )
+    result = with_verdict(result, keep, found.cut)
+    beside = result.suspicion == "off-centre"
+    at = np.where((result.keep & ~beside)[:, None], radial.nearest, radial.strongest)
+    return result._replace(offset=at * np.float32(particles.box / working.box))
 
 
-def _measurements(found: RadialResult | SubspaceResult) -> dict[str, npt.NDArray[Any]]:
-    names: tuple[str, ...] = ("factor", "log_likelihood", "excess")
-    if isinstance(found, RadialResult):
-        names = ("peak", "second_peak", "outlyingness", "n_clusters", "n_scattered")
-    return {name: getattr(found, name) for name in names}
+def _check_earlier(earlier: SortResult, method: str | None, size: int) -> None:
+    before = earlier.parameters.get("working_size")
+    if method is not None or len(earlier.votes) < len(METHODS):
+        raise InputError(
+            "an earlier result is of use with all methods only: leave the method out, then and now."
+        )
+    if np.isnan(earlier.cut) or not earlier.judge.decoys:
+        raise InputError("the earlier run had too few images to learn from: sort all of them together.")
+    if before != size:
+        raise InputError(
+            f"the earlier run had images of {before} working pixels, and these have {size}: "
+            "give the same working size, or sort without it."
+        )
+
+
+def _judged_before(score: npt.NDArray[np.float64], earlier: SortResult) -> Combination:
+    """Junk probabilities of scores as in an earlier run."""
+    known = np.isfinite(earlier.score)
+    scores, first = np.unique(earlier.score[known], return_index=True)
+    probability = np.interp(score, scores, earlier.junk_probability[known][first])
+    probability[~np.isfinite(score)] = 1.0
+    return Combination(score, probability, earlier.cut, earlier.judge.weights, earlier.judge.shares)
+
+
+def find_all_duplicates(
+    particles: Particles, distance: float, score: npt.NDArray[np.float64]
+) -> npt.NDArray[np.bool_]:
+    """Images that show a particle which a better image shows, too."""
+    if not distance:
+        return np.zeros(len(particles), dtype=bool)
+    duplicate = repeated_images(particles)
+    places = micrograph_places(particles)
+    if places is None or places.x is None or places.y is None or _are_segments(particles):
+        return duplicate
+    pixel_size = np.where(
+        np.isfinite(places.coordinate_pixel_size), places.coordinate_pixel_size, particles.pixel_size
+    )
+    places = places._replace(x=places.x * pixel_size, y=places.y * pixel_size)
+    return duplicate | find_duplicates(places, distance, np.where(duplicate, np.inf, score))
+
+
+def _are_segments(particles: Particles) -> bool:
+    """Whether the images follow filaments, where neighbours lie close to each other."""
+    return particles.star is not None and any(
+        "_rlnHelicalTubeID" in block.labels for block in particles.star.blocks
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import json
+import math
 import os
 import resource
 import signal
@@ -12,10 +13,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import mrcfile
 import numpy as np
 import pytest
+import starfile
 
 from fastsort import __version__, cli
 from fastsort.particles.source import open_particles
@@ -23,7 +26,13 @@ from fastsort.simulate import simulate_particles, write_project
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "fastsort"]
-STAR_RESULTS = {"kept.star", "rejected.star", "scores.csv", "summary.json", "report.png"}
+STACK_RESULTS = {"kept.txt", "rejected.txt", "scores.csv", "summary.json", "results.npz"}
+STACK_RESULTS |= {"report.png", "report.html"}
+STAR_RESULTS = STACK_RESULTS - {"kept.txt", "rejected.txt"} | {
+    "kept.star",
+    "rejected.star",
+    "micrographs.csv",
+}
 
 
 def run(*arguments, **options):
@@ -62,12 +71,14 @@ def names_in(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("command", [[], ["sort"], ["simulate"], ["demo"]])
+@pytest.mark.parametrize(
+    "command", [[], ["sort"], ["apply"], ["report"], ["info"], ["map"], ["simulate"], ["demo"]]
+)
 def test_help_fits_a_screen_and_shows_an_example(command):
     done = run(*command, "--help")
     assert done.returncode == 0 and done.stderr == ""
     lines = done.stdout.splitlines()
-    assert len(lines) <= 40 and max(map(len, lines)) <= 80
+    assert len(lines) <= 45 and max(map(len, lines)) <= 80
     assert any(line.startswith("example: fastsort ") for line in lines)
 
 
@@ -110,6 +121,14 @@ def test_version():
         ["sort", "a.star", "-o", "out", "--contrast", "red"],
         ["sort", "a.star", "-o", "out", "--diameter", "wide"],
         ["sort", "a.star", "-o", "out", "--diam", "100"],
+        ["sort", "a.star", "-o", "out", "--discard", "3", "--fraction", "0.5"],
+        ["sort", "a.star", "-o", "out", "--unanimous", "--keep-at-least", "0.5"],
+        ["sort", "a.star", "-o", "out", "--discard", "many"],
+        ["apply", "list.txt", "a.star"],
+        ["apply", "-o", "out"],
+        ["apply", "sorted", "-o", "out", "--probability", "0.5", "--unanimous"],
+        ["report"],
+        ["info"],
         ["simulate", "-o", "out", "--recipe", "secret"],
         ["simulate", "-o", "out", "--noise", "pink"],
     ],
@@ -248,14 +267,21 @@ def test_sort_of_a_project(project, tmp_path):
     before = {path: path.read_bytes() for path in project.parent.rglob("*") if path.is_file()}
     done = run("sort", project, "-o", tmp_path / "out", "--jobs", "2")
     assert done.returncode == 0 and done.stderr == ""
-    assert set(names_in(tmp_path / "out")) == STAR_RESULTS and names_in(tmp_path) == ["out"]
+    assert set(names_in(tmp_path / "out")) - {"rescued.star"} == STAR_RESULTS
+    assert names_in(tmp_path) == ["out"]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["images"] == 120 and summary["kept"] + summary["rejected"] == 120
+    assert summary["images"] == 120
+    assert summary["kept"] + summary["rejected"] + summary["rescued"] == 120
+    assert summary["votes"] == ["radial", "subspaces", "invariants"]
+    assert ("rescued.star" in names_in(tmp_path / "out")) == (summary["rescued"] > 0)
     lines = done.stdout.splitlines()
-    assert lines[0] == f"120 images: {summary['kept']} kept, {summary['rejected']} rejected"
+    assert lines[0].startswith(f"120 images: {summary['kept']} kept, {summary['rejected']} rejected")
+    assert max(map(len, lines[:-1])) < 100
     for name, count in summary["reasons"].items():
         assert any(line.split()[:2] == [name, str(count)] for line in lines) == (count > 0)
-    assert "estimated" in done.stdout and "images/s" in lines[-1] and lines[-1].endswith("out")
+    assert "(estimated)" in done.stdout
+    assert ("errors cannot be estimated" in done.stdout) != ("of the junk rejected" in done.stdout)
+    assert "images/s" in lines[-1] and lines[-1].endswith("out")
     with open(project.parent / "truth.csv", newline="") as file:
         label = np.array([row["label"] == "1" for row in csv.DictReader(file)])
     with open(tmp_path / "out" / "scores.csv", newline="") as file:
@@ -266,9 +292,10 @@ def test_sort_of_a_project(project, tmp_path):
 
 def test_sort_of_a_stack(stack, tmp_path, capsys):
     out = tmp_path / "out"
-    arguments = ("sort", stack, "-o", out, "--diameter", "200", "--write-stack")
+    arguments = ("sort", stack, "-o", out, "--diameter", "200", "--write-stack", "--method", "radial")
     assert call(*arguments, "--preset", "published") == 0
     assert "(given)" in capsys.readouterr().out
+    assert set(names_in(out)) == STACK_RESULTS | {"kept.mrcs"}
     kept = np.loadtxt(out / "kept.txt", dtype=int)
     rejected = np.loadtxt(out / "rejected.txt", dtype=int)
     assert sorted([*kept, *rejected]) == list(range(80)) and len(kept)
@@ -279,7 +306,7 @@ def test_sort_of_a_stack(stack, tmp_path, capsys):
     assert call(*arguments, "--overwrite", "--quiet") == 0
     assert capsys.readouterr().out == ""
     # The kept stack of the first run must not vanish because it is the second run's input.
-    assert call("sort", out / "kept.mrcs", "-o", out, "--overwrite") == 1
+    assert call("sort", out / "kept.mrcs", "-o", out, "--overwrite", "--method", "radial") == 1
     assert_one_line(capsys.readouterr().err, "lies in the output folder")
     assert (out / "kept.mrcs").exists()
 
@@ -371,6 +398,16 @@ def test_published_subspaces(ctf_project, tmp_path, capsys):
         ("subspaces", ["--n-subspaces", "0"], ["n_subspaces", "0"]),
         ("subspaces", ["--n-subspaces", "100000"], ["n_subspaces", "100000"]),
         ("subspaces", ["--n-subspaces", "0", "--preset", "published"], ["n_subspaces", "0"]),
+        ("subspaces", ["--recentre"], ["--recentre", "no centres", "leave it out"]),
+        ("invariants", ["--recentre"], ["--recentre", "invariants", "leave it out"]),
+        ("subspaces", ["--keep-off-centre"], ["keep_off_centre", "leave the method out"]),
+        ("radial", ["--unanimous"], ["unanimous", "leave the method out"]),
+        ("radial", ["--duplicate-distance", "-1"], ["duplicate_distance", "-1"]),
+        ("radial", ["--judge-again"], ["--judge-again", "--update", "leave it out"]),
+        ("radial", ["--update", "--overwrite"], ["--update", "--overwrite", "one of them"]),
+        ("radial", ["--keep-at-least", "1.5"], ["keep_at_least", "1.5"]),
+        ("radial", ["--fraction", "-0.1"], ["fraction", "-0.1"]),
+        ("radial", ["--discard", "-1"], ["discard", "-1"]),
     ],
     ids=str,
 )
@@ -378,7 +415,8 @@ def test_options_that_do_nothing_or_cannot_be(project, tmp_path, capsys, method,
     assert call("sort", project, "--method", method, *arguments, "-o", tmp_path / "out") == 1
     captured = capsys.readouterr()
     assert_one_line(captured.err, *words)
-    assert captured.out == "" and names_in(tmp_path) == []
+    # What is found only after reading leaves what was read.
+    assert captured.out == "" and set(names_in(tmp_path)) <= {".out.work"}
 
 
 def test_nothing_to_learn_from(tmp_path, capsys):
@@ -391,10 +429,10 @@ def test_nothing_to_learn_from(tmp_path, capsys):
     assert (tmp_path / "out" / "report.png").exists()
 
 
-@pytest.mark.parametrize("method", ["radial", "subspaces"])
+@pytest.mark.parametrize("method", [None, "radial", "subspaces", "invariants"])
 def test_same_seed_gives_the_same_files(project, tmp_path, method):
     for name, jobs in (("a", 1), ("b", 2)):
-        arguments = ("--method", method, "--quiet", "--jobs", jobs)
+        arguments = (*(["--method", method] if method else []), "--quiet", "--jobs", jobs)
         assert call("sort", project, "-o", tmp_path / name, *arguments) == 0
     for name in ("kept.star", "rejected.star", "scores.csv"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
@@ -409,9 +447,9 @@ def test_same_seed_gives_the_same_files(project, tmp_path, method):
     ],
 )
 def test_failure_half_way_leaves_nothing(project, tmp_path, monkeypatch, capsys, when, error, words):
-    from fastsort.report import plots, tables
+    from fastsort.report import again, plots
 
-    module = {"write_tables": tables, "draw_report": plots}[when]
+    module = {"write_tables": again, "draw_report": plots}[when]
     original = getattr(module, when)
 
     def fail(*arguments, **options):
@@ -419,7 +457,7 @@ def test_failure_half_way_leaves_nothing(project, tmp_path, monkeypatch, capsys,
         raise error
 
     monkeypatch.setattr(module, when, fail)
-    assert call("sort", project, "-o", tmp_path / "out") == 1
+    assert call("sort", project, "-o", tmp_path / "out", "--method", "radial") == 1
     assert_one_line(capsys.readouterr().err, words)
     assert names_in(tmp_path) == []
 
@@ -432,24 +470,25 @@ def test_full_disk_leaves_nothing(project, tmp_path):
     done = run("sort", project, "-o", tmp_path / "out", preexec_fn=limit)
     assert done.returncode == 1 and done.stdout == ""
     assert_one_line(done.stderr, "File too large")
-    assert names_in(tmp_path) == []
+    # What was done stays there for the next run.
+    assert set(names_in(tmp_path)) <= {".out.work"}
 
 
 def test_defect_shows_its_traceback(project, tmp_path, monkeypatch):
-    from fastsort.report import tables
+    from fastsort.report import again
 
     def fail(*arguments, **options):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(tables, "write_tables", fail)
+    monkeypatch.setattr(again, "write_tables", fail)
     with pytest.raises(ZeroDivisionError):
-        call("sort", project, "-o", tmp_path / "out")
+        call("sort", project, "-o", tmp_path / "out", "--method", "radial")
     assert names_in(tmp_path) == []
 
 
 def test_missing_matplotlib_costs_only_the_picture(project, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert call("sort", project, "-o", tmp_path / "out") == 0
+    assert call("sort", project, "-o", tmp_path / "out", "--method", "radial") == 0
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1 and "pip install 'fastsort[report]'" in captured.err
     assert set(names_in(tmp_path / "out")) == STAR_RESULTS - {"report.png"}
@@ -459,11 +498,152 @@ def test_reader_who_leaves_early_is_no_error(project, tmp_path):
     reading, writing = os.pipe()
     os.close(reading)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [*COMMAND, "sort", project, "-o", tmp_path / "out"]
+    command = [*COMMAND, "sort", project, "-o", tmp_path / "out", "--method", "radial"]
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment)
     os.close(writing)
     assert done.returncode == 0 and done.stderr == ""
     assert set(names_in(tmp_path / "out")) == STAR_RESULTS
+
+
+def test_work_folder_lies_beside_the_output(project, tmp_path, monkeypatch):
+    import fastsort.sort
+
+    seen = []
+    original = fastsort.sort.sort_particles
+
+    def watch(*arguments, **options):
+        seen.append(options)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(fastsort.sort, "sort_particles", watch)
+    arguments = ("sort", project, "-o", tmp_path / "deep" / "out", "--method", "radial", "--quiet")
+    assert call(*arguments) == 0
+    assert Path(seen[0]["work"]) == tmp_path / "deep" / ".out.work" and not seen[0]["keep_work"]
+    assert names_in(tmp_path / "deep") == ["out"]
+    assert call(*arguments, "--overwrite", "--work", tmp_path / "w", "--keep-work") == 0
+    assert names_in(tmp_path) == ["deep", "w"] and names_in(tmp_path / "w")
+    assert names_in(tmp_path / "deep") == ["out"]
+
+
+def test_interrupted_run_goes_on(project, tmp_path, monkeypatch, capsys):
+    import fastsort.sort
+
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    arguments = ("sort", project, "--method", "radial", "-o", tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(fastsort.sort, "ask_methods", interrupt)
+        assert call(*arguments) == 1
+    assert_one_line(capsys.readouterr().err, "interrupted", str(tmp_path / ".out.work"))
+    assert names_in(tmp_path) == [".out.work"]
+    assert call(*arguments) == 0 and names_in(tmp_path) == ["out"]
+    assert call(*arguments[:-1], tmp_path / "straight") == 0
+    for name in ("kept.star", "rejected.star", "scores.csv"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+
+
+def test_how_much_is_kept(project, tmp_path):
+    arguments = ("sort", project, "--method", "radial", "-o", tmp_path / "out", "--quiet", "--overwrite")
+    for options, kept in ((["--discard", "20"], 100), (["--fraction", "0.25"], 30)):
+        assert call(*arguments, *options) == 0
+        rows = scores_of(tmp_path / "out")
+        keep = np.array([row["keep"] == "1" for row in rows])
+        score = np.array([float(row["score"]) for row in rows])
+        assert keep.sum() == kept and score[keep].max() <= score[~keep].min()
+
+
+def test_recentre_writes_origins(project, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert call("sort", project, "--recentre", "--keep-off-centre", "--diameter", 150, "-o", out) == 0
+    table = starfile.read(out / "kept.star", always_dict=True)["particles"]
+    offset = table["fastsortOffsetXAngst"].to_numpy()
+    np.testing.assert_allclose(table["rlnOriginXAngst"], -offset, atol=2e-3)
+    assert np.abs(offset).max() > 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["recentred"] and summary["parameters"]["keep_off_centre"]
+    stack = stack_of(tmp_path / "a.mrcs", np.zeros((4, 32, 32), np.float32))
+    capsys.readouterr()
+    assert call("sort", stack, "--recentre", "-o", tmp_path / "other") == 1
+    assert_one_line(capsys.readouterr().err, "STAR file")
+
+
+def test_update_goes_on_from_the_folder(project, tmp_path, monkeypatch, capsys):
+    from fastsort.sort import sort_particles
+
+    seen = []
+
+    def update_particles(particles, folder, *, judge_again=False, **parameters):
+        # What the folder holds is needed until the new results are whole.
+        seen.append((names_in(folder), judge_again, parameters))
+        return sort_particles(particles, method="radial")
+
+    monkeypatch.setitem(sys.modules, "fastsort.update", SimpleNamespace(update_particles=update_particles))
+    out = tmp_path / "out"
+    assert call("sort", project, "--method", "radial", "-o", out, "--quiet") == 0
+    before = names_in(out)
+    assert call("sort", project, "-o", out, "--update", "--judge-again", "--seed", 3) == 0
+    assert "120 images" in capsys.readouterr().out
+    names, judge_again, parameters = seen[0]
+    assert names == before == names_in(out) and judge_again
+    assert call("sort", project, "-o", tmp_path / "new", "--update") == 1
+    assert_one_line(capsys.readouterr().err, "no finished run", "--update")
+    assert names_in(tmp_path) == ["out"] and len(seen) == 1
+    # What was not asked for now is not overruled.
+    assert parameters == {"seed": 3, "n_jobs": -1, "work": tmp_path / ".out.work"}
+
+
+def verdicts(capsys, **changes):
+    summary = {
+        "images": 1000,
+        "kept": 700,
+        "rejected": 288,
+        "rescued": 12,
+        "reasons": {"valid": 700, "noise": 288, "rare_view": 12, "flat": 0},
+        "errors": None,
+        "micrographs": None,
+        "input": "/data/particles.star",
+    }
+    cli._print_verdicts({**summary, **changes})
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) < 100
+    return text
+
+
+def test_verdicts_printed(capsys):
+    text = verdicts(capsys)
+    assert text.splitlines()[0] == "1,000 images: 700 kept, 288 rejected, 12 set aside"
+    assert "12 images of rare views set aside: look at them in rescued.star" in text and "flat" not in text
+    assert "rescued.txt" in verdicts(capsys, input="a.mrcs")
+    assert "set aside" not in verdicts(capsys, rescued=0)
+
+
+def test_estimated_errors_printed(capsys):
+    def share(value, low, high):
+        return {"value": value, "low": low, "high": high}
+
+    errors = {
+        "true_positive_rate": share(0.986, 0.979, 0.991),
+        "true_negative_rate": share(0.962, 0.93, 0.98),
+        "precision": share(0.97, 0.95, 0.99),
+        "known": True,
+        "remark": "",
+    }
+    lines = verdicts(capsys, errors=errors).splitlines()
+    assert "estimated: 98.6 % of the particles kept (97.9 to 99.1)," in lines
+    assert "  96.2 % of the junk rejected (93.0 to 98.0), precision 97.0 %" in lines
+    unknown = {**errors, "precision": share(math.nan, math.nan, math.nan)}
+    assert "precision unknown" in verdicts(capsys, errors=unknown)
+    assert "cannot be estimated\n" in verdicts(capsys, errors={**errors, "known": False})
+    text = verdicts(capsys, errors={**errors, "known": False, "remark": "word " * 40})
+    assert "errors cannot be estimated: word word" in text and "97.0" not in text
+
+
+def test_micrographs_to_drop_printed(capsys):
+    names = [f"Micrographs/m{i}.mrc" for i in range(7)]
+    text = verdicts(capsys, micrographs={"number": 50, "drop": names, "trends": {}})
+    assert "7 of 50: m0.mrc, m1.mrc, m2.mrc, m3.mrc, m4.mrc, ...; see" in text and "micrographs.csv" in text
+    assert "micrograph" not in verdicts(capsys, micrographs={"number": 50, "drop": [], "trends": {}})
 
 
 def test_simulate_writes_a_project(tmp_path, capsys):
@@ -501,11 +681,12 @@ def test_demo(tmp_path, monkeypatch, capsys):
     assert call("demo", "--seed", 1) == 0
     text = capsys.readouterr().out
     assert names_in(tmp_path) == ["fastsort-demo"]
-    assert set(names_in(tmp_path / "fastsort-demo" / "sorted")) == STAR_RESULTS
+    assert set(names_in(tmp_path / "fastsort-demo" / "sorted")) - {"rescued.star"} == STAR_RESULTS
     assert str(Path("fastsort-demo", "sorted", "report.png")) in text
     assert "particles kept" in text and "junk rejected" in text and "off-centre" in text
-    area = float(text.split("junk rejected")[1].split("AUC")[1].split()[0])
+    area = float(text.split("compared with the truth:")[1].split("AUC")[1].split()[0])
     assert area > 0.8
     assert call("demo") == 1
     assert_one_line(capsys.readouterr().err, "fastsort-demo")
+    monkeypatch.setattr(cli, "_N_DEMO", 25)
     assert call("demo", "--overwrite", "--quiet") == 0

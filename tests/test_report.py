@@ -10,8 +10,10 @@ import math
 import shutil
 import subprocess
 import sys
+from itertools import chain
 from types import SimpleNamespace
 
+import killed
 import mrcfile
 import numpy as np
 import pytest
@@ -21,6 +23,8 @@ from matplotlib.image import imread
 
 from fastsort._checks import InputError
 from fastsort._reasons import REASONS
+from fastsort.decide.decoys import Estimate, EstimatedErrors
+from fastsort.decide.micrographs import MicrographTable
 from fastsort.images.ctf import phase_flip
 from fastsort.particles.source import open_particles
 from fastsort.report import learned, plots
@@ -37,6 +41,7 @@ from fastsort.subspaces.pswf import pswf_basis
 NEW_COLUMNS = [
     "_rlnParticleSelectZScore",
     "_fastsortReason",
+    "_fastsortJunkProbability",
     "_fastsortOffsetXAngst",
     "_fastsortOffsetYAngst",
 ]
@@ -52,6 +57,9 @@ def make_result(n, seed=0, **changes):
         "keep": reason == "valid",
         "score": score,
         "reason": reason,
+        "suspicion": np.where(reason == "valid", "noise", reason),
+        "rescued": np.zeros(n, dtype=bool),
+        "votes": {"radial": score},
         "junk_probability": rng.random(n),
         "offset": rng.normal(0, 3, (n, 2)).astype(np.float32),
         "measurements": {"peak": rng.random(n), "n_clusters": np.arange(n)},
@@ -62,6 +70,8 @@ def make_result(n, seed=0, **changes):
         "contrast": "bright",
         "phase_flipped": False,
         "subspaces": None,
+        "errors": None,
+        "views": None,
         "parameters": {"seed": np.int64(0), "method": None, "radius": np.float32(2.5)},
         "seconds": {"total": 2.0, "measure": 1.5},
     }
@@ -95,6 +105,7 @@ def make_learned_result(n, **changes):
         "offset": np.full((n, 2), np.nan, np.float32),
         "measurements": {"factor": factor, "log_likelihood": log_likelihood, "excess": rng.random(n)},
         "subspaces": make_subspaces(),
+        "votes": {"subspaces": factor},
     }
     return make_result(n, **{**fields, **changes})
 
@@ -128,7 +139,7 @@ def test_star_files_are_the_input_without_the_new_columns(commented, tmp_path):
     found = set()
     for name, chosen in (("kept", result.keep), ("rejected", ~result.keep)):
         lines = (tmp_path / f"{name}.star").read_bytes().split(b"\n")
-        stripped = [line.rsplit(b" ", 4)[0] if b"@" in line else line for line in lines]
+        stripped = [line.rsplit(b" ", 5)[0] if b"@" in line else line for line in lines]
         stripped = [line for line in stripped if line.split(b" ")[0].decode() not in NEW_COLUMNS]
         rows = [order[line] for line in stripped if b"@" in line]
         assert rows == np.flatnonzero(chosen).tolist()
@@ -148,6 +159,8 @@ def test_star_columns_hold_the_result(project, tmp_path):
         scores = np.nan_to_num(result.score[chosen], nan=999999)
         np.testing.assert_allclose(table["rlnParticleSelectZScore"], scores, atol=1e-6)
         assert table["fastsortReason"].tolist() == result.reason[chosen].tolist()
+        probability = result.junk_probability[chosen]
+        np.testing.assert_allclose(table["fastsortJunkProbability"], probability, atol=1e-6)
         size = particles.pixel_size
         np.testing.assert_allclose(table["fastsortOffsetXAngst"], result.offset[chosen, 1] * size, atol=1e-3)
         np.testing.assert_allclose(table["fastsortOffsetYAngst"], result.offset[chosen, 0] * size, atol=1e-3)
@@ -168,6 +181,97 @@ def test_star_columns_of_the_subspaces(project, tmp_path):
         np.testing.assert_allclose(table["fastsortSortingFactor"], factor, rtol=1e-5)
         np.testing.assert_allclose(table["fastsortLogLikelihood"], log_likelihood, rtol=1e-5)
         assert table["fastsortReason"].tolist() == result.reason[chosen].tolist()
+
+
+def test_columns_of_all_methods_together(project, tmp_path):
+    result = make_result(24)
+    more = {"factor": np.ones(24), "log_likelihood": np.ones(24)}
+    votes = {name: result.score + i for i, name in enumerate(("radial", "subspaces", "invariants"))}
+    result = make_result(24, measurements={**result.measurements, **more}, votes=votes)
+    write_tables(tmp_path, open_particles(project), result)
+    table = starfile.read(tmp_path / "kept.star", always_dict=True)["particles"]
+    ours = [f"_{name}" for name in table if name.startswith(("fastsort", "rlnParticleSelect"))]
+    assert ours == NEW_COLUMNS
+    with open(tmp_path / "scores.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for name, values in votes.items():
+        np.testing.assert_allclose([float(row[f"vote_{name}"]) for row in rows], values, rtol=1e-6)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["votes"] == ["radial", "subspaces", "invariants"]
+
+
+def test_probability_that_is_not_known(project, tmp_path):
+    probability = np.full(24, np.nan)
+    write_tables(tmp_path, open_particles(project), make_result(24, junk_probability=probability))
+    assert "_fastsortJunkProbability" not in (tmp_path / "kept.star").read_text()
+    probability[0] = 0.25
+    write_tables(tmp_path, open_particles(project), make_result(24, junk_probability=probability))
+    table = starfile.read(tmp_path / "kept.star", always_dict=True)["particles"]
+    assert table["fastsortJunkProbability"].tolist() == [0.25, 1, 1]
+
+
+@pytest.mark.parametrize("kind", ["star", "stack"])
+def test_rescued_images_stand_apart(project, tmp_path, kind):
+    rescued = make_result(24).reason == "rare_view"
+    result = make_result(24, rescued=rescued)
+    particles = open_particles(project)
+    source = particles if kind == "star" else open_particles(particles.read(0, 24))
+    write_tables(tmp_path, source, result)
+    suffix = ".star" if kind == "star" else ".txt"
+    found = {}
+    for name in ("kept", "rejected", "rescued"):
+        path = tmp_path / f"{name}{suffix}"
+        if kind == "star":
+            names = [line.split()[0].decode() for line in data_rows(path)]
+            found[name] = [particles.names.index(image) for image in names]
+        else:
+            assert path.read_text().startswith(f"# {name} images, ")
+            found[name] = np.loadtxt(path, dtype=int).tolist()
+    assert found["rescued"] == np.flatnonzero(rescued).tolist()
+    assert found["kept"] == np.flatnonzero(result.keep).tolist()
+    assert sorted(chain.from_iterable(found.values())) == list(range(24))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    counts = [summary[name] for name in ("kept", "rejected", "rescued")]
+    assert counts == [len(found[name]) for name in ("kept", "rejected", "rescued")]
+    with open(tmp_path / "scores.csv", newline="") as file:
+        assert [row["rescued"] == "1" for row in csv.DictReader(file)] == rescued.tolist()
+
+
+def test_nothing_rescued_leaves_no_file(project, tmp_path):
+    write_tables(tmp_path, open_particles(project), make_result(24))
+    assert not list(tmp_path.glob("rescued*"))
+
+
+def test_summary_of_errors_and_micrographs(project, tmp_path):
+    some = Estimate(0.9, 0.8, math.nan)
+    errors = EstimatedErrors(some, some, some, some, {"noise": some}, {"noise": 7}, True, "few")
+    numbers = [np.arange(2.0)] * 3
+    drop = np.array([False, True])
+    micrographs = MicrographTable(
+        ["a.mrc", "b.mrc"], np.array([3, 4]), *numbers, numbers[0], drop, {"x": 0.5}
+    )
+    write_tables(tmp_path, open_particles(project), make_result(24, errors=errors), micrographs=micrographs)
+    summary = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
+    assert summary["errors"]["precision"] == {"value": 0.9, "low": 0.8, "high": None}
+    assert summary["errors"]["by_kind"]["noise"]["value"] == 0.9 and summary["errors"]["n_decoys"] == {
+        "noise": 7
+    }
+    assert summary["errors"]["known"] is True and summary["errors"]["remark"] == "few"
+    assert summary["micrographs"] == {"number": 2, "drop": ["b.mrc"], "trends": {"x": 0.5}}
+    write_tables(tmp_path, open_particles(project), make_result(24))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["errors"] is None and summary["micrographs"] is None
+
+
+def test_origins_are_written_where_given(project, tmp_path):
+    origins = {"_rlnOriginXAngst": [f"{i}.5" for i in range(24)]}
+    result = make_result(24)
+    write_tables(tmp_path, open_particles(project), result, origins=origins)
+    table = starfile.read(tmp_path / "kept.star", always_dict=True)["particles"]
+    assert table["rlnOriginXAngst"].tolist() == [i + 0.5 for i in np.flatnonzero(result.keep)]
+    assert json.loads((tmp_path / "summary.json").read_text())["recentred"] is True
+    write_tables(tmp_path, open_particles(project), result)
+    assert json.loads((tmp_path / "summary.json").read_text())["recentred"] is False
 
 
 def test_unknown_likelihood_is_the_worst(project, tmp_path):
@@ -235,8 +339,10 @@ def test_scores_have_one_row_an_image(project, tmp_path):
         "junk_probability": result.junk_probability,
         "offset_x": result.offset[:, 1],
         "offset_y": result.offset[:, 0],
+        "rescued": result.rescued,
         **result.measurements,
     }
+    assert set(rows[0]) == {"index", "name", "keep", "reason", *expected}
     for column, values in expected.items():
         np.testing.assert_allclose([float(row[column]) for row in rows], values, rtol=1e-6, err_msg=column)
 
@@ -259,7 +365,7 @@ def test_summary_counts_add_up(project, tmp_path):
     write_tables(tmp_path, open_particles(project), result)
     summary = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
     assert summary["images"] == 24 and summary["kept"] == 3 and summary["rejected"] == 21
-    assert summary["reasons"] == dict.fromkeys(REASONS, 3)
+    assert summary["reasons"] == {name: len(range(k, 24, len(REASONS))) for k, name in enumerate(REASONS)}
     assert summary["input"] == str(project)
     assert summary["box"] == 32 and summary["diameter"] == 128.0 and summary["cut"] is None
     assert summary["parameters"] == {"seed": 0, "method": None, "radius": 2.5}
@@ -283,6 +389,9 @@ def test_summary_of_the_subspaces(project, tmp_path):
         "images": 38,
         "log_likelihood": {"first": -500.0, "last": -498.0},
     }
+    earlier = {"number": 5}
+    write_tables(tmp_path, open_particles(project), make_result(24), learned=earlier)
+    assert json.loads((tmp_path / "summary.json").read_text())["subspaces"] == earlier
     assert summary_of(make_learned_result(24, subspaces=make_subspaces(1, 1, ()))) == {
         "number": 0,
         "components": 0,
@@ -303,7 +412,7 @@ def test_stack_gives_lists_and_a_copy_of_kept_images(tmp_path, monkeypatch, pixe
     write_tables(tmp_path, particles, result, write_stack=True)
     for name, chosen in (("kept", result.keep), ("rejected", ~result.keep)):
         first, *rest = (tmp_path / f"{name}.txt").read_text().splitlines()
-        assert first.startswith("#") and "counted from 0" in first
+        assert first.startswith(f"# {name} images, {chosen.sum()} of 50: ") and "counted from 0" in first
         assert list(map(int, rest)) == np.flatnonzero(chosen).tolist()
     copy = open_particles(tmp_path / "kept.mrcs")
     np.testing.assert_array_equal(copy.read(0, len(copy)), images[result.keep])
@@ -411,6 +520,125 @@ def test_working_folder_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InputError, match="working folder"), results_folder("."):
         pass
+
+
+def test_two_runs_cannot_write_the_same_folder(tmp_path):
+    out = tmp_path / "out"
+    with results_folder(out) as partial:
+        fill(partial)
+        before = names_in(tmp_path)
+        with pytest.raises(InputError, match=r"another run is writing to .*out: wait"), results_folder(out):
+            pass
+        with results_folder(tmp_path / "other") as other:
+            fill(other)
+        assert set(before) < set(names_in(tmp_path))
+    assert names_in(out) == ["kept.star", "rejected.star", "summary.json"]
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    "left", ["kept.star", "kept.mrcs.123.partial", "results.npz.partial", "models.npz", "report.html"]
+)
+def test_what_a_killed_run_left_is_cleared_away(tmp_path, left):
+    (tmp_path / ".out.lock").touch()
+    (tmp_path / ".out.partial").mkdir()
+    (tmp_path / ".out.partial" / left).write_text("unfinished")
+    with results_folder(tmp_path / "out") as partial:
+        assert names_in(partial) == []
+        fill(partial)
+    assert names_in(tmp_path) == ["out", "out/kept.star", "out/rejected.star", "out/summary.json"]
+
+
+@pytest.mark.parametrize("folder", [".out.partial", ".out.old"])
+@pytest.mark.parametrize("foreign", ["notes.txt", "kept.star/deeper.txt", "notes.txt.12.partial", None])
+def test_leavings_that_somebody_has_changed_are_never_touched(tmp_path, folder, foreign):
+    if foreign is None:
+        (tmp_path / folder).write_text("precious")
+    else:
+        (tmp_path / folder / foreign).parent.mkdir(parents=True)
+        (tmp_path / folder / foreign).write_text("precious")
+        (tmp_path / folder / "summary.json").write_text("{}")
+    before = names_in(tmp_path)
+    with pytest.raises(InputError, match=r"is to hold unfinished results, but .* is none of them: move it"):
+        with results_folder(tmp_path / "out", overwrite=True):
+            pass
+    assert names_in(tmp_path) == before
+    path = tmp_path / folder if foreign is None else tmp_path / folder / foreign
+    assert path.read_text() == "precious"
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("empty", [False, True])
+def test_results_that_a_killed_run_moved_aside_come_back_first(tmp_path, overwrite, empty):
+    out, old = tmp_path / "out", tmp_path / ".out.old"
+    old.mkdir()
+    fill(old, "old")
+    if empty:
+        out.mkdir()
+    # Even the run that is refused, or fails, puts them back.
+    expected = RuntimeError if overwrite else InputError
+    with pytest.raises(expected), results_folder(out, overwrite=overwrite):
+        assert (out / "kept.star").read_text() == "old"
+        raise RuntimeError
+    assert names_in(tmp_path) == ["out", "out/kept.star", "out/rejected.star", "out/summary.json"]
+    assert (out / "kept.star").read_text() == "old"
+
+
+def test_results_that_were_half_removed_do_not_come_back(tmp_path):
+    (tmp_path / ".out.old").mkdir()
+    (tmp_path / ".out.old" / "kept.star").write_text("old")
+    with results_folder(tmp_path / "out") as partial:
+        assert not (tmp_path / "out").exists()
+        fill(partial)
+    assert names_in(tmp_path) == ["out", "out/kept.star", "out/rejected.star", "out/summary.json"]
+
+
+def replace_results(folder):
+    with results_folder(folder / "out", overwrite=True) as partial:
+        fill(partial)
+
+
+def make_results(folder):
+    """What a user does who does not know whether the killed run had come to its end."""
+    try:
+        with results_folder(folder / "deep" / "out") as partial:
+            fill(partial)
+    except InputError as error:
+        assert "--overwrite" in str(error)
+
+
+def make_earlier_results(folder):
+    (folder / "out").mkdir()
+    fill(folder / "out", "old")
+    (folder / "out" / "report.png").write_text("old")
+
+
+def look_for_whole_results(folder):
+    """Earlier or new results are there, whole, at any moment."""
+    found = folder / "out" if (folder / "out").exists() else folder / ".out.old"
+    texts = {path.name: path.read_text() for path in found.iterdir()}
+    names = ["kept.star", "rejected.star", "summary.json"]
+    assert texts in (dict.fromkeys([*names, "report.png"], "old"), dict.fromkeys(names, "new"))
+
+
+def check_new_results(folder):
+    out = next(folder.rglob("out"))
+    assert names_in(out.parent) == ["out", "out/kept.star", "out/rejected.star", "out/summary.json"]
+    assert {path.read_text() for path in out.iterdir()} == {"new"}
+
+
+@pytest.mark.parametrize(
+    ("job", "setup", "look"),
+    [
+        ("replace_results", "make_earlier_results", "look_for_whole_results"),
+        ("make_results", "str", "str"),
+    ],
+)
+def test_killed_at_every_step_and_run_again(tmp_path, job, setup, look):
+    names = f"{job}, Path({str(tmp_path)!r}), {setup}, check_new_results, {look}"
+    code = f"import killed; from test_report import *; print(killed.killed_at_every_step({names}))"
+    steps = killed.fresh_process(f"from pathlib import Path; {code}")
+    assert int(steps) >= 8
 
 
 def test_folder_holds_only_known_names(project, tmp_path):

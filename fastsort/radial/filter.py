@@ -10,8 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsort._checks import InputError, check_choice, check_count, check_not_empty, check_radius
-from fastsort._cut import fit_scores, junk_probability
-from fastsort._reasons import CONTAMINATION, MULTIPLE, NOISE, OFF_CENTRE, PARTIAL, VALID, reason_names
+from fastsort._cut import MIN_JUDGED, fit_scores, junk_probability
+from fastsort._reasons import (
+    CONTAMINATION,
+    MULTIPLE,
+    NOISE,
+    OFF_CENTRE,
+    PARTIAL,
+    VALID,
+    reason_names,
+    suspicions,
+)
 from fastsort.images.batches import map_batches
 from fastsort.images.crop import apply_crop, crop_operator
 from fastsort.images.normalize import inspect_pixels, normalize_background
@@ -38,7 +47,6 @@ GRID = 36
 # Small enough for all maps of a batch to stay in the processor's cache.
 BATCH = 256
 N_TAUGHT = 2048
-MIN_TAUGHT = 50
 # A peak away from the centre counts as a particle if it is higher than nine tenths of those beside
 # good particles, within these parts of a typical height.
 SECOND_PARTICLE = (0.25, 0.9)
@@ -58,6 +66,11 @@ class RadialResult(NamedTuple):
         "valid", or why the image is rejected.
     centre : ndarray of float32, shape (n, 2)
         Row and column of the particle from pixel d // 2, in pixels.
+    suspicion : ndarray of str, shape (n,)
+        Why the image would be rejected, should it be; for rejected images the same as `reason`.
+    nearest, strongest : ndarray of float32, shape (n, 2)
+        Where the best match near the centre lies, and the best match anywhere: `centre` is the first
+        for images that are kept and the second for the others.
     n_clusters, n_scattered : ndarray of int64, shape (n,)
         Clusters among the highest values of the response, and values in no cluster.
     peak : ndarray of float32, shape (n,)
@@ -75,12 +88,18 @@ class RadialResult(NamedTuple):
         Of the particle in pixels, given or estimated.
     contrast : str
         "bright" or "dark".
+    learned : LearnedRadial or None
+        What the score rests on, to score more images with; None if published or where nothing could
+        be learned.
     """
 
     keep: npt.NDArray[np.bool_]
     score: npt.NDArray[np.float64]
     reason: npt.NDArray[np.str_]
     centre: npt.NDArray[np.float32]
+    suspicion: npt.NDArray[np.str_]
+    nearest: npt.NDArray[np.float32]
+    strongest: npt.NDArray[np.float32]
     n_clusters: npt.NDArray[np.int64]
     n_scattered: npt.NDArray[np.int64]
     peak: npt.NDArray[np.float32]
@@ -90,6 +109,7 @@ class RadialResult(NamedTuple):
     cut: float
     radius: float
     contrast: str
+    learned: LearnedRadial | None
 
 
 class _Batch(NamedTuple):
@@ -115,6 +135,7 @@ def radial_filter(
     *,
     preset: str = "default",
     contrast: str = "auto",
+    learned: LearnedRadial | None = None,
     n_jobs: int | None = None,
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
@@ -134,6 +155,9 @@ def radial_filter(
         "published" applies the rules of [1]_ as their authors' program does.
     contrast : {"auto", "bright", "dark"}
         Of the particles; "auto" finds it. The published rules take bright particles for granted.
+    learned : LearnedRadial, optional
+        From an earlier result on images of the same box: nothing is learned from these, and radius
+        and contrast are those of then.
     n_jobs : int, optional
         Workers, as joblib counts them. Results do not depend on it.
     seed : int
@@ -181,13 +205,15 @@ def radial_filter(
 
     operator = crop_operator(box, min(box, GRID))
     scale = box / len(operator)
-    sample = _sample(particles, operator, radius and radius / scale, seed)
-    if sample is None:
+    model = learned
+    if model is None:
+        sample = _sample(particles, operator, radius and radius / scale, seed)
+        model = sample if sample is None else _learn(sample, radius and radius / scale, contrast, n_jobs)
+    if model is None:
         batches = map_batches(_unjudged_batch, particles, n_jobs=n_jobs, progress=progress)
         return _result(
             _gather(batches), None, radius or 0.25 * box, "bright" if contrast == "auto" else contrast
         )
-    model = _learn(sample, radius and radius / scale, contrast, n_jobs)
     batches = map_batches(
         _batch, particles, operator, model, n_peaks, batch_size=BATCH, n_jobs=n_jobs, progress=progress
     )
@@ -207,8 +233,20 @@ def check_n_peaks(n_peaks: int | None, box: int) -> int:
     return n_peaks
 
 
-class _Model(NamedTuple):
-    """All that workers need to score a batch; lengths in pixels of the cropped images."""
+class LearnedRadial(NamedTuple):
+    """What was learned of particles: all that is needed to score an image; lengths in cropped pixels.
+
+    Attributes
+    ----------
+    template : RadialTemplate
+    radius : float
+        Of the particle.
+    discriminant : Discriminant
+    displaced_scores : ndarray of float64, shape (m,)
+        What displaced places of the images scored that were learned from.
+    height, second : float
+        Typical height of the peak near the centre, and of what counts as a second particle.
+    """
 
     template: RadialTemplate
     radius: float
@@ -244,7 +282,7 @@ def _background_radius(radius: float | None, box: int) -> float:
 
 def _learn(
     images: npt.NDArray[np.float32], radius: float | None, contrast: str, n_jobs: int | None
-) -> _Model:
+) -> LearnedRadial:
     template, radius = learn_template(images, radius, contrast, n_jobs)
     box = images.shape[1]
     half = box // 2
@@ -261,7 +299,7 @@ def _learn(
     height = float(np.median(centred[best, 0]))
     low, high = SECOND_PARTICLE
     second = float(np.clip(np.quantile(other[best], 0.9), low * height, high * height))
-    return _Model(template, radius, discriminant, scores, height, second)
+    return LearnedRadial(template, radius, discriminant, scores, height, second)
 
 
 def _measure(
@@ -278,7 +316,7 @@ def _batch(
     images: npt.NDArray[np.float32],
     start: int,
     operator: npt.NDArray[np.float32],
-    model: _Model,
+    model: LearnedRadial,
     n_peaks: int,
 ) -> _Batch:
     codes = inspect_pixels(images).codes
@@ -299,7 +337,7 @@ def _batch(
 
 
 def _reasons(
-    features: Features, peaks: Peaks, elsewhere: npt.NDArray[np.bool_], model: _Model, box: int
+    features: Features, peaks: Peaks, elsewhere: npt.NDArray[np.bool_], model: LearnedRadial, box: int
 ) -> npt.NDArray[np.int8]:
     """Why each image would be rejected, should its score be beyond the cut."""
     codes = np.full(len(features), NOISE, dtype=np.int8)
@@ -339,12 +377,12 @@ def _gather(batches: Iterator[_Batch]) -> _Batch:
     return _Batch(*(np.concatenate(column) for column in zip(*batches, strict=True)))
 
 
-def _result(found: _Batch, model: _Model | None, radius: float, contrast: str) -> RadialResult:
+def _result(found: _Batch, model: LearnedRadial | None, radius: float, contrast: str) -> RadialResult:
     judged = np.isfinite(found.score)
     probability = np.ones(len(found.score))
     cut = np.nan
     keep = np.zeros(len(judged), dtype=bool)
-    if judged.sum() >= MIN_TAUGHT and model is not None:
+    if judged.sum() >= MIN_JUDGED and model is not None:
         scores = fit_scores(found.score[judged], model.displaced_scores)
         probability[judged] = junk_probability(found.score[judged], scores)
         cut = scores.cut
@@ -358,6 +396,9 @@ def _result(found: _Batch, model: _Model | None, radius: float, contrast: str) -
         found.score,
         reason_names(codes),
         np.where(keep[:, None], found.centre, found.strongest),
+        suspicions(found.codes),
+        found.centre,
+        found.strongest,
         found.counts[:, 0],
         found.counts[:, 1],
         found.peak,
@@ -367,6 +408,7 @@ def _result(found: _Batch, model: _Model | None, radius: float, contrast: str) -
         cut,
         radius,
         contrast,
+        model,
     )
 
 
@@ -377,6 +419,9 @@ def _published_result(found: _Batch, radius: float) -> RadialResult:
         found.score,
         reason_names(found.codes),
         found.centre,
+        suspicions(found.codes),
+        found.centre,
+        found.strongest,
         found.counts[:, 0],
         found.counts[:, 1],
         found.peak,
@@ -386,4 +431,5 @@ def _published_result(found: _Batch, radius: float) -> RadialResult:
         np.nan,
         radius,
         "bright",
+        None,
     )

@@ -23,6 +23,7 @@ from fastsort.particles.source import Particles
 from fastsort.particles.star import StarFile, subset_bytes
 
 if TYPE_CHECKING:
+    from fastsort.decide.micrographs import MicrographTable
     from fastsort.sort import SortResult
     from fastsort.subspaces.mixture import SubspaceModel
 
@@ -33,9 +34,16 @@ _LIBRARIES = ("numpy", "numba", "scipy")
 
 
 def write_tables(
-    folder: str | os.PathLike[str], particles: Particles, result: SortResult, *, write_stack: bool = False
+    folder: str | os.PathLike[str],
+    particles: Particles,
+    result: SortResult,
+    *,
+    write_stack: bool = False,
+    micrographs: MicrographTable | None = None,
+    origins: Mapping[str, Sequence[str]] | None = None,
+    learned: dict[str, Any] | None = None,
 ) -> None:
-    """Write all results but the picture.
+    """Write the verdicts.
 
     Parameters
     ----------
@@ -43,6 +51,8 @@ def write_tables(
         An existing folder. Gets ``scores.csv`` and ``summary.json``; further
         ``kept.star`` and ``rejected.star`` when a STAR file was opened, else
         ``kept.txt`` and ``rejected.txt``, lists of section numbers counted from 0.
+        Images that were set aside as rare views stand in ``rescued.star`` or
+        ``rescued.txt`` instead of the rejected ones; without any there is no such file.
         An image without a score is 999999 in a STAR file and nan in ``scores.csv``.
     particles : Particles
         What was sorted.
@@ -51,6 +61,12 @@ def write_tables(
     write_stack : bool
         Whether to copy the kept images, unchanged, to ``kept.mrcs``. Where none
         is kept there is no such file.
+    micrographs : MicrographTable, optional
+        As from `summarize_micrographs`.
+    origins : mapping of str to sequence of str, optional
+        As from `origin_columns`: where each particle lies, for the STAR files.
+    learned : dict, optional
+        What an earlier summary says of the subspaces, where the result no longer holds them.
 
     Raises
     ------
@@ -58,29 +74,57 @@ def write_tables(
         When the disk refuses.
     """
     folder = Path(folder)
-    parts = {"kept": np.flatnonzero(result.keep), "rejected": np.flatnonzero(~result.keep)}
-    columns = _star_columns(particles, result) if particles.star else {}
+    columns = {**_star_columns(particles, result), **(origins or {})} if particles.star else {}
+    parts = subsets(result.keep, result.rescued)
     for name, indices in parts.items():
-        write_subset(folder, name, particles.star, indices, columns)
+        write_subset(folder, name, particles.star, indices, columns, len(particles))
     _write_scores(folder / "scores.csv", particles, result)
-    write_json(folder / "summary.json", summarize(particles, result))
-    if write_stack and len(parts["kept"]):
-        kept = parts["kept"]
+    summary = summarize(particles, result, micrographs)
+    summary["recentred"] = origins is not None
+    summary["subspaces"] = summary["subspaces"] or learned
+    write_json(folder / "summary.json", summary)
+    kept = parts["kept"]
+    if write_stack and len(kept):
         blocks = _blocks(particles, kept)
         write_mrc_stack(folder / "kept.mrcs", blocks, particles.pixel_size, len(kept), particles.box)
 
 
-def summarize(particles: Particles, result: SortResult) -> dict[str, Any]:
+def subsets(keep: npt.NDArray[np.bool_], rescued: npt.NDArray[np.bool_]) -> dict[str, npt.NDArray[np.intp]]:
+    """Return the indices of each file that is written: together all images, none twice.
+
+    Parameters
+    ----------
+    keep, rescued : ndarray of bool, shape (n,)
+
+    Returns
+    -------
+    parts : dict of str to ndarray of intp
+        "kept", "rejected" and, where any is, "rescued".
+    """
+    set_aside = rescued & ~keep
+    parts = {"kept": keep, "rejected": ~keep & ~set_aside}
+    if set_aside.any():
+        parts["rescued"] = set_aside
+    return {name: np.flatnonzero(chosen) for name, chosen in parts.items()}
+
+
+def summarize(
+    particles: Particles, result: SortResult, micrographs: MicrographTable | None = None
+) -> dict[str, Any]:
     """Return what ``summary.json`` holds; an unknown number is NaN."""
     n = len(particles)
-    kept = int(result.keep.sum())
+    counts = {name: len(indices) for name, indices in subsets(result.keep, result.rescued).items()}
     seconds = result.seconds.get("total", math.fsum(result.seconds.values()))
     return {
         "input": particles.path and os.path.abspath(particles.path),
         "images": n,
-        "kept": kept,
-        "rejected": n - kept,
+        "kept": counts["kept"],
+        "rejected": counts["rejected"],
+        "rescued": counts.get("rescued", 0),
         "reasons": {name: int((result.reason == name).sum()) for name in REASONS},
+        "votes": list(result.votes),
+        "errors": None if result.errors is None else _nested(result.errors),
+        "micrographs": None if micrographs is None else _summarize_micrographs(micrographs),
         "box": particles.box,
         "pixel_size": particles.pixel_size,
         "diameter": result.diameter,
@@ -95,6 +139,20 @@ def summarize(particles: Particles, result: SortResult) -> dict[str, Any]:
         "images_per_second": n / seconds if seconds > 0 else math.nan,
         "versions": software_versions(),
     }
+
+
+def _nested(value: Any) -> Any:
+    """Return named tuples as dictionaries."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {key: _nested(item) for key, item in value.items()}
+    return value
+
+
+def _summarize_micrographs(table: MicrographTable) -> dict[str, Any]:
+    drop = [name for name, chosen in zip(table.name, table.drop.tolist(), strict=True) if chosen]
+    return {"number": len(table.name), "drop": drop, "trends": table.trends}
 
 
 def _summarize_model(model: SubspaceModel) -> dict[str, Any]:
@@ -121,12 +179,15 @@ def _star_columns(particles: Particles, result: SortResult) -> dict[str, Sequenc
         "_rlnParticleSelectZScore": formatted(_for_relion(result.score), "%.6f"),
         "_fastsortReason": result.reason.tolist(),
     }
-    if result.subspaces is not None:
+    if np.isfinite(result.junk_probability).any():
+        # RELION would read nan as 0, and so as certainly good.
+        columns["_fastsortJunkProbability"] = formatted(np.nan_to_num(result.junk_probability, nan=1), "%.6f")
+    if list(result.votes) == ["subspaces"]:
         factor, log_likelihood = (result.measurements[name] for name in ("factor", "log_likelihood"))
         columns["_fastsortSortingFactor"] = formatted(_for_relion(factor), "%.6g")
         # The smaller, the worse.
         columns["_fastsortLogLikelihood"] = formatted(-_for_relion(-log_likelihood), "%.6g")
-    else:
+    if np.isfinite(result.offset).any():
         offset = result.offset.astype(np.float64) * pixel_size
         columns[f"_fastsortOffsetX{unit}"] = formatted(offset[:, 1], "%.3f")
         columns[f"_fastsortOffsetY{unit}"] = formatted(offset[:, 0], "%.3f")
@@ -144,21 +205,23 @@ def write_subset(
     star: StarFile | None,
     rows: npt.NDArray[np.intp],
     columns: Mapping[str, Sequence[str]],
+    n_images: int | None = None,
 ) -> None:
     """Write some images as ``name.star`` with more columns or, without a STAR file, as ``name.txt``.
 
-    The latter is a list of section numbers counted from 0.
+    The latter is a list of section numbers counted from 0; it says that these are some of `n_images`.
     """
     if star is None:
-        _write_list(folder / f"{name}.txt", name, rows)
+        _write_list(folder / f"{name}.txt", name, rows, n_images)
         return
     with open(folder / f"{name}.star", "wb") as file:
         file.writelines(subset_bytes(star, rows, columns))
 
 
-def _write_list(path: Path, name: str, indices: npt.NDArray[np.intp]) -> None:
+def _write_list(path: Path, name: str, indices: npt.NDArray[np.intp], n_images: int | None) -> None:
+    of_all = "" if n_images is None else f", {len(indices)} of {n_images}"
     with open(path, "w", encoding="ascii") as file:
-        file.write(f"# {name} images: section numbers of the input stack, counted from 0\n")
+        file.write(f"# {name} images{of_all}: section numbers of the input stack, counted from 0\n")
         for start in range(0, len(indices), _ROWS_AT_ONCE):
             file.writelines(f"{index}\n" for index in indices[start : start + _ROWS_AT_ONCE].tolist())
 
@@ -171,8 +234,11 @@ def _write_scores(path: Path, particles: Particles, result: SortResult) -> None:
         "junk_probability": result.junk_probability,
         "offset_x": result.offset[:, 1],
         "offset_y": result.offset[:, 0],
+        "rescued": result.rescued,
         **result.measurements,
     }
+    if len(result.votes) > 1:
+        numbers |= {f"vote_{name}": values for name, values in result.votes.items()}
     write_rows(path, particles, numbers)
 
 

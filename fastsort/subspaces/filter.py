@@ -13,9 +13,19 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
+from fastsort._bulk import beyond, fit_bulk
 from fastsort._checks import check_choice, check_count, check_not_empty
-from fastsort._cut import balanced_cut
-from fastsort._reasons import CONTAMINATION, MULTIPLE, NOISE, OFF_CENTRE, PARTIAL, VALID, reason_names
+from fastsort._cut import MIN_JUDGED, balanced_cut
+from fastsort._reasons import (
+    CONTAMINATION,
+    MULTIPLE,
+    NOISE,
+    OFF_CENTRE,
+    PARTIAL,
+    VALID,
+    reason_names,
+    suspicions,
+)
 from fastsort.images.batches import map_batches
 from fastsort.images.crop import apply_crop, crop_operator
 from fastsort.images.normalize import inspect_pixels, normalize_background
@@ -36,7 +46,6 @@ GRID = 36
 BANDLIMIT = 0.35
 BATCH = 512
 N_TAUGHT = 4096
-MIN_TAUGHT = 50
 # The share of the images that stand for particles while learning, small enough for sets that are
 # mostly junk; of the first round, which has to choose among all.
 PROMISING = 0.3
@@ -53,6 +62,11 @@ EXCESS = 3.0
 NEARBY, ASIDE = 0.27, 0.45
 DIRECTIONS = tuple((math.sin(0.25 * math.pi * k), math.cos(0.25 * math.pi * k)) for k in range(8))
 CLEARLY = 3.0
+# Evidence for a particle beside the centre, or for two on opposite sides, counts against an image from so
+# many deviations above what particles show.
+BESIDE = 1.0
+# Log-likelihood ratios scatter by more than this in any set that is not one image many times.
+LEAST_SPREAD = 0.1
 
 Array = npt.NDArray[np.float64]
 
@@ -65,9 +79,11 @@ class SubspaceResult(NamedTuple):
     keep : ndarray of bool, shape (n,)
     score : ndarray of float64, shape (n,)
         Larger for junk: log-likelihood ratio of the surroundings to the particles, plus what unusual
-        power costs, in nats; with the published preset the sorting factor. Infinite for images that
-        cannot be judged.
+        power and particles beside the centre cost, in nats; with the published preset the sorting
+        factor. Infinite for images that cannot be judged.
     reason : ndarray of str, shape (n,)
+    suspicion : ndarray of str, shape (n,)
+        Why the image would be rejected, should it be; for rejected images the same as `reason`.
     junk_probability : ndarray of float64, shape (n,)
         From the score and the share of junk that fits all scores; NaN with fewer than 50 images; 0
         or 1 if published.
@@ -89,11 +105,15 @@ class SubspaceResult(NamedTuple):
         Subspaces of the images that are kept, among coefficients of `basis`.
     basis : PswfBasis
         Of the cropped images.
+    learned : LearnedShapes or None
+        What the score rests on, to score more images with; None if published or where nothing could
+        be learned.
     """
 
     keep: npt.NDArray[np.bool_]
     score: Array
     reason: npt.NDArray[np.str_]
+    suspicion: npt.NDArray[np.str_]
     junk_probability: Array
     factor: Array
     log_likelihood: Array
@@ -103,6 +123,7 @@ class SubspaceResult(NamedTuple):
     contrast: str
     model: SubspaceModel
     basis: PswfBasis
+    learned: LearnedShapes | None
 
 
 def eigenimages(result: SubspaceResult, n_images: int) -> npt.NDArray[np.float32]:
@@ -165,22 +186,27 @@ class _Batch(NamedTuple):
     excess: npt.NDArray[np.float32]
 
 
-class Bulk(NamedTuple):
-    """Where most particles lie among some measurements.
+class LearnedShapes(NamedTuple):
+    """What was learned of particles and surroundings: all that is needed to score an image.
 
     Attributes
     ----------
-    mean : ndarray of float64, shape (p,)
-    precision : ndarray of float64, shape (p, p)
-        Inverse covariance, scaled so that the median squared distance of the particles is that of a Gaussian.
+    basis : PswfBasis
+        Of the cropped images.
+    blocks, bands : tuple of ndarray
+        Its functions, by angle and by frequency.
+    particle, background : Shape
+    usual, spread : ndarray of float64, shape (b,)
+        Logarithm of the power of particles in each band, and how much it scatters.
+    steep : float
+        Slope of the spectrum of particles.
+    beside : ndarray of float64, shape (2, 2)
+        What particles show beside the centre, and how much that scatters: the highest ratio in any
+        direction, and the highest that two opposite directions both reach.
+    subspaces : SubspaceModel
+    described : Prepared
+        The subspaces as the scores need them.
     """
-
-    mean: Array
-    precision: Array
-
-
-class _Model(NamedTuple):
-    """All that workers need to score a batch."""
 
     basis: PswfBasis
     blocks: Blocks
@@ -190,6 +216,7 @@ class _Model(NamedTuple):
     usual: Array
     spread: Array
     steep: float
+    beside: Array
     subspaces: SubspaceModel
     described: Prepared
 
@@ -200,6 +227,7 @@ def subspace_filter(
     n_components: int | None = None,
     *,
     preset: str = "default",
+    learned: LearnedShapes | None = None,
     work: str | os.PathLike[str] | None = None,
     n_jobs: int | None = None,
     seed: int = 0,
@@ -215,6 +243,8 @@ def subspace_filter(
         As for `fit_subspaces`.
     preset : {"default", "published"}
         "published" is the algorithm of [1]_ on prolate coefficients: what it discards is rejected.
+    learned : LearnedShapes, optional
+        From an earlier result on images of the same box: nothing is learned from these.
     work : path, optional
         Existing folder for the coefficients of all images, which the published preset needs; by
         default the system's.
@@ -246,7 +276,9 @@ def subspace_filter(
     The particles' shape is learned from the 30 % of a sample of at most 4096 images that look most
     like particles and least like contamination, chosen anew five times, then twice from all that are
     kept. The score is the logarithm of the likelihood ratio, plus (z^2 - 9) / 2 where a band has z > 3
-    deviations more power than in particles. With the share of junk that makes all scores most
+    deviations more power than in particles, plus (z^2 - 1) / 2 where the image moved by 0.27 of the box
+    in one of eight directions looks z > 1 deviations more like a particle than a centred particle does,
+    and the same where two opposite directions do. With the share of junk that makes all scores most
     likely, it gives the probability, and the cut is where junk becomes likelier.
     `fit_subspaces` with the basis then describes what the particles are made of.
 
@@ -265,9 +297,11 @@ def subspace_filter(
     numbers = n_subspaces, n_components
     if preset == "published":
         return _published(particles, operator, basis, numbers, work, n_jobs, seed, progress)
-    sample = _sample(particles, operator, seed)
-    with threadpool_limits(limits=1, user_api="blas"):
-        model = None if len(sample) < 2 else _learn(sample, basis, numbers, n_jobs, seed)
+    model = learned
+    if model is None:
+        sample = _sample(particles, operator, seed)
+        with threadpool_limits(limits=1, user_api="blas"):
+            model = None if len(sample) < 2 else _learn(sample, basis, numbers, n_jobs, seed)
     if model is None:
         found = _gather(map_batches(_unjudged_batch, particles, n_jobs=n_jobs, progress=progress))
         return _unjudged(found, basis)
@@ -319,55 +353,22 @@ def _log_powers(coefficients: Array, bands: tuple[npt.NDArray[np.intp], ...]) ->
     return np.log(np.stack(powers, axis=1) + 1e-12)
 
 
-def fit_bulk(values: Array) -> Bulk:
-    """Find where most of some measurements (n, p) lie.
-
-    Notes
-    -----
-    Three concentration steps on the nearest three quarters, as in the minimum covariance determinant
-    (Rousseeuw & Van Driessen, Technometrics 41, 1999).
-    """
-    size = values.shape[1]
-    part = values
-    for step in range(4):
-        mean = part.mean(axis=0)
-        covariance = np.atleast_2d(np.cov(part.T)) if len(part) > 1 else np.eye(size)
-        covariance = covariance + np.diag(1e-6 * np.diag(covariance) + 1e-9)
-        bulk = Bulk(mean, np.linalg.inv(covariance))
-        distance = _distance(values, bulk)
-        if step < 3:
-            part = values[np.argsort(distance, kind="stable")[: max(size + 2, round(0.75 * len(values)))]]
-    typical = float(np.median(distance)) ** 2
-    return bulk._replace(precision=bulk.precision * ((size - 0.7) / typical if typical > 0 else 1.0))
-
-
-def _distance(values: Array, bulk: Bulk) -> Array:
-    centred = values - bulk.mean
-    square: Array = np.sqrt(np.maximum(np.einsum("ij,ij->i", centred @ bulk.precision, centred), 0))
-    return square
-
-
-def _beyond(values: Array, bulk: Bulk) -> Array:
-    """Distance from the bulk as far as it exceeds its expectation."""
-    return np.maximum(_distance(values, bulk) - math.sqrt(len(bulk.mean)), 0)
-
-
 def _learn(
     images: npt.NDArray[np.float32],
     basis: PswfBasis,
     numbers: tuple[int | None, int | None],
     n_jobs: int | None,
     seed: int,
-) -> _Model:
+) -> LearnedShapes:
     n, half = len(images), images.shape[1] // 2
     blocks, bands = angular_blocks(basis), frequency_bands(basis)
     centred = _coefficients(images, basis)
     shifts = ((half, 0), (0, half), (half, half))
     displaced = np.concatenate([_coefficients(np.roll(images, shift, (1, 2)), basis) for shift in shifts])
     powers = _log_powers(centred, bands)
-    outlying = _beyond(powers, fit_bulk(powers))
+    outlying = beyond(powers, fit_bulk(powers))
     other_powers = _log_powers(displaced, bands)
-    ordinary = _beyond(other_powers, fit_bulk(other_powers)) < EXCLUDED
+    ordinary = beyond(other_powers, fit_bulk(other_powers)) < EXCLUDED
     ordinary &= np.tile(outlying < EXCLUDED, len(shifts))
     background = fit_shape(displaced, ordinary if ordinary.any() else ~ordinary, blocks)
 
@@ -379,17 +380,16 @@ def _learn(
         if step == 0:
             teachers = teachers[np.argsort(-ratio[teachers], kind="stable")[: max(2, round(FIRST * n))]]
         measured = np.column_stack([ratio, powers])
-        beyond = np.maximum(_beyond(measured, fit_bulk(measured[teachers])) - SLACK, 0)
-        usual = float(np.median(ratio[teachers]))
-        spread = 1.4826 * float(np.median(np.abs(ratio[teachers] - usual))) + 1e-9
+        excess = np.maximum(beyond(measured, fit_bulk(measured[teachers])) - SLACK, 0)
+        usual, spread = _typical(ratio[teachers])
         if step < N_CONCENTRATIONS:
             # More than usual is no better: contamination can look too much like a particle.
-            doubt = np.maximum((usual - ratio) / spread, 0) + beyond
+            doubt = np.maximum((usual - ratio) / spread, 0) + excess
             use = np.zeros(n, dtype=bool)
             use[np.argsort(doubt, kind="stable")[: max(2, round(PROMISING * n))]] = True
     for _ in range(N_REFINEMENTS):
-        kept = (-ratio <= balanced_cut(-ratio)) & (beyond < OUTLYING)
-        use = kept if kept.sum() >= min(n, MIN_TAUGHT) else use
+        kept = (-ratio <= balanced_cut(-ratio)) & (excess < OUTLYING)
+        use = kept if kept.sum() >= min(n, MIN_JUDGED) else use
         particle, ratio = _compare(centred, use, background, blocks)
     subspaces = fit_subspaces(
         centred[use].astype(np.float32),
@@ -405,8 +405,48 @@ def _learn(
     steep = float(np.median(_slope(powers[use])))
     # Noise alone scatters more than this.
     widths = np.maximum(np.sqrt(np.diag(np.linalg.inv(bulk.precision))), 0.02)
+    nearby = np.concatenate(
+        [_nearby(part, basis, particle, background, blocks) for part in _parts(images[use])]
+    )
+    beside = np.array([_typical(values) for values in _highest(nearby)])
     described = prepare(subspaces, np.float32)
-    return _Model(basis, blocks, bands, particle, background, bulk.mean, widths, steep, subspaces, described)
+    return LearnedShapes(
+        basis, blocks, bands, particle, background, bulk.mean, widths, steep, beside, subspaces, described
+    )
+
+
+def _parts(images: npt.NDArray[np.float32]) -> Iterator[npt.NDArray[np.float32]]:
+    return (images[start : start + BATCH] for start in range(0, len(images), BATCH))
+
+
+def _typical(values: Array) -> tuple[float, float]:
+    """Median, and the deviation that belongs to the median absolute one."""
+    median = float(np.median(values))
+    return median, max(1.4826 * float(np.median(np.abs(values - median))), LEAST_SPREAD)
+
+
+def _nearby(
+    images: npt.NDArray[np.float32],
+    basis: PswfBasis,
+    particle: Shape,
+    background: Shape,
+    blocks: Blocks,
+    distance: float = NEARBY,
+) -> Array:
+    """Log-likelihood ratios (n, 8) of a particle at a distance from the centre, in parts of the box."""
+    box = images.shape[1]
+    ratios = []
+    for y, x in DIRECTIONS:
+        shift = (round(-y * distance * box), round(-x * distance * box))
+        coefficients = _coefficients(np.roll(images, shift, (1, 2)), basis)
+        ratios.append(log_ratio(coefficients, particle, background, blocks))
+    return np.stack(ratios, axis=1)
+
+
+def _highest(nearby: Array) -> tuple[Array, Array]:
+    """The highest of the ratios, and the highest that is reached on two opposite sides."""
+    opposite = np.minimum(nearby, np.roll(nearby, len(DIRECTIONS) // 2, axis=1))
+    return nearby.max(axis=1), opposite.max(axis=1)
 
 
 def _slope(log_powers: Array) -> Array:
@@ -427,7 +467,7 @@ def _compare(
 
 
 def _batch(
-    images: npt.NDArray[np.float32], start: int, operator: npt.NDArray[np.float32], model: _Model
+    images: npt.NDArray[np.float32], start: int, operator: npt.NDArray[np.float32], model: LearnedShapes
 ) -> _Batch:
     codes = inspect_pixels(images).codes
     judged = codes == VALID
@@ -436,11 +476,19 @@ def _batch(
     score = -log_ratio(coefficients, model.particle, model.background, model.blocks)
     powers = _log_powers(coefficients, model.bands)
     excess = ((powers - model.usual) / model.spread).max(axis=1)
-    score += 0.5 * np.maximum(excess * np.abs(excess) - EXCESS**2, 0)
+    score += _penalty(excess, EXCESS)
+    nearby = _nearby(images, model.basis, model.particle, model.background, model.blocks)
+    for values, (usual, spread) in zip(_highest(nearby), model.beside, strict=True):
+        score += _penalty((values - usual) / spread, BESIDE)
     log_likelihood, factor, *_ = measure(coefficients.astype(np.float32), model.described)
     doubtful = np.flatnonzero(judged & (score > -CLEARLY))
     codes[doubtful] = _reasons(
-        images[doubtful], score[doubtful], excess[doubtful], _slope(powers[doubtful]), model
+        images[doubtful],
+        nearby[doubtful],
+        score[doubtful],
+        excess[doubtful],
+        _slope(powers[doubtful]),
+        model,
     )
     for values in (score, factor):
         values[~judged] = np.inf
@@ -448,8 +496,18 @@ def _batch(
     return _Batch(codes, score, factor, log_likelihood, excess.astype(np.float32))
 
 
+def _penalty(deviations: Array, free: float) -> Array:
+    """Cost in nats of so many deviations above what is usual, the first few of which are free."""
+    return 0.5 * np.maximum(deviations * np.abs(deviations) - free**2, 0)
+
+
 def _reasons(
-    images: npt.NDArray[np.float32], score: Array, excess: Array, slope: Array, model: _Model
+    images: npt.NDArray[np.float32],
+    nearby: Array,
+    score: Array,
+    excess: Array,
+    slope: Array,
+    model: LearnedShapes,
 ) -> npt.NDArray[np.int8]:
     """Why images would be rejected, should their scores be beyond the cut."""
     codes = np.full(len(images), NOISE, dtype=np.int8)
@@ -458,20 +516,12 @@ def _reasons(
     # The background's deviation being 1, the slope of the spectrum says how much there is: noise has a
     # flatter one than particles.
     codes[slope > model.steep] = CONTAMINATION
-    box = images.shape[1]
-    ratios = []
-    for distance in (NEARBY, ASIDE):
-        for y, x in DIRECTIONS:
-            shift = (round(-y * distance * box), round(-x * distance * box))
-            coefficients = _coefficients(np.roll(images, shift, (1, 2)), model.basis)
-            ratios.append(log_ratio(coefficients, model.particle, model.background, model.blocks))
-    elsewhere = np.array(ratios).reshape(2, len(DIRECTIONS), -1)
-    best = elsewhere.max(axis=1)
-    there = np.maximum(best[0], best[1]) > np.maximum(-score, 0) + CLEARLY
-    codes[there] = np.where(best[0] >= best[1], OFF_CENTRE, PARTIAL)[there]
+    far = _nearby(images, model.basis, model.particle, model.background, model.blocks, ASIDE)
+    near, aside = nearby.max(axis=1), far.max(axis=1)
+    there = np.maximum(near, aside) > np.maximum(-score, 0) + CLEARLY
+    codes[there] = np.where(near >= aside, OFF_CENTRE, PARTIAL)[there]
     # Two particles lie on opposite sides of the centre.
-    opposite = np.minimum(elsewhere[0], np.roll(elsewhere[0], len(DIRECTIONS) // 2, axis=0)).max(axis=0)
-    codes[opposite > CLEARLY] = MULTIPLE
+    codes[_highest(nearby)[1] > CLEARLY] = MULTIPLE
     codes[excess > EXCESS] = CONTAMINATION
     return codes
 
@@ -499,6 +549,7 @@ def _unjudged(found: _Batch, basis: PswfBasis) -> SubspaceResult:
         keep,
         np.where(keep, 0.0, np.inf),
         reason_names(found.codes),
+        suspicions(found.codes),
         np.where(keep, np.nan, 1.0),
         found.factor,
         found.log_likelihood,
@@ -508,15 +559,16 @@ def _unjudged(found: _Batch, basis: PswfBasis) -> SubspaceResult:
         "bright",
         model,
         basis,
+        None,
     )
 
 
-def _result(found: _Batch, model: _Model, scale: float) -> SubspaceResult:
+def _result(found: _Batch, model: LearnedShapes, scale: float) -> SubspaceResult:
     judged = np.isfinite(found.score)
     probability = np.ones(len(judged))
     cut = np.nan
     keep = judged
-    if judged.sum() >= MIN_TAUGHT:
+    if judged.sum() >= MIN_JUDGED:
         cut = balanced_cut(found.score[judged])
         # Beyond 700 the exponential is more than a float holds.
         probability[judged] = 1 / (1 + np.exp(np.clip(cut - found.score[judged], -700, 700)))
@@ -528,6 +580,7 @@ def _result(found: _Batch, model: _Model, scale: float) -> SubspaceResult:
         keep,
         found.score,
         reason_names(np.where(keep, VALID, found.codes)),
+        suspicions(found.codes),
         probability,
         found.factor,
         found.log_likelihood,
@@ -537,10 +590,11 @@ def _result(found: _Batch, model: _Model, scale: float) -> SubspaceResult:
         _contrast(mean),
         model.subspaces,
         model.basis,
+        model,
     )
 
 
-def _radius(model: _Model) -> float:
+def _radius(model: LearnedShapes) -> float:
     """Radius of the particle in pixels of the cropped image."""
     box = model.basis.box
     functions = model.basis.functions.reshape(len(model.basis.functions), -1).astype(np.float64)
@@ -601,6 +655,7 @@ def _published(
         model.keep,
         scores.factor,
         reason_names(reason),
+        suspicions(reason),
         np.where(model.keep, 0.0, 1.0),
         scores.factor,
         scores.log_likelihood,
@@ -610,6 +665,7 @@ def _published(
         _contrast(np.tensordot(model.weights @ model.means, basis.functions, 1)),
         model,
         basis,
+        None,
     )
 
 

@@ -1,0 +1,53 @@
+"""Particles beside the centre that would be good ones, were they in the middle."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from fastsort.decide.votes import METHODS, Judge, ask_methods
+from fastsort.particles.source import Particles
+
+BATCH = 2048
+
+
+def good_if_centred(
+    working: Particles,
+    candidates: npt.NDArray[np.intp],
+    offset: npt.NDArray[np.floating],
+    radius: float,
+    judge: Judge,
+    limit: float,
+    n_jobs: int | None = None,
+) -> npt.NDArray[np.bool_]:
+    """Move particles to the middle and ask again.
+
+    Parameters
+    ----------
+    working : Particles
+    candidates : ndarray of intp, shape (m,)
+        Images to look at.
+    offset : ndarray, shape (m, 2)
+        Where their particles lie: row and column from the centre, in working pixels.
+    radius : float
+        Of the particle, in working pixels: where it reaches over the edge of the box, nothing is asked.
+    judge : Judge
+        Of the set that the images belong to.
+    limit : float
+        Highest score of an image that is kept.
+    n_jobs : int, optional
+
+    Returns
+    -------
+    good : ndarray of bool, shape (m,)
+    """
+    good = np.zeros(len(candidates), dtype=bool)
+    inside = np.flatnonzero(np.abs(offset).max(axis=1, initial=0) + radius <= working.box / 2)
+    for start in range(0, len(inside), BATCH):
+        some = inside[start : start + BATCH]
+        images = working.read(candidates[some])
+        for image, (y, x) in zip(images, np.rint(offset[some]).astype(int), strict=True):
+            image[:] = np.roll(image, (-y, -x), (0, 1))
+        votes = ask_methods(images, METHODS, learned=judge.learned, n_jobs=n_jobs).votes
+        good[some] = judge.score(votes) <= limit
+    return good
