@@ -134,7 +134,7 @@ def _add_cut(parser: argparse.ArgumentParser, *more: str) -> None:
     """Add the ways to say how much is kept, of which one can be chosen."""
     add = parser.add_mutually_exclusive_group().add_argument
     if "probability" in more:
-        add("--probability", type=float, metavar="P", help="reject what is junk with P or more, 0 to 1")
+        add("--probability", type=float, metavar="P", help="reject what is junk with more than P, 0 to 1")
     add("--keep-at-least", type=float, metavar="X", help="share of the particles to keep, estimated")
     add("--discard", type=int, metavar="N", help="reject the N worst images")
     add("--fraction", type=float, metavar="X", help="keep this share of the images")

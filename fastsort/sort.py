@@ -71,7 +71,7 @@ class SortResult(NamedTuple):
     phase_flipped : bool
         Whether the phases were flipped here.
     subspaces : SubspaceResult or None
-        All of what the subspaces method says of the working images.
+        With the subspaces method alone: all that it says of the working images.
     errors : EstimatedErrors or None
         How well the set was sorted, as far as that can be said without labels; None with one method.
     views : Views or None
@@ -156,7 +156,7 @@ def sort_particles(
     n_peaks : int, optional
         As for `radial_filter`.
     n_subspaces, n_components : int, optional
-        As for `subspace_filter`.
+        As for `subspace_filter`; with the subspaces method alone.
     keep_at_least, discard, fraction : optional
         As for `cut_again`, one of them at most. By default what is more likely junk than a particle is
         rejected.
@@ -386,9 +386,13 @@ def _check_strictness(given: dict[str, Any], n: int, exactly: bool = False) -> N
 def _refuse(methods: Sequence[str], options: dict[str, object]) -> None:
     """Refuse options that would have no effect."""
     for name, value in options.items():
-        owner = "subspaces" if name in ("n_subspaces", "n_components") else "radial"
-        if value is not None and owner not in methods:
+        if value is None:
+            continue
+        describes = name in ("n_subspaces", "n_components")
+        if ("subspaces" if describes else "radial") not in methods:
             raise InputError(f"{name} does nothing with method {methods[0]!r}: leave it out.")
+        if describes and len(methods) > 1:
+            raise InputError(f"{name} is for the method subspaces alone: name it, or leave {name} out.")
 
 
 def _first(asked: Asked, name: str) -> Any:
@@ -420,7 +424,8 @@ def _result(
         measurements |= {name: getattr(asked.radial, name) for name in RADIAL}
         offset = asked.radial.centre * np.float32(scale)
     if asked.subspaces is not None:
-        measurements |= {name: getattr(asked.subspaces, name) for name in SUBSPACES}
+        names = SUBSPACES if asked.radial is None else SUBSPACES[-1:]
+        measurements |= {name: getattr(asked.subspaces, name) for name in names}
     measurements |= {"pixel_mean": prepared.pixels.mean, "pixel_std": prepared.pixels.std}
     return SortResult(
         keep=np.zeros(n, dtype=bool),
@@ -438,7 +443,7 @@ def _result(
         diameter_estimated=True,
         contrast=_first(asked, "contrast") or "unknown",
         phase_flipped=False,
-        subspaces=asked.subspaces,
+        subspaces=asked.subspaces if asked.radial is None else None,
         errors=None,
         views=None,
         judge=Judge(asked.learned, {**dict.fromkeys(asked.votes, 1.0), OFFSET: 0.0}, {}, (np.nan, np.nan)),

@@ -517,3 +517,131 @@ def ppca_optimum(images: npt.ArrayLike, n_components: int) -> PpcaOptimum:
     log_determinant = np.linalg.slogdet(2 * np.pi * fitted).logabsdet
     log_likelihood = -0.5 * (log_determinant + np.trace(np.linalg.solve(fitted, covariance)))
     return PpcaOptimum(mean, loadings, noise_variance, log_likelihood)
+
+
+# Verdicts: votes weighed against each other, shares of junk, intervals and cuts.
+
+
+def logistic_slopes(
+    values: npt.ArrayLike,
+    target: npt.ArrayLike,
+    amount: npt.ArrayLike,
+    weights: npt.ArrayLike,
+    offset: float,
+    ridge: float,
+) -> tuple[npt.NDArray[np.float64], float]:
+    """Slopes of the loss of weighted rows, for the weights of standardised columns and the offset.
+
+    The loss is minus the log-likelihood, with half of `ridge` times the squared weights. At the best
+    weights that are not negative (Karush, Kuhn and Tucker), the slope is zero for a weight above
+    zero, and not negative for a weight of zero.
+    """
+    values, target, amount = (np.asarray(array, dtype=np.float64) for array in (values, target, amount))
+    spread = values.std(axis=0)
+    at = np.asarray(weights, dtype=np.float64) * spread
+    middle = float(offset) + float(values.mean(axis=0) @ np.asarray(weights, dtype=np.float64))
+    of_weights, of_offset = ridge * at, 0.0
+    for row, label, much in zip((values - values.mean(axis=0)) / spread, target, amount, strict=True):
+        wrong = 1 / (1 + np.exp(-(middle + row @ at))) - label
+        of_weights = of_weights + much * wrong * row
+        of_offset += much * wrong
+    return of_weights, of_offset
+
+
+def likeliest_share(odds: npt.ArrayLike) -> float:
+    """Share of junk that makes log-likelihood ratios of junk to particles most likely.
+
+    Saerens, Latinne and Decaestecker, Neural Computation 14 (2002): what their iteration climbs to,
+    the root of the derivative of sum(log(share * ratio + 1 - share)), which falls with the share.
+    """
+    ratio = np.exp(np.asarray(odds, dtype=np.float64)) - 1
+
+    def slope(share: float) -> float:
+        return float(np.sum(ratio / (1 + share * ratio)))
+
+    low, high = 0.0, 1.0
+    if slope(low) <= 0:
+        return low
+    if slope(high) >= 0:
+        return high
+    for _ in range(200):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if slope(middle) > 0 else (low, middle)
+    return 0.5 * (low + high)
+
+
+def wilson_interval(hits: int, number: int, deviations: float) -> tuple[float, float]:
+    """Shares whose normal approximation has the observed one at so many standard deviations.
+
+    The two roots x of (x - hits / number)^2 = deviations^2 x (1 - x) / number.
+    """
+    seen, square = hits / number, deviations**2 / number
+    low, high = np.sort(np.roots([1 + square, -2 * seen - square, seen**2]).real)
+    return float(low), float(high)
+
+
+def best_images(score: npt.ArrayLike, number: int) -> npt.NDArray[np.bool_]:
+    """Mark so many images of lowest score; of equals the first; infinite ones never."""
+    score = np.asarray(score, dtype=np.float64)
+    ranking = sorted(range(len(score)), key=lambda i: (score[i], i))
+    return np.array([i in ranking[:number] and score[i] < np.inf for i in range(len(score))])
+
+
+def fewest_that_hold(score: npt.ArrayLike, junk_probability: npt.ArrayLike, share: float) -> int:
+    """Count the best images that it takes to hold this share of all expected particles."""
+    score, expected = np.asarray(score, dtype=np.float64), 1 - np.asarray(junk_probability, dtype=np.float64)
+    wanted, held, number = share * expected.sum() * (1 - 1e-9), 0.0, 0
+    for i in sorted(range(len(score)), key=lambda i: (score[i], i)):
+        if held >= wanted:
+            break
+        held += expected[i]
+        number += 1
+    return number
+
+
+def log_gaussian(
+    values: npt.NDArray[np.floating],
+    mean: npt.NDArray[np.floating],
+    covariance: npt.NDArray[np.floating],
+) -> npt.NDArray[np.float64]:
+    """Logarithm of a normal density at every row, shape (n,)."""
+    found = []
+    for row in values:
+        moved = row - mean
+        volume = np.linalg.slogdet(2 * np.pi * covariance)[1]
+        found.append(-0.5 * volume - 0.5 * moved @ np.linalg.solve(covariance, moved))
+    return np.array(found)
+
+
+def strangeness_score(
+    values: npt.NDArray[np.floating],
+    particle: tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]],
+    background: tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]],
+    strange: float,
+    wide: float,
+) -> npt.NDArray[np.float64]:
+    """Logarithm of how much likelier a row is under anything else than under the particles.
+
+    Anything else is the background, and with weight `strange` a normal density with the particles'
+    mean and `wide` times their standard deviations. Densities are pairs of mean and covariance.
+    """
+    good = log_gaussian(values, *particle)
+    odd = log_gaussian(values, particle[0], wide**2 * particle[1])
+    return np.log(np.exp(log_gaussian(values, *background) - good) + strange * np.exp(odd - good))
+
+
+def concentrated(values: npt.ArrayLike, share: float, steps: int) -> npt.NDArray[np.float64]:
+    """Mean of the rows that lie closest together, by concentration steps.
+
+    Rousseeuw and Van Driessen, Technometrics 41 (1999): mean and covariance of the chosen rows, then
+    the nearest rows by Mahalanobis distance are chosen; the first choice is all of them.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    chosen = list(range(len(values)))
+    for _ in range(steps):
+        mean = values[chosen].mean(axis=0)
+        inverse = np.linalg.inv(np.cov(values[chosen].T))
+        distances = [float((row - mean) @ inverse @ (row - mean)) for row in values]
+        nearest = sorted(range(len(values)), key=lambda i: distances[i])
+        chosen = nearest[: round(share * len(values))]
+    return values[chosen].mean(axis=0)

@@ -41,6 +41,9 @@ FIELDS = (
     "score",
     "reason",
     "centre",
+    "suspicion",
+    "nearest",
+    "strongest",
     "n_clusters",
     "n_scattered",
     "peak",
@@ -81,12 +84,16 @@ def assert_identical(actual, expected):
 
 def assert_sane(result, n):
     """Assert what holds of every result, whatever the images were."""
-    assert all(len(getattr(result, name)) == n for name in FIELDS[:10])
+    assert all(len(getattr(result, name)) == n for name in FIELDS[:13])
     assert not np.isnan(result.score).any()
     np.testing.assert_array_equal(result.keep, result.reason == "valid")
     unfit = np.isin(result.reason, ("bad_pixels", "flat"))
     np.testing.assert_array_equal(np.isinf(result.score), unfit)
     assert np.isfinite(result.centre).all()
+    where = np.where(result.keep[:, None], result.nearest, result.strongest)
+    np.testing.assert_array_equal(result.centre, where)
+    assert not np.isin(result.suspicion, ("valid", "duplicate", "rare_view")).any()
+    np.testing.assert_array_equal(result.suspicion[~result.keep], result.reason[~result.keep])
 
 
 @pytest.fixture(scope="module")
@@ -442,3 +449,30 @@ def test_half_of_the_images_twice(mixed):
     result = radial_filter(images)
     np.testing.assert_array_equal(result.keep[:150], result.keep[150:])
     np.testing.assert_allclose(result.score[:150], result.score[150:], atol=1e-4)
+
+
+# What was learned once.
+
+
+def test_what_was_learned_gives_the_same_scores_again(mixed, mixed_result):
+    again = radial_filter(mixed[0], learned=mixed_result.learned)
+    assert_identical(again, mixed_result)
+    for one in ("template", "discriminant"):
+        for actual, expected in zip(
+            getattr(again.learned, one), getattr(mixed_result.learned, one), strict=True
+        ):
+            np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.parametrize("n", [1, 3, 40])
+def test_a_few_images_are_scored_by_what_many_have_taught(mixed, mixed_result, n):
+    found = radial_filter(mixed[0][100 : 100 + n], learned=mixed_result.learned)
+    # Sums over other batches differ in their last bits.
+    np.testing.assert_allclose(found.score, mixed_result.score[100 : 100 + n], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.strongest, mixed_result.strongest[100 : 100 + n], atol=0.02)
+    assert (found.radius, found.contrast) == (mixed_result.radius, mixed_result.contrast)
+
+
+def test_published_rules_and_empty_sets_learn_nothing(mixed):
+    assert radial_filter(mixed[0][:60], 5.0, preset="published").learned is None
+    assert radial_filter(np.zeros((5, 36, 36), dtype=np.float32)).learned is None

@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import csv
 import math
+import tempfile
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import joblib
+import killed
 import mrcfile
 import numpy as np
 import pytest
 import scipy.stats
 
-from fastsort import InputError, open_particles, simulate_particles, sort_particles, write_project
+from fastsort import (
+    InputError,
+    cut_again,
+    open_particles,
+    simulate_particles,
+    sort_particles,
+    write_project,
+)
+from fastsort._saved import save
+from fastsort.decide import votes
+from fastsort.particles.mrc import write_stack
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "real"
-ARRAYS = ("keep", "score", "reason", "junk_probability", "offset")
+ARRAYS = ("keep", "score", "reason", "suspicion", "rescued", "junk_probability", "offset")
+METHODS = ("radial", "subspaces", "invariants")
 
 
 @pytest.fixture(scope="module")
@@ -30,18 +45,40 @@ def project(stack, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sorted_project(project):
-    return sort_particles(project)
+    return sort_particles(project, method="radial")
 
 
-def assert_identical(actual, expected, order=slice(None)):
-    """Assert the same bits, `actual` being in input order and `expected` in another."""
+@pytest.fixture(scope="module")
+def small():
+    return simulate_particles(120, 80, snr=0.3, box=32, ctf=True, junk="all", n_micrographs=4, seed=11)
+
+
+@pytest.fixture(scope="module")
+def small_project(small, tmp_path_factory):
+    return write_project(tmp_path_factory.mktemp("small") / "project", *small)
+
+
+@pytest.fixture(scope="module")
+def jointly(small_project):
+    return sort_particles(small_project)
+
+
+def assert_identical(actual, expected):
+    """Assert the same bits of everything that does not tell where the images came from."""
     for name in ARRAYS:
-        np.testing.assert_array_equal(getattr(actual, name), getattr(expected, name)[order], name)
-    for name, values in expected.measurements.items():
-        np.testing.assert_array_equal(actual.measurements[name], values[order], name)
-    np.testing.assert_equal(actual.cut, expected.cut)
-    np.testing.assert_equal(actual.diameter_px, expected.diameter_px)
-    assert (actual.contrast, actual.phase_flipped) == (expected.contrast, expected.phase_flipped)
+        np.testing.assert_array_equal(getattr(actual, name), getattr(expected, name), name)
+    for name in ("votes", "measurements"):
+        some, others = getattr(actual, name), getattr(expected, name)
+        assert list(some) == list(others)
+        for key, values in others.items():
+            np.testing.assert_array_equal(some[key], values, key)
+    for name in ("cut", "diameter_px", "contrast", "phase_flipped", "errors"):
+        np.testing.assert_equal(getattr(actual, name), getattr(expected, name), name)
+    if expected.views is not None:
+        # The pixel size depends on the source.
+        np.testing.assert_equal(actual.views[:-1], expected.views[:-1])
+    np.testing.assert_equal(actual.judge.weights, expected.judge.weights)
+    np.testing.assert_equal(actual.judge.decoys, expected.judge.decoys)
 
 
 def area_under_curve(score, label):
@@ -74,23 +111,23 @@ def test_array_and_stack_file_give_the_same(stack, tmp_path):
         file.set_data(images)
         file.set_image_stack()
         file.voxel_size = truth.pixel_size
-    from_array = sort_particles(images)
+    from_array = sort_particles(images, method="radial")
     assert not from_array.phase_flipped
     for path in (tmp_path / "particles.mrcs", str(tmp_path / "particles.mrcs")):
-        from_file = sort_particles(path)
+        from_file = sort_particles(path, method="radial")
         assert_identical(from_file, from_array)
         assert from_file.diameter == pytest.approx(from_array.diameter_px * truth.pixel_size, rel=1e-4)
     assert from_array.diameter == from_array.diameter_px
 
 
 def test_project_without_flipping_is_the_array(stack, project):
-    plain = sort_particles(project, phase_flip="no")
+    plain = sort_particles(project, method="radial", phase_flip="no")
     assert not plain.phase_flipped
-    assert_identical(plain, sort_particles(stack[0]))
+    assert_identical(plain, sort_particles(stack[0], method="radial"))
 
 
 def test_flipping_when_told_is_flipping_by_itself(project, sorted_project):
-    told = sort_particles(project, phase_flip="yes")
+    told = sort_particles(project, method="radial", phase_flip="yes")
     assert told.phase_flipped
     assert_identical(told, sorted_project)
 
@@ -114,9 +151,10 @@ def test_order_of_the_rows_follows_the_names(stack, project, sorted_project):
     by_name = np.array([position[name] for name in shuffled.names])
     np.testing.assert_array_equal(by_name, order)
     # The same images in the same order, from many stacks or from one array.
-    assert_identical(sort_particles(shuffled, phase_flip="no"), sort_particles(images[order]))
+    plain = sort_particles(shuffled, method="radial", phase_flip="no")
+    assert_identical(plain, sort_particles(images[order], method="radial"))
     # Another order changes sums in their last bits only.
-    result = sort_particles(shuffled)
+    result = sort_particles(shuffled, method="radial")
     assert (result.keep != sorted_project.keep[by_name]).mean() <= 0.01
     assert np.corrcoef(result.score, sorted_project.score[by_name])[0, 1] > 0.999
 
@@ -136,23 +174,28 @@ def with_optics(star, name, label, value):
 @pytest.mark.parametrize("label", ["_rlnCtfDataArePhaseFlipped", "_rlnCtfDataAreCtfPremultiplied"])
 def test_phases_flipped_before_are_not_flipped_again(project, label):
     done = with_optics(project, f"done{label}.star", label, 1)
-    assert not sort_particles(done).phase_flipped
-    assert sort_particles(done, phase_flip="yes").phase_flipped
+    assert not sort_particles(done, method="radial").phase_flipped
+    assert sort_particles(done, method="radial", phase_flip="yes").phase_flipped
     undone = with_optics(project, f"undone{label}.star", label, 0)
-    assert sort_particles(undone).phase_flipped
+    assert sort_particles(undone, method="radial").phase_flipped
 
 
 @pytest.mark.parametrize("n_jobs", [1, 2, -1])
 def test_workers_do_not_change_bits(project, sorted_project, n_jobs):
-    assert_identical(sort_particles(project, n_jobs=n_jobs), sorted_project)
+    assert_identical(sort_particles(project, method="radial", n_jobs=n_jobs), sorted_project)
 
 
 def test_processes_do_not_change_bits(project, sorted_project):
-    images = simulate_particles(400, 400, snr=0.1, box=36, seed=3)[0]
-    expected = sort_particles(images, n_jobs=1)
+    images = simulate_particles(300, 300, snr=0.1, box=36, seed=3)[0]
+    # Three batches and more, for any method.
+    several = simulate_particles(330, 230, snr=0.3, box=16, junk="all", seed=3)[0]
+    expected = sort_particles(images, method="radial", n_jobs=1)
+    jointly = sort_particles(several, n_jobs=1)
+    assert_identical(sort_particles(several, n_jobs=2), jointly)
     with joblib.parallel_config(backend="loky", n_jobs=2):
-        assert_identical(sort_particles(project), sorted_project)
-        assert_identical(sort_particles(images), expected)
+        assert_identical(sort_particles(project, method="radial"), sorted_project)
+        assert_identical(sort_particles(images, method="radial"), expected)
+        assert_identical(sort_particles(several), jointly)
 
 
 def test_images_that_cannot_be_judged(stack):
@@ -161,7 +204,7 @@ def test_images_that_cannot_be_judged(stack):
     images[1, 3, 3] = np.nan
     images[2, 0, 0] = -np.inf
     images[3, 5, 5] += 200 * images.std()
-    result = sort_particles(images)
+    result = sort_particles(images, method="radial")
     np.testing.assert_array_equal(result.reason[:4], ["flat", "bad_pixels", "bad_pixels", "bad_pixels"])
     assert not result.keep[:4].any()
     assert np.isinf(result.score[:4]).all()
@@ -172,16 +215,248 @@ def test_images_that_cannot_be_judged(stack):
 def test_any_type_of_read_only_map(stack, dtype, tmp_path):
     exact = stack[0][:120].astype(np.float16).astype(np.float32)
     np.save(tmp_path / "images.npy", exact.astype(dtype))
-    assert_identical(sort_particles(np.load(tmp_path / "images.npy", mmap_mode="r")), sort_particles(exact))
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    assert_identical(sort_particles(mapped, method="radial"), sort_particles(exact, method="radial"))
 
 
-@pytest.mark.parametrize(("n", "box"), [(1, 16), (1, 56), (49, 17), (60, 16)])
-def test_small_sets_and_small_boxes(n, box):
+@pytest.mark.parametrize("method", [None, *METHODS])
+@pytest.mark.parametrize(("n", "box"), [(1, 16), (1, 56), (2, 16), (4, 16), (49, 17), (60, 16)])
+def test_small_sets_and_small_boxes(n, box, method):
     images = np.random.default_rng(4).normal(size=(n, box, box)).astype(np.float32)
-    result = sort_particles(images)
+    result = sort_particles(images, method=method)
     assert len(result.keep) == n
     assert np.isfinite(result.score).all()
-    assert result.keep.all() or n >= 50
+    assert list(result.votes) == ([method] if method else list(METHODS))
+    np.testing.assert_array_equal(result.reason == "valid", result.keep)
+    if n < 50:
+        assert result.keep.all() and np.isnan(result.cut) and np.isnan(result.junk_probability).all()
+    else:
+        assert np.isfinite(result.cut) and np.isfinite(result.junk_probability).all()
+
+
+# All methods together.
+
+
+def test_methods_together_tell_particles_from_junk(small, jointly):
+    label = small[1].label
+    assert area_under_curve(jointly.score, label) > 0.9
+    assert jointly.keep[label].mean() > 0.85 and jointly.keep[~label].mean() < 0.25
+    assert jointly.phase_flipped and jointly.diameter_estimated and jointly.contrast == "bright"
+    assert jointly.parameters["method"] is None
+    assert jointly.errors.known and jointly.errors.remark == ""
+    assert jointly.errors.true_positive_rate.low <= jointly.keep[label].mean()
+    assert len(jointly.views.label) == len(label) and jointly.views.rare.any() == jointly.rescued.any()
+    # The subspaces are described by their own method alone.
+    assert jointly.subspaces is None and not {"factor", "log_likelihood"} & set(jointly.measurements)
+
+
+def test_verdict_of_all_methods_is_made_of_their_votes(jointly):
+    n = len(jointly.keep)
+    assert list(jointly.votes) == list(METHODS)
+    weights = jointly.judge.weights
+    score = sum(weights[name] * jointly.votes[name] for name in METHODS) + weights["offset"]
+    np.testing.assert_allclose(jointly.score, score, rtol=1e-9, atol=1e-9)
+    assert min(weights[name] for name in METHODS) >= 0
+    duplicate = jointly.measurements["duplicate"]
+    np.testing.assert_array_equal(jointly.keep, (jointly.score <= jointly.cut) & ~duplicate)
+    np.testing.assert_array_equal(jointly.keep, jointly.reason == "valid")
+    np.testing.assert_array_equal(jointly.rescued, jointly.reason == "rare_view")
+    np.testing.assert_array_equal(duplicate, jointly.reason == "duplicate")
+    usual = ~(jointly.keep | jointly.rescued | duplicate)
+    np.testing.assert_array_equal(jointly.reason[usual], jointly.suspicion[usual])
+    assert not np.isin(jointly.suspicion, ("valid", "duplicate", "rare_view")).any()
+    order = np.argsort(jointly.score)
+    assert (np.diff(jointly.junk_probability[order]) >= 0).all()
+    assert jointly.offset.shape == (n, 2) and np.isfinite(jointly.offset).all()
+
+
+def test_votes_are_the_scores_of_the_single_methods(small_project, jointly):
+    against = np.zeros(len(jointly.keep), dtype=int)
+    for method in METHODS:
+        single = sort_particles(small_project, method=method)
+        np.testing.assert_array_equal(single.score, jointly.votes[method])
+        np.testing.assert_array_equal(single.votes[method], single.score)
+        np.testing.assert_array_equal(single.keep, single.score <= single.cut)
+        np.testing.assert_array_equal(single.keep, single.reason == "valid")
+        assert single.errors is None and single.views is None
+        assert np.isnan(single.diameter) == (method == "invariants")
+        assert np.isnan(single.offset).all() == (method != "radial")
+        against += ~single.keep
+    np.testing.assert_array_equal(jointly.measurements["against"], against)
+
+
+def test_array_and_stack_file_give_the_same_to_all_methods(small, small_project, tmp_path):
+    images, truth = small
+    with mrcfile.new(tmp_path / "particles.mrcs") as file:
+        file.set_data(images)
+        file.set_image_stack()
+        file.voxel_size = truth.pixel_size
+    expected = sort_particles(images)
+    assert_identical(sort_particles(tmp_path / "particles.mrcs"), expected)
+    # These particles were never picked twice.
+    assert_identical(sort_particles(small_project, phase_flip="no"), expected)
+
+
+def test_images_that_no_method_can_judge(small):
+    images = small[0].copy()
+    images[0] = 0.1
+    images[1, 3, 3] = np.nan
+    images[2, 0, 0] = -np.inf
+    images[3, 5, 5] += 200 * images.std()
+    result = sort_particles(images)
+    reasons = ["flat", "bad_pixels", "bad_pixels", "bad_pixels"]
+    for result_ in (result, cut_again(result, fraction=1.0), cut_again(result, probability=1.0)):
+        np.testing.assert_array_equal(result_.reason[:4], reasons)
+        np.testing.assert_array_equal(result_.suspicion[:4], reasons)
+        assert not result_.keep[:4].any() and not result_.rescued[:4].any()
+    assert (result.junk_probability[:4] == 1).all() and np.isinf(result.score[:4]).all()
+    assert np.isfinite(result.score[4:]).all() and np.isfinite(result.junk_probability[4:]).all()
+    assert result.keep[4:].sum() > 80
+
+
+def test_only_images_that_cannot_be_judged():
+    result = sort_particles(np.ones((60, 20, 20), dtype=np.float32))
+    assert not result.keep.any() and set(result.reason) == {"flat"} and np.isinf(result.score).all()
+    assert (result.junk_probability == 1).all()
+
+
+def test_scale_does_not_matter_to_all_methods(small):
+    expected = sort_particles(small[0])
+    found = sort_particles(small[0] * np.float32(3e-5) + np.float32(1e-3))
+    assert (found.keep != expected.keep).mean() <= 0.01
+    assert np.corrcoef(found.score, expected.score)[0, 1] > 0.999
+
+
+def test_order_and_seed_matter_little_to_all_methods(small, jointly, small_project):
+    star = shuffle_rows(small_project, "mixed.star", np.random.default_rng(8).permutation(len(jointly.keep)))
+    position = {name: i for i, name in enumerate(open_particles(small_project).names)}
+    by_name = np.array([position[name] for name in open_particles(star).names])
+    shuffled = sort_particles(star)
+    assert np.corrcoef(shuffled.score, jointly.score[by_name])[0, 1] > 0.98
+    assert (shuffled.keep != jointly.keep[by_name]).mean() <= 0.05
+    other = sort_particles(small_project, seed=1)
+    assert not np.array_equal(other.score, jointly.score)
+    assert np.corrcoef(other.score, jointly.score)[0, 1] > 0.98
+    assert (other.keep != jointly.keep).mean() <= 0.05
+
+
+def test_particles_beside_the_centre_are_kept_on_demand(small_project, jointly):
+    found = sort_particles(small_project, keep_off_centre=True)
+    good = found.measurements["good_if_centred"]
+    assert good.any() and not good[jointly.keep].any()
+    assert (found.suspicion[good] == "off-centre").all()
+    np.testing.assert_array_equal(found.keep, jointly.keep | good)
+    np.testing.assert_array_equal(found.score, jointly.score)
+    # Each is told where it lies, and that is beside the centre.
+    assert (np.hypot(*found.offset[good].T) > 2).all()
+
+
+# Another cut through the same result.
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 1.0])
+def test_a_share_of_the_particles_is_kept(jointly, share):
+    found = cut_again(jointly, keep_at_least=share)
+    particles = 1 - jointly.junk_probability
+    order = np.argsort(jointly.score, kind="stable")
+    number = np.count_nonzero(found.keep)
+    # The best are kept, and one less would be too few.
+    assert set(np.flatnonzero(found.keep)) == set(order[:number])
+    assert particles[found.keep].sum() >= share * particles.sum() * (1 - 1e-6)
+    assert particles[order[: number - 1]].sum() < share * particles.sum()
+    assert found.cut == jointly.score[found.keep].max()
+
+
+@pytest.mark.parametrize("number", [0, 1, 77, 200])
+def test_so_many_images_are_discarded(jointly, number):
+    found = cut_again(jointly, discard=number)
+    assert np.count_nonzero(~found.keep) == number
+    if 0 < number < 200:
+        assert jointly.score[found.keep].max() <= jointly.score[~found.keep].min()
+    same = cut_again(jointly, fraction=(200 - number) / 200) if number < 200 else found
+    np.testing.assert_array_equal(same.keep, found.keep)
+    np.testing.assert_array_equal(found.reason == "valid", found.keep)
+    np.testing.assert_array_equal(found.reason == "rare_view", found.rescued)
+
+
+def test_a_probability_is_a_cut(jointly):
+    keeps = []
+    for probability in (0, 0.1, 0.5, 0.9, 1):
+        found = cut_again(jointly, probability=probability)
+        np.testing.assert_array_equal(found.keep, jointly.junk_probability <= probability)
+        keeps.append(np.count_nonzero(found.keep))
+    assert keeps == sorted(keeps) and keeps[-1] == len(jointly.keep)
+    # By default what is more likely junk than a particle is rejected.
+    assert_identical(
+        cut_again(jointly, probability=0.5)._replace(cut=jointly.cut, errors=jointly.errors), jointly
+    )
+
+
+def test_unanimous_rejects_what_all_methods_reject(jointly):
+    found = cut_again(jointly, unanimous=True)
+    np.testing.assert_array_equal(found.keep, jointly.measurements["against"] < 3)
+    assert np.count_nonzero(found.keep) > np.count_nonzero(jointly.keep)
+    assert np.isnan(found.cut)
+
+
+@pytest.mark.parametrize(
+    "options", [{"keep_at_least": 0.9}, {"discard": 70}, {"fraction": 0.4}, {"unanimous": True}], ids=str
+)
+def test_cutting_at_once_is_cutting_again(small_project, jointly, options):
+    found = sort_particles(small_project, **options)
+    assert_identical(found, cut_again(jointly, **options))
+    assert {name: found.parameters[name] for name in options} == options
+
+
+def test_errors_follow_the_cut(jointly):
+    strict, lax = (cut_again(jointly, fraction=fraction) for fraction in (0.3, 0.9))
+    for narrow, wide in ((strict, jointly), (jointly, lax)):
+        assert narrow.errors.true_positive_rate.value < wide.errors.true_positive_rate.value
+        assert narrow.errors.true_negative_rate.value > wide.errors.true_negative_rate.value
+        assert narrow.errors.by_kind["noise"].value >= wide.errors.by_kind["noise"].value
+        assert narrow.errors.by_kind["particle"].value <= wide.errors.by_kind["particle"].value
+        assert narrow.errors.junk_share == wide.errors.junk_share
+    assert lax.errors.true_positive_rate.value > strict.errors.true_positive_rate.value + 0.2
+
+
+def test_a_cut_does_not_change_what_it_cuts(jointly):
+    copies = {name: np.copy(getattr(jointly, name)) for name in ARRAYS}
+    back = cut_again(cut_again(jointly, discard=150), fraction=0.5)
+    for name, copy in copies.items():
+        np.testing.assert_array_equal(getattr(jointly, name), copy, name)
+    assert_identical(back, cut_again(jointly, fraction=0.5))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "exactly one .* got none"),
+        ({"probability": 0.5, "discard": 3}, "exactly one .* got probability, discard"),
+        ({"unanimous": True, "fraction": 0.3}, "exactly one .* got fraction, unanimous"),
+        ({"probability": 1.5}, "probability must be from 0 to 1; got 1.5"),
+        ({"probability": -0.1}, "probability must be from 0 to 1"),
+        ({"probability": math.nan}, "probability must be from 0 to 1"),
+        ({"keep_at_least": 2}, "keep_at_least must be a share"),
+        ({"discard": 201}, "at most the 200 images"),
+        ({"fraction": 0}, "fraction must be positive"),
+    ],
+    ids=str,
+)
+def test_impossible_cuts_are_told(jointly, options, message):
+    with pytest.raises(InputError, match=message):
+        cut_again(jointly, **options)
+
+
+def test_cuts_of_results_that_cannot_tell(small):
+    few = sort_particles(small[0][:40])
+    for options in ({"probability": 0.5}, {"keep_at_least": 0.9}):
+        with pytest.raises(InputError, match="too few images"):
+            cut_again(few, **options)
+    assert np.count_nonzero(cut_again(few, discard=10).keep) == 30
+    single = sort_particles(small[0], method="radial")
+    with pytest.raises(InputError, match="several methods"):
+        cut_again(single, unanimous=True)
+    assert np.count_nonzero(cut_again(single, discard=10).keep) == 190
 
 
 # What the images are made of.
@@ -393,52 +668,181 @@ def test_published_subspaces_drop_a_twentieth(stack):
     assert set(result.reason[~result.keep]) == {"noise"}
 
 
-# The working folder.
+# The work folder.
 
 
 @pytest.mark.parametrize("preset", ["default", "published"])
-def test_working_folder_of_subspaces_is_empty_in_the_end(stack, tmp_path, preset):
+def test_work_folder_of_subspaces_is_removed_in_the_end(stack, tmp_path, preset):
     seen = []
     options = {"method": "subspaces", "preset": preset}
     result = sort_particles(
         stack[0], work=tmp_path, progress=lambda *_: seen.extend(tmp_path.rglob("*")), **options
     )
-    assert "images" in {path.name for path in seen} and list(tmp_path.iterdir()) == []
+    assert "images.work" in {path.name for path in seen} and not tmp_path.exists()
     assert_identical(result, sort_particles(stack[0], **options))
 
 
-def test_working_folder_is_empty_in_the_end(project, sorted_project, tmp_path):
-    seen = []
-    result = sort_particles(project, work=tmp_path, progress=lambda *_: seen.extend(tmp_path.rglob("images")))
-    assert seen
+def test_work_folder_is_made_and_removed_with_its_parents(small_project, jointly, tmp_path):
+    seen, work = [], tmp_path / "new" / "work"
+    result = sort_particles(small_project, work=work, progress=lambda *_: seen.extend(work.rglob("*")))
+    assert {"images.work", "radial.stage", "subspaces.stage"} <= {path.name for path in seen}
     assert list(tmp_path.iterdir()) == []
-    assert_identical(result, sorted_project)
+    assert_identical(result, jointly)
+
+
+class Stop(BaseException):
+    """What no code that means well would catch."""
+
+
+def stop_beyond(share):
+    """Progress that ends a run once it has done more than a share of its work."""
+
+    def stop(done, total):
+        if done > share * total:
+            raise Stop
+
+    return stop
+
+
+def forbid(patch, *names):
+    """Let images no longer be prepared, or a method no longer learn; it may still judge made junk."""
+    for name in names:
+        if name == "images":
+            patch.setattr("fastsort.images.prepare._prepare", must_not_run)
+        else:
+            place = {"radial": "radial_filter", "subspaces": "subspace_filter"}.get(name, "invariant_filter")
+            allowed = getattr(votes, place)
+
+            def judge(*arguments, learned=None, allowed=allowed, **options):
+                return allowed(*arguments, learned=learned or must_not_run(), **options)
+
+            patch.setattr(votes, place, judge)
+
+
+def must_not_run(*_):
+    raise AssertionError("something was done twice")
+
+
+@pytest.mark.parametrize(
+    ("share", "done"),
+    [
+        (0, []),
+        (0.41, ["images"]),
+        (0.55, ["images", "radial"]),
+        (0.75, ["images", "radial", "subspaces"]),
+    ],
+)
+def test_a_run_goes_on_where_it_was_stopped(small_project, jointly, tmp_path, monkeypatch, share, done):
+    work = tmp_path / "work"
+    with pytest.raises(Stop):
+        sort_particles(small_project, work=work, n_jobs=2, progress=stop_beyond(share))
+    assert (work / "images.work").exists()
+    with monkeypatch.context() as patch:
+        forbid(patch, *done)
+        result = sort_particles(small_project, work=work)
+    assert_identical(result, jointly)
+    assert not work.exists()
+
+
+def test_another_run_does_not_go_on_where_this_one_was_stopped(small_project, jointly, tmp_path):
+    with pytest.raises(Stop):
+        sort_particles(small_project, work=tmp_path, seed=5, diameter=200, progress=stop_beyond(0.75))
+    assert (tmp_path / "subspaces.stage").exists()
+    assert_identical(sort_particles(small_project, work=tmp_path), jointly)
+
+
+def test_work_folder_is_kept_on_demand_and_read_again(small_project, jointly, tmp_path, monkeypatch):
+    work = tmp_path / "work"
+    assert_identical(sort_particles(small_project, work=work, keep_work=True), jointly)
+    kept = {path.name for path in work.iterdir()}
+    assert {"images.work", *(f"{method}.stage" for method in METHODS)} <= kept
+    with monkeypatch.context() as patch:
+        forbid(patch, "images", *METHODS)
+        again = sort_particles(small_project, work=work, keep_work=True)
+    assert_identical(again, jointly)
+    assert {path.name for path in work.iterdir()} == kept
+    sort_particles(small_project, work=work)
+    assert not work.exists()
+
+
+def test_work_folder_with_files_of_others_is_left_alone(small_project, tmp_path):
+    (tmp_path / "thesis.tex").write_text("all of it")
+    with pytest.raises(InputError, match=r"thesis\.tex"):
+        sort_particles(small_project, work=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    with pytest.raises(InputError, match=r"work folder .* is a file"):
+        sort_particles(small_project, work=tmp_path / "thesis.tex")
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("when", [0, -1])
-def test_working_folder_is_empty_after_a_failure(stack, tmp_path, error, when):
+def test_temporary_folder_is_removed_after_a_failure(stack, tmp_path, monkeypatch, error, when):
     calls = []
-    sort_particles(stack[0], progress=lambda *call: calls.append(call))
+    sort_particles(stack[0], method="radial", progress=lambda *call: calls.append(call))
     fatal = calls[when]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    seen = []
 
     def stop_there(*call):
+        seen.extend(tmp_path.iterdir())
         if call == fatal:
             raise error("stop")
 
     with pytest.raises(error, match="stop"):
-        sort_particles(stack[0], work=tmp_path, n_jobs=2, progress=stop_there)
-    assert list(tmp_path.iterdir()) == []
+        sort_particles(stack[0], method="radial", n_jobs=2, progress=stop_there)
+    assert seen and list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("method", ["radial", "subspaces"])
-@pytest.mark.parametrize("preset", ["default", "published"])
+def sort_and_save(folder):
+    """Sort the project beside a folder, and leave everything but the time it took."""
+    result = sort_particles(folder.parent / "project" / "particles.star", work=folder / "work", n_jobs=1)
+    save(folder / "result", result._replace(seconds={}))
+
+
+def kill_often(folder):
+    """Numbers of runs that were killed at random before one came to its end with the usual bits."""
+    for name in ("first", "expected"):
+        # The first one loads the kernels.
+        (folder / name).mkdir()
+        begin = time.perf_counter()
+        sort_and_save(folder / name)
+        longest = time.perf_counter() - begin
+    expected = (folder / "expected" / "result").read_bytes()
+    n_killed = []
+    for seed in range(2):
+        own = folder / str(seed)
+        own.mkdir()
+        n_killed.append(killed.killed_at_random(sort_and_save, own, 1.3 * longest, seed))
+        assert [path.name for path in own.iterdir()] == ["result"]
+        assert (own / "result").read_bytes() == expected
+    return n_killed
+
+
+def test_killed_and_started_again(small, tmp_path):
+    images, truth = small
+    write_project(tmp_path / "project", images, truth)
+    code = f"import test_sort; from pathlib import Path; print(test_sort.kill_often(Path({str(tmp_path)!r})))"
+    n_killed = eval(killed.fresh_process(code))
+    assert len(n_killed) == 2 and sum(n_killed) >= 2
+
+
+@pytest.mark.parametrize(
+    ("method", "preset"),
+    [
+        (None, "default"),
+        ("radial", "default"),
+        ("radial", "published"),
+        ("subspaces", "default"),
+        ("subspaces", "published"),
+        ("invariants", "default"),
+    ],
+)
 @pytest.mark.parametrize("n", [10, 700])
 def test_progress_rises_to_the_end(method, preset, n):
-    images = np.random.default_rng(5).normal(size=(n, 64, 64)).astype(np.float32)
+    images = np.random.default_rng(5).normal(size=(n, 24, 24)).astype(np.float32)
     calls = []
     options = {"method": method, "preset": preset, "n_jobs": 2}
-    sort_particles(images, diameter=30, progress=lambda *call: calls.append(call), **options)
+    sort_particles(images, diameter=12, progress=lambda *call: calls.append(call), **options)
     done = [call[0] for call in calls]
     assert done == sorted(done)
     assert calls[-1] == (n, n)
@@ -448,12 +852,28 @@ def test_progress_rises_to_the_end(method, preset, n):
 # What cannot be.
 
 
+class Unreadable:
+    """A store whose images must not be asked for."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __len__(self):
+        return self.number
+
+    def name(self, index):
+        return str(index)
+
+    def read(self, indices):
+        raise AssertionError("an image was read")
+
+
 def test_diameter_means_nothing_without_a_pixel_size(stack, tmp_path):
     with mrcfile.new(tmp_path / "particles.mrcs") as file:
         file.set_data(stack[0][:60])
         file.set_image_stack()
         file.voxel_size = 0
-    assert math.isnan(sort_particles(tmp_path / "particles.mrcs").diameter)
+    assert math.isnan(sort_particles(tmp_path / "particles.mrcs", method="radial").diameter)
     with pytest.raises(InputError, match="pixel size is unknown"):
         sort_particles(tmp_path / "particles.mrcs", diameter=100)
 
@@ -465,7 +885,9 @@ def test_diameter_means_nothing_without_a_pixel_size(stack, tmp_path):
         ({"diameter": 0}, "diameter"),
         ({"diameter": math.nan}, "diameter"),
         ({"diameter": "wide"}, "diameter"),
-        ({"preset": "published"}, "diameter"),
+        ({"preset": "published"}, "name it, radial or subspaces"),
+        ({"preset": "published", "method": "invariants"}, "name it, radial or subspaces"),
+        ({"preset": "published", "method": "radial"}, "diameter"),
         ({"preset": "publisht"}, "preset"),
         ({"method": "magic"}, "method"),
         ({"phase_flip": "maybe"}, "phase_flip"),
@@ -474,33 +896,64 @@ def test_diameter_means_nothing_without_a_pixel_size(stack, tmp_path):
         ({"working_size": 57}, "working size"),
         ({"working_size": 15}, "working_size"),
         ({"n_peaks": 0}, "n_peaks"),
-        ({"n_subspaces": 2}, "n_subspaces does nothing"),
-        ({"n_components": 2}, "n_components does nothing"),
+        ({"n_subspaces": 2}, "n_subspaces is for the method subspaces alone"),
+        ({"n_components": 2}, "n_components is for the method subspaces alone"),
+        ({"method": "radial", "n_subspaces": 2}, "n_subspaces does nothing"),
+        ({"method": "radial", "n_components": 2}, "n_components does nothing"),
         ({"method": "subspaces", "n_peaks": 2}, "n_peaks does nothing"),
         ({"method": "subspaces", "contrast": "dark"}, "contrast does nothing"),
+        ({"method": "invariants", "contrast": "bright"}, "contrast does nothing"),
+        ({"method": "invariants", "n_peaks": 2}, "n_peaks does nothing"),
+        ({"method": "invariants", "n_subspaces": 2}, "n_subspaces does nothing"),
+        ({"method": "invariants", "n_components": 2}, "n_components does nothing"),
+        ({"method": "radial", "unanimous": True}, "unanimous"),
+        ({"method": "subspaces", "keep_off_centre": True}, "keep_off_centre"),
+        ({"method": "radial", "duplicate_distance": 30}, "duplicate_distance"),
+        ({"keep_work": True}, "cannot be kept"),
         ({"method": "subspaces", "n_subspaces": 0}, "n_subspaces"),
         ({"method": "subspaces", "n_components": 0}, "n_components"),
         ({"method": "subspaces", "n_components": 1.5}, "n_components"),
         ({"method": "subspaces", "n_components": 9999}, "n_components"),
-        ({"method": "subspaces", "n_subspaces": 61}, "n_subspaces"),
         ({"seed": -1}, "seed"),
-        ({"work": "/no/such/folder"}, "work folder"),
+        ({"keep_at_least": 0}, "keep_at_least must be positive"),
+        ({"keep_at_least": 1.01}, "keep_at_least must be a share from 0 to 1; got 1.01"),
+        ({"keep_at_least": math.nan}, "keep_at_least must be positive"),
+        ({"keep_at_least": "most"}, "keep_at_least must be a number"),
+        ({"discard": -1}, "discard must be a whole number"),
+        ({"discard": 1.5}, "discard must be a whole number"),
+        ({"discard": 61}, "discard must be at most the 60 images; got 61"),
+        ({"fraction": 0}, "fraction must be positive"),
+        ({"fraction": -0.5}, "fraction must be positive"),
+        ({"fraction": 2}, "fraction must be a share from 0 to 1; got 2"),
+        ({"fraction": math.inf}, "fraction must be positive"),
+        ({"fraction": 0.5, "discard": 3}, "at most one"),
+        ({"fraction": 0.5, "unanimous": True}, "at most one"),
+        ({"keep_at_least": 0.5, "unanimous": True}, "at most one"),
+        ({"duplicate_distance": -1}, "duplicate_distance must be positive"),
+        ({"duplicate_distance": math.nan}, "duplicate_distance must be positive"),
+        ({"duplicate_distance": "near"}, "duplicate_distance must be a number"),
     ],
     ids=str,
 )
-def test_impossible_wishes_are_told(stack, options, message):
-    with pytest.raises(InputError, match=message):
-        sort_particles(stack[0][:60], **options)
-
-
-@pytest.mark.parametrize(
-    "options", [{"preset": "publisht"}, {"contrast": "grey"}, {"n_peaks": 0}, {"seed": -1}], ids=str
-)
-def test_impossible_wishes_are_told_before_anything_is_read(stack, options):
+def test_impossible_wishes_are_told_before_anything_is_read(stack, options, message):
+    particles = open_particles(stack[0][:60])
+    particles = replace(particles, store=Unreadable(len(particles)), names=())
     calls = []
-    with pytest.raises(InputError):
-        sort_particles(stack[0][:60], **options, progress=lambda *call: calls.append(call))
-    assert calls == []
+    with pytest.raises(InputError, match=message) as told:
+        sort_particles(particles, **options, progress=lambda *call: calls.append(call))
+    assert calls == [] and "\n" not in str(told.value)
+
+
+def test_more_subspaces_than_images_are_told(stack):
+    with pytest.raises(InputError, match="n_subspaces"):
+        sort_particles(stack[0][:60], method="subspaces", n_subspaces=61)
+
+
+def test_probabilities_of_few_images_are_not_asked_for_in_vain(stack):
+    particles = open_particles(stack[0][:49])
+    particles = replace(particles, store=Unreadable(len(particles)), names=())
+    with pytest.raises(InputError, match="too few images"):
+        sort_particles(particles, keep_at_least=0.9)
 
 
 @pytest.mark.parametrize("shape", [(0, 32, 32), (32, 32), (3, 32, 33), (3, 8, 8)])
@@ -535,7 +988,7 @@ def test_offset_is_the_shift_in_input_pixels(box, volume, snr, centring, correla
         fill=0.5,
         seed=6,
     )
-    result = sort_particles(images)
+    result = sort_particles(images, method="radial")
     good = truth.label & result.keep
     assert good.sum() > 150
     for axis in (0, 1):
@@ -550,10 +1003,108 @@ def test_offset_is_the_shift_in_input_pixels(box, volume, snr, centring, correla
 def test_diameter_given_is_the_diameter_used(stack):
     images, truth = stack
     particles = open_particles(images, pixel_size=truth.pixel_size)
-    result = sort_particles(particles, diameter=truth.diameter)
+    result = sort_particles(particles, method="radial", diameter=truth.diameter)
     assert not result.diameter_estimated
     assert result.diameter == pytest.approx(truth.diameter)
     assert result.diameter_px == pytest.approx(truth.diameter / truth.pixel_size)
+
+
+# Particles that were picked twice.
+
+
+@pytest.fixture(scope="module")
+def few():
+    """120 images of 2 A a pixel, and their verdict when nobody knows where they were picked."""
+    images = simulate_particles(80, 40, snr=0.4, box=20, junk="noise", seed=12)[0]
+    return images, sort_particles(open_particles(images, pixel_size=2.0))
+
+
+def write_picks(folder, images, rows, labels=(), micrograph_pixel_size=2.0):
+    """Write a stack and a table with rows of section, micrograph, x, y and values of more labels."""
+    write_stack(folder / "p.mrcs", [images], 2.0, len(images), images.shape[1])
+    names = ["ImageName", "MicrographName", "CoordinateX", "CoordinateY", *labels]
+    lines = ["data_optics", "loop_", "_rlnOpticsGroup #1", "_rlnImagePixelSize #2"]
+    lines += ["_rlnMicrographPixelSize #3", f"1 2.0 {micrograph_pixel_size}", "", "data_particles", "loop_"]
+    lines += [f"_rln{name} #{i + 1}" for i, name in enumerate(names)] + [f"_rlnOpticsGroup #{len(names) + 1}"]
+    lines += [
+        " ".join([f"{section + 1}@p.mrcs", f"{micrograph}.mrc", *map(str, values), "1"])
+        for section, micrograph, *values in rows
+    ]
+    star = folder / "p.star"
+    star.write_text("\n".join(lines) + "\n")
+    return star
+
+
+def pairs(rows):
+    return [(first, first + 1) for first in rows]
+
+
+NEAR, BESIDE = pairs(range(0, 40, 2)), pairs(range(40, 80, 2))
+
+
+@pytest.mark.parametrize(
+    ("options", "pixel_size", "label", "found"),
+    [
+        ({}, 2.0, None, NEAR),
+        ({"duplicate_distance": 17.9}, 2.0, None, []),
+        ({"duplicate_distance": 22.1}, 2.0, None, NEAR + BESIDE),
+        ({"duplicate_distance": 0}, 2.0, None, []),
+        # The pixels are those of the micrograph, not of the images.
+        ({}, 1.0, None, NEAR + BESIDE),
+        ({}, 3.0, None, []),
+        ({}, 2.0, "HelicalTubeID", []),
+        ({}, 2.0, "AutopickFigureOfMerit", NEAR),
+    ],
+    ids=["20 A", "less", "more", "none", "small pixels", "large pixels", "filaments", "no filaments"],
+)
+def test_picks_close_to_each_other_are_one_particle(few, tmp_path, options, pixel_size, label, found):
+    images, alone = few
+    places = 100.0 * np.arange(len(images))
+    # 9 pixels from one another, or 11; the last forty are far from everything.
+    for first, second in NEAR + BESIDE:
+        places[second] = places[first] + (9 if second < 40 else 11)
+    more = [1] if label else []
+    rows = [(i, "m", 50.0, place, *more) for i, place in enumerate(places)]
+    labels = [label] if label else []
+    result = sort_particles(write_picks(tmp_path, images, rows, labels, pixel_size), **options)
+    np.testing.assert_array_equal(result.score, alone.score)
+    expected = np.zeros(len(images), dtype=bool)
+    for pair in found:
+        expected[max(pair, key=lambda i: alone.score[i])] = True
+    np.testing.assert_array_equal(result.measurements["duplicate"], expected)
+    np.testing.assert_array_equal(result.keep, alone.keep & ~expected)
+    np.testing.assert_array_equal(result.rescued, alone.rescued & ~expected)
+    np.testing.assert_array_equal(result.reason, np.where(expected, "duplicate", alone.reason))
+    np.testing.assert_array_equal(result.suspicion, alone.suspicion)
+    # No strictness brings them back.
+    np.testing.assert_array_equal(cut_again(result, fraction=1.0).keep, ~expected)
+
+
+def test_picks_of_two_micrographs_are_two_particles(few, tmp_path):
+    images, alone = few
+    rows = [(i, i % 2, 50.0, 100.0 * (i // 2)) for i in range(len(images))]
+    result = sort_particles(write_picks(tmp_path, images, rows))
+    assert not result.measurements["duplicate"].any()
+    np.testing.assert_array_equal(result.keep, alone.keep)
+
+
+@pytest.mark.parametrize("distance", [20.0, 0.0])
+def test_sections_that_are_listed_twice_are_sorted_once(few, tmp_path, distance):
+    images = few[0]
+    sections = [*range(len(images)), *range(0, 60, 3)]
+    # In places of their own, as if nobody had noticed.
+    rows = [(section, "m", 100.0 * i, 7.0) for i, section in enumerate(sections)]
+    result = sort_particles(write_picks(tmp_path, images, rows), duplicate_distance=distance)
+    again = np.arange(len(images), len(sections))
+    # Sums over other rows of a batch differ in their last bits.
+    np.testing.assert_allclose(result.score[again], result.score[sections[len(images) :]], rtol=1e-4)
+    if distance:
+        np.testing.assert_array_equal(np.flatnonzero(result.reason == "duplicate"), again)
+        assert not result.keep[again].any()
+    else:
+        assert "duplicate" not in result.reason
+        np.testing.assert_array_equal(result.keep[again], result.keep[sections[len(images) :]])
+    assert result.keep[0:60:3].any()
 
 
 # Real particles.
@@ -570,7 +1121,7 @@ def test_real_particles(name, diameter, least, given):
         pytest.skip(f"the real particles are not here: {star.parent.name}/{star.name}")
     with open(REAL / f"{name}_labels.csv", newline="") as file:
         labels = np.array([row["label"] for row in csv.DictReader(file)])
-    result = sort_particles(star, diameter=diameter if given else None)
+    result = sort_particles(star, method="radial", diameter=diameter if given else None)
     certain = labels != "uncertain"
     assert len(labels) == len(result.score)
     assert area_under_curve(result.score[certain], labels[certain] == "good") >= least

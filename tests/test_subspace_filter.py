@@ -276,6 +276,41 @@ def test_probability_belongs_to_the_cut(sorted_hard):
     np.testing.assert_array_equal(sorted_hard.reason == "valid", sorted_hard.keep)
 
 
+def test_suspicions_are_the_reasons_of_what_is_rejected(hard, sorted_hard):
+    _, truth = hard
+    rejected = ~sorted_hard.keep
+    np.testing.assert_array_equal(sorted_hard.suspicion[rejected], sorted_hard.reason[rejected])
+    assert not np.isin(sorted_hard.suspicion, ("valid", "duplicate", "rare_view")).any()
+    # Whatever is kept of what lies beside the centre is suspected of that, more than particles are.
+    beside = sorted_hard.suspicion == "off-centre"
+    assert beside[truth.kind == "off-centre"].mean() > 2 * beside[truth.label].mean()
+
+
+def test_verdict_does_not_depend_on_the_description(hard):
+    images = hard[0][:300]
+    described, plain = (fs.subspace_filter(images, describe=describe) for describe in (True, False))
+    for name in ("keep", "score", "reason", "suspicion", "junk_probability", "excess", "cut", "radius"):
+        np.testing.assert_array_equal(getattr(plain, name), getattr(described, name), name)
+    assert np.isnan(plain.factor).all() and np.isnan(plain.log_likelihood).all()
+    assert np.isfinite(described.factor).all() and len(described.model.trace.n_images)
+    assert len(plain.model.trace.n_images) == 0 and not plain.model.means.any()
+    again = fs.subspace_filter(images, learned=plain.learned)
+    np.testing.assert_array_equal(again.score, described.score)
+
+
+@pytest.mark.parametrize("some", [slice(None), slice(700, 740), slice(5, 6)], ids=str)
+def test_what_was_learned_gives_the_same_scores_again(hard, sorted_hard, some):
+    found = fs.subspace_filter(hard[0][some], learned=sorted_hard.learned, n_jobs=2)
+    for name in ("score", "factor", "log_likelihood", "excess"):
+        actual, expected = getattr(found, name), getattr(sorted_hard, name)[some]
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-3, err_msg=name)
+    assert (found.radius, found.contrast) == (sorted_hard.radius, sorted_hard.contrast)
+    assert found.model is sorted_hard.model
+    if some == slice(None):
+        np.testing.assert_array_equal(found.score, sorted_hard.score)
+        np.testing.assert_array_equal(found.keep, sorted_hard.keep)
+
+
 def test_probability_is_calibrated(hard, sorted_hard):
     _, truth = hard
     probability = sorted_hard.junk_probability

@@ -17,7 +17,7 @@ from fastsort.invariants.features import invariant_features, ring_statistics
 from fastsort.particles.source import Particles
 
 # Images on the map, kept and rejected: as many as a person can look at, and as are aligned in a second.
-N_KEPT, N_REJECTED = 600, 600
+N_KEPT, N_REJECTED = 300, 600
 # Members that a class should have, and the most classes of either kind.
 MEMBERS, MOST = 40, 12
 # Principal components among which classes are looked for.
@@ -97,7 +97,7 @@ def find_views(
 
     Notes
     -----
-    At most 600 kept and 600 rejected images, evenly spread over the scores, get `invariant_features`;
+    At most 300 kept and 600 rejected images, evenly spread over the scores, get `invariant_features`;
     k-means among their leading principal components makes classes, of kept and of rejected images
     apart, which are aligned and averaged in two halves. A class of rejected images is a rare view if it
     is as good as the usual class of kept images: as sharp for its size, as like its members, and as

@@ -122,7 +122,7 @@ def ask_methods(
     radius, n_peaks, contrast
         As for `radial_filter`.
     n_subspaces, n_components
-        As for `subspace_filter`.
+        As for `subspace_filter`, whose subspaces are described only if no other method is asked.
     preset : {"default", "published"}
     learned : Learned, optional
         From an earlier call: methods that have learned do not learn again.
@@ -165,6 +165,7 @@ def ask_methods(
             n_subspaces,
             n_components,
             preset=preset,
+            describe=len(methods) == 1,
             learned=known.subspaces,
             work=work,
             n_jobs=n_jobs,

@@ -163,7 +163,7 @@ def invariant_features(
         rings = ring_statistics(particles, n_jobs=n_jobs)
         noise = rings.noise if isinstance(noise_floor, str) else noise
         amplitude = rings.amplitude if isinstance(whiten, str) else amplitude
-    plan = _Plan(
+    plan = FeaturePlan(
         box,
         max_order,
         oversampling,
@@ -176,7 +176,7 @@ def invariant_features(
     )
     features = np.empty((len(particles), len(feature_index(max_order)[0])), dtype=np.float32)
     start = 0
-    for part in map_batches(_features_batch, particles, plan, n_jobs=n_jobs, progress=progress):
+    for part in map_batches(features_of, particles, plan, n_jobs=n_jobs, progress=progress):
         features[start : start + len(part)] = part
         start += len(part)
     return features
@@ -244,8 +244,11 @@ class _Some:
         return self.particles.read(self.chosen[start:stop])
 
 
-class _Plan(NamedTuple):
-    """What a worker must know: curves by ring, never the operator, which it makes itself."""
+class FeaturePlan(NamedTuple):
+    """What a worker must know: curves by ring, never the operator, which it makes itself.
+
+    The names are those of the parameters of `invariant_features`.
+    """
 
     box: int
     max_order: int
@@ -301,7 +304,8 @@ def _check_ctf(ctf: Auto | CtfParameters | None, particles: Particles) -> CtfPar
     return ctf
 
 
-def _features_batch(images: Images, start: int, plan: _Plan) -> Images:
+def features_of(images: Images, start: int, plan: FeaturePlan) -> Images:
+    """Features of a batch of images (n, d, d), which are changed; `start` is the place of the first."""
     box, size = plan.box, plan.box * plan.oversampling
     operator, sine = _operator(box, plan.max_order, plan.oversampling, plan.disk)
     products = np.empty((len(images), len(operator)), dtype=np.float32)

@@ -17,9 +17,8 @@ from fastsort._reasons import CONTAMINATION, NOISE, VALID, reason_names, suspici
 from fastsort.images.batches import map_batches
 from fastsort.images.crop import apply_crop, crop_operator
 from fastsort.images.normalize import inspect_pixels, normalize_background
-from fastsort.invariants.features import invariant_features
-from fastsort.particles.source import ArrayImages, open_particles
-from fastsort.particles.source import Particles as _Particles
+from fastsort.invariants.features import FeaturePlan, features_of
+from fastsort.particles.source import open_particles
 
 if TYPE_CHECKING:
     from fastsort.particles.source import Particles
@@ -277,9 +276,9 @@ def _log_features(images: npt.NDArray[np.float32]) -> Array:
     box = images.shape[1]
     offset = np.arange(box) - box // 2
     window = 1 / (1 + np.exp((np.hypot.outer(offset, offset) - WINDOW * box) / EDGE))
-    faded = _Particles(ArrayImages(images * window.astype(np.float32)), box, 1.0)
     # Nothing is left at the edge, so that the image may count as periodic.
-    features = invariant_features(faded, MAX_ORDER, noise_floor=None, oversampling=1, n_jobs=1)
+    plan = FeaturePlan(box, MAX_ORDER, 1, "continuous", None, None, None, 1.0, True)
+    features = features_of(images * window.astype(np.float32), 0, plan)
     return np.log(features.astype(np.float64) + SMALLEST)
 
 

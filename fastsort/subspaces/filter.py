@@ -88,9 +88,9 @@ class SubspaceResult(NamedTuple):
         From the score and the share of junk that fits all scores; NaN with fewer than 50 images; 0
         or 1 if published.
     factor : ndarray of float64, shape (n,)
-        As `sorting_factor` in the learned subspaces.
+        As `sorting_factor` in the learned subspaces; NaN where they are not described.
     log_likelihood : ndarray of float64, shape (n,)
-        Of the image in the learned subspaces.
+        Of the image in the learned subspaces; NaN where they are not described.
     excess : ndarray of float32, shape (n,)
         Deviations by which the band of frequencies that stands out most has more power than in
         particles (of the logarithm); NaN if published.
@@ -102,7 +102,8 @@ class SubspaceResult(NamedTuple):
     contrast : str
         "bright" or "dark".
     model : SubspaceModel
-        Subspaces of the images that are kept, among coefficients of `basis`.
+        Subspaces of the images that are kept, among coefficients of `basis`; without dimensions and
+        iterations where they are not described.
     basis : PswfBasis
         Of the cropped images.
     learned : LearnedShapes or None
@@ -204,8 +205,9 @@ class LearnedShapes(NamedTuple):
         What particles show beside the centre, and how much that scatters: the highest ratio in any
         direction, and the highest that two opposite directions both reach.
     subspaces : SubspaceModel
-    described : Prepared
-        The subspaces as the scores need them.
+        As `SubspaceResult.model`.
+    described : Prepared or None
+        The subspaces as `factor` and `log_likelihood` need them.
     """
 
     basis: PswfBasis
@@ -218,7 +220,7 @@ class LearnedShapes(NamedTuple):
     steep: float
     beside: Array
     subspaces: SubspaceModel
-    described: Prepared
+    described: Prepared | None
 
 
 def subspace_filter(
@@ -227,6 +229,7 @@ def subspace_filter(
     n_components: int | None = None,
     *,
     preset: str = "default",
+    describe: bool = True,
     learned: LearnedShapes | None = None,
     work: str | os.PathLike[str] | None = None,
     n_jobs: int | None = None,
@@ -243,6 +246,9 @@ def subspace_filter(
         As for `fit_subspaces`.
     preset : {"default", "published"}
         "published" is the algorithm of [1]_ on prolate coefficients: what it discards is rejected.
+    describe : bool
+        Whether to say with `fit_subspaces` what the particles are made of. The verdict does not depend
+        on it.
     learned : LearnedShapes, optional
         From an earlier result on images of the same box: nothing is learned from these.
     work : path, optional
@@ -301,7 +307,7 @@ def subspace_filter(
     if model is None:
         sample = _sample(particles, operator, seed)
         with threadpool_limits(limits=1, user_api="blas"):
-            model = None if len(sample) < 2 else _learn(sample, basis, numbers, n_jobs, seed)
+            model = None if len(sample) < 2 else _learn(sample, basis, describe, numbers, n_jobs, seed)
     if model is None:
         found = _gather(map_batches(_unjudged_batch, particles, n_jobs=n_jobs, progress=progress))
         return _unjudged(found, basis)
@@ -356,6 +362,7 @@ def _log_powers(coefficients: Array, bands: tuple[npt.NDArray[np.intp], ...]) ->
 def _learn(
     images: npt.NDArray[np.float32],
     basis: PswfBasis,
+    describe: bool,
     numbers: tuple[int | None, int | None],
     n_jobs: int | None,
     seed: int,
@@ -391,16 +398,18 @@ def _learn(
         kept = (-ratio <= balanced_cut(-ratio)) & (excess < OUTLYING)
         use = kept if kept.sum() >= min(n, MIN_JUDGED) else use
         particle, ratio = _compare(centred, use, background, blocks)
-    subspaces = fit_subspaces(
-        centred[use].astype(np.float32),
-        *numbers,
-        discard=0,
-        robust=False,
-        basis=basis,
-        max_iterations=30,
-        n_jobs=n_jobs,
-        seed=seed,
-    )
+    subspaces = _no_subspaces(basis)
+    if describe:
+        subspaces = fit_subspaces(
+            centred[use].astype(np.float32),
+            *numbers,
+            discard=0,
+            robust=False,
+            basis=basis,
+            max_iterations=30,
+            n_jobs=n_jobs,
+            seed=seed,
+        )
     bulk = fit_bulk(powers[use])
     steep = float(np.median(_slope(powers[use])))
     # Noise alone scatters more than this.
@@ -409,7 +418,7 @@ def _learn(
         [_nearby(part, basis, particle, background, blocks) for part in _parts(images[use])]
     )
     beside = np.array([_typical(values) for values in _highest(nearby)])
-    described = prepare(subspaces, np.float32)
+    described = prepare(subspaces, np.float32) if describe else None
     return LearnedShapes(
         basis, blocks, bands, particle, background, bulk.mean, widths, steep, beside, subspaces, described
     )
@@ -432,11 +441,12 @@ def _nearby(
     background: Shape,
     blocks: Blocks,
     distance: float = NEARBY,
+    step: int = 1,
 ) -> Array:
-    """Log-likelihood ratios (n, 8) of a particle at a distance from the centre, in parts of the box."""
+    """Log-likelihood ratios (n, k) of a particle at a distance from the centre, in parts of the box."""
     box = images.shape[1]
     ratios = []
-    for y, x in DIRECTIONS:
+    for y, x in DIRECTIONS[::step]:
         shift = (round(-y * distance * box), round(-x * distance * box))
         coefficients = _coefficients(np.roll(images, shift, (1, 2)), basis)
         ratios.append(log_ratio(coefficients, particle, background, blocks))
@@ -445,7 +455,7 @@ def _nearby(
 
 def _highest(nearby: Array) -> tuple[Array, Array]:
     """The highest of the ratios, and the highest that is reached on two opposite sides."""
-    opposite = np.minimum(nearby, np.roll(nearby, len(DIRECTIONS) // 2, axis=1))
+    opposite = np.minimum(nearby, np.roll(nearby, nearby.shape[1] // 2, axis=1))
     return nearby.max(axis=1), opposite.max(axis=1)
 
 
@@ -480,7 +490,9 @@ def _batch(
     nearby = _nearby(images, model.basis, model.particle, model.background, model.blocks)
     for values, (usual, spread) in zip(_highest(nearby), model.beside, strict=True):
         score += _penalty((values - usual) / spread, BESIDE)
-    log_likelihood, factor, *_ = measure(coefficients.astype(np.float32), model.described)
+    factor = log_likelihood = np.full(len(images), np.nan)
+    if model.described is not None:
+        log_likelihood, factor, *_ = measure(coefficients.astype(np.float32), model.described)
     doubtful = np.flatnonzero(judged & (score > -CLEARLY))
     codes[doubtful] = _reasons(
         images[doubtful],
@@ -490,9 +502,8 @@ def _batch(
         _slope(powers[doubtful]),
         model,
     )
-    for values in (score, factor):
-        values[~judged] = np.inf
-    log_likelihood[~judged] = -np.inf
+    score[~judged] = np.inf
+    factor, log_likelihood = (np.where(judged, factor, np.inf), np.where(judged, log_likelihood, -np.inf))
     return _Batch(codes, score, factor, log_likelihood, excess.astype(np.float32))
 
 
@@ -516,7 +527,7 @@ def _reasons(
     # The background's deviation being 1, the slope of the spectrum says how much there is: noise has a
     # flatter one than particles.
     codes[slope > model.steep] = CONTAMINATION
-    far = _nearby(images, model.basis, model.particle, model.background, model.blocks, ASIDE)
+    far = _nearby(images, model.basis, model.particle, model.background, model.blocks, ASIDE, step=2)
     near, aside = nearby.max(axis=1), far.max(axis=1)
     there = np.maximum(near, aside) > np.maximum(-score, 0) + CLEARLY
     codes[there] = np.where(near >= aside, OFF_CENTRE, PARTIAL)[there]
@@ -541,10 +552,6 @@ def _gather(batches: Iterator[_Batch]) -> _Batch:
 def _unjudged(found: _Batch, basis: PswfBasis) -> SubspaceResult:
     """Verdict where at most one image is fit: nothing can be learned, and only the unfit are rejected."""
     keep = found.codes == VALID
-    length = len(basis.angular)
-    nothing = np.empty(0)
-    trace = FitTrace(nothing, nothing, nothing.astype(np.intp))
-    model = SubspaceModel(np.ones(1), np.zeros((1, length)), np.zeros((1, length, 1)), 1.0, keep[:0], trace)
     return SubspaceResult(
         keep,
         np.where(keep, 0.0, np.inf),
@@ -557,10 +564,17 @@ def _unjudged(found: _Batch, basis: PswfBasis) -> SubspaceResult:
         np.nan,
         np.nan,
         "bright",
-        model,
+        _no_subspaces(basis),
         basis,
         None,
     )
+
+
+def _no_subspaces(basis: PswfBasis) -> SubspaceModel:
+    length, nothing = len(basis.angular), np.empty(0)
+    trace = FitTrace(nothing, nothing, nothing.astype(np.intp))
+    nobody = np.empty(0, dtype=bool)
+    return SubspaceModel(np.ones(1), np.zeros((1, length)), np.zeros((1, length, 1)), 1.0, nobody, trace)
 
 
 def _result(found: _Batch, model: LearnedShapes, scale: float) -> SubspaceResult:

@@ -1,0 +1,714 @@
+"""The page: what it says before it is touched, that it stays small and harmless, and what its cut does."""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import io
+import json
+import math
+import os
+import re
+import select
+import shutil
+import subprocess
+import time
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from fastsort._reasons import REASONS
+from fastsort.decide.decoys import Estimate, EstimatedErrors
+from fastsort.decide.micrographs import MicrographTable
+from fastsort.decide.rescue import Views
+from fastsort.images.ctf import phase_flip
+from fastsort.particles.source import CtfParameters, Particles, open_particles
+from fastsort.report.again import read_list
+from fastsort.report.page import MAX_BYTES, image_codes, write_page
+from fastsort.report.page_tiles import (
+    FIXED,
+    choose_images,
+    grey_png,
+    picture_tiles,
+    read_tiles,
+    sprite_png,
+)
+from fastsort.simulate import simulate_particles
+from fastsort.sort import SortResult
+
+EVIL = "</script /><b class=evil>&\"'<img src=x onerror=boom()><!--<script "
+
+
+def make_result(n, seed=0, **changes):
+    """A verdict with every reason in it; kept where the probability is below a half, and not for ever out."""
+    rng = np.random.default_rng(seed)
+    junk = rng.random(n) < 0.4
+    p = np.where(junk, rng.beta(4, 1, n), rng.beta(1, 6, n))
+    suspicion = np.array(REASONS)[rng.integers(1, 6, n)]
+    keep = p < 0.5
+    reason = np.where(keep, "valid", suspicion)
+    for place, name in enumerate(FIXED):
+        reason[place::97] = name
+        keep[place::97] = False
+    p[np.isin(reason, ("flat", "bad_pixels"))] = 1
+    rescued = (reason == "multiple") & (rng.random(n) < 0.5)
+    reason = np.where(rescued, "rare_view", reason)
+    fields = {
+        "keep": keep,
+        "score": np.where(np.isin(reason, ("flat", "bad_pixels")), np.inf, 10 * p - 5),
+        "reason": reason,
+        "suspicion": np.where(keep, suspicion, reason),
+        "rescued": rescued,
+        "junk_probability": p,
+        "votes": {"radial": 10 * p - 5},
+        "offset": rng.normal(0, 4, (n, 2)).astype(np.float32),
+        "measurements": {},
+        "cut": 0.0,
+        "diameter": 60.0,
+        "diameter_px": 20.0,
+        "diameter_estimated": True,
+        "contrast": "bright",
+        "phase_flipped": False,
+        "subspaces": None,
+        "errors": None,
+        "views": None,
+        "parameters": {"method": None, "seed": np.int64(0), "diameter": math.nan},
+        "seconds": {"total": 2.5},
+    }
+    return SortResult(**{**dict.fromkeys(SortResult._fields), **fields, **changes})
+
+
+def make_errors(**changes):
+    some = Estimate(0.9, 0.85, 0.95)
+    kinds = {"noise": Estimate(0.8, 0.7, 0.875), "particle": Estimate(0.97, 0.9, 0.99)}
+    errors = EstimatedErrors(some, some, some, some, kinds, {"noise": 150, "particle": 149}, True, "")
+    return errors._replace(**changes)
+
+
+def make_views(n, seed=0):
+    rng = np.random.default_rng(seed)
+    coordinates = rng.normal(size=(n, 2)).astype(np.float32)
+    coordinates[::5] = np.nan
+    return Views(
+        coordinates,
+        rng.integers(0, 4, n),
+        rng.normal(size=(4, 24, 24)).astype(np.float32),
+        np.array([40, 30, 20, 10]),
+        np.array([5.0, 6.0, np.inf, 7.0]),
+        np.array([False, False, False, True]),
+        3.0,
+    )
+
+
+def make_micrographs(m, names=None):
+    rng = np.random.default_rng(3)
+    defocus = rng.uniform(5e3, 3e4, m)
+    defocus[::7] = np.nan
+    return MicrographTable(
+        names or [f"mic{i:05d}.mrc" for i in range(m)],
+        rng.integers(5, 40, m),
+        rng.integers(0, 5, m),
+        rng.random(m),
+        rng.normal(size=m),
+        defocus,
+        rng.random(m) < 0.01,
+        {"defocus": -0.31},
+    )
+
+
+class Recorded:
+    """Noise, the hardest images to compress, and what was read of it."""
+
+    def __init__(self, n, box):
+        self.n, self.box, self.reads = n, box, []
+
+    def __len__(self):
+        return self.n
+
+    def name(self, index):
+        return f"{index + 1:06d}@stack.mrcs"
+
+    def read(self, indices):
+        self.reads.append(np.array(indices))
+        rng = np.random.default_rng(len(self.reads))
+        return rng.normal(size=(len(indices), self.box, self.box)).astype(np.float32)
+
+
+def page_of(tmp_path, result, micrographs=None, *, box=24, path=None, particles=None):
+    """Write a page; return its text and the data in it."""
+    particles = particles or Particles(Recorded(len(result.keep), box), box, 3.0, path)
+    target = tmp_path / "report.html"
+    write_page(target, particles, result, micrographs)
+    text = target.read_bytes().decode("utf-8")
+    return text, json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])
+
+
+def codes_of(data):
+    return np.frombuffer(base64.b64decode(data["codes"]), "<u2")
+
+
+class Elements(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.found = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+def test_png_is_what_was_put_in():
+    pixels = np.random.default_rng(0).integers(0, 256, (13, 29), dtype=np.uint8)
+    decoded = imread(io.BytesIO(grey_png(pixels)), format="png")
+    np.testing.assert_array_equal(np.rint(255 * decoded), pixels)
+
+
+def test_sprite_holds_tile_after_tile():
+    tiles = np.random.default_rng(0).integers(0, 256, (43, 8, 8), dtype=np.uint8)
+    sheet = np.rint(255 * imread(io.BytesIO(sprite_png(tiles)), format="png"))
+    assert sheet.shape == (24, 160)
+    for number in (0, 19, 20, 42):
+        row, column = 8 * (number // 20), 8 * (number % 20)
+        np.testing.assert_array_equal(sheet[row : row + 8, column : column + 8], tiles[number])
+    assert imread(io.BytesIO(sprite_png(tiles[:0])), format="png").shape == (1, 1)
+
+
+def test_tiles_stay_readable_when_images_are_not():
+    images = np.random.default_rng(0).normal(size=(5, 32, 32)).astype(np.float32)
+    images[1] = 7
+    images[2, 3, 3] = np.nan
+    images[3, 4, :9] = np.inf
+    images[4] *= 1e37
+    particles = open_particles(images)
+    tiles = read_tiles(particles, make_result(5), np.arange(5))
+    assert np.ptp(tiles[1]) == 0
+    assert all(np.ptp(tiles[i]) > 200 for i in (0, 2, 3, 4))
+
+
+def test_tiles_show_phases_as_they_were_sorted():
+    rng = np.random.default_rng(1)
+    images = rng.normal(size=(6, 48, 48)).astype(np.float32)
+    columns = (15000 + 1000 * np.arange(6), 15000 + 1000 * np.arange(6), 0, 0, 300, 2.7, 0.1)
+    ctf = CtfParameters(*(np.broadcast_to(np.asarray(c, np.float64), 6).copy() for c in columns))
+    store = open_particles(images).store
+    particles = Particles(store, 48, 3.0, ctf=ctf)
+    flipped = Particles(open_particles(phase_flip(images, ctf, 3.0)).store, 48, 3.0)
+    chosen = np.array([1, 4])
+    shown = read_tiles(particles, make_result(6, phase_flipped=True), chosen)
+    np.testing.assert_allclose(
+        shown.astype(float), read_tiles(flipped, make_result(6), chosen).astype(float), atol=4
+    )
+    assert (shown != read_tiles(particles, make_result(6), chosen)).mean() > 0.5
+
+
+def test_a_level_is_a_cut_in_thousandths():
+    rng = np.random.default_rng(0)
+    grid = np.arange(1001) / 1000
+    p = np.concatenate([rng.random(3000), rng.random(3000) ** 20, grid, [np.nan]])
+    level = image_codes(make_result(len(p), junk_probability=p)) & 1023
+    for cut in (0, 1, 7, 300, 489, 999, 1000):
+        np.testing.assert_array_equal(level[:-1] <= cut, p[:-1] <= cut / 1000)
+    assert level[-1] == 1023
+
+
+@pytest.mark.parametrize("kind", ["cut", "ties", "unanimous", "all", "none", "unknown"])
+def test_page_starts_with_the_verdict(tmp_path, kind):
+    result = make_result(700)
+    free = ~np.isin(result.reason, FIXED)
+    p, keep = result.junk_probability, result.keep
+    if kind == "ties":
+        p = np.round(p, 1)
+        keep = free & (p < 0.5) & (np.arange(700) % 3 > 0)
+    elif kind == "unanimous":
+        keep = free & (np.random.default_rng(5).random(700) < 0.5)
+    elif kind in ("all", "none"):
+        keep = np.full(700, kind == "all")
+    elif kind == "unknown":
+        p = np.full(700, np.nan)
+    reason = np.where(keep, "valid", np.where(result.reason == "valid", "noise", result.reason))
+    suspicion = np.where(keep, result.suspicion, reason)
+    result = result._replace(
+        keep=keep, junk_probability=p, reason=reason, suspicion=suspicion, rescued=result.rescued & ~keep
+    )
+    text, data = page_of(tmp_path, result)
+    np.testing.assert_array_equal(codes_of(data) >> 14 & 1, keep)
+    assert sum(n for code, n, _ in data["counts"] if code >> 14 & 1) == keep.sum()
+    names = np.array(REASONS)[codes_of(data) >> 10 & 15]
+    np.testing.assert_array_equal(names[~keep], reason[~keep])
+    assert f"<dt>kept</dt><dd>{keep.sum():,} <" in text
+    cut = (p <= data["level"] / 1000) & free if kind != "unknown" else keep
+    assert data["differ"] == np.sum(cut[free] != keep[free])
+    assert (data["differ"] == 0) == (kind in ("cut", "none", "unknown", "all"))
+
+
+def test_expected_numbers_are_those_of_the_probabilities(tmp_path):
+    result = make_result(900)
+    _, data = page_of(tmp_path, result)
+    kept = sum(n - junk for code, n, junk in data["counts"] if code >> 14 & 1)
+    assert kept == pytest.approx((1 - result.junk_probability)[result.keep].sum(), abs=0.01)
+    whole = sum(n - junk for _, n, junk in data["counts"])
+    assert whole == pytest.approx((1 - result.junk_probability).sum(), abs=0.05)
+
+
+def test_names_do_no_harm(tmp_path):
+    result = make_result(300, errors=make_errors(remark=EVIL), parameters={"work": EVIL, EVIL: 1})
+    table = make_micrographs(3, [EVIL, "a\nb\udc80.mrc", "x" * 5000])
+    table = table._replace(drop=np.array([True, False, True]), trends={EVIL: 0.4})
+    store = Recorded(300, 24)
+    store.name = lambda index: f"{index}@{EVIL}"
+    particles = Particles(store, 24, 3.0, f"/data/{EVIL.replace('/', '')}")
+    text, data = page_of(tmp_path, result, table, particles=particles)
+    elements = Elements(text).found
+    assert not [attrs for tag, attrs in elements if attrs.get("class") == "evil" or "onerror" in attrs]
+    assert [tag for tag, _ in elements].count("script") == 2
+    assert data["tiles"]["name"][0].endswith(EVIL)
+    assert "x" * 121 not in text
+
+
+def test_nothing_is_fetched(tmp_path):
+    result = make_result(300, errors=make_errors(), views=make_views(300))
+    text, _ = page_of(tmp_path, result, make_micrographs(5))
+    for _, attrs in Elements(text).found:
+        assert attrs.get("src", "data:").startswith("data:")
+        assert attrs.get("href", "#").startswith("#")
+    assert not re.search(r"url\((?!#)|@import|fetch\(|XMLHttpRequest|WebSocket|import\(", text)
+
+
+def test_same_input_same_bytes(tmp_path):
+    result = make_result(300, errors=make_errors(), views=make_views(300))
+    assert page_of(tmp_path, result, make_micrographs(9)) == page_of(tmp_path, result, make_micrographs(9))
+
+
+@pytest.mark.parametrize(("n", "list_fits"), [(1_000_000, True), (3_000_000, False)])
+def test_large_sets_make_small_pages(tmp_path, n, list_fits):
+    result = make_result(n, views=make_views(n))
+    names = [f"{'long/' * 20}micrograph_{i:06d}.mrc" for i in range(5000)]
+    particles = Particles(Recorded(n, 64), 64, 3.0)
+    text, data = page_of(tmp_path, result, make_micrographs(5000, names), particles=particles)
+    assert len(text.encode()) < MAX_BYTES
+    assert (data["codes"] is not None) == list_fits
+    assert sum(count for code, count, _ in data["counts"] if code >> 14 & 1) == result.keep.sum()
+    assert len(data["counts"]) < 10_000
+
+
+def test_few_images_are_read_once_and_in_ascending_order(tmp_path):
+    store = Recorded(50_000, 160)
+    page_of(tmp_path, make_result(50_000), particles=Particles(store, 160, 3.0))
+    assert max(map(len, store.reads)) <= 2**25 / (4 * 160**2)
+    read = np.concatenate(store.reads)
+    assert 400 < len(read) <= 600
+    assert (np.diff(read) > 0).all()
+
+
+def test_chosen_images_are_those_that_they_are_called():
+    result = make_result(20_000)
+    choice, p = choose_images(result), result.junk_probability
+    judged = np.flatnonzero(~np.isin(result.reason, FIXED))
+    order = judged[np.argsort(p[judged], kind="stable")]
+    np.testing.assert_array_equal(choice.best, order[:24])
+    np.testing.assert_array_equal(p[choice.worst], p[order[::-1][:24]])
+    assert result.keep[choice.border].sum() == 12
+    assert p[choice.border[0]] == np.sort(p[result.keep])[-12]
+    assert set(choice.by_reason) == set(result.reason)
+    for name, indices in choice.by_reason.items():
+        assert len(indices) == min(24, (result.reason == name).sum())
+        assert (result.reason[indices] == name).all()
+    stored = p[np.intersect1d(choice.every, judged)]
+    assert (np.histogram(stored, 20, (0, 1))[0] >= 12).all()
+
+
+def test_errors_are_said_or_said_to_be_unknown(tmp_path):
+    text, data = page_of(tmp_path, make_result(200, errors=make_errors()))
+    assert "85.0 – 95.0 %" in text and "80.0 %" in text and "87.5 %" in text and ">149<" in text
+    assert "not known" not in text and data["doubt"] == ""
+    unknown = make_errors(known=False, remark="too few images", precision=Estimate(*[math.nan] * 3))
+    text, data = page_of(tmp_path, make_result(200, errors=unknown))
+    assert "The errors are not known.</strong> Too few images." in text and ">unknown<" in text
+    assert data["doubt"] == "too few images"
+    assert "not estimated" in page_of(tmp_path, make_result(200))[0]
+
+
+def test_table_of_micrographs_is_cut_short_but_not_the_advice(tmp_path):
+    table = make_micrographs(2500)
+    text, _ = page_of(tmp_path, make_result(200), table)
+    rows = re.findall(r'<th scope="row">(mic\d+\.mrc)</th>', text)
+    assert len(rows) == 2000
+    assert "2,000 of 2,500 micrographs" in text
+    advised = {name for name, drop in zip(table.name, table.drop, strict=True) if drop}
+    assert set(rows[: len(advised)]) == advised == set(re.findall(r"<li>(mic\d+\.mrc)</li>", text))
+    rest = [table.junk_share[table.name.index(name)] for name in rows[len(advised) :]]
+    assert rest == sorted(rest, reverse=True)
+    assert "leave out" not in page_of(tmp_path, make_result(200), table._replace(drop=table.drop & False))[0]
+    assert "does not say from which micrographs" in page_of(tmp_path, make_result(200))[0]
+
+
+@pytest.mark.parametrize("n", [1, 2, 30])
+def test_sets_too_small_for_probabilities(tmp_path, n):
+    nothing = np.full((n, 2), np.nan, np.float32)
+    result = make_result(
+        n, junk_probability=np.full(n, np.nan), offset=nothing, diameter=math.nan, diameter_px=math.nan
+    )
+    text, data = page_of(tmp_path, result, box=17)
+    assert data["movable"] == 0 and data["differ"] == 0
+    assert set(data["tiles"]["p"]) == {None} and data["tiles"]["radius"] is None
+    assert "diameter unknown" in text
+
+
+def test_a_few_points_far_out_do_not_shrink_the_map(tmp_path):
+    views = make_views(1000)
+    views.coordinates[:] = np.random.default_rng(2).random((1000, 2))
+    views.coordinates[[1, 2]] = 1e6
+    _, data = page_of(tmp_path, make_result(1000, views=views))
+    assert data["views"]["far"] == 2
+    assert np.ptp(np.sort(data["views"]["x"])[10:-10]) > 2000
+    assert data["views"]["resolution"] == [15.0, 18.0, None, 21.0]
+
+
+def test_pictures_without_contrast_are_grey():
+    pictures = np.zeros((2, 80, 80), np.float32)
+    pictures[1, 40:, :] = 1
+    tiles = picture_tiles(pictures)
+    assert tiles.shape == (2, 64, 64) and np.ptp(tiles[0]) == 0 and np.ptp(tiles[1]) > 200
+
+
+class Browser:
+    """A headless Chromium, spoken to through a pipe: JSON that ends with a zero byte."""
+
+    def __init__(self, program, folder):
+        # The browser wants its ends as file descriptors 3 and 4: out of their way first.
+        pipes = [fcntl.fcntl(end, fcntl.F_DUPFD, 20) for end in (*os.pipe(), *os.pipe())]
+        read_by_it, self.to_it, self.from_it, written_by_it = pipes
+        quiet = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync"
+        more = "--disable-background-networking --disable-component-update --remote-debugging-pipe"
+
+        def connect():
+            os.dup2(read_by_it, 3)
+            os.dup2(written_by_it, 4)
+
+        self.process = subprocess.Popen(
+            [program, *quiet.split(), *more.split(), f"--user-data-dir={folder / 'profile'}"],
+            preexec_fn=connect,
+            pass_fds=(3, 4),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(read_by_it)
+        os.close(written_by_it)
+        self.buffer, self.number, self.events, self.session = b"", 0, [], None
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Network", "Log"):
+            self.call(f"{domain}.enable")
+        self.call("Emulation.setFocusEmulationEnabled", enabled=True)
+        self.downloads = folder / "downloads"
+        self.call(
+            "Emulation.setDeviceMetricsOverride", width=1400, height=900, deviceScaleFactor=1, mobile=False
+        )
+
+    def call(self, method, **parameters):
+        self.number += 1
+        message = {"id": self.number, "method": method, "params": parameters}
+        if self.session:
+            message["sessionId"] = self.session
+        os.write(self.to_it, json.dumps(message).encode() + b"\0")
+        while True:
+            answer = self._next()
+            if answer.get("id") == self.number:
+                assert "error" not in answer, answer
+                return answer["result"]
+            self.events.append(answer)
+
+    def _next(self):
+        while b"\0" not in self.buffer:
+            assert select.select([self.from_it], [], [], 30)[0], "the browser says nothing"
+            part = os.read(self.from_it, 1 << 16)
+            assert part, "the browser has gone"
+            self.buffer += part
+        line, _, self.buffer = self.buffer.partition(b"\0")
+        return json.loads(line)
+
+    def run(self, code):
+        answer = self.call("Runtime.evaluate", expression=code, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
+
+    def wait(self, code):
+        end = time.monotonic() + 20
+        while not self.run(code):
+            assert time.monotonic() < end, f"never came true: {code}"
+            time.sleep(0.02)
+
+    def open(self, path):
+        self.events.clear()
+        self.call("Page.navigate", url=path.as_uri())
+        self.wait("document.body && document.body.dataset.ready === 'yes'")
+        self.settle()
+
+    def settle(self):
+        """Let what a key has set going be drawn."""
+        self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
+
+    def press(self, key, times=1, text=""):
+        codes = {
+            "Tab": 9,
+            "Enter": 13,
+            "Escape": 27,
+            " ": 32,
+            "ArrowLeft": 37,
+            "ArrowRight": 39,
+            "Home": 36,
+            "End": 35,
+        }
+        for _ in range(times):
+            how = {"key": key, "code": key, "windowsVirtualKeyCode": codes[key]}
+            self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **how)
+            self.call("Input.dispatchKeyEvent", type="keyUp", **how)
+        self.settle()
+
+    def save(self):
+        """Press the button for saving and return the file's path."""
+        shutil.rmtree(self.downloads, ignore_errors=True)
+        self.downloads.mkdir()
+        where = {"behavior": "allow", "downloadPath": str(self.downloads)}
+        self.call("Browser.setDownloadBehavior", **where)
+        self.run("document.getElementById('save').focus()")
+        self.press("Enter", text="\r")
+        path = self.downloads / "kept_images.txt"
+        end = time.monotonic() + 20
+        while not path.exists():
+            assert time.monotonic() < end, "nothing was saved"
+            time.sleep(0.02)
+        return path
+
+    def complaints(self):
+        """Exceptions, messages on the console and requests that leave the page."""
+        bad = {"Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded"}
+        sent = [e for e in self.events if e.get("method") == "Network.requestWillBeSent"]
+        urls = [event["params"]["request"]["url"] for event in sent]
+        outside = [url for url in urls if not url.startswith(("file:", "data:", "blob:"))]
+        return [event for event in self.events if event.get("method") in bad] + outside
+
+    def close(self):
+        self.session = None
+        self.call("Browser.close")
+        os.close(self.to_it)
+        os.close(self.from_it)
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium to open the page with")
+    found = Browser(program, tmp_path_factory.mktemp("browser"))
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A page with everything on it, and the verdict that it shows."""
+    images, _ = simulate_particles(600, 400, snr=0.05, box=32, junk="noise", seed=1)
+    result = make_result(1000, errors=make_errors(), views=make_views(1000))
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    table = make_micrographs(40, [EVIL, *(f"mic{i:03d}.mrc" for i in range(39))])
+    particles = replace(open_particles(images), names=[f"{number}@{EVIL}" for number in range(1000)])
+    write_page(path, particles, result, table)
+    return path, result
+
+
+@pytest.fixture
+def opened(browser, written):
+    path, result = written
+    browser.open(path)
+    yield browser, result
+    assert browser.complaints() == []
+
+
+def shown_counts(browser):
+    """What the page says: kept images, and images by reason now."""
+    rows = browser.run(
+        "Array.from(document.querySelectorAll('#reasons tbody tr'), row =>"
+        " Array.from(row.cells, cell => cell.textContent.replace(/,/g, '')))"
+    )
+    return int(
+        browser.run("document.querySelector('#live strong').textContent").split()[0].replace(",", "")
+    ), {row[0]: int(row[2]) for row in rows}
+
+
+def expected_counts(result, cut=None):
+    """The same, counted here."""
+    keep, reason = result.keep, np.where(result.keep, "kept", result.reason)
+    if cut is not None:
+        keep = (result.junk_probability <= cut) & ~np.isin(result.reason, FIXED)
+        reason = np.where(keep, "kept", np.where(result.keep, result.suspicion, result.reason))
+    reason = np.where(reason == "rare_view", "rescued: rare view", reason)
+    names, counts = np.unique(reason, return_counts=True)
+    return int(keep.sum()), dict(zip(names.tolist(), counts.tolist(), strict=True)), keep
+
+
+def test_page_opens_with_the_verdict(opened):
+    browser, result = opened
+    kept, counts, _ = expected_counts(result)
+    assert shown_counts(browser) == (kept, counts)
+    assert browser.run("document.querySelectorAll('.evil, [onerror]').length") == 0
+    p = result.junk_probability
+    precision = (1 - p)[result.keep].sum() / kept
+    found = (1 - p)[result.keep].sum() / (1 - p).sum()
+    said = browser.run("Array.from(document.querySelectorAll('#estimates b'), e => e.textContent)")
+    assert said == [f"{100 * precision:.1f} %", f"{100 * found:.1f} %"]
+
+
+def test_slider_moves_the_cut_by_keys_and_reset_brings_it_back(opened):
+    browser, result = opened
+    start = browser.run("document.getElementById('group-border').innerHTML")
+    browser.run("document.getElementById('slider').focus()")
+    browser.press("ArrowLeft", 30)
+    cut = float(browser.run("document.getElementById('number').value"))
+    assert cut == pytest.approx(float(browser.run("document.getElementById('slider').value")))
+    kept, counts, keep = expected_counts(result, cut)
+    assert 0 < kept < result.keep.sum()
+    assert shown_counts(browser) == (kept, {name: counts.get(name, 0) for name in shown_counts(browser)[1]})
+    words = "Array.from(document.querySelectorAll('#group-border .tile'), t => t.textContent)"
+    tiles = browser.run(
+        "Array.from(document.querySelectorAll('#group-border .tile'), t => data.tiles.p[t.dataset.tile])"
+    )
+    assert len(tiles) == 24 and np.abs(np.array(tiles) - cut).max() < 0.1
+    assert browser.run(words) != start and any("kept" not in word for word in browser.run(words))
+    states = browser.run(
+        "Array.from(document.querySelectorAll('.tile'), t => [data.tiles.index[t.dataset.tile], t.className])"
+    )
+    assert all((state == "tile kept") == keep[index] for index, state in states)
+    browser.press("Home")
+    assert shown_counts(browser)[0] == expected_counts(result, 0)[0]
+    browser.press("End")
+    assert shown_counts(browser)[0] == expected_counts(result, 1)[0] < len(keep)
+    browser.run("document.getElementById('reset').focus()")
+    browser.press("Enter", text="\r")
+    assert shown_counts(browser) == expected_counts(result)[:2]
+    assert browser.run("document.getElementById('group-border').innerHTML") == start
+
+
+def test_saved_list_is_what_the_page_counts(opened):
+    browser, result = opened
+    n = len(result.keep)
+    path = browser.save()
+    np.testing.assert_array_equal(read_list(path, n), result.keep)
+    first = path.read_text().splitlines()[0]
+    pattern = r"# fastsort kept images: (\d+) of 1000, junk probability at most (\d\.\d{3}), counted from 0"
+    kept, cut = re.fullmatch(pattern, first).groups()
+    assert int(kept) == result.keep.sum()
+    assert result.junk_probability[result.keep].max() <= float(cut) < 0.51
+    browser.run("document.getElementById('slider').focus()")
+    browser.press("ArrowRight", 40)
+    path = browser.save()
+    kept, cut = re.fullmatch(pattern, path.read_text().splitlines()[0]).groups()
+    assert int(kept) == shown_counts(browser)[0] > result.keep.sum()
+    np.testing.assert_array_equal(read_list(path, n), expected_counts(result, float(cut))[2])
+
+
+def test_keyboard_reaches_everything_and_shows_where_it_is(opened):
+    browser, _ = opened
+    wanted = browser.run(
+        "Array.from(document.querySelectorAll('a, button, input:not([name=axis]), #micrographs button'))"
+        ".map((e, i) => { e.dataset.order = i; return i; })"
+    )
+    reached, unseen = set(), []
+    for _ in range(len(wanted) + 8):
+        browser.press("Tab")
+        at = browser.run(
+            "(e => [e.dataset.order, e.name, getComputedStyle(e).outlineStyle, e.outerHTML.slice(0, 80)])"
+            "(document.activeElement)"
+        )
+        reached.add(at[1] if at[1] == "axis" else at[0])
+        if at[2] == "none" and at[3][:5] != "<body":
+            unseen.append(at[3])
+    assert {str(number) for number in wanted} | {"axis"} <= reached
+    assert unseen == []
+
+
+def test_count_axis_can_be_linear(opened):
+    browser, result = opened
+    labels = "Array.from(document.querySelectorAll('#histogram text'), t => t.textContent)"
+    assert {"1", "10", "images (logarithmic)", "junk probability"} <= set(browser.run(labels))
+    browser.run("document.querySelector('[name=axis]:checked').focus()")
+    browser.press("ArrowRight")
+    linear = browser.run(labels)
+    assert "images" in linear and "images (logarithmic)" not in linear
+    areas = browser.run(
+        "Array.from(document.querySelectorAll('#histogram svg > rect'), r => +r.getAttribute('height'))"
+    )
+    highest = np.histogram(result.junk_probability, 50, (0, 1))[0].max()
+    # The highest bar fills the axis but for a little; the others are in proportion.
+    assert sum(areas[:-3]) == pytest.approx(max(areas) * len(result.keep) / highest, rel=0.35)
+
+
+def test_a_class_shows_its_points(opened):
+    browser, result = opened
+    picture = "document.getElementById('map').toDataURL()"
+    before = browser.run(picture)
+    browser.run("document.querySelectorAll('.class')[2].focus()")
+    browser.settle()
+    assert browser.run(picture) != before
+    assert browser.run(
+        "Array.from(document.querySelectorAll('.class'), b => b.getAttribute('aria-pressed'))"
+    ) == [
+        "false",
+        "false",
+        "true",
+        "false",
+    ]
+    members = (result.views.label == 2) & np.isfinite(result.views.coordinates[:, 0])
+    said = browser.run("document.getElementById('class-status').textContent")
+    assert f"{members.sum()} points of the map, {(members & result.keep).sum()} of them kept" in said
+    browser.press("Escape")
+    assert browser.run(picture) == before
+    assert browser.run("document.querySelector('li:last-child > .class').textContent").endswith("rare view")
+
+
+def test_micrographs_are_sorted_by_key(opened):
+    browser, _ = opened
+    column = "Array.from(document.querySelectorAll('#micrographs tbody tr'), row => row.cells[%d].dataset.v)"
+    for place in (1, 5):
+        browser.run(f"document.querySelectorAll('#micrographs th button')[{place}].focus()")
+        for way, name in ((1, "ascending"), (-1, "descending")):
+            browser.press("Enter", text="\r")
+            values = browser.run(column % place)
+            known = [float(value) for value in values if value]
+            assert known == sorted(known, reverse=way < 0) and len(values) == 40
+            # Unknown ones stand last either way.
+            assert all(value == "" for value in values[len(known) :])
+            assert browser.run(f"document.querySelectorAll('#micrographs th')[{place}].ariaSort") == name
+
+
+def test_a_page_without_probabilities_still_shows_and_saves(browser, tmp_path):
+    result = make_result(30, junk_probability=np.full(30, np.nan))
+    write_page(tmp_path / "few.html", Particles(Recorded(30, 24), 24, math.nan), result)
+    browser.open(tmp_path / "few.html")
+    assert browser.run("document.getElementById('slider').disabled")
+    assert shown_counts(browser) == expected_counts(result)[:2]
+    np.testing.assert_array_equal(read_list(browser.save(), 30), result.keep)
+    assert browser.complaints() == []
+
+
+def test_a_page_without_a_list_says_so(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr("fastsort.report.page.MAX_BYTES", 1)
+    result = make_result(400)
+    write_page(tmp_path / "many.html", Particles(Recorded(400, 24), 24, 3.0), result)
+    browser.open(tmp_path / "many.html")
+    assert browser.run("document.getElementById('save').disabled")
+    assert "cannot be saved" in browser.run("document.getElementById('save-note').textContent")
+    browser.run("document.getElementById('slider').focus()")
+    browser.press("ArrowLeft", 9)
+    cut = float(browser.run("document.getElementById('number').value"))
+    assert shown_counts(browser)[0] == expected_counts(result, cut)[0]
+    assert browser.complaints() == []
