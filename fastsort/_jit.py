@@ -29,3 +29,13 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
         except RuntimeError:
             pass  # a read-only installation: numba found nowhere to keep the cache
     return numba.njit(**_FLAGS)(function)
+
+
+def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a kernel's helper into the kernel itself.
+
+    A helper that is too large for the compiler to do so by itself exists twice, once optimised alone and
+    once within the kernel; which of them runs depends on whether the kernel comes from the cache, and
+    their last bits may differ.
+    """
+    return numba.njit(inline="always", **_FLAGS)(function)

@@ -17,6 +17,7 @@ from fastsort.decide.decoys import JUNK
 from fastsort.decide.votes import METHODS
 from fastsort.images.prepare import is_corrected
 from fastsort.particles.source import Particles, choose_particles, open_particles
+from fastsort.radial.filter import GRID
 from fastsort.sort import SortResult, cut_again, find_all_duplicates, sort_particles, with_verdict
 
 # Votes on the images that are kept have drifted where their distributions differ by so much (the
@@ -185,7 +186,9 @@ def _check_usable(particles: Particles, earlier: SortResult) -> None:
         raise InputError(
             f"the earlier run had {len(earlier.keep)} images, too few to learn from: sort without updating."
         )
-    box = round(earlier.parameters["working_size"] * earlier.diameter_px / (2 * radial.radius))
+    # The model's radius is one in the images that the radial method sees.
+    size = min(earlier.parameters["working_size"], GRID)
+    box = round(size * earlier.diameter_px / (2 * radial.radius))
     if box != particles.box:
         raise InputError(
             f"the earlier run had images of {box} px, and these have {particles.box} px: "

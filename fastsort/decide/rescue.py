@@ -11,7 +11,14 @@ from threadpoolctl import threadpool_limits
 
 from fastsort._cut import MIN_JUDGED
 from fastsort.images.batches import map_batches
-from fastsort.invariants.averages import ClassAverages, class_averages, filter_averages, resolved_rings
+from fastsort.invariants.align import match_to_references
+from fastsort.invariants.averages import (
+    ClassAverages,
+    averages_to_match,
+    class_averages,
+    filter_averages,
+    resolved_rings,
+)
 from fastsort.invariants.classes import ClassRanking, rank_classes
 from fastsort.invariants.features import invariant_features, ring_statistics
 from fastsort.particles.source import Particles
@@ -126,6 +133,15 @@ def find_views(
     ranking = rank_classes(averages, label, places, radius=radius)
     rare = _as_good(averages, ranking, first)
     where = np.zeros(n, dtype=bool)
+    if rare.any():
+        # Features of single images are noisy: many members have gone to other classes.
+        match = match_to_references(
+            images[label >= first],
+            averages_to_match(averages)[first:],
+            max_shift=REACH * working.box,
+            n_jobs=n_jobs,
+        )
+        where[chosen[1][rare[first + match.reference]]] = True
     where[sample[rare[label]]] = True
     if rare.any() and len(rejected) > len(chosen[1]):
         others = np.setdiff1d(rejected, chosen[1])

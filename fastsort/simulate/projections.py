@@ -10,7 +10,7 @@ import numpy.typing as npt
 import scipy.fft
 
 from fastsort._checks import InputError, check_count, check_positive
-from fastsort._jit import kernel
+from fastsort._jit import inlined, kernel
 
 _TAPS = 4
 _OVERSAMPLING = 2.0
@@ -169,7 +169,7 @@ def _slice(transform, window, rotations, step, limit, spectra):
                 )
 
 
-@kernel
+@inlined
 def _interpolate(transform, window, z, y, x):
     first_z, row_z, part_z = _window_position(z)
     first_y, row_y, part_y = _window_position(y)
@@ -189,7 +189,7 @@ def _interpolate(transform, window, z, y, x):
     return total
 
 
-@kernel
+@inlined
 def _window_position(position):
     base = math.floor(position)
     offset = (position - base) * _TABLE_ROWS
