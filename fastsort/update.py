@@ -17,7 +17,6 @@ from fastsort.decide.decoys import JUNK
 from fastsort.decide.votes import METHODS
 from fastsort.images.prepare import is_corrected
 from fastsort.particles.source import Particles, choose_particles, open_particles
-from fastsort.radial.filter import GRID
 from fastsort.sort import SortResult, cut_again, find_all_duplicates, sort_particles, with_verdict
 
 # Votes on the images that are kept have drifted where their distributions differ by so much (the
@@ -176,25 +175,24 @@ def _settings(
 
 def _check_usable(particles: Particles, earlier: SortResult) -> None:
     """Refuse a run that nothing can be learned from for these images."""
-    radial = earlier.judge.learned.radial
     if len(earlier.votes) < len(METHODS):
         raise InputError(
             f"the earlier run had one method only, {next(iter(earlier.votes))}, and an update needs all: "
             "sort without updating."
         )
-    if radial is None or not earlier.judge.decoys or np.isnan(earlier.junk_probability).any():
+    if earlier.views is None or not earlier.judge.decoys or np.isnan(earlier.junk_probability).any():
         raise InputError(
             f"the earlier run had {len(earlier.keep)} images, too few to learn from: sort without updating."
         )
-    # The model's radius is one in the images that the radial method sees.
-    size = min(earlier.parameters["working_size"], GRID)
-    box = round(size * earlier.diameter_px / (2 * radial.radius))
+    pixel_size = earlier.diameter / earlier.diameter_px
+    if np.isnan(pixel_size) or np.isnan(particles.pixel_size):
+        return
+    box = round(earlier.parameters["working_size"] * earlier.views.pixel_size / pixel_size)
     if box != particles.box:
         raise InputError(
             f"the earlier run had images of {box} px, and these have {particles.box} px: "
             "sort without updating."
         )
-    pixel_size = earlier.diameter / earlier.diameter_px
     if abs(particles.pixel_size / pixel_size - 1) > 1e-3:
         raise InputError(
             f"the earlier run had a pixel size of {pixel_size:.4g} A, and these images have "

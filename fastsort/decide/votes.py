@@ -12,7 +12,7 @@ from fastsort.decide.combine import OFFSET
 from fastsort.invariants.filter import InvariantResult, LearnedInvariants, invariant_filter
 from fastsort.particles.source import Particles
 from fastsort.radial.filter import LearnedRadial, RadialResult, radial_filter
-from fastsort.subspaces.filter import LearnedShapes, SubspaceResult, subspace_filter
+from fastsort.subspaces.filter import EXCESS, LearnedShapes, SubspaceResult, subspace_filter
 
 METHODS = ("radial", "subspaces", "invariants")
 # What the methods cost, in parts of each other.
@@ -190,10 +190,13 @@ def explain(asked: Asked) -> npt.NDArray[np.str_]:
     """Say why each image would be rejected, should it be.
 
     The radial filter looks for peaks all over the image: it says best what lies off the centre. What is
-    noise to it may still be something else to the subspaces, which know the shape of the particle.
+    noise to it may still be something else to the subspaces, which know the shape of the particle; and
+    what has more power in a band of frequencies than any particle is contamination, whatever its peaks.
     """
     suspicions = [result.suspicion for result in asked if result is not None]
     found = suspicions[0]
     for other in suspicions[1:]:
         found = np.where(found == "noise", other, found)
+    if asked.subspaces is not None:
+        found = np.where(asked.subspaces.excess > EXCESS, "contamination", found)
     return found

@@ -94,6 +94,9 @@ class SubspaceResult(NamedTuple):
     excess : ndarray of float32, shape (n,)
         Deviations by which the band of frequencies that stands out most has more power than in
         particles (of the logarithm); NaN if published.
+    beside : ndarray of float32, shape (n, 2)
+        Log-likelihood ratio of a particle 0.27 of the box off the centre, the highest in any direction,
+        and the highest that two opposite directions both reach; NaN if published.
     cut : float
         Images with a larger score are rejected; NaN if published or with fewer than 50 images.
     radius : float
@@ -119,6 +122,7 @@ class SubspaceResult(NamedTuple):
     factor: Array
     log_likelihood: Array
     excess: npt.NDArray[np.float32]
+    beside: npt.NDArray[np.float32]
     cut: float
     radius: float
     contrast: str
@@ -185,6 +189,7 @@ class _Batch(NamedTuple):
     factor: Array
     log_likelihood: Array
     excess: npt.NDArray[np.float32]
+    beside: npt.NDArray[np.float32]
 
 
 class LearnedShapes(NamedTuple):
@@ -488,8 +493,9 @@ def _batch(
     excess = ((powers - model.usual) / model.spread).max(axis=1)
     score += _penalty(excess, EXCESS)
     nearby = _nearby(images, model.basis, model.particle, model.background, model.blocks)
-    for values, (usual, spread) in zip(_highest(nearby), model.beside, strict=True):
-        score += _penalty((values - usual) / spread, BESIDE)
+    beside = np.stack(_highest(nearby), axis=1)
+    usual, spread = model.beside.T
+    score += _penalty((beside - usual) / spread, BESIDE).sum(axis=1)
     factor = log_likelihood = np.full(len(images), np.nan)
     if model.described is not None:
         log_likelihood, factor, *_ = measure(coefficients.astype(np.float32), model.described)
@@ -504,7 +510,7 @@ def _batch(
     )
     score[~judged] = np.inf
     factor, log_likelihood = (np.where(judged, factor, np.inf), np.where(judged, log_likelihood, -np.inf))
-    return _Batch(codes, score, factor, log_likelihood, excess.astype(np.float32))
+    return _Batch(codes, score, factor, log_likelihood, excess.astype(np.float32), beside.astype(np.float32))
 
 
 def _penalty(deviations: Array, free: float) -> Array:
@@ -540,9 +546,8 @@ def _reasons(
 def _unjudged_batch(images: npt.NDArray[np.float32], start: int) -> _Batch:
     n = len(images)
     nothing = np.full(n, np.inf)
-    return _Batch(
-        inspect_pixels(images).codes, nothing, nothing, -nothing, np.full(n, np.nan, dtype=np.float32)
-    )
+    unknown = np.full((n, 2), np.nan, dtype=np.float32)
+    return _Batch(inspect_pixels(images).codes, nothing, nothing, -nothing, unknown[:, 0], unknown)
 
 
 def _gather(batches: Iterator[_Batch]) -> _Batch:
@@ -561,6 +566,7 @@ def _unjudged(found: _Batch, basis: PswfBasis) -> SubspaceResult:
         found.factor,
         found.log_likelihood,
         found.excess,
+        found.beside,
         np.nan,
         np.nan,
         "bright",
@@ -599,6 +605,7 @@ def _result(found: _Batch, model: LearnedShapes, scale: float) -> SubspaceResult
         found.factor,
         found.log_likelihood,
         found.excess,
+        found.beside,
         cut,
         _radius(model) * scale,
         _contrast(mean),
@@ -658,8 +665,9 @@ def _published(
         usable = np.concatenate(codes) == VALID
         if usable.sum() < 2:
             nothing = np.full(n, np.inf)
-            empty = np.full(n, np.nan, dtype=np.float32)
-            return _unjudged(_Batch(np.concatenate(codes), nothing, nothing, -nothing, empty), basis)
+            empty = np.full((n, 2), np.nan, dtype=np.float32)
+            found = _Batch(np.concatenate(codes), nothing, nothing, -nothing, empty[:, 0], empty)
+            return _unjudged(found, basis)
         stored: npt.NDArray[np.float32] = np.memmap(path, np.float32, "r", shape=shape)
         model = fit_subspaces(stored, *numbers, preset="published", n_jobs=n_jobs, seed=seed)
         scores = evaluate(Rows(stored), model, n_jobs)
@@ -674,6 +682,7 @@ def _published(
         scores.factor,
         scores.log_likelihood,
         np.full(n, np.nan, dtype=np.float32),
+        np.full((n, 2), np.nan, dtype=np.float32),
         np.nan,
         np.nan,
         _contrast(np.tensordot(model.weights @ model.means, basis.functions, 1)),
