@@ -86,8 +86,8 @@ def paper_recipe(volume: Path, seeds: tuple[int, ...]) -> Iterator[tuple]:
                 1000, 999, snr=1 / noise, box=33, volume=volume, junk="paper", seed=seed
             )
             particles = fs.open_particles(images, pixel_size=truth.pixel_size)
-            given = fs.sort_particles(particles, diameter=truth.diameter, n_jobs=1)
-            estimated = fs.sort_particles(particles, n_jobs=1)
+            given = fs.sort_particles(particles, method="radial", diameter=truth.diameter, n_jobs=1)
+            estimated = fs.sort_particles(particles, method="radial", n_jobs=1)
             subspaces = fs.sort_particles(particles, method="subspaces", n_jobs=1)
             published = fs.radial_filter(images, 5.0, 10, preset="published", n_jobs=1)
             for what, result in (
@@ -127,10 +127,15 @@ def hard_recipe(volumes: Path, seeds: tuple[int, ...]) -> Iterator[tuple]:
                 images, truth = simulate_hard(volumes / file, definition, seed, 1 / 20)
                 with tempfile.TemporaryDirectory() as folder:
                     star = fs.write_project(Path(folder) / "project", images, truth)
-                    result = fs.sort_particles(star, diameter=truth.diameter, n_jobs=1)
+                    result = fs.sort_particles(star, method="radial", diameter=truth.diameter, n_jobs=1)
                     subspaces = fs.sort_particles(star, method="subspaces", n_jobs=1)
                     published = fs.sort_particles(
-                        star, diameter=truth.diameter / 2, preset="published", n_peaks=10, n_jobs=1
+                        star,
+                        method="radial",
+                        preset="published",
+                        diameter=truth.diameter / 2,
+                        n_peaks=10,
+                        n_jobs=1,
                     )
                 height = known_matched_filter(images, truth, volumes / file, definition, seed)
                 typical = np.median(height[truth.label])
@@ -204,8 +209,8 @@ def real_stacks(folder: Path) -> Iterator[tuple]:
         particles, good, certain = open_real(folder, name)
         if particles is None:
             continue
-        given = fs.sort_particles(particles, diameter=diameter, n_jobs=1)
-        estimated = fs.sort_particles(particles, n_jobs=1)
+        given = fs.sort_particles(particles, method="radial", diameter=diameter, n_jobs=1)
+        estimated = fs.sort_particles(particles, method="radial", n_jobs=1)
         results = {
             f"radial, {diameter:.0f} A given": given,
             f"radial, {estimated.diameter:.0f} A estimated": estimated,

@@ -666,6 +666,10 @@ def _select_classes(options: argparse.Namespace) -> None:
 def _print_summary(summary: dict[str, Any], folder: str | os.PathLike[str]) -> None:
     n = summary["images"]
     _print_verdicts(summary)
+    update = summary["parameters"].get("update")
+    if update:
+        n = update["new_images"]
+        print(f"{_count(n, 'new image')}; models {update['models']}")
     origin = "estimated" if summary["diameter_estimated"] else "given"
     known = summary["diameter"] == summary["diameter"]
     angstroms = f"{summary['diameter']:.1f} A, " if known else ""
@@ -677,8 +681,8 @@ def _print_summary(summary: dict[str, Any], folder: str | os.PathLike[str]) -> N
     print(f"{contrast}; phases {flips}")
     if summary["subspaces"] is not None:
         print(_describe_subspaces(**summary["subspaces"]))
-    speed = summary["images_per_second"]
-    print(f"{n / speed if speed else 0:.1f} s, {speed:,.0f} images/s; results in {folder}")
+    seconds = summary["seconds"]["total"]
+    print(f"{seconds:.1f} s, {n / seconds if seconds else 0:,.0f} images/s; results in {folder}")
 
 
 def _print_verdicts(summary: dict[str, Any]) -> None:

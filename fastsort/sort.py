@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsort._checks import InputError, check_choice, check_count, check_positive
+from fastsort._cut import MIN_JUDGED
 from fastsort._reasons import VALID, reason_names
-from fastsort.decide.combine import OFFSET, Combination, choose_cut, combine_votes
+from fastsort.decide.combine import OFFSET, Combination, choose_cut, combine_votes, probability_by_odds
 from fastsort.decide.decoys import EstimatedErrors, estimate_errors, known_images
 from fastsort.decide.duplicates import find_duplicates
-from fastsort.decide.recentre import good_if_centred
+from fastsort.decide.recentre import centred_scores
 from fastsort.decide.rescue import Views, find_views
 from fastsort.decide.votes import METHODS, Asked, Judge, ask_methods, explain
 from fastsort.images.crop import crop_operator
@@ -23,7 +24,7 @@ from fastsort.images.prepare import Prepared, ctf_to_flip, prepare_images, worki
 from fastsort.images.work import fingerprint, work_folder
 from fastsort.particles.places import micrograph_places, repeated_images
 from fastsort.particles.source import Particles, open_particles
-from fastsort.radial.filter import CONTRASTS, PRESETS, check_n_peaks
+from fastsort.radial.filter import CONTRASTS, PRESETS, RadialResult, check_n_peaks
 from fastsort.subspaces.filter import SubspaceResult, check_numbers
 
 WORKING_SIZE = 48
@@ -124,7 +125,7 @@ def sort_particles(
     fraction: float | None = None,
     unanimous: bool = False,
     keep_off_centre: bool = False,
-    duplicate_distance: float = DUPLICATE,
+    duplicate_distance: float | None = None,
     earlier: SortResult | None = None,
     work: str | os.PathLike[str] | None = None,
     keep_work: bool = False,
@@ -158,15 +159,16 @@ def sort_particles(
     n_subspaces, n_components : int, optional
         As for `subspace_filter`; with the subspaces method alone.
     keep_at_least, discard, fraction : optional
-        As for `cut_again`, one of them at most. By default what is more likely junk than a particle is
-        rejected.
+        As for `cut_again`, one of them at most. By default the cut leans from the highest balanced
+        accuracy, as the probabilities have it, towards keeping (`combine_votes`).
     unanimous : bool
         Reject only what all methods reject.
     keep_off_centre : bool
-        Keep particles that lie off the centre, but whole in the box, if they would be kept in the middle.
-    duplicate_distance : float
+        Particles that lie off the centre, but whole in the box, get the score and the probability that
+        they would have in the middle.
+    duplicate_distance : float, optional
         Picks of one micrograph that are closer, in angstroms, are one particle: the best of them stays.
-        0 keeps them all. Segments of filaments are never duplicates.
+        By default 20; 0 keeps them all. Segments of filaments are no duplicates of each other.
     earlier : SortResult, optional
         Of a run with all methods on images of the same box: nothing is learned from these images, and
         scores, junk probabilities and the cut mean what they meant then.
@@ -221,27 +223,33 @@ def sort_particles(
         raise InputError("the published rules are those of one method: name it, radial or subspaces.")
     if preset == "published" and method == "radial" and radius is None:
         raise InputError("the published preset needs the particle's diameter: give it, in angstroms.")
-    if method is not None and (unanimous or keep_off_centre):
-        raise InputError("unanimous and keep_off_centre need all methods: leave the method out.")
+    if method is not None and (unanimous or keep_off_centre or duplicate_distance is not None):
+        raise InputError(
+            "unanimous, keep_off_centre and duplicate_distance need all methods: leave the method out."
+        )
+    distance = DUPLICATE if duplicate_distance is None else duplicate_distance
     if earlier is not None:
         _check_earlier(earlier, method, size)
-    if duplicate_distance:
-        check_positive("duplicate_distance", duplicate_distance, "angstrom")
+    if distance:
+        check_positive("duplicate_distance", distance, "angstrom")
     strictness: dict[str, Any] = {"keep_at_least": keep_at_least, "discard": discard, "fraction": fraction}
     _check_strictness({**strictness, "unanimous": unanimous or None}, n)
     ctf = ctf_to_flip(particles, phase_flip)
-    parameters = {
+    measured_with = {
         "diameter": diameter,
         "method": method,
         "preset": preset,
         "phase_flip": phase_flip,
         "working_size": size,
         **options,
+        "seed": seed,
+    }
+    parameters = {
+        **measured_with,
         **strictness,
         "unanimous": unanimous,
         "keep_off_centre": keep_off_centre,
-        "duplicate_distance": duplicate_distance,
-        "seed": seed,
+        "duplicate_distance": distance,
     }
 
     def report(part: float, share: float) -> Callable[[float], None] | None:
@@ -250,7 +258,7 @@ def sort_particles(
     reading, asking = report(0, READING), report(READING, MEASURING)
     begin = time.perf_counter()
     judge = earlier and earlier.judge
-    mark = fingerprint("sort", particles, parameters, judge and judge.weights) if work is not None else ""
+    mark = fingerprint("sort", particles, measured_with, judge and judge.weights) if work is not None else ""
     with work_folder(work, fingerprint=mark, keep=keep_work) as folder:
         prepared = prepare_images(
             particles,
@@ -279,9 +287,7 @@ def sort_particles(
         if method:
             result = _single(particles, prepared, asked)
         else:
-            result = _joint(
-                particles, prepared, asked, duplicate_distance, keep_off_centre, earlier, n_jobs, seed
-            )
+            result = _joint(particles, prepared, asked, distance, keep_off_centre, earlier, n_jobs, seed)
     end = time.perf_counter()
     seconds = {"read and crop": read - begin, "measure": measured - read, "decide": end - measured}
     scale = box / size
@@ -359,8 +365,7 @@ def with_verdict(result: SortResult, keep: npt.NDArray[np.bool_], cut: float) ->
     """Set aside what belongs to a rare view, take out duplicates, and give every image its reason."""
     duplicate = result.measurements.get("duplicate", np.zeros(len(keep), dtype=bool))
     rare = result.measurements.get("rare_view", np.zeros(len(keep), dtype=bool))
-    centred = result.measurements.get("good_if_centred", np.zeros(len(keep), dtype=bool))
-    keep = (keep | centred) & ~duplicate
+    keep = keep & ~duplicate
     rescued = rare & ~keep & ~duplicate
     reason = np.where(keep, "valid", result.suspicion)
     reason = np.where(rescued, "rare_view", np.where(duplicate, "duplicate", reason))
@@ -368,7 +373,13 @@ def with_verdict(result: SortResult, keep: npt.NDArray[np.bool_], cut: float) ->
     if result.judge.decoys:
         decoys = {} if np.isnan(cut) else result.judge.decoys
         rejected = {kind: scores > cut for kind, scores in decoys.items()}
-        errors = estimate_errors(keep, result.junk_probability, rejected, result.judge.shares)
+        errors = estimate_errors(
+            keep,
+            result.junk_probability,
+            rejected,
+            result.judge.shares,
+            other=probability_by_odds(result.score),
+        )
     return result._replace(keep=keep, rescued=rescued, reason=reason, cut=cut, errors=errors)
 
 
@@ -378,9 +389,11 @@ def _check_strictness(given: dict[str, Any], n: int, exactly: bool = False) -> N
         wanted = "exactly one" if exactly else "at most one"
         raise InputError(f"give {wanted} of {', '.join(given)}; got {', '.join(named) or 'none'}.")
     blank = np.zeros(n)
+    # Few images have no probabilities.
+    unknown = blank if n >= MIN_JUDGED else np.full(n, np.nan)
     if named and named[0] != "unanimous":
         # Refused before the work, not after it.
-        choose_cut(blank, blank, **{name: value for name, value in given.items() if name != "unanimous"})
+        choose_cut(blank, unknown, **{name: value for name, value in given.items() if name != "unanimous"})
 
 
 def _refuse(methods: Sequence[str], options: dict[str, object]) -> None:
@@ -475,6 +488,8 @@ def _joint(
     else:
         judge = earlier.judge
         found = _judged_before(judge.score(votes), earlier)
+    if keep_off_centre and np.isfinite(found.cut):
+        found = _moved_to_the_middle(found, working, result.suspicion, radial, judge, n_jobs)
     keep = np.isfinite(found.score) if np.isnan(found.cut) else found.score <= found.cut
     views, rare = find_views(working, found.score, keep, radial.radius, n_jobs=n_jobs, seed=seed)
     measurements = {
@@ -483,13 +498,6 @@ def _joint(
         "duplicate": find_all_duplicates(particles, duplicate_distance, found.score),
         "rare_view": rare,
     }
-    if keep_off_centre and np.isfinite(found.cut):
-        beside = np.flatnonzero(~keep & np.isfinite(found.score) & (result.suspicion == "off-centre"))
-        good = np.zeros(len(keep), dtype=bool)
-        good[beside] = good_if_centred(
-            working, beside, radial.strongest[beside], radial.radius, judge, found.cut, n_jobs
-        )
-        measurements["good_if_centred"] = good
     result = result._replace(
         score=found.score,
         junk_probability=found.junk_probability,
@@ -510,7 +518,9 @@ def _check_earlier(earlier: SortResult, method: str | None, size: int) -> None:
             "an earlier result is of use with all methods only: leave the method out, then and now."
         )
     if np.isnan(earlier.cut) or not earlier.judge.decoys:
-        raise InputError("the earlier run had too few images to learn from: sort all of them together.")
+        raise InputError(
+            "the earlier run has no cut, since it was unanimous or had too few images: sort all together."
+        )
     if before != size:
         raise InputError(
             f"the earlier run had images of {before} working pixels, and these have {size}: "
@@ -520,11 +530,37 @@ def _check_earlier(earlier: SortResult, method: str | None, size: int) -> None:
 
 def _judged_before(score: npt.NDArray[np.float64], earlier: SortResult) -> Combination:
     """Junk probabilities of scores as in an earlier run."""
-    known = np.isfinite(earlier.score)
-    scores, first = np.unique(earlier.score[known], return_index=True)
-    probability = np.interp(score, scores, earlier.junk_probability[known][first])
-    probability[~np.isfinite(score)] = 1.0
+    probability = _interpolated(score, earlier.score, earlier.junk_probability)
     return Combination(score, probability, earlier.cut, earlier.judge.weights, earlier.judge.shares)
+
+
+def _interpolated(
+    score: npt.NDArray[np.float64], scores: npt.NDArray[np.float64], probability: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """Junk probabilities of scores, from those of others."""
+    known, first = np.unique(scores[np.isfinite(scores)], return_index=True)
+    found = np.interp(score, known, probability[np.isfinite(scores)][first])
+    return np.where(np.isfinite(score), found, 1.0)
+
+
+def _moved_to_the_middle(
+    found: Combination,
+    working: Particles,
+    suspicion: npt.NDArray[np.str_],
+    radial: RadialResult,
+    judge: Judge,
+    n_jobs: int | None,
+) -> Combination:
+    """Give particles beside the centre the score and probability that they have in the middle, if lower."""
+    beside = np.flatnonzero(
+        (found.score > found.cut) & np.isfinite(found.score) & (suspicion == "off-centre")
+    )
+    score = found.score.copy()
+    moved = centred_scores(working, beside, radial.strongest[beside], radial.radius, judge, n_jobs)
+    score[beside] = np.minimum(score[beside], moved)
+    return found._replace(
+        score=score, junk_probability=_interpolated(score, found.score, found.junk_probability)
+    )
 
 
 def find_all_duplicates(

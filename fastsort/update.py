@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -99,6 +100,7 @@ def update_particles(
     probabilities from all scores; where the models do not fit any more, all are read and sorted anew.
     Of two picks of one particle, the one that was kept before stays.
     """
+    begin = time.perf_counter()
     particles = open_particles(particles)
     settings, strictness = _settings(earlier, options, judge_again)
     _check_usable(particles, earlier)
@@ -138,6 +140,8 @@ def update_particles(
         passed = _passed(result, earlier.cut)
         result = with_verdict(result, np.where(old, result.keep, passed), earlier.cut)
     asked = {"duplicate_distance": distance, **(strictness if judge_again else {})}
+    spent = found.seconds if len(new) else {}
+    result = result._replace(seconds={**spent, "total": time.perf_counter() - begin})
     return _noted(result, {**earlier.parameters, **asked}, len(new), models)
 
 

@@ -28,6 +28,7 @@ from fastsort.decide.decoys import (
 )
 from fastsort.decide.votes import METHODS, ask_methods, explain
 from fastsort.particles.source import open_particles
+from fastsort.subspaces.filter import EXCESS
 
 BOXES = (24, 25, 33)
 seeds = st.integers(0, 2**32 - 1)
@@ -196,6 +197,20 @@ def test_copies_are_their_source_turned(box):
     assert np.ptp(found) > 1
 
 
+@pytest.mark.parametrize("box", BOXES)
+def test_copies_are_moved_by_up_to_a_pixel_in_any_direction(box):
+    y, x = np.mgrid[:box, :box] - box // 2
+    image = np.exp(-(y**2 + x**2) / (0.1 * box) ** 2).astype(np.float32) + 0.002 * noise(1, box)[0]
+    nothing = np.zeros((1, box, box), dtype=np.float32)
+    made = make_decoys(image[None], nothing, np.random.default_rng(7), 300, good=True)[GOOD]
+    weight = np.clip(made - 0.2 * made.max(axis=(1, 2), keepdims=True), 0, None)
+    mass = weight.sum(axis=(1, 2))
+    moved = np.column_stack([(weight * axis).sum(axis=(1, 2)) / mass for axis in (y, x)])
+    assert np.hypot(*moved.T).max() < 1.5
+    assert np.square(moved).mean() == pytest.approx(1 / 3, rel=0.2)
+    assert np.abs(moved.mean(axis=0)).max() < 0.15
+
+
 def test_copies_have_more_noise():
     box = 32
     image, others = lopsided(box), noise(50, box)
@@ -240,10 +255,13 @@ def test_methods_against_an_image_are_counted(asked):
 
 def test_radial_explains_first_and_others_where_it_sees_but_noise(asked):
     found = asked[1]
+    excess = found.subspaces.excess > EXCESS
     reasons = explain(found)
     for i, reason in enumerate(reasons):
         says = [result.suspicion[i] for result in found]
-        assert reason == next((word for word in says if word != "noise"), "noise")
+        first = next((word for word in says if word != "noise"), "noise")
+        assert reason == ("contamination" if excess[i] else first)
+    assert excess.any()
     assert reasons[3] == reasons[50] == "flat"
     assert {"off-centre", "noise"} <= set(reasons)
 
@@ -350,15 +368,25 @@ def test_images_without_probability_do_not_count_and_unreadable_ones_are_junk():
     assert unreadable.true_negative_rate.value > plain.true_negative_rate.value
 
 
-def test_counts_that_disagree_widen_the_intervals():
+def test_intervals_hold_what_the_other_count_says():
     p = np.random.default_rng(0).beta(0.4, 0.4, 3000)
-    widths = []
-    for doubt in (0.0, 0.1, 0.2):
-        errors = estimate(p, shares=(0.5, 0.5 + doubt))
-        assert errors.known
-        widths.append([rate.high - rate.low for rate in errors[:4]])
-        assert estimate(p, shares=(0.5 + doubt, 0.5))[:4] == errors[:4]
-    assert (np.diff(widths, axis=0) > 0).all()
+    keep = p <= 0.5
+    plain = estimate_errors(keep, p, {}, (0.5, 0.5))
+    for factor in (0.3, 3.0):
+        # By Bayes' rule with other odds of junk.
+        q = factor * p / (factor * p + 1 - p)
+        found = estimate_errors(keep, p, {}, (0.5, float(q.mean())), other=q)
+        expected = (
+            (1 - q)[keep].sum() / (1 - q).sum(),
+            q[~keep].sum() / q.sum(),
+            (1 - q)[keep].mean(),
+            q.mean(),
+        )
+        for rate, before, value in zip(found[:4], plain[:4], expected, strict=True):
+            assert rate.value == before.value
+            assert rate.low <= value <= rate.high
+            assert rate.low <= before.low and rate.high >= before.high
+            assert rate.high - rate.low > before.high - before.low
 
 
 def test_nothing_is_said_of_none():
@@ -387,7 +415,7 @@ def decoys(share, kinds=JUNK, good=0.0):
         (400, 0.3, (0.3, 0.5), decoys(1), ""),
         (400, 0.3, (0.3, 0.6), decoys(1), "the junk is 30 % by the shape of the scores and 60 %"),
         (400, 0.3, (0.6, 0.3), decoys(1), "the junk is 60 % by the shape of the scores and 30 %"),
-        (400, 0.3, (math.nan, math.nan), decoys(1), "not told apart"),
+        (400, 0.96, (0.96, 0.5), decoys(1), "hardly any image looks like a particle"),
         (400, 0.94, (0.94, 0.94), decoys(1), ""),
         (400, 0.96, (0.96, 0.96), decoys(1), "hardly any image looks like a particle"),
         (400, 0.3, (0.3, 0.3), decoys(0.5), ""),

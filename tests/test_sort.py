@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import shutil
 import tempfile
 import time
 from dataclasses import replace
@@ -61,6 +62,21 @@ def small_project(small, tmp_path_factory):
 @pytest.fixture(scope="module")
 def jointly(small_project):
     return sort_particles(small_project)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return simulate_particles(70, 50, snr=0.5, box=18, ctf=True, junk="all", n_micrographs=2, seed=13)
+
+
+@pytest.fixture(scope="module")
+def tiny_project(tiny, tmp_path_factory):
+    return write_project(tmp_path_factory.mktemp("tiny") / "project", *tiny)
+
+
+@pytest.fixture(scope="module")
+def tiny_result(tiny_project):
+    return sort_particles(tiny_project)
 
 
 def assert_identical(actual, expected):
@@ -285,8 +301,8 @@ def test_votes_are_the_scores_of_the_single_methods(small_project, jointly):
     np.testing.assert_array_equal(jointly.measurements["against"], against)
 
 
-def test_array_and_stack_file_give_the_same_to_all_methods(small, small_project, tmp_path):
-    images, truth = small
+def test_array_and_stack_file_give_the_same_to_all_methods(tiny, tiny_project, tmp_path):
+    images, truth = tiny
     with mrcfile.new(tmp_path / "particles.mrcs") as file:
         file.set_data(images)
         file.set_image_stack()
@@ -294,7 +310,7 @@ def test_array_and_stack_file_give_the_same_to_all_methods(small, small_project,
     expected = sort_particles(images)
     assert_identical(sort_particles(tmp_path / "particles.mrcs"), expected)
     # These particles were never picked twice.
-    assert_identical(sort_particles(small_project, phase_flip="no"), expected)
+    assert_identical(sort_particles(tiny_project, phase_flip="no"), expected)
 
 
 def test_images_that_no_method_can_judge(small):
@@ -320,9 +336,9 @@ def test_only_images_that_cannot_be_judged():
     assert (result.junk_probability == 1).all()
 
 
-def test_scale_does_not_matter_to_all_methods(small):
-    expected = sort_particles(small[0])
-    found = sort_particles(small[0] * np.float32(3e-5) + np.float32(1e-3))
+def test_scale_does_not_matter_to_all_methods(tiny):
+    expected = sort_particles(tiny[0])
+    found = sort_particles(tiny[0] * np.float32(3e-5) + np.float32(1e-3))
     assert (found.keep != expected.keep).mean() <= 0.01
     assert np.corrcoef(found.score, expected.score)[0, 1] > 0.999
 
@@ -342,13 +358,48 @@ def test_order_and_seed_matter_little_to_all_methods(small, jointly, small_proje
 
 def test_particles_beside_the_centre_are_kept_on_demand(small_project, jointly):
     found = sort_particles(small_project, keep_off_centre=True)
-    good = found.measurements["good_if_centred"]
-    assert good.any() and not good[jointly.keep].any()
+    good = found.score < jointly.score
+    assert (good & found.keep).any() and not good[jointly.keep].any()
     assert (found.suspicion[good] == "off-centre").all()
-    np.testing.assert_array_equal(found.keep, jointly.keep | good)
-    np.testing.assert_array_equal(found.score, jointly.score)
+    assert (found.junk_probability[good] <= jointly.junk_probability[good]).all()
+    np.testing.assert_array_equal(found.keep, jointly.keep | (found.score <= found.cut))
+    np.testing.assert_array_equal(found.score[~good], jointly.score[~good])
     # Each is told where it lies, and that is beside the centre.
     assert (np.hypot(*found.offset[good].T) > 2).all()
+
+
+def test_an_earlier_run_judges_the_same_images_alike(tiny, tiny_result, tiny_project):
+    found = sort_particles(tiny_project, earlier=tiny_result)
+    np.testing.assert_array_equal(found.score, tiny_result.score)
+    np.testing.assert_array_equal(found.keep, tiny_result.keep)
+    np.testing.assert_allclose(found.junk_probability, tiny_result.junk_probability, atol=1e-12)
+    assert found.cut == tiny_result.cut
+    # A few that could not be judged alone.
+    star = open_particles(first_of(tiny_project, 12))
+    some = sort_particles(star, earlier=tiny_result)
+    np.testing.assert_allclose(some.score, tiny_result.score[:12], rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(some.keep, tiny_result.keep[:12])
+
+
+def first_of(star, number):
+    """Write the STAR file again beside itself with its first particles alone."""
+    lines = star.read_text().splitlines(keepends=True)
+    rows = [i for i, line in enumerate(lines) if "@" in line]
+    few = star.with_name("few.star")
+    few.write_text("".join(line for i, line in enumerate(lines) if i not in rows[number:]))
+    return few
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"method": "radial"}, "all methods only"), ({"working_size": 16}, "had images of 18 working pixels")],
+    ids=str,
+)
+def test_an_earlier_run_of_another_kind_is_refused(tiny_project, tiny_result, options, message):
+    with pytest.raises(InputError, match=message):
+        sort_particles(tiny_project, earlier=tiny_result, **options)
+    with pytest.raises(InputError, match="all methods only"):
+        sort_particles(tiny_project, earlier=sort_particles(tiny_project, method="radial"))
 
 
 # Another cut through the same result.
@@ -386,10 +437,9 @@ def test_a_probability_is_a_cut(jointly):
         np.testing.assert_array_equal(found.keep, jointly.junk_probability <= probability)
         keeps.append(np.count_nonzero(found.keep))
     assert keeps == sorted(keeps) and keeps[-1] == len(jointly.keep)
-    # By default what is more likely junk than a particle is rejected.
-    assert_identical(
-        cut_again(jointly, probability=0.5)._replace(cut=jointly.cut, errors=jointly.errors), jointly
-    )
+    # By default it lies halfway from the share of junk to one half.
+    usual = 0.5 * (jointly.junk_probability.mean() + 0.5)
+    assert_identical(cut_again(jointly, probability=usual), jointly)
 
 
 def test_unanimous_rejects_what_all_methods_reject(jointly):
@@ -402,9 +452,9 @@ def test_unanimous_rejects_what_all_methods_reject(jointly):
 @pytest.mark.parametrize(
     "options", [{"keep_at_least": 0.9}, {"discard": 70}, {"fraction": 0.4}, {"unanimous": True}], ids=str
 )
-def test_cutting_at_once_is_cutting_again(small_project, jointly, options):
-    found = sort_particles(small_project, **options)
-    assert_identical(found, cut_again(jointly, **options))
+def test_cutting_at_once_is_cutting_again(tiny_project, tiny_result, options):
+    found = sort_particles(tiny_project, **options)
+    assert_identical(found, cut_again(tiny_result, **options))
     assert {name: found.parameters[name] for name in options} == options
 
 
@@ -465,6 +515,11 @@ def test_cuts_of_results_that_cannot_tell(small):
 @pytest.fixture(scope="module")
 def by_subspaces(stack):
     return sort_particles(stack[0], method="subspaces")
+
+
+@pytest.fixture(scope="module")
+def by_published(stack):
+    return sort_particles(stack[0], method="subspaces", preset="published")
 
 
 def assert_same_subspaces(actual, expected):
@@ -601,9 +656,8 @@ def test_subspaces_of_only_junk():
 
 @pytest.mark.parametrize("preset", ["default", "published"])
 @pytest.mark.parametrize("factor", [-1.0, 2.0, 3e-5, 1e7], ids=str)
-def test_scale_and_contrast_do_not_matter_to_subspaces(stack, preset, factor):
-    images = stack[0]
-    expected = sort_particles(images, method="subspaces", preset=preset)
+def test_scale_and_contrast_do_not_matter_to_subspaces(stack, by_subspaces, by_published, preset, factor):
+    images, expected = stack[0], by_subspaces if preset == "default" else by_published
     found = sort_particles(images * np.float32(factor), method="subspaces", preset=preset)
     np.testing.assert_array_equal(found.keep, expected.keep)
     np.testing.assert_array_equal(found.reason, expected.reason)
@@ -627,14 +681,14 @@ def test_offset_of_grey_values_does_not_matter_to_subspaces(stack, by_subspaces)
     np.testing.assert_allclose(found.score, by_subspaces.score, rtol=1e-3, atol=5e-3)
 
 
-def test_seeds_of_subspaces(stack, by_subspaces):
+def test_seeds_of_subspaces(stack, by_subspaces, by_published):
     # All of so few images are learned from, whatever the seed.
     assert_identical(sort_particles(stack[0], method="subspaces", seed=1), by_subspaces)
     published = [
-        sort_particles(stack[0], method="subspaces", preset="published", seed=seed) for seed in (0, 0, 1)
+        sort_particles(stack[0], method="subspaces", preset="published", seed=seed) for seed in (0, 1)
     ]
-    assert_identical(published[1], published[0])
-    assert not np.array_equal(published[2].score, published[0].score)
+    assert_identical(published[0], by_published)
+    assert not np.array_equal(published[1].score, by_published.score)
 
 
 def test_order_of_images_does_not_matter_to_subspaces(stack, by_subspaces):
@@ -658,8 +712,8 @@ def test_diameter_given_is_told_by_subspaces(stack, by_subspaces):
     assert np.corrcoef(result.score, by_subspaces.score)[0, 1] > 0.999
 
 
-def test_published_subspaces_drop_a_twentieth(stack):
-    result = sort_particles(stack[0], method="subspaces", preset="published")
+def test_published_subspaces_drop_a_twentieth(stack, by_published):
+    result = by_published
     trace = result.subspaces.model.trace.n_images
     assert trace[0] == len(stack[0]) and set(trace) <= {300, 285, 271, 257, 244}
     assert result.keep.sum() < len(stack[0]) and np.isnan(result.cut)
@@ -682,12 +736,12 @@ def test_work_folder_of_subspaces_is_removed_in_the_end(stack, tmp_path, preset)
     assert_identical(result, sort_particles(stack[0], **options))
 
 
-def test_work_folder_is_made_and_removed_with_its_parents(small_project, jointly, tmp_path):
+def test_work_folder_is_made_and_removed_with_its_parents(tiny_project, tiny_result, tmp_path):
     seen, work = [], tmp_path / "new" / "work"
-    result = sort_particles(small_project, work=work, progress=lambda *_: seen.extend(work.rglob("*")))
+    result = sort_particles(tiny_project, work=work, progress=lambda *_: seen.extend(work.rglob("*")))
     assert {"images.work", "radial.stage", "subspaces.stage"} <= {path.name for path in seen}
     assert list(tmp_path.iterdir()) == []
-    assert_identical(result, jointly)
+    assert_identical(result, tiny_result)
 
 
 class Stop(BaseException):
@@ -726,52 +780,51 @@ def must_not_run(*_):
 @pytest.mark.parametrize(
     ("share", "done"),
     [
-        (0, []),
         (0.41, ["images"]),
         (0.55, ["images", "radial"]),
         (0.75, ["images", "radial", "subspaces"]),
     ],
 )
-def test_a_run_goes_on_where_it_was_stopped(small_project, jointly, tmp_path, monkeypatch, share, done):
+def test_a_run_goes_on_where_it_was_stopped(tiny_project, tiny_result, tmp_path, monkeypatch, share, done):
     work = tmp_path / "work"
     with pytest.raises(Stop):
-        sort_particles(small_project, work=work, n_jobs=2, progress=stop_beyond(share))
+        sort_particles(tiny_project, work=work, n_jobs=2, progress=stop_beyond(share))
     assert (work / "images.work").exists()
     with monkeypatch.context() as patch:
         forbid(patch, *done)
-        result = sort_particles(small_project, work=work)
-    assert_identical(result, jointly)
+        result = sort_particles(tiny_project, work=work)
+    assert_identical(result, tiny_result)
     assert not work.exists()
 
 
-def test_another_run_does_not_go_on_where_this_one_was_stopped(small_project, jointly, tmp_path):
+def test_another_run_does_not_go_on_where_this_one_was_stopped(tiny_project, tiny_result, tmp_path):
     with pytest.raises(Stop):
-        sort_particles(small_project, work=tmp_path, seed=5, diameter=200, progress=stop_beyond(0.75))
+        sort_particles(tiny_project, work=tmp_path, seed=5, diameter=300, progress=stop_beyond(0.75))
     assert (tmp_path / "subspaces.stage").exists()
-    assert_identical(sort_particles(small_project, work=tmp_path), jointly)
+    assert_identical(sort_particles(tiny_project, work=tmp_path), tiny_result)
 
 
-def test_work_folder_is_kept_on_demand_and_read_again(small_project, jointly, tmp_path, monkeypatch):
+def test_work_folder_is_kept_on_demand_and_read_again(tiny_project, tiny_result, tmp_path, monkeypatch):
     work = tmp_path / "work"
-    assert_identical(sort_particles(small_project, work=work, keep_work=True), jointly)
+    assert_identical(sort_particles(tiny_project, work=work, keep_work=True), tiny_result)
     kept = {path.name for path in work.iterdir()}
     assert {"images.work", *(f"{method}.stage" for method in METHODS)} <= kept
     with monkeypatch.context() as patch:
         forbid(patch, "images", *METHODS)
-        again = sort_particles(small_project, work=work, keep_work=True)
-    assert_identical(again, jointly)
+        again = sort_particles(tiny_project, work=work, keep_work=True)
+    assert_identical(again, tiny_result)
     assert {path.name for path in work.iterdir()} == kept
-    sort_particles(small_project, work=work)
+    sort_particles(tiny_project, work=work)
     assert not work.exists()
 
 
-def test_work_folder_with_files_of_others_is_left_alone(small_project, tmp_path):
+def test_work_folder_with_files_of_others_is_left_alone(tiny_project, tmp_path):
     (tmp_path / "thesis.tex").write_text("all of it")
     with pytest.raises(InputError, match=r"thesis\.tex"):
-        sort_particles(small_project, work=tmp_path)
+        sort_particles(tiny_project, work=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     with pytest.raises(InputError, match=r"work folder .* is a file"):
-        sort_particles(small_project, work=tmp_path / "thesis.tex")
+        sort_particles(tiny_project, work=tmp_path / "thesis.tex")
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -818,9 +871,8 @@ def kill_often(folder):
     return n_killed
 
 
-def test_killed_and_started_again(small, tmp_path):
-    images, truth = small
-    write_project(tmp_path / "project", images, truth)
+def test_killed_and_started_again(tiny_project, tmp_path):
+    shutil.copytree(tiny_project.parent, tmp_path / "project")
     code = f"import test_sort; from pathlib import Path; print(test_sort.kill_often(Path({str(tmp_path)!r})))"
     n_killed = eval(killed.fresh_process(code))
     assert len(n_killed) == 2 and sum(n_killed) >= 2

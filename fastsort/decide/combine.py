@@ -26,9 +26,12 @@ N_ROUNDS = 20
 # cannot run away with the particles.
 UNLABELLED = 0.4
 RIDGE = 1.0
+# What is added to the sum of the votes stands among their weights under this name.
 OFFSET = "offset"
 # Beyond these estimated shares the set is all of one kind, and no second kind is looked for.
 CLEAN, EMPTY = 0.05, 0.95
+# No set is so clean, or so bad, that the share of either kind is below one half per cent, in nats.
+SUREST = math.log(0.995 / 0.005)
 
 Array = npt.NDArray[np.float64]
 
@@ -44,7 +47,7 @@ class Combination(NamedTuple):
     junk_probability : ndarray of float64, shape (n,)
         Never falls with any vote. NaN with fewer than 50 images.
     cut : float
-        Score from which on an image is more likely junk than a particle; NaN with fewer than 50 images.
+        Images with a larger score are better rejected; NaN with fewer than 50 images.
     weights : dict of str to float
         Of the votes, and "offset", which is added.
     shares : tuple of float
@@ -109,6 +112,10 @@ def combine_votes(votes: Mapping[str, Array], junk: Mapping[str, Array]) -> Comb
     the scores most likely when they are taken for log-odds (Saerens, Latinne & Decaestecker, Neural
     Computation 14, 2002). The second one tells sets that are all particles or all junk, and decides
     there; otherwise the first does, which knows the shape of the particles' scores.
+
+    Balanced accuracy would be highest with the cut where the junk probability is the share of junk. A
+    lost particle costs more than junk that is kept: the cut is halfway from there to one half, where
+    junk becomes likelier than a particle.
     """
     names = list(votes)
     judged = np.isfinite(votes[names[0]])
@@ -119,17 +126,15 @@ def combine_votes(votes: Mapping[str, Array], junk: Mapping[str, Array]) -> Comb
     known = np.column_stack([junk[name][np.isfinite(junk[name])] for name in names])
     if n < MIN_JUDGED or not len(known):
         score[judged] = rows.mean(axis=1)
-        return Combination(
-            score, probability, math.nan, dict.fromkeys(names, 1 / len(names)), (math.nan,) * 2
-        )
+        equal = {**dict.fromkeys(names, 1 / len(names)), OFFSET: 0.0}
+        return Combination(score, probability, math.nan, equal, (math.nan, math.nan))
     with threadpool_limits(limits=1):
-        weights, offset = _learn_weights(rows, known, names)
-    score[judged] = rows @ weights + offset
-    cut, found, shares = calibrate(score[judged], known @ weights + offset)
+        learned, offset = _learn_weights(rows, known, names)
+    score[judged] = rows @ learned + offset
+    cut, found, shares = calibrate(score[judged], known @ learned + offset)
     probability[judged] = found
-    return Combination(
-        score, probability, cut, {**dict(zip(names, weights.tolist(), strict=True)), OFFSET: offset}, shares
-    )
+    weights = {**dict(zip(names, learned.tolist(), strict=True)), OFFSET: offset}
+    return Combination(score, probability, cut, weights, shares)
 
 
 def _learn_weights(rows: Array, known: Array, names: list[str]) -> tuple[Array, float]:
@@ -192,18 +197,38 @@ def calibrate(score: Array, known: Array) -> tuple[float, Array, tuple[float, fl
     Returns
     -------
     cut : float
+        The highest score that is kept.
     junk_probability : ndarray of float64, shape (n,)
     shares : tuple of float
         As `Combination.shares`.
     """
-    balance = balanced_cut(score)
-    by_odds = 1 / (1 + np.exp(np.clip(balance - score, -700, 700)))
-    model = fit_scores(score, known)
-    by_shape = junk_probability(score, model)
+    by_odds = probability_by_odds(score)
+    by_shape = junk_probability(score, fit_scores(score, known))
     shares = float(by_shape.mean()), float(by_odds.mean())
-    if CLEAN <= shares[1] <= EMPTY:
-        return model.cut, by_shape, shares
-    return balance, by_odds, shares
+    found = by_shape if CLEAN <= shares[1] <= EMPTY else by_odds
+    keep = found <= 0.5 * (float(found.mean()) + 0.5)
+    cut = float(score[keep].max()) if keep.any() else float(np.nextafter(score.min(), -np.inf))
+    return cut, found, shares
+
+
+def probability_by_odds(score: Array) -> Array:
+    """Junk probabilities of scores that are taken for log-odds, with the likeliest share of junk.
+
+    Parameters
+    ----------
+    score : ndarray of float64, shape (n,)
+        Infinite for images that cannot be judged, which get 1.
+
+    Returns
+    -------
+    probability : ndarray of float64, shape (n,)
+    """
+    judged = np.isfinite(score)
+    probability = np.ones(len(score))
+    if judged.any():
+        balance = float(np.clip(balanced_cut(score[judged]), -SUREST, SUREST))
+        probability[judged] = 1 / (1 + np.exp(np.clip(balance - score[judged], -700, 700)))
+    return probability
 
 
 def choose_cut(

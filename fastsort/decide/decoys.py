@@ -230,6 +230,8 @@ def estimate_errors(
     junk_probability: Array,
     rejected: Mapping[str, npt.NDArray[np.bool_]],
     shares: tuple[float, float],
+    *,
+    other: Array | None = None,
 ) -> EstimatedErrors:
     """Say how well a set was sorted, from its own probabilities and from decoys.
 
@@ -242,6 +244,8 @@ def estimate_errors(
         For each kind of decoys, whether each would be rejected. None of them was learned from.
     shares : tuple of float
         Share of junk, counted in two ways, as `Combination.shares`.
+    other : ndarray of float64, shape (n,), optional
+        Junk probabilities as the other count has them (`probability_by_odds`).
 
     Returns
     -------
@@ -250,9 +254,9 @@ def estimate_errors(
     Notes
     -----
     Sums of calibrated probabilities are expected numbers of particles and of junk, kept and rejected.
-    Their intervals hold the scatter of so many images, and what would follow were the share of junk
-    the one of the other count. Decoys say how each kind of junk fares, with Wilson's intervals.
-    The particles among the decoys are copies of the clearest ones: their share is an upper limit.
+    Their intervals hold the scatter of so many images, and what the other count of the junk says. Decoys
+    say how each kind of junk fares, with Wilson's intervals. The particles among the decoys are copies of
+    the clearest ones: their share is an upper limit.
     """
     judged = np.isfinite(junk_probability)
     p, kept = junk_probability[judged], keep[judged]
@@ -262,27 +266,36 @@ def estimate_errors(
         by_kind[GOOD] = Estimate(1 - value, 1 - high, 1 - low)
     counts = {kind: len(hit) for kind, hit in rejected.items()}
     junk, particles = float(p.sum()), float((1 - p).sum())
-    # In units of images: how far the junk would be off, were the other count right.
-    doubt = abs(shares[1] - shares[0]) * len(p) if math.isfinite(sum(shares)) else math.nan
-    rates = (
-        _share(float((1 - p)[kept].sum()), particles, doubt),
-        _share(float(p[~kept].sum()), junk, doubt),
-        _share(float((1 - p)[kept].sum()), float(kept.sum()), doubt),
-        _share(junk, float(len(p)), doubt),
-    )
+    rates = _rates(p, kept)
+    others = rates if other is None else _rates(other[judged], kept)
+    doubtful = not math.isfinite(sum(shares))
+    spread = (_interval(*pair, doubtful) for pair in zip(rates, others, strict=True))
     remark = _remark(len(p), junk, particles, shares, by_kind)
-    return EstimatedErrors(*rates, by_kind, counts, not remark, remark)
-
-
-def _share(part: float, whole: float, doubt: float) -> Estimate:
-    """A share of an expected number, with the interval of the scatter and of the doubt."""
-    if not whole >= 1 or not math.isfinite(doubt):
-        return Estimate(math.nan, math.nan, math.nan)
-    value = min(part / whole, 1.0)
-    wide = math.hypot(
-        Z95 * math.sqrt(max(value * (1 - value), 1 / whole) / whole), value * (1 - value) * doubt / whole
+    kept_particles, rejected_junk, precision, share = spread
+    return EstimatedErrors(
+        kept_particles, rejected_junk, precision, share, by_kind, counts, not remark, remark
     )
-    return Estimate(value, max(value - wide, 0.0), min(value + wide, 1.0))
+
+
+def _rates(p: Array, kept: npt.NDArray[np.bool_]) -> tuple[tuple[float, float], ...]:
+    """Expected parts and wholes: particles kept, junk rejected, particles among the kept, junk of all."""
+    good = 1 - p
+    return (
+        (float(good[kept].sum()), float(good.sum())),
+        (float(p[~kept].sum()), float(p.sum())),
+        (float(good[kept].sum()), float(kept.sum())),
+        (float(p.sum()), float(len(p))),
+    )
+
+
+def _interval(share: tuple[float, float], other: tuple[float, float], doubtful: bool) -> Estimate:
+    """A share of an expected number, with an interval that holds the scatter and the other count."""
+    if doubtful or share[1] < 1:
+        return Estimate(math.nan, math.nan, math.nan)
+    value = min(share[0] / share[1], 1.0)
+    ends = [value, min(other[0] / other[1], 1.0) if other[1] >= 1 else value]
+    wide = Z95 * math.sqrt(max(value * (1 - value), 1 / share[1]) / share[1])
+    return Estimate(value, max(min(ends) - wide, 0.0), min(max(ends) + wide, 1.0))
 
 
 def _wilson(hits: int, number: int) -> Estimate:
@@ -299,13 +312,13 @@ def _remark(
     """Why the figures are not to be trusted; empty if they are."""
     if n < MIN_IMAGES:
         return f"{n} images are too few to say; it takes {MIN_IMAGES}"
+    if particles < 0.05 * n:
+        return "hardly any image looks like a particle of its own kind: there is nothing to compare with"
     if not math.isfinite(sum(shares)) or abs(shares[0] - shares[1]) > DISAGREE:
         return (
             f"particles and junk are not told apart well enough: the junk is {100 * shares[0]:.0f} % by the "
             f"shape of the scores and {100 * shares[1]:.0f} % by the made junk"
         )
-    if particles < 0.05 * n:
-        return "hardly any image looks like a particle of its own kind: there is nothing to compare with"
     caught = [by_kind[kind].value for kind in JUNK if kind in by_kind]
     if caught and float(np.mean(caught)) < 0.5:
         return f"only {100 * float(np.mean(caught)):.0f} % of the junk that was made to try is recognised"

@@ -1,4 +1,4 @@
-"""Particles beside the centre that would be good ones, were they in the middle."""
+"""Particles beside the centre: what they would score, were they in the middle."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from fastsort.particles.source import Particles
 BATCH = 2048
 
 
-def good_if_centred(
+def centred_scores(
     working: Particles,
     candidates: npt.NDArray[np.intp],
     offset: npt.NDArray[np.floating],
     radius: float,
     judge: Judge,
-    limit: float,
     n_jobs: int | None = None,
-) -> npt.NDArray[np.bool_]:
+) -> npt.NDArray[np.float64]:
     """Move particles to the middle and ask again.
 
     Parameters
@@ -33,15 +32,14 @@ def good_if_centred(
         Of the particle, in working pixels: where it reaches over the edge of the box, nothing is asked.
     judge : Judge
         Of the set that the images belong to.
-    limit : float
-        Highest score of an image that is kept.
     n_jobs : int, optional
 
     Returns
     -------
-    good : ndarray of bool, shape (m,)
+    score : ndarray of float64, shape (m,)
+        Infinite where the particle reaches over the edge.
     """
-    good = np.zeros(len(candidates), dtype=bool)
+    score = np.full(len(candidates), np.inf)
     inside = np.flatnonzero(np.abs(offset).max(axis=1, initial=0) + radius <= working.box / 2)
     for start in range(0, len(inside), BATCH):
         some = inside[start : start + BATCH]
@@ -49,5 +47,5 @@ def good_if_centred(
         for image, (y, x) in zip(images, np.rint(offset[some]).astype(int), strict=True):
             image[:] = np.roll(image, (-y, -x), (0, 1))
         votes = ask_methods(images, METHODS, learned=judge.learned, n_jobs=n_jobs).votes
-        good[some] = judge.score(votes) <= limit
-    return good
+        score[some] = judge.score(votes)
+    return score

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from fastsort import __version__
 from fastsort._checks import InputError
 from fastsort._saved import load, save
-from fastsort.particles.source import ArrayImages, Particles, StackImages
+from fastsort.particles.source import ArrayImages, ChosenImages, Particles, StackImages
 
 try:
     import fcntl
@@ -214,6 +214,8 @@ def source_identity(particles: Particles) -> str:
         parts += [store.stack_of, store.section_of]
     else:
         n = len(particles)
+        if isinstance(store, ChosenImages):
+            parts += [store.chosen]
         some = np.unique(np.linspace(0, n - 1, min(n, N_HASHED)).round().astype(np.intp))
         if isinstance(store, ArrayImages):
             parts += [store.array.dtype.str, store.array.shape]

@@ -89,6 +89,7 @@ class JoinedTable(NamedTuple):
 
 
 def join_optics(star: StarFile) -> JoinedTable:
+    """Find the row of the optics table for each particle."""
     rows, optics = star.particles_block, star.block("optics")
     first_group = np.zeros(rows.n_rows, np.intp)
     if optics is None or optics.n_rows == 0:

@@ -266,9 +266,11 @@ def choose_particles(particles: Particles, chosen: npt.NDArray[np.integer[Any]])
     """
     which: Indices = np.asarray(chosen, dtype=np.intp)
     ctf = particles.ctf and CtfParameters(*(column[which] for column in particles.ctf))
-    return replace(
-        particles, store=ChosenImages(particles.store, which), ctf=ctf, names=(), micrographs=None, star=None
-    )
+    store: ImageStore = ChosenImages(particles.store, which)
+    if isinstance(particles.store, StackImages):
+        stacks = particles.store
+        store = replace(stacks, stack_of=stacks.stack_of[which], section_of=stacks.section_of[which])
+    return replace(particles, store=store, ctf=ctf, names=(), micrographs=None, star=None)
 
 
 def open_particles(

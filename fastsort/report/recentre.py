@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsort._checks import InputError
-from fastsort.particles.relion import join_optics, JoinedTable
+from fastsort.particles.relion import JoinedTable, join_optics
 from fastsort.particles.source import Particles
 from fastsort.report.tables import formatted
 

@@ -1,0 +1,711 @@
+"""How good is the verdict of all methods together, how fast, how small, and does it survive being killed?
+
+python benchmarks/verdict.py [--quick] [--data FOLDER] [part ...]
+
+The parts are accuracy, real, shares, rare, speed, memory, kill, bits and relion; all of them without any
+name. Nothing is set: neither diameter nor method. The parts speed and memory make a stack of 6.3 GB in a
+temporary folder, which goes when all is done; relion runs where relion_refine is installed. Several seeds:
+the mean, and the lowest in brackets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import joblib
+import numpy as np
+import scipy.ndimage
+import speed
+import starfile
+from accuracy import (
+    REAL_DIAMETERS,
+    RIBOSOME,
+    SEEDS,
+    SNRS,
+    VOLUMES,
+    mean_and_lowest,
+    open_real,
+    simulate_hard,
+)
+from classes import RELION_CLASSES, best_choice, centred_volume
+from classes import VOLUMES as MOLECULES
+from scipy.spatial.transform import Rotation
+from subspaces import BOX as PPCA_BOX
+from tables import DATA, ROOT, print_machine, print_table, seconds_in_turn
+
+import fastsort as fs
+from fastsort._saved import load
+from fastsort.decide.votes import METHODS
+from fastsort.images.batches import map_batches
+from fastsort.images.crop import crop_operator
+from fastsort.particles.mrc import write_stack
+from fastsort.report.accuracy import measure_accuracy
+from fastsort.sort import WORKING_SIZE, SortResult
+
+WORKERS = 2
+N_BINS = 10
+SHARES = (0, 0.01, 0.6, 1)
+RARE_BOX = 48
+RARE_MOLECULES = ("sheath ring", "EF-G", "70S ribosome", "elongated", "two-lobed")
+# The stack on disk: simulated in a small box, then brought to the large one.
+BOX, SMALL_BOX, PIXEL_SIZE, BLOCK = 280, 70, 1.34, 1000
+KILLED_SEED, KILLED_TIMES = 0, 10
+RELION_BOX = 42
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--quick", action="store_true", help="one seed, fewer images, fewer runs")
+    parser.add_argument("--measure-memory", metavar="STAR", help=argparse.SUPPRESS)
+    parser.add_argument("parts", nargs="*", metavar="part", help=", ".join(PARTS))
+    options = parser.parse_args()
+    if options.measure_memory:
+        print(*peak_memory(options.measure_memory))
+        return
+    unknown = sorted(set(options.parts) - set(PARTS))
+    if unknown:
+        parser.error(f"no part named {', '.join(unknown)}: there are {', '.join(PARTS)}.")
+    options.seeds = SEEDS[:1] if options.quick else SEEDS
+    print_machine()
+    with tempfile.TemporaryDirectory(prefix="fastsort-verdict-") as folder:
+        options.folder = Path(folder)
+        for name in options.parts or PARTS:
+            if name not in SIMULATED or (options.data / "volumes" / RIBOSOME).exists():
+                PARTS[name](options)
+            else:
+                print(f"\nno {options.data / 'volumes'}: nothing simulated for {name}.")
+
+
+# Particles and junk told apart.
+
+
+class Set(NamedTuple):
+    """What is to be sorted, which images are good, and which labels count."""
+
+    source: Any
+    good: np.ndarray
+    certain: np.ndarray
+
+
+VERDICT = (
+    "best single method",
+    "its balanced accuracy",
+    "balanced accuracy",
+    "TPR",
+    "TNR",
+    "AUC",
+    "estimated TPR",
+    "off by",
+    "estimated TNR",
+    "off by",
+    "calibration error",
+    "known",
+)
+LEGEND = (
+    "all methods together after the best of them alone; estimated: TPR and TNR as the verdict has them, "
+    f"with their largest deviation from the truth; calibration error of the junk probability in {N_BINS} "
+    "bins; known: sets whose estimates call themselves trustworthy"
+)
+
+
+def accuracy(options: argparse.Namespace) -> None:
+    volumes = options.data / "volumes"
+    recipes = {
+        f"radial, SNR 1/{noise}": radial_sets(volumes / RIBOSOME, noise, options.seeds) for noise in SNRS
+    }
+    recipes["PPCA, SNR 1/10"] = ppca_sets(volumes / RIBOSOME, options)
+    for definition in ("power", "white_power"):
+        for name, file in VOLUMES.items():
+            recipes[f'hard, "{definition}", {name}'] = hard_sets(volumes / file, definition, options.seeds)
+    print_table(
+        f"Simulated sets, nothing set: {LEGEND}.",
+        ("recipe", *VERDICT),
+        ((recipe, *verdict_cells(sets)) for recipe, sets in recipes.items()),
+    )
+
+
+def real(options: argparse.Namespace) -> None:
+    if not (options.data / "real").is_dir():
+        print(f"\nno {options.data / 'real'}: no real stacks.")
+        return
+    opened = {name: open_real(options.data / "real", name) for name in REAL_DIAMETERS}
+    print_table(
+        f"Real stacks, uncertain labels left out, nothing set: {LEGEND}.",
+        ("stack", *VERDICT),
+        ((name, *verdict_cells([Set(*found)])) for name, found in opened.items() if found[0] is not None),
+    )
+
+
+def radial_sets(
+    volume: Path, noise: float, seeds: Iterable[int], n_good: int = 1000, n_junk: int = 999
+) -> Iterator[Set]:
+    for seed in seeds:
+        images, truth = fs.simulate_particles(
+            n_good, n_junk, snr=1 / noise, box=33, volume=volume, junk="paper", seed=seed
+        )
+        yield simulated_set(images, truth)
+
+
+def ppca_sets(volume: Path, options: argparse.Namespace) -> Iterator[Set]:
+    n_good, n_junk = (1000, 200) if options.quick else (4000, 800)
+    for seed in options.seeds:
+        yield simulated_set(
+            *fs.simulate_particles(
+                n_good, n_junk, snr=1 / 10, box=PPCA_BOX, volume=volume, junk="ppca", seed=seed
+            )
+        )
+
+
+def hard_sets(volume: Path, definition: str, seeds: Iterable[int]) -> Iterator[Set]:
+    for seed in seeds:
+        yield from project_sets(*simulate_hard(volume, definition, seed, 1 / 20))
+
+
+def simulated_set(images: np.ndarray, truth) -> Set:
+    particles = fs.open_particles(images, pixel_size=truth.pixel_size)
+    return Set(particles, truth.label, np.ones_like(truth.label))
+
+
+def project_sets(images: np.ndarray, truth) -> Iterator[Set]:
+    """One set, in a STAR file with the defocus: phases are flipped."""
+    with tempfile.TemporaryDirectory() as folder:
+        star = fs.write_project(Path(folder) / "project", images, truth)
+        yield Set(star, truth.label, np.ones_like(truth.label))
+
+
+def verdict_cells(sets: Iterable[Set]) -> tuple[str, ...]:
+    """Cells of `VERDICT` over several sets of one kind."""
+    alone: dict[str, list[float]] = {method: [] for method in METHODS}
+    rates, estimates, calibration, known = [], [], [], []
+    for source, good, certain in sets:
+        for method, values in alone.items():
+            result = fs.sort_particles(source, method=method, n_jobs=WORKERS)
+            values.append(balanced(good[certain], result.keep[certain]))
+        result = fs.sort_particles(source, n_jobs=WORKERS)
+        found = measure_accuracy(good[certain], result.keep[certain], result.score[certain])
+        rates.append((balanced(good[certain], result.keep[certain]), *found))
+        estimates.append(estimated_rates(result))
+        calibration.append(calibration_error(result.junk_probability[certain], ~good[certain]))
+        known.append(is_known(result))
+    best = max(alone, key=lambda method: np.mean(alone[method]))
+    columns = list(zip(*rates, strict=True))
+    told = []
+    for true, estimate in zip(columns[1:3], zip(*estimates, strict=True), strict=True):
+        apart = np.abs(np.subtract(estimate, true))
+        told += [mean_and_lowest(estimate), "" if np.isnan(apart).all() else f"{np.nanmax(apart):.3f}"]
+    return (
+        best,
+        mean_and_lowest(alone[best]),
+        *map(mean_and_lowest, columns),
+        *told,
+        f"{np.mean(calibration):.3f}",
+        f"{sum(known)} of {len(known)}",
+    )
+
+
+def balanced(good: np.ndarray, keep: np.ndarray) -> float:
+    return float((keep[good].mean() + (~keep[~good]).mean()) / 2)
+
+
+def is_known(result: SortResult) -> bool:
+    return result.errors is not None and result.errors.known
+
+
+def estimated_rates(result: SortResult) -> tuple[float, float]:
+    if result.errors is None:
+        return np.nan, np.nan
+    return result.errors.true_positive_rate.value, result.errors.true_negative_rate.value
+
+
+def calibration_error(probability: np.ndarray, junk: np.ndarray) -> float:
+    """Mean difference between the probability of junk and its share, bin by bin; NaN where it is unknown."""
+    if np.isnan(probability).any():
+        return np.nan
+    number = np.minimum((probability * N_BINS).astype(int), N_BINS - 1)
+    return float(np.abs(np.bincount(number, probability - junk)).sum() / len(junk))
+
+
+# Any share of junk.
+
+
+def shares(options: argparse.Namespace) -> None:
+    n = 600 if options.quick else 2000
+    print_table(
+        f"How much of {n} images is kept by the share of junk, nothing set, one figure a seed; known: sets "
+        "whose estimates call themselves trustworthy.",
+        ("recipe", "junk", "kept", "TPR", "TNR", "known", "estimated share of junk"),
+        (
+            (recipe, f"{100 * share:g} %", *share_cells(sets))
+            for share in SHARES
+            for recipe, sets in share_sets(options, n - round(n * share), round(n * share))
+        ),
+    )
+
+
+def share_sets(options: argparse.Namespace, n_good: int, n_junk: int) -> Iterator[tuple[str, Iterator[Set]]]:
+    volumes = options.data / "volumes"
+    yield "radial, SNR 1/50", radial_sets(volumes / RIBOSOME, 50, options.seeds, n_good, n_junk)
+    hard = (
+        one
+        for seed in options.seeds
+        for one in project_sets(
+            *fs.simulate_particles(
+                n_good,
+                n_junk,
+                snr=1 / 20,
+                box=48,
+                volume=volumes / VOLUMES["EF-G"],
+                junk="all",
+                ctf=True,
+                snr_definition="white_power",
+                seed=seed,
+            )
+        )
+    )
+    yield 'hard, "white_power", EF-G', hard
+
+
+def share_cells(sets: Iterable[Set]) -> tuple[str, ...]:
+    kept, rates, known, estimates = [], [], [], []
+    for source, good, _ in sets:
+        result = fs.sort_particles(source, n_jobs=WORKERS)
+        kept.append(percent(result.keep))
+        rates.append(measure_accuracy(good, result.keep, result.score)[:2])
+        known.append(is_known(result))
+        share = np.nan if result.errors is None else result.errors.junk_share.value
+        estimates.append("unknown" if np.isnan(share) else f"{100 * share:.1f} %")
+    columns = (mean_and_lowest(column) for column in zip(*rates, strict=True))
+    return ", ".join(kept), *columns, f"{sum(known)} of {len(known)}", ", ".join(estimates)
+
+
+def percent(chosen: np.ndarray) -> str:
+    return f"{100 * chosen.mean():.1f} %"
+
+
+# Rare views.
+
+
+def rare(options: argparse.Namespace) -> None:
+    molecules = RARE_MOLECULES[-2:] if options.quick else RARE_MOLECULES
+    print_table(
+        "1600 images of one view, 40 of another at a right angle to it and 360 of junk of all kinds, "
+        f"{RARE_BOX} px, white noise, nothing set: share of each that is kept, or set aside as a rare view.",
+        (
+            "molecule",
+            "SNR",
+            "rare kept",
+            "rare rescued",
+            "rare, both",
+            "common kept",
+            "junk kept",
+            "junk rescued",
+        ),
+        ((name, f"1/{noise}", *rare_cells(options, name, noise)) for name in molecules for noise in (10, 20)),
+    )
+
+
+def rare_cells(options: argparse.Namespace, name: str, noise: float) -> Iterator[str]:
+    found = []
+    for seed in options.seeds:
+        images, kind = two_views(options.data, name, 1600, 40, 360, seed, 1 / noise)
+        result = fs.sort_particles(images, n_jobs=WORKERS)
+        keep, rescued = (
+            {which: chosen[kind == which].mean() for which in ("rare", "common", "junk")}
+            for chosen in (result.keep, result.rescued)
+        )
+        both = keep["rare"] + rescued["rare"]
+        found.append((keep["rare"], rescued["rare"], both, keep["common"], keep["junk"], rescued["junk"]))
+    return map(mean_and_lowest, zip(*found, strict=True))
+
+
+def two_views(
+    data: Path, name: str, n_common: int, n_rare: int, n_junk: int, seed: int, snr: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images of a molecule from two sides and of junk, in random order, and the kind of each."""
+    rng = np.random.default_rng(seed)
+    volume, scale = centred_volume(data, name, RARE_BOX)
+    rotations = np.concatenate([turned(rng, n_common, 0), turned(rng, n_rare, 90)])
+    images = fs.project_volume(volume, rotations, RARE_BOX, scale=scale)
+    offset = np.arange(RARE_BOX) - RARE_BOX // 2
+    disk = np.hypot(offset[:, None], offset) <= RARE_BOX / 3
+    deviation = np.sqrt(images[:n_common, disk].var() / snr)
+    for image in images:
+        moved = scipy.ndimage.fourier_shift(np.fft.fft2(image), rng.normal(0, 0.015 * RARE_BOX, 2))
+        image[:] = np.fft.ifft2(moved).real
+    images += rng.normal(0, deviation, images.shape).astype(np.float32)
+    background = images[:, ~disk]
+    images -= background.mean(axis=1)[:, None, None]
+    images /= background.std(axis=1)[:, None, None]
+    others, truth = fs.simulate_particles(
+        1,
+        n_junk,
+        snr=snr,
+        snr_definition="power",
+        box=RARE_BOX,
+        volume=data / "volumes" / MOLECULES[name] if name in MOLECULES else name,
+        junk="all",
+        noise="white",
+        seed=seed + 100,
+    )
+    kind = np.repeat(["common", "rare", "junk"], [n_common, n_rare, n_junk])
+    order = rng.permutation(len(kind))
+    return np.concatenate([images, others[~truth.label]])[order], kind[order]
+
+
+def turned(rng: np.random.Generator, n: int, tilt: float) -> np.ndarray:
+    """Turned by any angle in the plane, seen from within a few degrees of one direction."""
+    spin = Rotation.from_euler("z", rng.uniform(0, 360, (n, 1)), degrees=True)
+    wobble = Rotation.from_rotvec(np.radians(rng.normal(0, 4, (n, 3))))
+    return (spin * Rotation.from_euler("y", tilt, degrees=True) * wobble).as_matrix()
+
+
+# Time and memory.
+
+
+def time_taken(options: argparse.Namespace) -> None:
+    stack, runs = large_stack(options), 2 if options.quick else 5
+    n = speed.warm_page_cache(stack)
+    results: dict[str, list[SortResult]] = {
+        "all methods": [],
+        "radial alone": [],
+        "subspaces alone": [],
+    }
+    jobs = {"only read and crop": lambda: read_and_crop(stack)}
+    for (what, found), method in zip(results.items(), (None, "radial", "subspaces"), strict=True):
+        jobs[what] = lambda found=found, method=method: found.append(
+            fs.sort_particles(stack, method=method, n_jobs=WORKERS)
+        )
+    # Compile on a few images first.
+    few = fs.open_particles(fs.open_particles(stack).read(0, 200))
+    for method in (None, "radial", "subspaces"):
+        fs.sort_particles(few, method=method, n_jobs=WORKERS)
+    seconds = seconds_in_turn(jobs, runs)
+    reading = np.median(seconds["only read and crop"])
+    stages = ("read and crop", "measure", "decide")
+    rows = []
+    for what, times in seconds.items():
+        found = [result.seconds for result in results.get(what, [])]
+        by_stage = [f"{np.median([one[stage] for one in found]):.2f}" if found else "" for stage in stages]
+        median = np.median(times)
+        spread = f"{min(times):.2f} to {max(times):.2f}"
+        rows.append(
+            (what, f"{median:.2f}", spread, f"{median / reading:.2f}", f"{n / median:.0f}", *by_stage)
+        )
+    print_table(
+        f"{n:,} images of {BOX} px in float32 on disk, page cache warm, {WORKERS} workers, nothing set: "
+        f"seconds, medians of {runs} in turn, and how many times as long as reading and cropping alone.",
+        ("what", "seconds", "range", "times reading and cropping", "images/s", *stages),
+        rows,
+    )
+
+
+def read_and_crop(stack: Path) -> None:
+    particles = fs.open_particles(stack)
+    operator = crop_operator(particles.box, WORKING_SIZE)
+    for _ in map_batches(speed.crop, particles, operator, n_jobs=WORKERS):
+        pass
+
+
+def large_stack(options: argparse.Namespace) -> Path:
+    """The stack on disk; made by whichever part asks first."""
+    n = 1000 if options.quick else 20_000
+    path = options.folder / f"{n}.mrcs"
+    if not path.exists():
+        write_stack(path, large_blocks(n), PIXEL_SIZE, n, BOX)
+    return path
+
+
+def large_blocks(n: int) -> Iterator[np.ndarray]:
+    """Clean images of a small box on the finer grid of the large one, in white noise."""
+    # Cropping in Fourier space, read backwards: bands that the small box has not stay empty.
+    finer = crop_operator(BOX, SMALL_BOX).T * np.float32(BOX / SMALL_BOX)
+    rng = np.random.default_rng(0)
+    for start in range(0, n, BLOCK):
+        size = min(BLOCK, n - start)
+        recipe = {"box": SMALL_BOX, "junk": "all", "noise": "white", "normalize": False, "seed": start}
+        clean, truth = fs.simulate_particles(size - size // 4, size // 4, snr=np.inf, **recipe)
+        if start == 0:
+            offset = np.arange(SMALL_BOX) - SMALL_BOX // 2
+            disk = np.hypot(offset[:, None], offset) <= SMALL_BOX / 3
+            # In the small box a pixel has a signal-to-noise ratio of 1/10, in the large one of 1/160.
+            deviation = np.float32(np.sqrt(10 * clean[truth.label][:, disk].var()) * BOX / SMALL_BOX)
+        images = np.matmul(np.matmul(finer, clean), finer.T)
+        images += deviation * rng.standard_normal(images.shape, dtype=np.float32)
+        yield images
+
+
+def memory(options: argparse.Namespace) -> None:
+    stack = large_stack(options)
+    n = len(fs.open_particles(stack))
+    found = {}
+    for times in (1, 2):
+        star = options.folder / f"{times}.star"
+        speed.write_star(star, stack.resolve(), n, times)
+        command = [sys.executable, __file__, "--measure-memory", str(star)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment())
+        found[f"{times * n:,}"] = [int(number) for number in done.stdout.split()]
+    peaks = [peak for _, peak in found.values()]
+    print_table(
+        f"Peak resident memory in MB of a process that sorts images of {BOX} px, {WORKERS} workers, nothing "
+        "set (twice as many: each named twice); wanted: less than 1000 MB, and at most 100 MB apart.",
+        ("images", "after the imports", "peak"),
+        [*((name, *numbers) for name, numbers in found.items()), ("difference", "", peaks[1] - peaks[0])],
+    )
+
+
+def peak_memory(star: str) -> tuple[int, int]:
+    before = resident("VmRSS")
+    fs.sort_particles(star, n_jobs=WORKERS)
+    return before, resident("VmHWM")
+
+
+def resident(name: str) -> int:
+    """Megabytes of this process; unlike ru_maxrss, not those of the process that started this one."""
+    with open("/proc/self/status", encoding="utf-8") as file:
+        return round(1.024e-3 * next(int(line.split()[1]) for line in file if line.startswith(name)))
+
+
+# Killed, and the same bits.
+
+
+def kill(options: argparse.Namespace) -> None:
+    star, n = project(options)
+    reference = options.folder / "undisturbed"
+    # The first run compiles.
+    sort_command(star, options.folder / "first")
+    begin = time.perf_counter()
+    sort_command(star, reference)
+    whole = time.perf_counter() - begin
+    moments = np.random.default_rng(KILLED_SEED).uniform(0, whole, 3 if options.quick else KILLED_TIMES)
+    print_table(
+        f"The command fastsort sort on {n:,} images of 64 px, killed once and started again: whether its "
+        f"files are those of the undisturbed run, which takes {whole:.1f} s, and what else it leaves.",
+        ("killed after", "stage reached", "runs until done", "equal", "strays"),
+        (
+            (f"{moment:.2f} s", *killed_cells(star, options.folder / f"killed-{number}", moment, reference))
+            for number, moment in enumerate(moments)
+        ),
+    )
+
+
+def killed_cells(star: Path, folder: Path, moment: float, reference: Path) -> tuple[object, ...]:
+    folder.mkdir()
+    output = folder / "sorted"
+    with subprocess.Popen(command_line(star, output), env=environment()) as process:
+        try:
+            process.wait(moment)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    stage, runs = stage_reached(output), 1
+    # A run that was faster than the undisturbed one is done.
+    if process.returncode:
+        sort_command(star, output)
+        runs += 1
+    apart = ", ".join(different_files(output, reference)) or "yes"
+    strays = sorted(item.name for item in folder.iterdir() if item != output)
+    return stage, runs, apart, ", ".join(strays) or "none"
+
+
+def stage_reached(output: Path) -> str:
+    """What a killed run was doing, by what it has left."""
+    work, partial = (output.with_name(f".{output.name}.{end}") for end in ("work", "partial"))
+    if output.exists():
+        return "done"
+    if partial.is_dir() and any(partial.iterdir()):
+        return "writing"
+    for done, doing in (
+        ("invariants.stage", "deciding"),
+        ("subspaces.stage", "invariants"),
+        ("radial.stage", "subspaces"),
+        ("images.work.done", "reading or radial"),
+    ):
+        if (work / done).exists():
+            return doing
+    return "starting"
+
+
+def different_files(folder: Path, reference: Path) -> Iterator[str]:
+    """Name what differs in two folders of results, but for the times that the runs took."""
+    names = {item.name for item in (*folder.iterdir(), *reference.iterdir())}
+    for name in sorted(names):
+        one, other = folder / name, reference / name
+        if not (one.exists() and other.exists()):
+            yield f"{name} is missing"
+        elif name == "results.npz":
+            for part in differences(*(load(path)._replace(seconds={}) for path in (one, other))):
+                yield f"{name}: {part}"
+        elif one.suffix in (".star", ".csv", ".txt", ".mrcs") and one.read_bytes() != other.read_bytes():
+            yield name
+
+
+def differences(one: Any, other: Any, name: str = "") -> Iterator[str]:
+    """Name the parts of two results that differ in any bit."""
+    if type(one) is not type(other):
+        yield name
+    elif isinstance(one, dict | tuple | list):
+        parts = []
+        for value in (one, other):
+            named = value._asdict() if hasattr(value, "_asdict") else value
+            parts.append(dict(named.items() if isinstance(named, dict) else enumerate(named)))
+        if list(parts[0]) != list(parts[1]):
+            yield name
+            return
+        for key in parts[0]:
+            yield from differences(parts[0][key], parts[1][key], f"{name}.{key}" if name else str(key))
+    elif one is not None:
+        a, b = np.asarray(one), np.asarray(other)
+        if a.dtype != b.dtype or a.shape != b.shape or a.tobytes() != b.tobytes():
+            yield name
+
+
+def bits(options: argparse.Namespace) -> None:
+    star, n = project(options)
+    print_table(
+        f"The same {n:,} images of 64 px, nothing set: what differs in any bit from the result of one "
+        "worker.",
+        ("workers", "differs", "seconds"),
+        bits_rows(star),
+    )
+
+
+def bits_rows(star: Path) -> Iterator[tuple]:
+    first = None
+    # A configuration of joblib holds from the moment that it is made: it is made in its turn.
+    for what, n_jobs, configured in (
+        ("n_jobs=1", 1, nullcontext),
+        ("n_jobs=2", 2, nullcontext),
+        ("loky, 2 processes", None, lambda: joblib.parallel_config("loky", n_jobs=2)),
+    ):
+        with configured():
+            begin = time.perf_counter()
+            result = fs.sort_particles(star, n_jobs=n_jobs)
+            seconds = time.perf_counter() - begin
+        result = result._replace(seconds={})
+        first = first or result
+        yield what, ", ".join(differences(result, first)) or "nothing", f"{seconds:.1f}"
+
+
+def project(options: argparse.Namespace) -> tuple[Path, int]:
+    """A simulated project on disk, and how many images it has; made by whichever part asks first."""
+    # Fewer would make no more than two batches, which no workers share.
+    n = 2000 if options.quick else 3000
+    folder = options.folder / "project"
+    if not folder.exists():
+        images, truth = fs.simulate_particles(
+            n - n // 3, n // 3, snr=1 / 20, box=64, junk="all", ctf=True, seed=0
+        )
+        fs.write_project(folder, images, truth)
+    return folder / "particles.star", n
+
+
+# The command, and RELION.
+
+
+def sort_command(star: Path, folder: Path, *more: str, **variables: str) -> float:
+    """Run the command until it is done, and return how many seconds it took."""
+    begin = time.perf_counter()
+    subprocess.run(command_line(star, folder, *more), check=True, env=environment(**variables))
+    return time.perf_counter() - begin
+
+
+def command_line(star: Path, folder: Path, *more: str) -> list[str]:
+    command = [sys.executable, "-m", "fastsort", "sort", str(star), "-o", str(folder), "--quiet"]
+    return [*command, *more]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+
+
+def relion(options: argparse.Namespace) -> None:
+    if not shutil.which("relion_refine"):
+        print("\nrelion_refine is not installed: nothing to compare with.")
+        return
+    n, iterations = (200, 2) if options.quick else (2000, 25)
+    images, truth = fs.simulate_particles(
+        n // 2,
+        n // 2,
+        snr=1 / 50,
+        box=RELION_BOX,
+        volume=options.data / "volumes" / RIBOSOME,
+        junk="paper",
+        seed=0,
+    )
+    folder = options.folder / "relion"
+    star = fs.write_project(folder, images, truth)
+    found = {}
+    for what, n_jobs, variables in (
+        ("fastsort sort, 1 thread", "1", {"OMP_NUM_THREADS": "1"}),
+        (f"fastsort sort, {os.cpu_count()} cores (default)", "-1", {}),
+    ):
+        # The first run compiles.
+        seconds = [
+            sort_command(star, folder / "sorted", "--overwrite", "--jobs", n_jobs, **variables)
+            for _ in range(4)
+        ][1:]
+        keep = load(folder / "sorted" / "results.npz").keep
+        found[what] = float(np.median(seconds)), balanced(truth.label, keep), "its own"
+    theirs, label = classify_with_relion(star, iterations, truth.diameter)
+    what = f"relion_refine, {RELION_CLASSES} classes, {iterations} iterations, 1 thread"
+    found[what] = theirs, best_choice(label, truth.label), "the best choice of classes"
+    print_table(
+        f"{n:,} images of {RELION_BOX} px, radial recipe at SNR 1/50, half of them junk: wall time of whole "
+        "commands (ours: median of 3, with imports, tables and page; RELION: one run).",
+        ("program", "wall time in s", "RELION takes so many times as long", "balanced accuracy", "verdict"),
+        (
+            (name, f"{seconds:.1f}", f"{theirs / seconds:.0f}", f"{value:.3f}", verdict)
+            for name, (seconds, value, verdict) in found.items()
+        ),
+    )
+
+
+def classify_with_relion(star: Path, iterations: int, diameter: float) -> tuple[float, np.ndarray]:
+    """Seconds and classes, in the order of the STAR file, with the usual settings of RELION's window."""
+    (star.parent / "classes").mkdir()
+    command = (
+        f"relion_refine --i {star.name} --o classes/run --K {RELION_CLASSES} --iter {iterations} "
+        f"--tau2_fudge 2 --particle_diameter {1.2 * diameter:.0f} --flatten_solvent --zero_mask "
+        "--oversampling 1 --psi_step 12 --offset_range 5 --offset_step 2 --norm --scale --pool 3 --pad 2 "
+        "--dont_combine_weights_via_disc --random_seed 1 --j 1"
+    )
+    begin = time.perf_counter()
+    with open(star.parent / "relion.log", "w", encoding="utf-8") as log:
+        code = subprocess.run(
+            command.split(), cwd=star.parent, stdout=log, stderr=log, check=False
+        ).returncode
+    seconds = time.perf_counter() - begin
+    if code:
+        raise RuntimeError(f"relion_refine failed: {Path(log.name).read_text(encoding='utf-8')[-2000:]}")
+    names = starfile.read(star)["particles"]["rlnImageName"]
+    table = starfile.read(star.parent / "classes" / f"run_it{iterations:03d}_data.star")["particles"]
+    return seconds, table.set_index("rlnImageName")["rlnClassNumber"][names].to_numpy()
+
+
+PARTS = {
+    "accuracy": accuracy,
+    "real": real,
+    "shares": shares,
+    "rare": rare,
+    "speed": time_taken,
+    "memory": memory,
+    "kill": kill,
+    "bits": bits,
+    "relion": relion,
+}
+# What needs the volumes of the data folder.
+SIMULATED = ("accuracy", "shares", "rare", "relion")
+
+
+if __name__ == "__main__":
+    main()
