@@ -793,7 +793,7 @@ def _demo(options: argparse.Namespace) -> None:
     star = _write_simulation(folder / "simulated", simulation, options)
     result = _sort_into(folder / "sorted", open_particles(star), options, seed=options.seed, n_jobs=-1)
     _print_accuracy(simulation.truth, result)
-    print(f"picture: {folder / 'sorted' / 'report.png'}")
+    print(f"page: {folder / 'sorted' / 'report.html'}")
 
 
 def _print_accuracy(truth: Truth, result: SortResult) -> None:
