@@ -25,8 +25,8 @@ class Bulk(NamedTuple):
     precision: Array
 
 
-def fit_bulk(values: Array) -> Bulk:
-    """Find where most of some measurements (n, p) lie.
+def fit_bulk(values: Array, floor: float = 1e-9) -> Bulk:
+    """Find where most of some measurements (n, p) lie; no variance is below the floor.
 
     Notes
     -----
@@ -38,7 +38,7 @@ def fit_bulk(values: Array) -> Bulk:
     for step in range(4):
         mean = part.mean(axis=0)
         covariance = np.atleast_2d(np.cov(part.T)) if len(part) > 1 else np.eye(size)
-        covariance = covariance + np.diag(1e-6 * np.diag(covariance) + 1e-9)
+        covariance = covariance + np.diag(1e-6 * np.diag(covariance) + floor)
         bulk = Bulk(mean, np.linalg.inv(covariance))
         distances = distance(values, bulk)
         if step < 3:

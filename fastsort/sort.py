@@ -15,21 +15,20 @@ from fastsort._cut import MIN_JUDGED
 from fastsort._reasons import VALID, reason_names
 from fastsort.decide.combine import OFFSET, Combination, choose_cut, combine_votes, probability_by_odds
 from fastsort.decide.decoys import EstimatedErrors, estimate_errors, known_images
-from fastsort.decide.duplicates import find_duplicates
+from fastsort.decide.duplicates import find_all_duplicates
 from fastsort.decide.recentre import centred_scores
 from fastsort.decide.rescue import Views, find_views
 from fastsort.decide.votes import METHODS, Asked, Judge, ask_methods, explain
 from fastsort.images.crop import crop_operator
 from fastsort.images.prepare import Prepared, ctf_to_flip, prepare_images, working_radius
 from fastsort.images.work import fingerprint, work_folder
-from fastsort.particles.places import micrograph_places, repeated_images
 from fastsort.particles.source import Particles, open_particles
 from fastsort.radial.filter import CONTRASTS, PRESETS, RadialResult, check_n_peaks
 from fastsort.subspaces.filter import SubspaceResult, check_numbers
 
 WORKING_SIZE = 48
 # Parts of the work, as the progress that a user sees has them.
-READING, MEASURING = 0.4, 0.4
+READING, MEASURING, DECIDING = 0.4, 0.4, 0.2
 # What the methods measure besides their votes.
 RADIAL = ("peak", "second_peak", "outlyingness", "n_clusters", "n_scattered")
 SUBSPACES = ("factor", "log_likelihood", "excess")
@@ -256,6 +255,7 @@ def sort_particles(
         return progress and (lambda done: progress(round(n * (part + share * done)), n))
 
     reading, asking = report(0, READING), report(READING, MEASURING)
+    deciding = report(READING + MEASURING, DECIDING)
     begin = time.perf_counter()
     judge = earlier and earlier.judge
     mark = fingerprint("sort", particles, measured_with, judge and judge.weights) if work is not None else ""
@@ -287,7 +287,9 @@ def sort_particles(
         if method:
             result = _single(particles, prepared, asked)
         else:
-            result = _joint(particles, prepared, asked, distance, keep_off_centre, earlier, n_jobs, seed)
+            result = _joint(
+                particles, prepared, asked, distance, keep_off_centre, earlier, n_jobs, seed, deciding
+            )
     end = time.perf_counter()
     seconds = {"read and crop": read - begin, "measure": measured - read, "decide": end - measured}
     scale = box / size
@@ -474,6 +476,7 @@ def _joint(
     earlier: SortResult | None,
     n_jobs: int | None,
     seed: int,
+    progress: Callable[[float], None] | None,
 ) -> SortResult:
     """The verdict of all methods together."""
     working, votes, radial = prepared.particles, asked.votes, asked.radial
@@ -488,10 +491,20 @@ def _joint(
     else:
         judge = earlier.judge
         found = _judged_before(judge.score(votes), earlier)
+    if progress:
+        progress(0.3)
     if keep_off_centre and np.isfinite(found.cut):
-        found = _moved_to_the_middle(found, working, result.suspicion, radial, judge, n_jobs)
+        found = _moved_to_the_middle(found, working, radial, judge, n_jobs)
     keep = np.isfinite(found.score) if np.isnan(found.cut) else found.score <= found.cut
-    views, rare = find_views(working, found.score, keep, radial.radius, n_jobs=n_jobs, seed=seed)
+    views, rare = find_views(
+        working,
+        found.score,
+        keep,
+        radial.radius,
+        n_jobs=n_jobs,
+        seed=seed,
+        progress=progress and (lambda done, total: progress(0.3 + 0.7 * done / total)),
+    )
     measurements = {
         **result.measurements,
         "against": asked.against,
@@ -546,42 +559,16 @@ def _interpolated(
 def _moved_to_the_middle(
     found: Combination,
     working: Particles,
-    suspicion: npt.NDArray[np.str_],
     radial: RadialResult,
     judge: Judge,
     n_jobs: int | None,
 ) -> Combination:
     """Give particles beside the centre the score and probability that they have in the middle, if lower."""
-    beside = np.flatnonzero(
-        (found.score > found.cut) & np.isfinite(found.score) & (suspicion == "off-centre")
-    )
+    candidates = (found.score > found.cut) & np.isfinite(found.score)
+    beside = np.flatnonzero(candidates & (radial.suspicion == "off-centre"))
     score = found.score.copy()
     moved = centred_scores(working, beside, radial.strongest[beside], radial.radius, judge, n_jobs)
     score[beside] = np.minimum(score[beside], moved)
     return found._replace(
         score=score, junk_probability=_interpolated(score, found.score, found.junk_probability)
-    )
-
-
-def find_all_duplicates(
-    particles: Particles, distance: float, score: npt.NDArray[np.float64]
-) -> npt.NDArray[np.bool_]:
-    """Images that show a particle which a better image shows, too."""
-    if not distance:
-        return np.zeros(len(particles), dtype=bool)
-    duplicate = repeated_images(particles)
-    places = micrograph_places(particles)
-    if places is None or places.x is None or places.y is None or _are_segments(particles):
-        return duplicate
-    pixel_size = np.where(
-        np.isfinite(places.coordinate_pixel_size), places.coordinate_pixel_size, particles.pixel_size
-    )
-    places = places._replace(x=places.x * pixel_size, y=places.y * pixel_size)
-    return duplicate | find_duplicates(places, distance, np.where(duplicate, np.inf, score))
-
-
-def _are_segments(particles: Particles) -> bool:
-    """Whether the images follow filaments, where neighbours lie close to each other."""
-    return particles.star is not None and any(
-        "_rlnHelicalTubeID" in block.labels for block in particles.star.blocks
     )

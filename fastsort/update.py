@@ -15,10 +15,11 @@ from fastsort._checks import InputError
 from fastsort._cut import MIN_JUDGED
 from fastsort.decide.combine import OFFSET, calibrate
 from fastsort.decide.decoys import JUNK
+from fastsort.decide.duplicates import find_all_duplicates
 from fastsort.decide.votes import METHODS
 from fastsort.images.prepare import is_corrected
 from fastsort.particles.source import Particles, choose_particles, open_particles
-from fastsort.sort import SortResult, cut_again, find_all_duplicates, sort_particles, with_verdict
+from fastsort.sort import SortResult, cut_again, sort_particles, with_verdict
 
 # Votes on the images that are kept have drifted where their distributions differ by so much (the
 # Kolmogorov-Smirnov distance), and cannot differ so much by chance.

@@ -399,7 +399,7 @@ def test_nothing_is_said_of_none():
     for p in (np.empty(0), np.full(40, np.nan)):
         errors = estimate(p, np.ones(len(p), dtype=bool), shares=(math.nan, math.nan))
         assert all(math.isnan(x) for rate in errors[:4] for x in rate)
-        assert not errors.known and errors.remark.startswith("0 images are too few")
+        assert not errors.known and errors.remark.startswith(f"{len(p)} images are too few")
 
 
 def decoys(share, kinds=JUNK, good=0.0):
@@ -420,7 +420,7 @@ def decoys(share, kinds=JUNK, good=0.0):
         (400, 0.96, (0.96, 0.96), decoys(1), "hardly any image looks like a particle"),
         (400, 0.3, (0.3, 0.3), decoys(0.5), ""),
         (400, 0.3, (0.3, 0.3), decoys(0.4), "only 40 % of the junk that was made"),
-        (400, 0.3, (0.3, 0.3), decoys(0.4, ("noise",), 1), "only 40 % of the junk that was made"),
+        (400, 0.3, (0.3, 0.3), decoys(0.4, ("noise",), 1), "only 0 % of the particles that were copied"),
         (400, 0.3, (0.3, 0.3), {}, ""),
     ],
 )

@@ -45,9 +45,10 @@ class Combination(NamedTuple):
         Weighted sum of the votes, about the logarithm of the odds that an image is like the made junk;
         infinite for images that cannot be judged.
     junk_probability : ndarray of float64, shape (n,)
-        Never falls with any vote. NaN with fewer than 50 images.
+        Of two images, the one with the higher votes has no lower one. NaN with fewer than 50 images, or
+        where the votes say nothing.
     cut : float
-        Images with a larger score are better rejected; NaN with fewer than 50 images.
+        Images with a larger score are better rejected; NaN where there are no probabilities.
     weights : dict of str to float
         Of the votes, and "offset", which is added.
     shares : tuple of float
@@ -124,7 +125,8 @@ def combine_votes(votes: Mapping[str, Array], junk: Mapping[str, Array]) -> Comb
     probability = np.where(judged, np.nan, 1.0)
     rows = np.column_stack([votes[name][judged] for name in names])
     known = np.column_stack([junk[name][np.isfinite(junk[name])] for name in names])
-    if n < MIN_JUDGED or not len(known):
+    if n < MIN_JUDGED or not len(known) or not np.ptp(rows, axis=0).any():
+        # Too few images, or votes that say nothing.
         score[judged] = rows.mean(axis=1)
         equal = {**dict.fromkeys(names, 1 / len(names)), OFFSET: 0.0}
         return Combination(score, probability, math.nan, equal, (math.nan, math.nan))
@@ -282,6 +284,7 @@ def choose_cut(
         particles = np.cumsum((1 - junk_probability)[order])
         # Rounding must not ask for one more image.
         number = int(np.searchsorted(particles, keep_at_least * particles[-1] * (1 - 1e-9))) + 1
+        number *= bool(particles[-1] > 0)
     elif discard is not None:
         if check_count("discard", discard, 0) > len(score):
             raise InputError(f"discard must be at most the {len(score)} images; got {discard}.")

@@ -113,8 +113,8 @@ def known_images(
     Returns
     -------
     known : KnownImages
-        Empty arrays where no image can be judged. Decoys that teach and decoys that test are made from
-        different images.
+        Empty arrays where no image can be judged. Particles from which decoys that teach are made are not
+        those from which decoys that test are made.
     """
     teach_seed, test_seed, order_seed = np.random.SeedSequence(seed).spawn(3)
     judged = np.flatnonzero(np.isfinite(next(iter(votes.values()))))
@@ -270,7 +270,9 @@ def estimate_errors(
     others = rates if other is None else _rates(other[judged], kept)
     doubtful = not math.isfinite(sum(shares))
     spread = (_interval(*pair, doubtful) for pair in zip(rates, others, strict=True))
-    remark = _remark(len(p), junk, particles, shares, by_kind)
+    # Images that could be judged, were there not too few of them, have no probability.
+    number = int((~judged).sum()) if (p == 1).all() and not judged.all() else len(p)
+    remark = _remark(number, junk, particles, shares, by_kind)
     kept_particles, rejected_junk, precision, share = spread
     return EstimatedErrors(
         kept_particles, rejected_junk, precision, share, by_kind, counts, not remark, remark
@@ -319,6 +321,8 @@ def _remark(
             f"particles and junk are not told apart well enough: the junk is {100 * shares[0]:.0f} % by the "
             f"shape of the scores and {100 * shares[1]:.0f} % by the made junk"
         )
+    if GOOD in by_kind and by_kind[GOOD].value < 0.5:
+        return f"only {100 * by_kind[GOOD].value:.0f} % of the particles that were copied to try are kept"
     caught = [by_kind[kind].value for kind in JUNK if kind in by_kind]
     if caught and float(np.mean(caught)) < 0.5:
         return f"only {100 * float(np.mean(caught)):.0f} % of the junk that was made to try is recognised"

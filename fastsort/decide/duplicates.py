@@ -7,7 +7,8 @@ import numpy.typing as npt
 from scipy.spatial import cKDTree
 
 from fastsort._checks import InputError, check_positive
-from fastsort.particles.places import Places
+from fastsort.particles.places import Places, micrograph_places, repeated_images
+from fastsort.particles.source import Particles
 
 Floats = npt.NDArray[np.float64]
 
@@ -90,3 +91,44 @@ def _near_an_earlier(points: Floats, distance: float) -> npt.NDArray[np.bool_]:
         if not near[earlier]:
             near[later] = True
     return near
+
+
+def find_all_duplicates(
+    particles: Particles, distance: float, score: npt.NDArray[np.float64]
+) -> npt.NDArray[np.bool_]:
+    """Find images that show a particle which a better image shows, too.
+
+    Parameters
+    ----------
+    particles : Particles
+        As from `open_particles`. Segments of filaments, where neighbours lie close to each other, are no
+        duplicates of each other.
+    distance : float
+        Between picks of one micrograph, in angstroms; 0 finds none.
+    score : ndarray of float64, shape (n,)
+        Larger for junk.
+
+    Returns
+    -------
+    duplicate : ndarray of bool, shape (n,)
+        All but the best of the images that were picked closer together than the distance, and of those that
+        are one section of one stack.
+    """
+    if not distance:
+        return np.zeros(len(particles), dtype=bool)
+    duplicate = repeated_images(particles)
+    places = micrograph_places(particles)
+    if places is None or places.x is None or places.y is None or _are_segments(particles):
+        return duplicate
+    pixel_size = np.where(
+        np.isfinite(places.coordinate_pixel_size), places.coordinate_pixel_size, particles.pixel_size
+    )
+    places = places._replace(x=places.x * pixel_size, y=places.y * pixel_size)
+    return duplicate | find_duplicates(places, distance, np.where(duplicate, np.inf, score))
+
+
+def _are_segments(particles: Particles) -> bool:
+    """Whether the images follow filaments."""
+    return particles.star is not None and any(
+        "_rlnHelicalTubeID" in block.labels for block in particles.star.blocks
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,6 +83,7 @@ def find_views(
     *,
     n_jobs: int | None = None,
     seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Views, npt.NDArray[np.bool_]]:
     """Map a sample of the images, average its classes, and find rare views among the rejected.
 
@@ -95,6 +97,8 @@ def find_views(
         Of the particle, in working pixels.
     n_jobs : int, optional
     seed : int
+    progress : callable, optional
+        Called as ``progress(steps_done, steps_in_all)``.
 
     Returns
     -------
@@ -128,7 +132,13 @@ def find_views(
         places = (features - features.mean(axis=0)) @ axes.T
         label, means, first = _classes(places, [len(part) for part in chosen], seed)
     averages = class_averages(
-        images, label, n_classes=len(means), max_shift=REACH * working.box, radius=radius, n_jobs=n_jobs
+        images,
+        label,
+        n_classes=len(means),
+        max_shift=REACH * working.box,
+        radius=radius,
+        n_jobs=n_jobs,
+        progress=progress,
     )
     ranking = rank_classes(averages, label, places, radius=radius)
     rare = _as_good(averages, ranking, first)

@@ -191,12 +191,14 @@ def explain(asked: Asked) -> npt.NDArray[np.str_]:
 
     The radial filter looks for peaks all over the image: it says best what lies off the centre. What is
     noise to it may still be something else to the subspaces, which know the shape of the particle; and
-    what has more power in a band of frequencies than any particle is contamination, whatever its peaks.
+    what has more power in a band of frequencies than any particle is contamination, unless it is a single
+    peak off the centre: a particle there lies partly where the background was measured.
     """
     suspicions = [result.suspicion for result in asked if result is not None]
     found = suspicions[0]
     for other in suspicions[1:]:
         found = np.where(found == "noise", other, found)
     if asked.subspaces is not None:
-        found = np.where(asked.subspaces.excess > EXCESS, "contamination", found)
+        strong = (asked.subspaces.excess > EXCESS) & (found != "off-centre")
+        found = np.where(strong, "contamination", found)
     return found

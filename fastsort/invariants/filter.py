@@ -46,6 +46,8 @@ STRANGE, WIDE = math.exp(-2), 3.0
 # Smallest feature that counts, in parts of a row of norm 1, and the largest deviation.
 SMALLEST = 1e-3
 LARGEST = 8.0
+# The features of any set that is not one image many times scatter by more than this.
+LEAST_VARIANCE = 1e-3
 
 Array = npt.NDArray[np.float64]
 
@@ -208,7 +210,7 @@ def _learn(particles: Particles, operator: npt.NDArray[np.float32], seed: int) -
     origin = quiet.mean(axis=0)
     axes = np.linalg.eigh(np.cov((quiet - origin).T))[1][:, : -N_AXES - 1 : -1]
     features, others = (features - origin) @ axes, (others - origin) @ axes
-    background = fit_bulk(others[beyond(others, fit_bulk(others)) < EXCLUDED])
+    background = _bulk_of(others[beyond(others, fit_bulk(others)) < EXCLUDED])
     particle = _learn_particles(features, background)
     found = LearnedInvariants(centre, scale, origin, axes, particle, background, np.empty(0))
     return found._replace(displaced_scores=_scores(others, found)[0])
@@ -217,10 +219,10 @@ def _learn(particles: Particles, operator: npt.NDArray[np.float32], seed: int) -
 def _learn_particles(features: Array, background: Bulk) -> Bulk:
     """Find the particles among images on the axes: unlike the background, and like one another."""
     n = len(features)
-    use = beyond(features, fit_bulk(features)) < OUTLYING
+    use = beyond(features, _bulk_of(features)) < OUTLYING
     use = use if 2 * use.sum() >= n else np.ones(n, dtype=bool)
     for step in range(N_ROUNDS):
-        ratio = _log_density(features, fit_bulk(features[use])) - _log_density(features, background)
+        ratio = _log_density(features, _bulk_of(features[use])) - _log_density(features, background)
         teachers = np.flatnonzero(use)
         if step == 0:
             teachers = teachers[np.argsort(-ratio[teachers], kind="stable")[: max(2, round(FIRST * n))]]
@@ -228,10 +230,14 @@ def _learn_particles(features: Array, background: Bulk) -> Bulk:
         spread = 1.4826 * float(np.median(np.abs(ratio[teachers] - usual))) + 1e-9
         # More than usual is no better: contamination can look too much like a particle.
         doubt = np.maximum((usual - ratio) / spread, 0)
-        doubt += np.maximum(beyond(features, fit_bulk(features[teachers])) - SLACK, 0)
+        doubt += np.maximum(beyond(features, _bulk_of(features[teachers])) - SLACK, 0)
         use = np.zeros(n, dtype=bool)
         use[np.argsort(doubt, kind="stable")[: max(2 * N_AXES, round(PROMISING * n))]] = True
-    return fit_bulk(features[use])
+    return _bulk_of(features[use])
+
+
+def _bulk_of(values: Array) -> Bulk:
+    return fit_bulk(values, LEAST_VARIANCE)
 
 
 def _log_density(values: Array, bulk: Bulk) -> Array:
