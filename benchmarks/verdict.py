@@ -412,7 +412,7 @@ def time_taken(options: argparse.Namespace) -> None:
 
 def read_and_crop(stack: Path) -> None:
     particles = fs.open_particles(stack)
-    operator = crop_operator(particles.box, WORKING_SIZE)
+    operator = crop_operator(particles.box, WORKING_SIZE["default"])
     for _ in map_batches(speed.crop, particles, operator, n_jobs=WORKERS):
         pass
 

@@ -26,7 +26,8 @@ from fastsort.particles.source import Particles, open_particles
 from fastsort.radial.filter import CONTRASTS, PRESETS, RadialResult, check_n_peaks
 from fastsort.subspaces.filter import SubspaceResult, check_numbers
 
-WORKING_SIZE = 48
+# The methods see no more in larger images; the published rules were made for larger ones.
+WORKING_SIZE = {"default": 36, "published": 48}
 # Parts of the work, as the progress that a user sees has them.
 READING, MEASURING, DECIDING = 0.4, 0.4, 0.2
 # What the methods measure besides their votes.
@@ -151,8 +152,8 @@ def sort_particles(
     contrast : {"auto", "bright", "dark"}
         Of the particles; of use to the radial method alone.
     working_size : int, optional
-        Box in pixels to which images are cropped in Fourier space; by default 48, or the box where
-        that is smaller.
+        Box in pixels to which images are cropped in Fourier space; by default 36, and 48 for
+        the published rules, or the box where that is smaller.
     n_peaks : int, optional
         As for `radial_filter`.
     n_subspaces, n_components : int, optional
@@ -206,7 +207,9 @@ def sort_particles(
     check_choice("preset", preset, PRESETS)
     check_choice("contrast", contrast, CONTRASTS)
     seed = check_count("seed", seed, 0)
-    size = min(box, WORKING_SIZE) if working_size is None else check_count("working_size", working_size, 16)
+    size = min(box, WORKING_SIZE[preset])
+    if working_size is not None:
+        size = check_count("working_size", working_size, 16)
     operator = crop_operator(box, size)
     check_n_peaks(n_peaks, size)
     radius = working_radius(particles, diameter, size)
@@ -494,7 +497,7 @@ def _joint(
     if progress:
         progress(0.3)
     if keep_off_centre and np.isfinite(found.cut):
-        found = _moved_to_the_middle(found, working, radial, judge, n_jobs)
+        found = _moved_to_the_middle(found, working, result.suspicion, radial, judge, n_jobs)
     keep = np.isfinite(found.score) if np.isnan(found.cut) else found.score <= found.cut
     views, rare = find_views(
         working,
@@ -559,13 +562,15 @@ def _interpolated(
 def _moved_to_the_middle(
     found: Combination,
     working: Particles,
+    suspicion: npt.NDArray[np.str_],
     radial: RadialResult,
     judge: Judge,
     n_jobs: int | None,
 ) -> Combination:
     """Give particles beside the centre the score and probability that they have in the middle, if lower."""
     candidates = (found.score > found.cut) & np.isfinite(found.score)
-    beside = np.flatnonzero(candidates & (radial.suspicion == "off-centre"))
+    candidates &= (suspicion == "off-centre") | (radial.suspicion == "off-centre")
+    beside = np.flatnonzero(candidates)
     score = found.score.copy()
     moved = centred_scores(working, beside, radial.strongest[beside], radial.radius, judge, n_jobs)
     score[beside] = np.minimum(score[beside], moved)

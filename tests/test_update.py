@@ -336,7 +336,7 @@ def test_what_cannot_be_updated(grown):
     refused("pixel size", f"{whole.pixel_size:.4g}", particles=smaller)
     wide = open_particles(np.ones((5, 64, 64), np.float32), pixel_size=whole.pixel_size)
     refused("48 px", "64 px", particles=wide)
-    refused("working_size was 48", "32", working_size=32)
+    refused("working_size was 36", "32", working_size=32)
     refused("diameter was None", "120", diameter=120.0)
     refused("fraction was None", "judge again", fraction=0.5)
     refused("method was None", "radial", method="radial")
@@ -400,7 +400,7 @@ def test_command_says_in_one_line_what_is_wrong(live, capsys):
     star, folder = live
     before = files_of(folder)
     for more, words in (
-        (["--working-size", "40"], ["working_size was 48", "40"]),
+        (["--working-size", "40"], ["working_size was 36", "40"]),
         (["--method", "radial"], ["method"]),
         (["--pixel-size", "9.5"], ["pixel size", "9.5"]),
         (["--discard", "10"], ["discard", "judge again"]),

@@ -33,7 +33,7 @@ N_COMPONENTS = 10
 MAX_ORDER = 20
 # A rare view has so many members. Beside the usual class of kept images, it is so sharp for its size and
 # so like its members, in parts, and has so little outside the particle's disk, in differences.
-FEWEST, SHARP, LIKE, OUTSIDE = 8, 0.75, 0.6, 0.05
+FEWEST, SHARP, LIKE, OUTSIDE = 8, 0.6, 0.6, 0.05
 # What is more frequent than this, in parts of the images that are kept, is not rare.
 RARE = 0.1
 # Where the usual class of kept images resolves fewer rings than this, junk is as sharp.
