@@ -15,7 +15,8 @@ import pytest
 
 from fastsort import InputError, cli
 from fastsort._saved import load, save
-from fastsort.decide.votes import Learned
+from fastsort.decide.combine import OFFSET
+from fastsort.decide.votes import Judge, Learned
 from fastsort.particles.source import open_particles
 from fastsort.report import again
 from fastsort.report.again import open_finished, read_list, redraw, write_choice, write_results
@@ -73,8 +74,7 @@ def make_result(n=N, seed=0, **changes):
         "subspaces": None,
         "errors": None,
         "views": None,
-        "learned": Learned(None, None, None),
-        "weights": {"radial": 1.0},
+        "judge": Judge(Learned(None, None, None), {"radial": 1.0, OFFSET: 0.0}, {}, (np.nan, np.nan)),
         "parameters": {"method": "radial", "seed": 0},
         "seconds": {"total": 1.0},
     }
@@ -97,6 +97,10 @@ def assert_equal(one, other):
             assert a.keys() == b.keys(), name
             for key in a:
                 np.testing.assert_array_equal(a[key], b[key], err_msg=f"{name} {key}")
+        elif isinstance(a, Judge):
+            assert_equal(a, b)
+        elif a is None or isinstance(a, Learned):
+            assert a == b
         else:
             np.testing.assert_array_equal(a, b, err_msg=name)
 

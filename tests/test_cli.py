@@ -402,7 +402,7 @@ def test_published_subspaces(ctf_project, tmp_path, capsys):
         ("invariants", ["--recentre"], ["--recentre", "invariants", "leave it out"]),
         ("subspaces", ["--keep-off-centre"], ["keep_off_centre", "leave the method out"]),
         ("radial", ["--unanimous"], ["unanimous", "leave the method out"]),
-        ("radial", ["--duplicate-distance", "-1"], ["duplicate_distance", "-1"]),
+        ("radial", ["--duplicate-distance", "-1"], ["duplicate_distance", "leave the method out"]),
         ("radial", ["--judge-again"], ["--judge-again", "--update", "leave it out"]),
         ("radial", ["--update", "--overwrite"], ["--update", "--overwrite", "one of them"]),
         ("radial", ["--keep-at-least", "1.5"], ["keep_at_least", "1.5"]),
@@ -573,9 +573,10 @@ def test_update_goes_on_from_the_folder(project, tmp_path, monkeypatch, capsys):
 
     seen = []
 
-    def update_particles(particles, folder, *, judge_again=False, **parameters):
+    def update_particles(particles, earlier, names, *, judge_again=False, **parameters):
         # What the folder holds is needed until the new results are whole.
-        seen.append((names_in(folder), judge_again, parameters))
+        assert len(earlier.keep) == len(names) == len(particles)
+        seen.append((names_in(out), judge_again, parameters))
         return sort_particles(particles, method="radial")
 
     monkeypatch.setitem(sys.modules, "fastsort.update", SimpleNamespace(update_particles=update_particles))
@@ -682,7 +683,7 @@ def test_demo(tmp_path, monkeypatch, capsys):
     text = capsys.readouterr().out
     assert names_in(tmp_path) == ["fastsort-demo"]
     assert set(names_in(tmp_path / "fastsort-demo" / "sorted")) - {"rescued.star"} == STAR_RESULTS
-    assert str(Path("fastsort-demo", "sorted", "report.png")) in text
+    assert str(Path("fastsort-demo", "sorted", "report.html")) in text
     assert "particles kept" in text and "junk rejected" in text and "off-centre" in text
     area = float(text.split("compared with the truth:")[1].split("AUC")[1].split()[0])
     assert area > 0.8
