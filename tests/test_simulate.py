@@ -612,3 +612,25 @@ def test_relion_reads_the_project(stack, tmp_path):
     )
     with mrcfile.open(star.parent / "all.mrcs", permissive=True) as file:
         np.testing.assert_allclose(file.data, images, atol=1e-5)
+
+
+def test_projections_have_the_same_bits_from_the_compiler_and_from_its_cache(tmp_path):
+    code = (
+        "import hashlib, numpy as np, fastsort as fs;"
+        "rng = np.random.default_rng(0); volume = rng.random((24, 24, 24), np.float32);"
+        "turns = np.stack([np.linalg.qr(rng.normal(size=(3, 3)))[0] for _ in range(8)]);"
+        "turns *= np.linalg.det(turns)[:, None, None];"
+        "print(hashlib.sha256(fs.project_volume(volume, turns, 24).tobytes()).hexdigest())"
+    )
+    root = str(Path(fastsort.__file__).parents[1])
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONPATH": root, "NUMBA_CACHE_DIR": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for _ in range(2)
+    ]
+    assert found[0] == found[1] != ""

@@ -574,7 +574,8 @@ def in_fresh_process(name, folder):
 
 def test_killed_at_random_and_run_again(tmp_path):
     n_killed = eval(in_fresh_process("kill_often", tmp_path))
-    assert sum(n_killed) > 8
+    # How many depends on how fast the machine is.
+    assert sum(n_killed) >= 3
 
 
 def test_killed_at_every_step_and_run_again(tmp_path):

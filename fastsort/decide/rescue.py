@@ -22,7 +22,7 @@ from fastsort.invariants.averages import (
 )
 from fastsort.invariants.classes import ClassRanking, rank_classes
 from fastsort.invariants.features import invariant_features, ring_statistics
-from fastsort.particles.source import Particles
+from fastsort.particles.source import Particles, choose_particles
 
 # Images on the map, kept and rejected: as many as a person can look at, and as are aligned in a second.
 N_KEPT, N_REJECTED = 300, 600
@@ -158,7 +158,7 @@ def find_views(
         found = [
             places_of @ axes.T
             for places_of in map_batches(
-                _features, _Some(working, others), noise, batch_size=512, n_jobs=n_jobs
+                _features, choose_particles(working, others), noise, batch_size=512, n_jobs=n_jobs
             )
         ]
         nearest = _nearest(np.concatenate(found) - features.mean(axis=0) @ axes.T, means, first)
@@ -192,19 +192,6 @@ def nowhere(n: int, working: Particles) -> Views:
         np.empty(0, dtype=bool),
         working.pixel_size,
     )
-
-
-class _Some(NamedTuple):
-    """Some of the images, as a source of their own."""
-
-    particles: Particles
-    chosen: Indices
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def read(self, start: int, stop: int) -> npt.NDArray[np.float32]:
-        return self.particles.read(self.chosen[start:stop])
 
 
 def _features(images: npt.NDArray[np.float32], start: int, noise: Array) -> Array:

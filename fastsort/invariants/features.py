@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -18,7 +17,7 @@ from fastsort._jit import kernel
 from fastsort.images.batches import default_batch_size, map_batches
 from fastsort.images.ctf import contrast_transfer
 from fastsort.invariants.zernike import zernike_basis, zernike_index
-from fastsort.particles.source import CtfParameters, Particles, open_particles
+from fastsort.particles.source import CtfParameters, Particles, choose_particles, open_particles
 
 Array = npt.NDArray[np.float64]
 Images = npt.NDArray[np.float32]
@@ -218,7 +217,7 @@ def ring_statistics(images: npt.NDArray[Any] | Particles, *, n_jobs: int | None 
     chosen = np.linspace(0, len(particles) - 1, n).round().astype(np.intp)
     batches = map_batches(
         _rings_batch,
-        _Some(particles, chosen),
+        choose_particles(particles, chosen),
         batch_size=default_batch_size(particles.box),
         n_jobs=n_jobs,
     )
@@ -228,20 +227,6 @@ def ring_statistics(images: npt.NDArray[Any] | Particles, *, n_jobs: int | None 
         none = np.zeros(particles.box // 2 + 1)
         return RingStatistics(none, none + 1)
     return RingStatistics(*np.median(curves, axis=0))
-
-
-@dataclass(frozen=True, eq=False)
-class _Some:
-    """Some of the images, as a source of their own."""
-
-    particles: Particles
-    chosen: npt.NDArray[np.intp]
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def read(self, start: int, stop: int) -> Images:
-        return self.particles.read(self.chosen[start:stop])
 
 
 class FeaturePlan(NamedTuple):
