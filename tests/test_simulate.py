@@ -1,8 +1,10 @@
 """Simulated stacks: does every image show what its truth says?"""
 
 import math
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import mrcfile
@@ -12,6 +14,7 @@ import starfile
 from scipy.ndimage import center_of_mass
 from scipy.spatial.transform import Rotation
 
+import fastsort
 from fastsort._checks import InputError
 from fastsort.simulate import junk as contaminants
 from fastsort.simulate import (
