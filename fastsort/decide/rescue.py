@@ -35,7 +35,7 @@ MAX_ORDER = 20
 # so like its members, in parts, and has so little outside the particle's disk, in differences.
 FEWEST, SHARP, LIKE, OUTSIDE = 8, 0.6, 0.6, 0.05
 # What is more frequent than this, in parts of the images that are kept, is not rare.
-RARE = 0.1
+RARE = 0.2
 # Where the usual class of kept images resolves fewer rings than this, junk is as sharp.
 RESOLVED = 5
 # How far members may be moved to align them, in parts of the box: a particle is near the middle.
@@ -114,7 +114,7 @@ def find_views(
     is as good as the usual class of kept images: as sharp for its size, as like its members, and as
     empty outside the particle's disk (`rank_classes`, in which the size of a class is no term). Where the
     classes of kept images are not resolved, nothing can be said. Images outside the sample go to the
-    class with the nearest features. What amounts to more than a tenth of the kept images is not rare.
+    class with the nearest features. What amounts to more than a fifth of the kept images is not rare.
     """
     n = len(working)
     judged = np.isfinite(score)
