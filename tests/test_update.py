@@ -118,7 +118,7 @@ def test_only_new_images_are_read_and_old_verdicts_stay(grown):
     )
     together = sort_particles(star, n_jobs=2)
     expected = rates(label[N_OLD:], together.keep[N_OLD:])
-    assert np.abs(rates(label[N_OLD:], result.keep[new]) - expected).max() <= 0.02
+    assert np.abs(rates(label[N_OLD:], result.keep[new]) - expected).max() <= 0.03
     # Learning from all of them takes much longer than asking about a few.
     few = open_particles(write_rows(star, "few.star", range(N_OLD + 20)))
     quick = update_particles(few, earlier, names, n_jobs=2)
