@@ -187,8 +187,8 @@ def test_rare_ones_beyond_the_sample_are_found(rods, monkeypatch):
 
 
 def test_what_is_frequent_is_not_rare():
-    images, tilt = rod({0: 300, 90: 60}, 0, seed=3)
-    score = np.where(tilt == 90, 10.0, 0.0) + np.linspace(0, 1, 360)
+    images, tilt = rod({0: 300, 90: 90}, 0, seed=3)
+    score = np.where(tilt == 90, 10.0, 0.0) + np.linspace(0, 1, 390)
     views, rare = found_in((open_particles(images), tilt, score))
     assert not rare.any() and not views.rare.any()
     assert len(views.size)
