@@ -358,12 +358,17 @@ def cut_again(
     if unanimous:
         if len(result.votes) < 2:
             raise InputError("unanimous needs the votes of several methods: sort with all of them.")
-        keep = np.isfinite(result.score) & (result.measurements["against"] < len(result.votes))
+        keep = kept_by_any(result)
     else:
         keep = choose_cut(result.score, result.junk_probability, **given)
     # Not the scores decide what is unanimous.
     highest = np.nan if unanimous else float(np.max(result.score[keep], initial=-np.inf))
     return with_verdict(result, keep, highest)
+
+
+def kept_by_any(result: SortResult) -> npt.NDArray[np.bool_]:
+    """Images that can be judged and that not all methods reject."""
+    return np.isfinite(result.score) & (result.measurements["against"] < len(result.votes))
 
 
 def with_verdict(result: SortResult, keep: npt.NDArray[np.bool_], cut: float) -> SortResult:

@@ -19,7 +19,7 @@ from fastsort.decide.duplicates import find_all_duplicates
 from fastsort.decide.votes import METHODS
 from fastsort.images.prepare import is_corrected
 from fastsort.particles.source import Particles, choose_particles, open_particles
-from fastsort.sort import SortResult, cut_again, sort_particles, with_verdict
+from fastsort.sort import SortResult, cut_again, kept_by_any, sort_particles, with_verdict
 
 # Votes on the images that are kept have drifted where their distributions differ by so much (the
 # Kolmogorov-Smirnov distance), and cannot differ so much by chance.
@@ -295,7 +295,7 @@ def _find_duplicates(particles: Particles, distance: float, result: SortResult, 
 def _passed(result: SortResult, cut: float) -> Bools:
     """Images that the cut keeps; where there is none, those that any method keeps."""
     if np.isnan(cut):
-        return np.isfinite(result.score) & (result.measurements["against"] < len(result.votes))
+        return kept_by_any(result)
     passed: Bools = result.score <= cut
     return passed
 

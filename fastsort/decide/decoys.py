@@ -11,7 +11,7 @@ import numpy.typing as npt
 from scipy.ndimage import affine_transform
 
 from fastsort.decide.combine import confident
-from fastsort.decide.votes import METHODS, Learned, ask_methods
+from fastsort.decide.votes import Learned, ask_methods
 from fastsort.images.normalize import normalize_background
 from fastsort.particles.source import Particles
 
@@ -128,10 +128,9 @@ def known_images(
     ) -> dict[str, dict[str, Array]]:
         images, rest = (working.read(np.sort(chosen[part::2][:number])) for chosen in (sure, others))
         made = make_decoys(images, rest, np.random.default_rng(source), number, good=good)
-        names = [name for name in METHODS if name in votes]
-        asked = ask_methods(np.concatenate(list(made.values())), names, learned=learned, n_jobs=n_jobs)
+        asked = ask_methods(np.concatenate(list(made.values())), list(votes), learned=learned, n_jobs=n_jobs)
         parts = {name: np.split(vote, len(made)) for name, vote in asked.votes.items()}
-        return {kind: {name: parts[name][k] for name in names} for k, kind in enumerate(made)}
+        return {kind: {name: parts[name][k] for name in votes} for k, kind in enumerate(made)}
 
     taught = ask(0, N_TEACH, teach_seed, False)
     return KnownImages(

@@ -128,8 +128,9 @@ def find_views(
     noise = ring_statistics(images, n_jobs=1).noise
     with threadpool_limits(limits=1):
         features = invariant_features(images, MAX_ORDER, noise_floor=noise, n_jobs=n_jobs).astype(np.float64)
-        axes = np.linalg.svd(features - features.mean(axis=0), full_matrices=False)[2][:N_COMPONENTS]
-        places = (features - features.mean(axis=0)) @ axes.T
+        origin = features.mean(axis=0)
+        axes = np.linalg.svd(features - origin, full_matrices=False)[2][:N_COMPONENTS]
+        places = (features - origin) @ axes.T
         label, means, first = _classes(places, [len(part) for part in chosen], seed)
     averages = class_averages(
         images,
@@ -161,7 +162,7 @@ def find_views(
                 _features, choose_particles(working, others), noise, batch_size=512, n_jobs=n_jobs
             )
         ]
-        nearest = _nearest(np.concatenate(found) - features.mean(axis=0) @ axes.T, means, first)
+        nearest = _nearest(np.concatenate(found) - origin @ axes.T, means, first)
         where[others[rare[nearest]]] = True
     if where.sum() > RARE * len(kept):
         rare[:], where[:] = False, False

@@ -86,7 +86,11 @@ class Asked(NamedTuple):
     @property
     def learned(self) -> Learned:
         """What the methods have learned."""
-        return Learned(*(result and result.learned for result in self))  # type: ignore[arg-type]
+        return Learned(
+            None if self.radial is None else self.radial.learned,
+            None if self.subspaces is None else self.subspaces.learned,
+            None if self.invariants is None else self.invariants.learned,
+        )
 
     @property
     def against(self) -> npt.NDArray[np.int8]:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsort._checks import InputError, check_choice, check_positive, check_radius
+from fastsort._reasons import VALID
 from fastsort.images.batches import default_batch_size, map_batches
 from fastsort.images.crop import apply_crop
 from fastsort.images.ctf import phase_flip as flip_phases
@@ -149,7 +150,7 @@ def _prepare(
     pixels = inspect_pixels(images)
     cropped = apply_crop(images, operator)
     if ctf is not None:
-        cropped = flip_phases(cropped, CtfParameters(*(column[start:stop] for column in ctf)), pixel_size)
+        cropped = flip_phases(cropped, ctf.of(slice(start, stop)), pixel_size)
     normalize_background(cropped, 0.5 * len(operator) if radius is None else radius)
     # Beyond this, half precision is infinite; nothing that has to be judged is.
     working = np.clip(cropped, -6e4, 6e4, out=cropped).astype(WORKING)
@@ -258,3 +259,41 @@ def is_corrected(particles: Particles) -> bool:
             if label in block.labels and block.n_rows and np.all(block.floats(label) == 1):
                 return True
     return False
+
+
+def sample_batches(
+    particles: Particles, operator: npt.NDArray[np.float32], number: int, batch_size: int, seed: int
+) -> Iterator[npt.NDArray[np.float32]]:
+    """Read images to learn from, and crop them.
+
+    Parameters
+    ----------
+    particles : Particles
+    operator : ndarray of float32, shape (size, box)
+        From `crop_operator`.
+    number : int
+        How many are read at most, chosen at random.
+    batch_size : int
+        How many are read at a time.
+    seed : int
+
+    Yields
+    ------
+    images : ndarray of float32, shape (k, size, size)
+        Those of a batch that are fit, in ascending order; possibly none.
+    """
+    chosen = np.arange(len(particles))
+    if len(chosen) > number:
+        chosen = np.sort(np.random.default_rng(seed).choice(len(particles), number, replace=False))
+    for start in range(0, len(chosen), batch_size):
+        part = particles.read(chosen[start : start + batch_size])
+        yield apply_crop(part[inspect_pixels(part).codes == VALID], operator)
+
+
+def crop_and_normalize(
+    images: npt.NDArray[np.float32], operator: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """Crop images, and give what lies outside the disk that fits their box mean 0 and deviation 1."""
+    images = apply_crop(images, operator)
+    normalize_background(images, 0.5 * len(operator))
+    return images

@@ -311,7 +311,7 @@ def features_of(images: Images, start: int, plan: FeaturePlan) -> Images:
                 amplitudes *= gain
             if plan.ctf is not None:
                 own = slice(start + first, start + first + len(amplitudes))
-                ctf = CtfParameters(*(column[own] for column in plan.ctf))
+                ctf = plan.ctf.of(own)
                 transfer = np.abs(contrast_transfer(ctf, size, plan.pixel_size))
                 amplitudes *= transfer / (transfer * transfer + np.float32(WIENER))
             products[part] = amplitudes.reshape(len(amplitudes), -1) @ operator.T

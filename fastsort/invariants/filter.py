@@ -15,8 +15,9 @@ from fastsort._checks import check_count, check_not_empty
 from fastsort._cut import MIN_JUDGED, fit_scores, junk_probability
 from fastsort._reasons import CONTAMINATION, NOISE, VALID, reason_names, suspicions
 from fastsort.images.batches import map_batches
-from fastsort.images.crop import apply_crop, crop_operator
+from fastsort.images.crop import crop_operator
 from fastsort.images.normalize import inspect_pixels, normalize_background
+from fastsort.images.prepare import crop_and_normalize, sample_batches
 from fastsort.invariants.features import FeaturePlan, features_of
 from fastsort.particles.source import open_particles
 
@@ -184,16 +185,12 @@ def _result(codes: npt.NDArray[np.int8], score: Array, learned: LearnedInvariant
 
 
 def _learn(particles: Particles, operator: npt.NDArray[np.float32], seed: int) -> LearnedInvariants | None:
-    chosen = np.arange(len(particles))
-    if len(chosen) > N_TAUGHT:
-        chosen = np.sort(np.random.default_rng(seed).choice(len(particles), N_TAUGHT, replace=False))
     centred, displaced = [], []
     half = len(operator) // 2
-    for start in range(0, len(chosen), BATCH):
-        part = particles.read(chosen[start : start + BATCH])
-        part = _prepared(part[inspect_pixels(part).codes == VALID], operator)
+    for part in sample_batches(particles, operator, N_TAUGHT, BATCH, seed):
         if len(part) == 0:
             continue
+        normalize_background(part, 0.5 * len(operator))
         centred.append(_log_features(part))
         for shift in ((half, 0), (0, half), (half, half)):
             displaced.append(_log_features(np.roll(part, shift, (1, 2))))
@@ -263,19 +260,13 @@ def _batch(
     score = np.full(len(images), np.inf)
     judged = codes == VALID
     if learned is not None and judged.any():
-        features = _log_features(_prepared(images[judged], operator))
+        features = _log_features(crop_and_normalize(images[judged], operator))
         features = _clipped((features - learned.centre) / learned.scale)
         score[judged], strange = _scores((features - learned.origin) @ learned.axes, learned)
         codes[judged] = np.where(strange, CONTAMINATION, NOISE)
     elif learned is None:
         score[judged] = 0.0
     return codes, score
-
-
-def _prepared(images: npt.NDArray[np.float32], operator: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    images = apply_crop(images, operator)
-    normalize_background(images, 0.5 * len(operator))
-    return images
 
 
 def _log_features(images: npt.NDArray[np.float32]) -> Array:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from fastsort._checks import InputError
 from fastsort.particles.mrc import MrcHeader, read_header
+from fastsort.particles.relion import locate_stacks
 from fastsort.particles.source import Images, StackImages, open_particles
 from fastsort.particles.star import StarBlock, StarFile, read_star
 
@@ -227,14 +228,12 @@ def _find_images(star: StarFile, data_dir: str | os.PathLike[str] | None) -> _Fo
         if at and number.isdecimal() and len(number) < 10:
             section_of[row] = int(number) - 1
     counts = np.bincount(stack_of, minlength=len(number_of)).tolist()
-    given = [] if data_dir is None else [Path(data_dir)]
-    folders = [*given, Path.cwd(), *Path(star.path).absolute().parents]
     headers: list[MrcHeader | None] = []
     missing: dict[str, int] = {}
     problems: list[str] = []
-    for stack, count in zip(number_of, counts, strict=True):
+    places = locate_stacks(number_of, star.path, data_dir)
+    for stack, count, place in zip(number_of, counts, places, strict=True):
         header = None
-        place = next((folder / stack for folder in folders if os.path.isfile(folder / stack)), None)
         if place is None:
             missing[stack] = count
         else:

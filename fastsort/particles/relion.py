@@ -7,6 +7,7 @@ they stand in a table of optics groups, to which each row points.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -221,28 +222,52 @@ def _locate_images(names: list[str], rows: StarBlock, data_dir: str | os.PathLik
 
 
 def _find_stacks(stacks: list[str], star_path: str, data_dir: str | os.PathLike[str] | None) -> list[str]:
-    """Look under data_dir, the working folder, the STAR file's folder and each above it."""
+    """Find every stack that a table names."""
     if data_dir is not None and not os.path.isdir(data_dir):
         raise InputError(f"data_dir {data_dir} is not a folder: give the folder that holds the stacks.")
-    given = [] if data_dir is None else [os.path.abspath(data_dir)]
-    folders = list(dict.fromkeys(map(str, [Path.cwd(), *Path(star_path).absolute().parents])))
-    looked_in = ", ".join([*given, *folders])
-    paths, missing = [], []
-    for stack in stacks:
-        for folder in [*given, *folders]:
-            path = os.path.join(folder, stack)
-            if os.path.isfile(path):
-                paths.append(path)
-                if folder in folders:  # where one stack is, the next will be: look there first
-                    folders.remove(folder)
-                    folders.insert(0, folder)
-                break
-        else:
-            missing.append(stack)
+    found = locate_stacks(stacks, star_path, data_dir)
+    missing = [stack for stack, path in zip(stacks, found, strict=True) if path is None]
     if missing:
         raise InputError(
             f"{len(missing)} of {len(stacks)} stacks named by {star_path} were not found: "
-            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}. Looked in {looked_in}. "
+            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}. "
+            f"Looked in {', '.join(_folders(star_path, data_dir))}. "
             "Give the folder to which these names are relative with --data-dir."
         )
+    return [path for path in found if path is not None]
+
+
+def locate_stacks(
+    stacks: Iterable[str], star_path: str, data_dir: str | os.PathLike[str] | None
+) -> list[str | None]:
+    """Look for stacks under data_dir, the working folder, the STAR file's folder and each above it.
+
+    Parameters
+    ----------
+    stacks : iterable of str
+        As a table names them.
+    star_path : str
+    data_dir : path, optional
+
+    Returns
+    -------
+    paths : list of str or None
+        None for a stack that is nowhere.
+    """
+    folders = _folders(star_path, data_dir)
+    given = folders[: data_dir is not None]
+    folders = folders[len(given) :]
+    paths: list[str | None] = []
+    for stack in stacks:
+        places = ((folder, os.path.join(folder, stack)) for folder in [*given, *folders])
+        folder, path = next(((f, p) for f, p in places if os.path.isfile(p)), (None, None))
+        paths.append(path)
+        if folder in folders:  # where one stack is, the next will be: look there first
+            folders.remove(folder)
+            folders.insert(0, folder)
     return paths
+
+
+def _folders(star_path: str, data_dir: str | os.PathLike[str] | None) -> list[str]:
+    given = [] if data_dir is None else [os.path.abspath(data_dir)]
+    return [*given, *dict.fromkeys(map(str, [Path.cwd(), *Path(star_path).absolute().parents]))]

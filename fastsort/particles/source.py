@@ -39,6 +39,10 @@ class CtfParameters(NamedTuple):
     amplitude_contrast: npt.NDArray[np.float64]
     """Fraction."""
 
+    def of(self, chosen: Any) -> CtfParameters:
+        """Return those of some of the images: a range, or an index of any kind that NumPy knows."""
+        return CtfParameters(*(column[chosen] for column in self))
+
 
 class ImageStore(Protocol):
     """Whatever holds images and can read some of them."""
@@ -265,7 +269,7 @@ def choose_particles(particles: Particles, chosen: npt.NDArray[np.integer[Any]])
     some : Particles
     """
     which: Indices = np.asarray(chosen, dtype=np.intp)
-    ctf = particles.ctf and CtfParameters(*(column[which] for column in particles.ctf))
+    ctf = particles.ctf and particles.ctf.of(which)
     store: ImageStore = ChosenImages(particles.store, which)
     if isinstance(particles.store, StackImages):
         stacks = particles.store

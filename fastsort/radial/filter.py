@@ -24,6 +24,7 @@ from fastsort._reasons import (
 from fastsort.images.batches import map_batches
 from fastsort.images.crop import apply_crop, crop_operator
 from fastsort.images.normalize import inspect_pixels, normalize_background
+from fastsort.images.prepare import sample_batches
 from fastsort.particles.source import open_particles
 from fastsort.radial.discriminant import (
     Discriminant,
@@ -260,16 +261,7 @@ def _sample(
     particles: Particles, operator: npt.NDArray[np.float32], radius: float | None, seed: int
 ) -> npt.NDArray[np.float32] | None:
     """Cropped and normalised images to learn from, or None where all are unfit."""
-    n = len(particles)
-    chosen = np.arange(n)
-    if n > N_TAUGHT:
-        chosen = np.sort(np.random.default_rng(seed).choice(n, N_TAUGHT, replace=False))
-    parts = []
-    for start in range(0, len(chosen), BATCH):
-        part = particles.read(chosen[start : start + BATCH])
-        fit = inspect_pixels(part).codes == VALID
-        parts.append(apply_crop(part[fit], operator))
-    images = np.concatenate(parts)
+    images = np.concatenate(list(sample_batches(particles, operator, N_TAUGHT, BATCH, seed)))
     if len(images) == 0:
         return None
     normalize_background(images, _background_radius(radius, len(operator)))

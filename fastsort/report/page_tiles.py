@@ -13,7 +13,7 @@ import numpy.typing as npt
 from fastsort._reasons import REASONS
 from fastsort.images.crop import fourier_crop
 from fastsort.images.ctf import phase_flip
-from fastsort.particles.source import CtfParameters, Particles
+from fastsort.particles.source import Particles
 
 if TYPE_CHECKING:
     from fastsort.sort import SortResult
@@ -140,8 +140,7 @@ def read_tiles(particles: Particles, result: SortResult, indices: Indices) -> Ti
         block = indices[start : start + step]
         images = _finite(particles.read(block))
         if result.phase_flipped and particles.ctf is not None:
-            ctf = CtfParameters(*(column[block] for column in particles.ctf))
-            images = phase_flip(images, ctf, particles.pixel_size)
+            images = phase_flip(images, particles.ctf.of(block), particles.pixel_size)
         tiles[start : start + step] = _grey(fourier_crop(images, size), sigma)
     return tiles
 

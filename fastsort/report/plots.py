@@ -13,7 +13,7 @@ from fastsort import __version__
 from fastsort._reasons import REASONS
 from fastsort.images.crop import fourier_crop
 from fastsort.images.ctf import phase_flip
-from fastsort.particles.source import CtfParameters, Particles
+from fastsort.particles.source import Particles
 from fastsort.report.layout import COLUMNS, GAP, LABEL, TILE, WIDTH
 from fastsort.report.learned import N_PAIRS, draw_learned, learned_height
 
@@ -188,8 +188,7 @@ def _best_kept(
     chosen = kept[np.argsort(result.score[kept], kind="stable")[:N_PAIRS]]
     images = particles.read(chosen)
     if result.phase_flipped and particles.ctf is not None and len(chosen):
-        ctf = CtfParameters(*(column[chosen] for column in particles.ctf))
-        images = phase_flip(images, ctf, particles.pixel_size)
+        images = phase_flip(images, particles.ctf.of(chosen), particles.pixel_size)
     return images, result.score[chosen]
 
 

@@ -320,7 +320,7 @@ def plan_particles(
         shift,
         np.degrees(np.arctan2(rotation[:, 1, 2], rotation[:, 0, 2])),
         rotation,
-        None if optics is None else CtfParameters(*(column[micrograph] for column in optics)),
+        None if optics is None else optics.of(micrograph),
         micrograph,
         pixel_size,
         diameter * pixel_size,
@@ -420,7 +420,7 @@ def _apply_ctf(
     for name in np.unique(micrograph[where]):
         here = micrograph[where] == name
         one = int(where[here][0])
-        single = CtfParameters(*(column[one : one + 1] for column in ctf))
+        single = ctf.of(slice(one, one + 1))
         spectra[here] *= contrast_transfer(single, spectra.shape[1], pixel_size)
 
 
@@ -456,7 +456,7 @@ def _particle_level(
     spectra = project_spectra(projector, np.array([random_rotation(rng) for _ in range(_CALIBRATION_VIEWS)]))
     if optics is not None:
         micrograph = np.arange(_CALIBRATION_VIEWS) % len(optics[0])
-        spread = CtfParameters(*(column[micrograph] for column in optics))
+        spread = optics.of(micrograph)
         _apply_ctf(spectra, spread, micrograph, np.arange(_CALIBRATION_VIEWS), pixel_size)
     images = images_at(spectra, box)
     inside = images[:, _disk(box, diameter)]

@@ -27,8 +27,9 @@ from fastsort._reasons import (
     suspicions,
 )
 from fastsort.images.batches import map_batches
-from fastsort.images.crop import apply_crop, crop_operator
+from fastsort.images.crop import crop_operator
 from fastsort.images.normalize import inspect_pixels, normalize_background
+from fastsort.images.prepare import crop_and_normalize, sample_batches
 from fastsort.particles.source import open_particles
 from fastsort.subspaces.fit import PRESETS, check_counts, fit_subspaces
 from fastsort.subspaces.mixture import FitTrace, SubspaceModel
@@ -178,7 +179,7 @@ def denoised_images(
         mean in the subspaces.
     """
     basis = result.basis
-    seen = _prepared(images, crop_operator(images.shape[1], basis.box))
+    seen = crop_and_normalize(images, crop_operator(images.shape[1], basis.box))
     clean = denoise(_coefficients(seen, basis).astype(np.float32), result.model, n_jobs=1)
     return seen, np.tensordot(clean, basis.functions, 1)
 
@@ -329,18 +330,7 @@ def check_numbers(n_subspaces: int | None, n_components: int | None, box: int) -
 
 def _sample(particles: Particles, operator: npt.NDArray[np.float32], seed: int) -> npt.NDArray[np.float32]:
     """Cropped and normalised images to learn from."""
-    chosen = np.arange(len(particles))
-    if len(chosen) > N_TAUGHT:
-        chosen = np.sort(np.random.default_rng(seed).choice(len(particles), N_TAUGHT, replace=False))
-    parts = []
-    for start in range(0, len(chosen), BATCH):
-        part = particles.read(chosen[start : start + BATCH])
-        parts.append(_prepared(part[inspect_pixels(part).codes == VALID], operator))
-    return np.concatenate(parts)
-
-
-def _prepared(images: npt.NDArray[np.float32], operator: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    images = apply_crop(images, operator)
+    images = np.concatenate(list(sample_batches(particles, operator, N_TAUGHT, BATCH, seed)))
     normalize_background(images, 0.5 * len(operator))
     return images
 
@@ -486,7 +476,7 @@ def _batch(
 ) -> _Batch:
     codes = inspect_pixels(images).codes
     judged = codes == VALID
-    images = _prepared(images, operator)
+    images = crop_and_normalize(images, operator)
     coefficients = _coefficients(images, model.basis)
     score = -log_ratio(coefficients, model.particle, model.background, model.blocks)
     powers = _log_powers(coefficients, model.bands)
@@ -705,6 +695,8 @@ def _published_batch(
     images: npt.NDArray[np.float32], start: int, operator: npt.NDArray[np.float32], basis: PswfBasis
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
     codes = inspect_pixels(images).codes
-    coefficients = np.ascontiguousarray(_coefficients(_prepared(images, operator), basis), dtype=np.float32)
+    coefficients = np.ascontiguousarray(
+        _coefficients(crop_and_normalize(images, operator), basis), dtype=np.float32
+    )
     coefficients[codes != VALID] = np.nan
     return codes, coefficients
