@@ -600,3 +600,11 @@ def kill_while_saving(folder):
 
 def test_saved_values_are_whole_whenever_the_run_is_killed(tmp_path):
     assert int(in_fresh_process("kill_while_saving", tmp_path)) in (1, 2)
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="only there no folder can be made")
+def test_a_folder_that_nobody_can_make_is_no_other_run():
+    with pytest.raises(InputError, match="cannot write") as found:
+        with hold_lock(Path("/proc/nowhere/lock"), "another run"):
+            pass
+    assert "another run" not in str(found.value)

@@ -156,14 +156,14 @@ def hold_lock(path: Path, refusal: str) -> Iterator[None]:
     InputError
         If somebody else holds it, or the file cannot be made.
     """
-    for _ in range(_TRIES):
+    for trial in range(_TRIES):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = open(path, "ab")
-        except FileNotFoundError:
-            # The one who held the lock has just removed the folder.
-            continue
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and trial < _TRIES - 1:
+                # The one who held the lock has just removed the folder.
+                continue
             raise InputError(f"cannot write {path}: {error.strerror}: give another folder.") from None
         with file:
             _lock(file.fileno(), refusal)
