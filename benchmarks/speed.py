@@ -110,8 +110,8 @@ def timing_rows(stack: Path, n: int, runs: int, method: str):
 
 def read_and_crop(stack: Path) -> None:
     import fastsort as fs
+    from fastsort._crop import crop_operator
     from fastsort.images.batches import map_batches
-    from fastsort.images.crop import crop_operator
 
     particles = fs.open_particles(stack)
     for _ in map_batches(crop, particles, crop_operator(particles.box, WORKING_SIZE), n_jobs=1):
@@ -119,7 +119,7 @@ def read_and_crop(stack: Path) -> None:
 
 
 def crop(images, start: int, operator) -> None:
-    from fastsort.images.crop import apply_crop
+    from fastsort._crop import apply_crop
 
     apply_crop(images, operator)
 

@@ -16,6 +16,7 @@ REASONS = (
     "flat",
     "duplicate",
     "rare_view",
+    "outside",
 )
 (
     VALID,
@@ -28,6 +29,7 @@ REASONS = (
     FLAT,
     DUPLICATE,
     RARE_VIEW,
+    OUTSIDE,
 ) = range(len(REASONS))
 
 

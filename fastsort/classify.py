@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsort._checks import InputError, check_choice, check_count, check_work_folder
-from fastsort.images.crop import crop_operator
+from fastsort._crop import crop_operator
 from fastsort.images.prepare import ctf_to_flip, prepare_images, working_radius
 from fastsort.invariants.classes import Classification, classify_images
 from fastsort.invariants.map import EMBEDDINGS

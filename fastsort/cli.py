@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,13 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     code : int
         0 when done, 1 when it failed or ``info`` found something missing. Wrong usage leaves with code 2.
     """
-    options = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     code: int | None = DONE
+    run = _run_relion_job if "--relion-job" in arguments else _run
     if threading.current_thread() is threading.main_thread():
         # A batch system stops a job with SIGTERM: clean up as after Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        code = options.run(options)
+        code = run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read our summary has seen enough; the results are on the disk.
@@ -63,6 +64,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         return _failed(str(error) or "interrupted")
     return code or DONE
+
+
+def _run(arguments: list[str]) -> int | None:
+    options = _parser().parse_args(arguments)
+    code: int | None = options.run(options)
+    return code
+
+
+# What RELION gives an External job to work on, as our options; what it adds; what cannot be sorted.
+_RELION_INPUTS = {"--in_mics": ["--micrographs"], "--in_coords": ["--coordinates"], "--in_parts": []}
+_OF_NO_USE = ("--pipeline_control", "--pipeline-control")
+_NO_PARTICLES = ("--in_movies", "--in_3dref", "--in_mask")
+_IN_JOB = "sorted"
+
+
+def _run_relion_job(arguments: list[str]) -> None:
+    """Run as RELION calls an External job, and tell it how that ended."""
+    from fastsort.report.relion_job import list_outputs, relion_job
+
+    given: dict[str, str] = {}
+    translated = []
+    words = iter(arguments)
+    for word in words:
+        if word.startswith("--in_") or word in ("--o", *_OF_NO_USE):
+            given[word] = next(words, "")
+        else:
+            translated.append("--jobs" if word == "--j" else word)
+    folder = given.get("--o")
+    if not folder:
+        raise InputError("--relion-job needs the job's folder, which RELION gives with --o.")
+    for name, ours in _RELION_INPUTS.items():
+        translated += [*ours, given[name]] if name in given else []
+    with relion_job(folder) as outputs:
+        for name in _NO_PARTICLES:
+            if name in given:
+                raise InputError(
+                    f"{name} is of no use for sorting: give particles, or micrographs and picks."
+                )
+        # A job that runs once more replaces what it made.
+        again = [] if "--update" in translated else ["--overwrite"]
+        _run([*translated, *again, "--output", os.path.join(folder, _IN_JOB)])
+        outputs += list_outputs(folder, _IN_JOB, given.get("--in_coords"))
 
 
 def _failed(message: str) -> int:
@@ -121,10 +164,17 @@ def _add_sort(commands: Any) -> None:
     add("--keep-off-centre", action="store_true", help="keep particles off the centre; use with --recentre")
     add("--duplicate-distance", type=float, metavar="A", help="closer picks are one particle; 0: never")
     add("--write-stack", action="store_true", help="copy the kept images to kept.mrcs")
+    add("--score-field", action="store_true", help="add the score to .cs files")
     add("--keep-work", action="store_true", help="leave the work folder when all is done")
     add("--update", action="store_true", help="INPUT has grown since the run in DIR: measure what is new")
     add("--judge-again", action="store_true", help="with --update: old verdicts may change too")
-    _add_input(parser, "RELION .star file or MRC stack", "otherwise estimated", "otherwise .DIR.work")
+    add("--cluster", metavar="ADDRESS", help="of a Dask scheduler, whose workers do the work")
+    _add_input(parser, f"{_KINDS}; not with --micrographs", "otherwise estimated", "otherwise .DIR.work")
+    _add_micrographs(add)
+    add("--relion-job", action="store_true", help="run as an External job of RELION")
+
+
+_KINDS = "RELION .star file, cryoSPARC .cs file or MRC stack"
 
 
 _METHODS = ("radial", "subspaces", "invariants")
@@ -141,6 +191,14 @@ def _add_cut(parser: argparse.ArgumentParser, *more: str) -> None:
     add("--unanimous", action="store_true", help="reject only what all methods reject")
 
 
+def _add_micrographs(add: Any) -> None:
+    """Add what tells where particles are to be cut from."""
+    add("--micrographs", metavar="FILES", help="pattern, e.g. 'mics/*.mrc', or STAR file")
+    add("--coordinates", metavar="FILES", help="picks: pattern, e.g. 'picks/*.star'; .star, .box or .cs")
+    add("--box", type=int, metavar="PX", help="side of what is cut from the micrographs")
+    add("--bright", action="store_true", help="particles are bright in the micrographs")
+
+
 def _add_apply(commands: Any) -> None:
     text = "Write what a list keeps, or what a finished run keeps with another cut."
     example = "fastsort apply sorted/ -o strict/ --fraction 0.5"
@@ -152,6 +210,7 @@ def _add_apply(commands: Any) -> None:
     add("-o", "--output", metavar="DIR", required=True, help="folder for the results")
     _add_cut(parser, "probability")
     _add_reading(add)
+    _add_micrographs(add)
     add("--overwrite", action="store_true", help="replace earlier results in DIR")
     add("--quiet", action="store_true", help="no summary")
 
@@ -170,16 +229,17 @@ def _add_report(commands: Any) -> None:
 def _add_info(commands: Any) -> None:
     text = "Say what a file of particles holds, and what is missing."
     parser = _add_command(commands, "info", _info, "INPUT ", text, "fastsort info particles.star")
-    parser.add_argument("input", metavar="INPUT", help="RELION .star file or MRC stack")
+    parser.add_argument("input", metavar="INPUT", help=_KINDS)
     _add_reading(parser.add_argument)
 
 
-_DATA_DIR_HELP = "where the stacks lie that a STAR file names"
+_DATA_DIR_HELP = "where the files lie that INPUT names"
 
 
 def _add_reading(add: Any) -> None:
     add("--pixel-size", type=float, metavar="A", help="in angstroms; otherwise that of the input")
     add("--data-dir", metavar="DIR", help=_DATA_DIR_HELP)
+    add("--passthrough", metavar="FILE", help="second .cs file; otherwise found beside the first")
 
 
 def _add_map(commands: Any) -> None:
@@ -195,7 +255,7 @@ def _add_map(commands: Any) -> None:
     kept = "of the finished map INPUT, e.g. 1,4,5: write its images, compute nothing"
     choice.add_argument("--keep-classes", type=_numbers, metavar="LIST", help=f"only these {kept}")
     choice.add_argument("--discard-classes", type=_numbers, metavar="LIST", help=f"all but these {kept}")
-    _add_input(parser, "RELION .star file or MRC stack, or a finished map", "otherwise 0.8 of the box")
+    _add_input(parser, f"{_KINDS}, or a finished map", "otherwise 0.8 of the box")
 
 
 _COLORS = ("class", "score", "displaced", "likeness")
@@ -211,7 +271,7 @@ def _numbers(text: str) -> list[int]:
 def _add_input(parser: argparse.ArgumentParser, kinds: str, diameter: str, work: str = "") -> None:
     """Add what every command has that reads particles."""
     add = parser.add_argument
-    add("input", metavar="INPUT", help=kinds)
+    add("input", metavar="INPUT", nargs="?", help=kinds)
     add("-o", "--output", metavar="DIR", required=True, help="folder for the results")
     add("--diameter", type=float, metavar="A", help=f"particle's, in angstroms; {diameter}")
     add("--phase-flip", choices=("auto", "yes", "no"), default="auto", help="correct the CTF's signs")
@@ -308,6 +368,8 @@ def _refuse_idle(options: argparse.Namespace) -> None:
         raise InputError(
             "--update goes on from what is in DIR, and --overwrite replaces it: give one of them."
         )
+    if options.score_field and not str(options.input).lower().endswith(".cs"):
+        raise InputError("--score-field does nothing without a .cs file: leave it out.")
     if options.recentre and options.method in ("subspaces", "invariants"):
         raise InputError(
             f"--recentre does nothing with method {options.method!r}, which finds no centres: leave it out."
@@ -330,7 +392,22 @@ def _check_tables(particles: Particles, options: argparse.Namespace) -> None:
 def _open(options: argparse.Namespace) -> Particles:
     from fastsort.particles.source import open_particles
 
-    return open_particles(options.input, pixel_size=options.pixel_size, data_dir=options.data_dir)
+    reading = {"pixel_size": options.pixel_size, "data_dir": options.data_dir}
+    micrographs = {name: getattr(options, name, None) for name in ("micrographs", "coordinates", "box")}
+    given = [f"--{name}" for name, value in micrographs.items() if value is not None]
+    if not given:
+        if getattr(options, "bright", False):
+            raise InputError("--bright does nothing without --micrographs: leave it out.")
+        if options.input is None:
+            raise InputError("nothing to read: name a STAR file, a .cs file, a stack, or micrographs.")
+        return open_particles(options.input, passthrough=options.passthrough, **reading)
+    if options.input is not None:
+        raise InputError(f"give either INPUT or micrographs; got {options.input} and {given[0]}.")
+    if len(given) < len(micrographs):
+        missing = next(f"--{name}" for name, value in micrographs.items() if value is None)
+        raise InputError(f"{given[0]} needs {missing} too: micrographs, picks in them, and a box in pixels.")
+    source = options.micrographs, options.coordinates
+    return open_particles(source, box=options.box, invert=not options.bright, **reading)
 
 
 def _sort_into(
@@ -340,11 +417,13 @@ def _sort_into(
     from fastsort.report.again import write_results
     from fastsort.report.folder import results_folder
     from fastsort.report.progress import progress_bar
+    from fastsort.report.relion_job import stop_when_aborted
 
     # An update is made from what the folder holds.
     overwrite = options.overwrite or getattr(options, "update", False)
-    with results_folder(folder, overwrite=overwrite, inputs=_files_of(particles)) as partial:
-        with progress_bar("sorting", options.quiet) as progress:
+    with results_folder(folder, overwrite=overwrite, inputs=particles.files) as partial:
+        with progress_bar("sorting", options.quiet) as bar, _workers(folder, particles, options):
+            progress = stop_when_aborted(Path(folder).parent, bar) if _is_relion_job(options) else bar
             result = _sort_or_update(folder, particles, options, progress=progress, **parameters)
         summary = write_results(
             partial,
@@ -352,11 +431,32 @@ def _sort_into(
             result,
             write_stack=getattr(options, "write_stack", False),
             recentre=getattr(options, "recentre", False),
+            score_field=getattr(options, "score_field", False),
         )
         _draw(partial, particles, result)
     if not options.quiet:
         _print_summary(summary, folder)
     return result
+
+
+def _is_relion_job(options: argparse.Namespace) -> bool:
+    return getattr(options, "relion_job", False)
+
+
+def _workers(
+    folder: str | os.PathLike[str], particles: Particles, options: argparse.Namespace
+) -> AbstractContextManager[object]:
+    """Give the work to a cluster, if that was asked for."""
+    if getattr(options, "cluster", None) is None:
+        return nullcontext()
+    from fastsort.images.cluster import use_cluster
+
+    beside = os.path.dirname(os.path.abspath(options.work or folder))
+    return use_cluster(options.cluster, [beside, *particles.store.files()[:_N_LOOKED_FOR]])
+
+
+# Files that are looked for on every worker before work begins; it will look for the others itself.
+_N_LOOKED_FOR = 20
 
 
 def _sort_or_update(
@@ -385,12 +485,6 @@ def _draw(folder: Path, particles: Particles, result: SortResult) -> None:
         draw_results(folder, particles, result)
 
 
-def _files_of(particles: Particles) -> list[str]:
-    """Return the files that results must not replace."""
-    stacks = (stack.path for stack in getattr(particles.store, "stacks", ()))
-    return [path for path in (particles.path, *stacks) if path]
-
-
 @contextmanager
 def _drawing(names: str) -> Iterator[None]:
     """Go on without pictures where matplotlib is missing, and say so."""
@@ -416,7 +510,7 @@ def _apply_list(options: argparse.Namespace) -> None:
     from fastsort.report.again import read_list, write_choice
     from fastsort.report.folder import results_folder
 
-    if options.input is None:
+    if options.input is None and options.micrographs is None:
         raise InputError(f"{options.chosen} is a list: say of which STAR file or stack.")
     for name, value in _cut_of(options).items():
         if value is not None and value is not False:
@@ -425,7 +519,7 @@ def _apply_list(options: argparse.Namespace) -> None:
     check_readable(options.chosen).close()
     particles = _open(options)
     keep = read_list(options.chosen, len(particles))
-    inputs = [options.chosen, *_files_of(particles)]
+    inputs = [options.chosen, *particles.files]
     with results_folder(options.output, overwrite=options.overwrite, inputs=inputs) as partial:
         summary = write_choice(partial, particles, keep, options.chosen)
     if not options.quiet:
@@ -447,13 +541,14 @@ def _cut_again(options: argparse.Namespace) -> None:
     finished = open_finished(options.chosen, options.input, data_dir=options.data_dir)
     particles = finished.particles
     result = cut_again(finished.result, **_cut_of(options))
-    with results_folder(options.output, overwrite=options.overwrite, inputs=_files_of(particles)) as partial:
+    with results_folder(options.output, overwrite=options.overwrite, inputs=particles.files) as partial:
         summary = write_results(
             partial,
             particles,
             result,
             recentre=bool(finished.summary.get("recentred")),
             learned=finished.summary.get("subspaces"),
+            score_field=bool(finished.summary.get("score_field")),
         )
         _draw(partial, particles, result)
     if not options.quiet:
@@ -590,7 +685,7 @@ def _make_map(options: argparse.Namespace) -> None:
     from fastsort.report.progress import progress_bar
 
     particles = _open(options)
-    with results_folder(options.output, overwrite=options.overwrite, inputs=_files_of(particles)) as partial:
+    with results_folder(options.output, overwrite=options.overwrite, inputs=particles.files) as partial:
         with progress_bar("mapping", options.quiet) as progress:
             result = classify_particles(
                 particles,
@@ -696,8 +791,8 @@ def _print_verdicts(summary: dict[str, Any]) -> None:
     if summary["errors"] is not None:
         _print_errors(summary["errors"])
     if rescued:
-        suffix = ".star" if str(summary["input"]).lower().endswith(".star") else ".txt"
-        print(f"{_count(rescued, 'image')} of rare views set aside: look at them in rescued{suffix}")
+        where = summary["files"]["rescued"]
+        print(f"{_count(rescued, 'image')} of rare views set aside: look at them in {where}")
     drop = (summary["micrographs"] or {}).get("drop")
     if drop:
         names = ", ".join(os.path.basename(name) for name in drop[:_N_MICROGRAPHS])

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsort._checks import InputError, check_choice, check_count, check_positive
+from fastsort._crop import crop_operator
 from fastsort._cut import MIN_JUDGED
 from fastsort._reasons import VALID, reason_names
 from fastsort.decide.combine import OFFSET, Combination, choose_cut, combine_votes, probability_by_odds
@@ -19,7 +20,6 @@ from fastsort.decide.duplicates import find_all_duplicates
 from fastsort.decide.recentre import centred_scores
 from fastsort.decide.rescue import Views, find_views
 from fastsort.decide.votes import METHODS, Asked, Judge, ask_methods, explain
-from fastsort.images.crop import crop_operator
 from fastsort.images.prepare import Prepared, ctf_to_flip, prepare_images, working_radius
 from fastsort.images.work import fingerprint, work_folder
 from fastsort.particles.source import Particles, open_particles

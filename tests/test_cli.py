@@ -21,6 +21,7 @@ import pytest
 import starfile
 
 from fastsort import __version__, cli
+from fastsort.particles.mrc import write_stack
 from fastsort.particles.source import open_particles
 from fastsort.simulate import simulate_particles, write_project
 
@@ -78,7 +79,7 @@ def test_help_fits_a_screen_and_shows_an_example(command):
     done = run(*command, "--help")
     assert done.returncode == 0 and done.stderr == ""
     lines = done.stdout.splitlines()
-    assert len(lines) <= 45 and max(map(len, lines)) <= 80
+    assert len(lines) <= 55 and max(map(len, lines)) <= 80
     assert any(line.startswith("example: fastsort ") for line in lines)
 
 
@@ -180,9 +181,10 @@ def bad_input(kind, tmp_path):
         return [stack], [str(len(data)), str(len(data) - 4000)]
     if kind == "index beyond":
         return [star_of(tmp_path, ["1@good.mrcs", "9@good.mrcs"])], ["9", "4"]
-    if kind == "mixed boxes":
-        stack_of(tmp_path / "small.mrcs", noise[:, :20, :20].copy())
-        return [star_of(tmp_path, ["1@good.mrcs", "1@small.mrcs"])], ["32", "20"]
+    if kind == "nothing in common":
+        for name, box, pixel_size in (("a", 32, 1.0), ("b", 20, 0.5)):
+            write_stack(tmp_path / f"{name}.mrcs", [noise[:, :box, :box]], pixel_size, 4, box)
+        return [star_of(tmp_path, ["1@a.mrcs", "1@b.mrcs"])], ["box 32 px", "box 20 px"]
     if kind == "not square":
         return [stack_of(tmp_path / "wide.mrcs", noise[:, :20].copy())], ["32 x 20"]
     if kind == "complex":
@@ -209,7 +211,7 @@ BAD_INPUTS = (
     "unresolved",
     "short stack",
     "index beyond",
-    "mixed boxes",
+    "nothing in common",
     "not square",
     "complex",
     "empty",
@@ -600,6 +602,7 @@ def verdicts(capsys, **changes):
         "kept": 700,
         "rejected": 288,
         "rescued": 12,
+        "files": {"kept": "kept.star", "rejected": "rejected.star", "rescued": "rescued.star"},
         "reasons": {"valid": 700, "noise": 288, "rare_view": 12, "flat": 0},
         "errors": None,
         "micrographs": None,
@@ -615,7 +618,7 @@ def test_verdicts_printed(capsys):
     text = verdicts(capsys)
     assert text.splitlines()[0] == "1,000 images: 700 kept, 288 rejected, 12 set aside"
     assert "12 images of rare views set aside: look at them in rescued.star" in text and "flat" not in text
-    assert "rescued.txt" in verdicts(capsys, input="a.mrcs")
+    assert "rescued/" in verdicts(capsys, files={"rescued": "rescued/"})
     assert "set aside" not in verdicts(capsys, rescued=0)
 
 

@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 from fastsort._checks import InputError
 from fastsort.decide.duplicates import find_duplicates
 from fastsort.particles.mrc import write_stack
-from fastsort.particles.places import Places, repeated_images
+from fastsort.particles.places import Places
 from fastsort.particles.source import open_particles
 
 
@@ -166,7 +166,7 @@ def test_images_named_twice_are_found_by_file_and_section(tmp_path):
     names = ["2@a.mrcs", "2@b.mrcs", "000002@a.mrcs", "1@a.mrcs", "2@./a.mrcs", "2@again.mrcs", "3@b.mrcs"]
     path = tmp_path / "p.star"
     path.write_text("data_\nloop_\n_rlnImageName #1\n" + "".join(f"{name}\n" for name in names))
-    repeated = repeated_images(open_particles(path))
+    repeated = open_particles(path).store.repeated()
     assert repeated.tolist() == [False, False, True, False, True, True, False]
-    assert not repeated_images(open_particles(tmp_path / "a.mrcs")).any()
-    assert repeated_images(open_particles(images)).tolist() == [False] * 3
+    assert not open_particles(tmp_path / "a.mrcs").store.repeated().any()
+    assert open_particles(images).store.repeated().tolist() == [False] * 3

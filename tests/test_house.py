@@ -18,7 +18,7 @@ PACKAGE = Path(fastsort.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 METHODS = {"radial", "subspaces", "invariants"}
 # Modules on the ground, which import nothing that stands above them.
-GROUND = {"", "_bulk", "_checks", "_cut", "_jit", "_reasons", "_saved"}
+GROUND = {"", "_bulk", "_checks", "_crop", "_cut", "_jit", "_reasons", "_saved"}
 # What each room may import besides itself and the ground.
 MAY_IMPORT = {
     "": {
@@ -35,6 +35,7 @@ MAY_IMPORT = {
     },
     "_bulk": set(),
     "_checks": set(),
+    "_crop": set(),
     "_cut": set(),
     "_jit": set(),
     "_reasons": set(),

@@ -25,7 +25,7 @@ from fastsort.decide.decoys import Estimate, EstimatedErrors
 from fastsort.decide.micrographs import MicrographTable
 from fastsort.decide.rescue import Views
 from fastsort.images.ctf import phase_flip
-from fastsort.particles.source import CtfParameters, Particles, open_particles
+from fastsort.particles.source import CtfParameters, ImageStore, Particles, open_particles
 from fastsort.report.again import read_list
 from fastsort.report.page import MAX_BYTES, image_codes, write_page
 from fastsort.report.page_tiles import (
@@ -119,7 +119,7 @@ def make_micrographs(m, names=None):
     )
 
 
-class Recorded:
+class Recorded(ImageStore):
     """Noise, the hardest images to compress, and what was read of it."""
 
     def __init__(self, n, box):

@@ -673,29 +673,6 @@ def test_incomplete_ctf_is_none_and_impossible_ctf_is_refused(tmp_path):
     refused(path, "_rlnDefocusV must be a number", "line 25", "'none'")
 
 
-def test_optics_groups_of_different_kind_are_listed(tmp_path):
-    make_stack(tmp_path / "a.mrcs", noise(3))
-    make_stack(tmp_path / "b.mrcs", noise(2, 20))
-    rows = [[f"{i}@a.mrcs", "m", 1, 1, 1, 1] for i in (1, 2, 3)] + [["1@b.mrcs", "m", 2, 1, 1, 1]]
-    path = relion31(tmp_path, [[1, "krios", 300, 2, 0.1, 1.5, 16], [2, "talos", 300, 2, 0.1, 1.2, 20]], rows)
-    refused(
-        path,
-        path,
-        "optics group krios: box 16 px, pixel size 1.5 A, 3 images",
-        "optics group talos: box 20 px, pixel size 1.2 A, 1 images",
-    )
-    rows[3][0] = "1@a.mrcs"
-    path = relion31(
-        tmp_path, [[1, "krios", 300, 2, 0.1, 1.5, 16], [2, "talos", 300, 2, 0.1, 1.501, 16]], rows
-    )
-    refused(path, "krios", "talos", "1.501 A")
-    assert len(open_particles(path, pixel_size=1.5)) == 4
-    refused(
-        simple_star(tmp_path, ["1@a.mrcs", "2@a.mrcs", "1@b.mrcs"]),
-        "box 16 px, 2 images; box 20 px, 1 images",
-    )
-
-
 def test_optics_groups_must_be_known(tmp_path):
     make_stack(tmp_path / "a.mrcs", noise())
     optics = [[1, "g", 300, 2, 0.1, 1.5, 16], [2, "h", 300, 2, 0.1, 1.5, 16]]
@@ -850,19 +827,30 @@ def test_images_out_of_range_are_an_index_error(many_stacks, asked, message):
             particles.read(*asked)
 
 
-def test_a_pickled_set_is_small_and_reads_the_same(tmp_path):
-    make_stack(tmp_path / "a.mrcs", noise())
-    rows = [[f"{i % 5 + 1:06d}@a.mrcs", "a_rather_long_micrograph_name.mrc", 1, 1, 2, 3] for i in range(2000)]
-    path = relion31(tmp_path, [[1, "g", 300, 2.7, 0.1, 1.5, 16]], rows)
-    particles = open_particles(path)
-    sent = pickle.dumps(particles)
-    assert len(sent) < path.stat().st_size * 1.2 < len(pickle.dumps(particles.star))
+def test_a_part_is_small_and_reads_the_same(tmp_path):
+    for name in "abc":
+        make_stack(tmp_path / f"{name}.mrcs", noise(seed=ord(name)))
+    rows = [
+        [f"{i % 5 + 1:06d}@{'abc'[i // 700]}.mrcs", "a_rather_long_micrograph_name.mrc", 1, 1, 2, 3]
+        for i in range(2000)
+    ]
+    particles = open_particles(relion31(tmp_path, [[1, "g", 300, 2.7, 0.1, 1.5, 16]], rows))
+    part = particles.part(695, 705)
+    sent = pickle.dumps(part)
+    assert len(sent) < 2000
     copy = pickle.loads(sent)
-    assert copy.star is None and copy.micrographs is None
-    assert (len(copy), copy.box, copy.pixel_size, copy.path) == (2000, 16, 1.5, str(path))
-    assert copy.names[1999] == "000005@a.mrcs"
-    np.testing.assert_array_equal(copy.ctf.defocus_v, particles.ctf.defocus_v)
-    np.testing.assert_array_equal(copy.read([7, 3]), particles.read([7, 3]))
+    assert (len(copy), copy.box, copy.pixel_size, copy.path) == (10, 16, 1.5, particles.path)
+    assert [Path(file).name for file in copy.store.files()] == ["a.mrcs", "b.mrcs"]
+    assert copy.star is None and copy.ctf is None and copy.micrographs is None
+    assert copy.names[:] == particles.names[695:705]
+    np.testing.assert_array_equal(copy.read(0, 10), particles.read(695, 705))
+
+
+def test_a_part_of_an_array_carries_no_more_than_its_images():
+    images = noise(20)
+    part = open_particles(images).part(3, 7)
+    assert len(pickle.dumps(part)) < images.nbytes / 2
+    np.testing.assert_array_equal(part.read([3, 0]), images[[6, 3]])
 
 
 def test_names_of_a_bare_stack_are_made_on_demand(tmp_path):

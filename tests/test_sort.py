@@ -28,6 +28,7 @@ from fastsort import (
 from fastsort._saved import save
 from fastsort.decide import votes
 from fastsort.particles.mrc import write_stack
+from fastsort.particles.source import ImageStore
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "real"
 ARRAYS = ("keep", "score", "reason", "suspicion", "rescued", "junk_probability", "offset")
@@ -904,7 +905,7 @@ def test_progress_rises_to_the_end(method, preset, n):
 # What cannot be.
 
 
-class Unreadable:
+class Unreadable(ImageStore):
     """A store whose images must not be asked for."""
 
     def __init__(self, number):

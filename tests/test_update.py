@@ -36,7 +36,8 @@ class CountedImages(StackImages):
 
     def known(self, indices):
         """Name images by where they lie, whatever their place in a table or a part of it."""
-        return list(zip(self.stack_of[indices].tolist(), self.section_of[indices].tolist(), strict=True))
+        stacks = [self.stacks[number].path for number in self.stack_of[indices].tolist()]
+        return list(zip(stacks, self.section_of[indices].tolist(), strict=True))
 
 
 def simulate(n_good, n_junk, seed, **changes):

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 from fastsort._checks import InputError
+from fastsort._crop import crop_operator
 from fastsort._saved import load
 from fastsort.images import batches, work
-from fastsort.images.crop import crop_operator
 from fastsort.images.normalize import PixelStatistics
 from fastsort.images.prepare import prepare_images
 from fastsort.images.work import fingerprint, hold_lock, source_identity, work_folder
 from fastsort.particles.mrc import write_stack
-from fastsort.particles.source import CtfParameters, open_particles
+from fastsort.particles.source import CtfParameters, ImageStore, open_particles
 from fastsort.report.folder import results_folder
 
 N, BOX, SIZE, BATCH = 150, 24, 16, 16
@@ -54,7 +54,7 @@ def make_ctf(seed=0):
 # Working images.
 
 
-class Counted:
+class Counted(ImageStore):
     """A store that remembers which images were read, and may fail."""
 
     def __init__(self, images, fail_at=None):

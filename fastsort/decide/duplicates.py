@@ -7,7 +7,7 @@ import numpy.typing as npt
 from scipy.spatial import cKDTree
 
 from fastsort._checks import InputError, check_positive
-from fastsort.particles.places import Places, micrograph_places, repeated_images
+from fastsort.particles.places import Places, are_segments, micrograph_places
 from fastsort.particles.source import Particles
 
 Floats = npt.NDArray[np.float64]
@@ -116,19 +116,12 @@ def find_all_duplicates(
     """
     if not distance:
         return np.zeros(len(particles), dtype=bool)
-    duplicate = repeated_images(particles)
+    duplicate = particles.store.repeated()
     places = micrograph_places(particles)
-    if places is None or places.x is None or places.y is None or _are_segments(particles):
+    if places is None or places.x is None or places.y is None or are_segments(particles):
         return duplicate
     pixel_size = np.where(
-        np.isfinite(places.coordinate_pixel_size), places.coordinate_pixel_size, particles.pixel_size
+        np.isfinite(places.coordinate_pixel_size), places.coordinate_pixel_size, particles.own_pixel_size
     )
     places = places._replace(x=places.x * pixel_size, y=places.y * pixel_size)
     return duplicate | find_duplicates(places, distance, np.where(duplicate, np.inf, score))
-
-
-def _are_segments(particles: Particles) -> bool:
-    """Whether the images follow filaments."""
-    return particles.star is not None and any(
-        "_rlnHelicalTubeID" in block.labels for block in particles.star.blocks
-    )

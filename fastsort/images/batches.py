@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy.typing as npt
 
 from fastsort._checks import check_count
+from fastsort.images.cluster import LARGEST_TASK, active_client, map_on_cluster, pack_task
 
 if TYPE_CHECKING:
     from fastsort.particles.source import Particles
@@ -26,11 +27,15 @@ class Source(Protocol):
     def read(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Return a range."""
 
+    def part(self, start: int, stop: int) -> Source:
+        """Return a source of a range alone, which takes little to send to another process."""
+
 
 def map_batches(
     function: Callable[..., Any],
     particles: Source,
     *arguments: Any,
+    each: Sequence[Any] = (),
     batch_size: int | None = None,
     n_jobs: int | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -40,13 +45,15 @@ def map_batches(
     Parameters
     ----------
     function : callable
-        Called as ``function(images, start, *arguments)`` with float32 images (n, d, d) that it may
-        change, and the position of the first one. Module-level, if processes or a cluster run it.
+        Called as ``function(images, start, *each, *arguments)`` with float32 images (n, d, d) that it
+        may change, and the position of the first one. Module-level, if processes or a cluster run it.
     particles : Particles or another Source
-        Tasks carry this and a range, never pixels: each worker reads its own images. A source that
-        is no `Particles` needs a `batch_size`, and gives `function` what it reads.
+        Tasks carry a part of this that can be read, never pixels: each worker reads its own images. A
+        source that is no `Particles` needs a `batch_size`, and gives `function` what it reads.
     *arguments
         Passed on to every call.
+    each : sequence of arrays or of CtfParameters
+        With one entry an image: a call gets the entries of its images. None stays None.
     batch_size : int, optional
         Images a batch; by default as many as make 8 MiB. It never depends on `n_jobs`, so that
         sums over batches have the same bits for any number of workers.
@@ -75,28 +82,42 @@ def map_batches(
     check_count("batch_size", batch_size)
     ranges = [(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
 
-    def task(start: int, stop: int) -> Any:
-        return joblib.delayed(_run)(function, particles, start, stop, arguments, os.getpid())
+    def task(start: int, stop: int) -> tuple[Source, int, tuple[Any, ...]]:
+        return particles.part(start, stop), start, tuple(_some(values, slice(start, stop)) for values in each)
+
+    def call(start: int, stop: int) -> tuple[Any, ...]:
+        return function, *task(start, stop), arguments, os.getpid()
+
+    def pack(start: int, stop: int) -> bytes:
+        return pack_task(*task(start, stop))
 
     with threadpool_limits(limits=1, user_api="blas"):
         # Alone, so that the kernels are compiled once and not by every worker.
         for start, stop in ranges[:1]:
-            yield _run(function, particles, start, stop, arguments, os.getpid())
+            yield _run(*call(start, stop))
             if progress:
                 progress(stop, n)
-        if len(ranges) <= 2 or joblib.effective_n_jobs(n_jobs) == 1:
+        rest = ranges[1:]
+        client = None if n_jobs == 1 else active_client()
+        few = len(rest) <= 1 or (client is None and joblib.effective_n_jobs(n_jobs) == 1)
+        results: Iterable[Any]
+        if few:
             # Setting up workers takes longer than a small batch, and one batch has nobody to share with.
-            for start, stop in ranges[1:]:
-                yield _run(function, particles, start, stop, arguments, os.getpid())
-                if progress:
-                    progress(stop, n)
+            results = (_run(*call(*part)) for part in rest)
+        elif client is None:
+            results = joblib.Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")(
+                joblib.delayed(_run)(*call(*part)) for part in rest
+            )
+        elif len(pack(*rest[0])) > LARGEST_TASK:
+            results = joblib.Parallel(n_jobs=-1, backend="threading", return_as="generator")(
+                joblib.delayed(_run)(*call(*part)) for part in rest
+            )
         else:
-            parallel = joblib.Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")
-            results = parallel(task(start, stop) for start, stop in ranges[1:])
-            for (_, stop), result in zip(ranges[1:], results, strict=True):
-                yield result
-                if progress:
-                    progress(stop, n)
+            results = map_on_cluster(client, function, arguments, (pack(*part) for part in rest), len(rest))
+        for (_, stop), result in zip(rest, results, strict=True):
+            yield result
+            if progress:
+                progress(stop, n)
 
 
 def default_batch_size(box: int) -> int:
@@ -104,19 +125,24 @@ def default_batch_size(box: int) -> int:
     return min(MAX_BATCH, max(1, BATCH_BYTES // (4 * box * box)))
 
 
+def _some(values: Any, part: slice) -> Any:
+    if values is None:
+        return None
+    return values.of(part) if hasattr(values, "of") else values[part]
+
+
 def _run(
     function: Callable[..., Any],
-    particles: Source,
+    part: Source,
     start: int,
-    stop: int,
+    own: tuple[Any, ...],
     arguments: tuple[Any, ...],
     caller: int,
 ) -> Any:
-    images = particles.read(start, stop)
     if os.getpid() == caller:
-        return function(images, start, *arguments)
+        return function(part.read(0, len(part)), start, *own, *arguments)
     # The caller's limit does not reach another process.
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(limits=1, user_api="blas"):
-        return function(images, start, *arguments)
+        return function(part.read(0, len(part)), start, *own, *arguments)

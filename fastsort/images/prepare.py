@@ -10,7 +10,6 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from io import BufferedReader
 from typing import NamedTuple
 
@@ -18,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsort._checks import InputError, check_choice, check_positive, check_radius
-from fastsort._reasons import VALID
+from fastsort._crop import apply_crop
+from fastsort._reasons import OUTSIDE, VALID
 from fastsort.images.batches import default_batch_size, map_batches
-from fastsort.images.crop import apply_crop
 from fastsort.images.ctf import phase_flip as flip_phases
 from fastsort.images.normalize import PixelStatistics, inspect_pixels, normalize_background
 from fastsort.images.work import fingerprint, source_identity
@@ -96,13 +95,13 @@ def prepare_images(
         progress(done, n)
     rest = map_batches(
         _prepare,
-        _Rest(particles, done),
+        particles.part(done, n),
         operator,
-        ctf,
         pixel_size,
         radius,
         place,
         done,
+        each=(ctf and ctf.of(slice(done, None)),),
         batch_size=batch_size,
         n_jobs=n_jobs,
         progress=progress and (lambda more, _: progress(done + more, n)),
@@ -113,6 +112,8 @@ def prepare_images(
             file.write(_entry(pixels, total))
             batches.append(pixels)
     pixels = PixelStatistics(*(np.concatenate(column) for column in zip(*batches, strict=True)))
+    if particles.outside is not None:
+        pixels.codes[particles.outside] = OUTSIDE
     # Read, not mapped, since mapped pages count as memory.
     header = MrcHeader(place, n, size, size, WORKING, 0, pixel_size)
     sections = np.arange(n, dtype=np.int32)
@@ -120,42 +121,26 @@ def prepare_images(
     return Prepared(Particles(stack, size, pixel_size, place), pixels)
 
 
-@dataclass(frozen=True, eq=False)
-class _Rest:
-    """The images that have not been done, counted from the first of them."""
-
-    particles: Particles
-    done: int
-
-    def __len__(self) -> int:
-        return len(self.particles) - self.done
-
-    def read(self, start: int, stop: int) -> npt.NDArray[np.float32]:
-        return self.particles.read(self.done + start, self.done + stop)
-
-
 def _prepare(
     images: npt.NDArray[np.float32],
     start: int,
-    operator: npt.NDArray[np.float32],
     ctf: CtfParameters | None,
+    operator: npt.NDArray[np.float32],
     pixel_size: float,
     radius: float | None,
     path: str,
     done: int,
 ) -> tuple[PixelStatistics, int]:
     """Bring a batch to the working size and write it to its place; images that are unfit become zero."""
-    start += done
-    stop = start + len(images)
     pixels = inspect_pixels(images)
     cropped = apply_crop(images, operator)
     if ctf is not None:
-        cropped = flip_phases(cropped, ctf.of(slice(start, stop)), pixel_size)
+        cropped = flip_phases(cropped, ctf, pixel_size)
     normalize_background(cropped, 0.5 * len(operator) if radius is None else radius)
     # Beyond this, half precision is infinite; nothing that has to be judged is.
     working = np.clip(cropped, -6e4, 6e4, out=cropped).astype(WORKING)
     with open(path, "r+b") as file:
-        file.seek(start * working[0].nbytes)
+        file.seek((done + start) * working[0].nbytes)
         file.write(working.data)
     return pixels, _total(working)
 

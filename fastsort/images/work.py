@@ -20,7 +20,7 @@ import numpy.typing as npt
 from fastsort import __version__
 from fastsort._checks import InputError
 from fastsort._saved import load, save
-from fastsort.particles.source import ArrayImages, ChosenImages, Particles, StackImages
+from fastsort.particles.source import ArrayImages, Particles
 
 try:
     import fcntl
@@ -209,13 +209,10 @@ def source_identity(particles: Particles) -> str:
     store = particles.store
     parts: list[Any] = [len(particles), particles.box, particles.pixel_size]
     parts += [particles.ctf, particles.micrographs, type(store).__name__]
-    if isinstance(store, StackImages):
-        parts += [_file_identity(stack.path) for stack in store.stacks]
-        parts += [store.stack_of, store.section_of]
-    else:
+    parts += [_file_identity(path) for path in store.files()]
+    parts += store.layout()
+    if not store.files():
         n = len(particles)
-        if isinstance(store, ChosenImages):
-            parts += [store.chosen]
         some = np.unique(np.linspace(0, n - 1, min(n, N_HASHED)).round().astype(np.intp))
         if isinstance(store, ArrayImages):
             parts += [store.array.dtype.str, store.array.shape]

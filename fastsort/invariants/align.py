@@ -12,9 +12,9 @@ import numpy.typing as npt
 import scipy.fft
 
 from fastsort._checks import InputError, check_count, check_positive
+from fastsort._crop import apply_crop, crop_operator
 from fastsort._jit import kernel
 from fastsort.images.batches import map_batches
-from fastsort.images.crop import apply_crop, crop_operator
 from fastsort.particles.source import open_particles
 
 if TYPE_CHECKING:
@@ -1135,23 +1135,27 @@ def apply_alignment(
         raise InputError(
             f"alignment must have one entry for each of the {n} images; got {len(alignment.angle)}."
         )
-    poses = Alignment(
+    poses = (
         np.asarray(alignment.angle, dtype=np.float32),
         np.asarray(alignment.shift, dtype=np.float32),
-        np.asarray(alignment.score, dtype=np.float32),
         np.asarray(alignment.mirrored, dtype=np.bool_),
     )
     aligned = np.empty((n, particles.box, particles.box), dtype=np.float32)
     start = 0
-    for part in map_batches(_apply_batch, particles, poses, n_jobs=n_jobs):
+    for part in map_batches(_apply_batch, particles, each=poses, n_jobs=n_jobs):
         aligned[start : start + len(part)] = part
         start += len(part)
     return aligned
 
 
-def _apply_batch(images: Images, start: int, poses: Alignment) -> Images:
-    some = slice(start, start + len(images))
-    return moved(images, poses.angle[some], poses.shift[some], poses.mirrored[some])
+def _apply_batch(
+    images: Images,
+    start: int,
+    angle: npt.NDArray[np.float32],
+    shift: npt.NDArray[np.float32],
+    mirrored: npt.NDArray[np.bool_],
+) -> Images:
+    return moved(images, angle, shift, mirrored)
 
 
 def moved(

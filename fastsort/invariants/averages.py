@@ -29,7 +29,7 @@ from fastsort.invariants.align import (
     search,
     soft_disk,
 )
-from fastsort.particles.source import open_particles
+from fastsort.particles.source import choose_particles, open_particles
 
 if TYPE_CHECKING:
     from fastsort.particles.source import Particles
@@ -180,9 +180,18 @@ def class_averages(
             """Run a round: yield members, what was found of them and their sums, batch by batch."""
             rounds = n_iterations + 1
             report = progress and (lambda done, n: progress(finished * n + done, rounds * n))
-            arguments, options = (slots, bank, limit), {"batch_size": batch_size, "n_jobs": n_jobs}
+            results = map_batches(
+                function,
+                source,
+                bank,
+                limit,
+                each=(slots,),
+                batch_size=batch_size,
+                n_jobs=n_jobs,
+                progress=report,
+            )
             done = 0
-            for found, sums in map_batches(function, source, *arguments, **options, progress=report):
+            for found, sums in results:
                 yield members[done : done + len(found.angle)], found, sums
                 done += len(found.angle)
 
@@ -346,10 +355,17 @@ def _batch_size(box: int) -> int:
 class _Members:
     """Some of a set of particles, with their transforms, read in ranges; the first ones are kept."""
 
-    def __init__(self, particles: Particles, indices: npt.NDArray[np.intp]) -> None:
+    def __init__(
+        self,
+        particles: Particles,
+        indices: npt.NDArray[np.intp],
+        first: int = 0,
+        kept: dict[int, tuple[Images, Polar]] | None = None,
+    ) -> None:
         self._particles = particles
         self._indices = indices
-        self._kept: dict[int, tuple[Images, Polar]] = {}
+        self._first = first
+        self._kept = {} if kept is None else kept
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -359,16 +375,22 @@ class _Members:
 
     def read(self, start: int, stop: int) -> Any:
         """Return levelled images and their transforms."""
-        if start in self._kept:
-            return self._kept[start]
+        place = self._first + start
+        if place in self._kept:
+            return self._kept[place]
         images = self._particles.read(self._indices[start:stop])
         polar = polar_spectra(images)
         _level(images, polar.usable, soft_disk(images.shape[1]) == 0)
         # Decided by the place in the set, not by who comes first.
         per_image = (images.nbytes + polar.spectra.nbytes) // len(images)
-        if stop * per_image <= CACHE_BYTES:
-            self._kept[start] = images, polar
+        if (self._first + stop) * per_image <= CACHE_BYTES:
+            self._kept[place] = images, polar
         return images, polar
+
+    def part(self, start: int, stop: int) -> _Members:
+        """Return some of them, with what is kept of all."""
+        some = choose_particles(self._particles, self._indices[start:stop])
+        return _Members(some, np.arange(stop - start), self._first + start, self._kept)
 
 
 def _level(images: Images, usable: npt.NDArray[np.bool_], outside: npt.NDArray[np.bool_]) -> None:
@@ -415,10 +437,9 @@ class _Poses(NamedTuple):
 
 
 def _align_batch(
-    read: tuple[Images, Polar], start: int, slots: npt.NDArray[np.intp], bank: References, max_shift: float
+    read: tuple[Images, Polar], start: int, mine: npt.NDArray[np.intp], bank: References, max_shift: float
 ) -> tuple[_Poses, _Sums]:
     images, polar = read
-    mine = slots[start : start + len(images)]
     found = search(polar, bank, mine[:, None], max_shift)
     pose = found.alignment
     # A slot without a reference of its own has no other images either.
@@ -429,10 +450,9 @@ def _align_batch(
 
 
 def _place_batch(
-    read: tuple[Images, Polar], start: int, slots: npt.NDArray[np.intp], bank: References, max_shift: float
+    read: tuple[Images, Polar], start: int, mine: npt.NDArray[np.intp], bank: References, max_shift: float
 ) -> tuple[Alignment, _Sums]:
     images, polar = read
-    mine = slots[start : start + len(images)]
     pose = search(polar, bank, mine[:, None] // 2, max_shift).alignment
     return pose, _summed(images, mine, pose.angle, pose.shift)
 
@@ -598,6 +618,13 @@ class _Samples:
         first, second = self._chosen[2 * start], self._chosen[2 * start + 1]
         images = self._particles.read(np.concatenate([first, second]))
         return images[: len(first)], images[len(first) :]
+
+    def part(self, start: int, stop: int) -> _Samples:
+        """Return those of some of the classes."""
+        chosen = self._chosen[2 * start : 2 * stop]
+        ends = np.cumsum([0, *map(len, chosen)])
+        some = choose_particles(self._particles, np.concatenate(chosen))
+        return _Samples(some, [np.arange(a, b) for a, b in itertools.pairwise(ends)])
 
 
 def _seeds(

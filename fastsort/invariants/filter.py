@@ -12,10 +12,10 @@ from threadpoolctl import threadpool_limits
 
 from fastsort._bulk import Bulk, beyond, distance, fit_bulk
 from fastsort._checks import check_count, check_not_empty
+from fastsort._crop import crop_operator
 from fastsort._cut import MIN_JUDGED, fit_scores, junk_probability
 from fastsort._reasons import CONTAMINATION, NOISE, VALID, reason_names, suspicions
 from fastsort.images.batches import map_batches
-from fastsort.images.crop import crop_operator
 from fastsort.images.normalize import inspect_pixels, normalize_background
 from fastsort.images.prepare import crop_and_normalize, sample_batches
 from fastsort.invariants.features import FeaturePlan, features_of

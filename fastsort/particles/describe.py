@@ -194,10 +194,13 @@ def describe(
         found.problems.append(str(error))
         return _describe_stack(path, found, pixel_size)
     store = particles.store
-    assert isinstance(store, StackImages)
     if particles.star is None:
+        assert isinstance(store, StackImages)
         return _describe_stack(path, _whole_stack(store.stacks[0]), pixel_size)
-    found = _Found([*store.stacks], store.stack_of, store.section_of, {}, [])
+    if isinstance(store, StackImages):
+        found = _Found([*store.stacks], store.stack_of, store.section_of, {}, [])
+    else:
+        found = _find_images(particles.star, data_dir)
     return _describe_table(particles.star, found, pixel_size)
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 from io import BufferedReader, BufferedWriter
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,9 @@ _REFUSED = {
 }
 _MAX_SIDE = 65535
 _IMOD_STAMP = 1146047817
-_CONVERSION_BYTES = 1 << 24
+_CONVERSION_BYTES = 1 << 21
+_SIGN_AND_VALUE = np.int32(-0x70000001)
+_HALF_RANGE = 65536
 
 
 class MrcHeader(NamedTuple):
@@ -136,11 +139,11 @@ def read_sections(header: MrcHeader, sections: npt.NDArray[np.intp], out: npt.ND
     InputError
         When the file cannot be read or has become shorter.
     """
-    runs = np.split(np.arange(len(sections)), np.flatnonzero(np.diff(sections) != 1) + 1)
+    ends = (np.flatnonzero(sections[1:] - sections[:-1] != 1) + 1).tolist()
     with check_readable(header.path) as file:
-        for run in runs if len(sections) else []:
-            file.seek(header.offset + int(sections[run[0]]) * header.image_bytes)
-            _read_run(file, header, out[run[0] : run[-1] + 1])
+        for start, end in pairwise([0, *ends, len(sections)] if len(sections) else []):
+            file.seek(header.offset + int(sections[start]) * header.image_bytes)
+            _read_run(file, header, out[start:end])
 
 
 def _read_run(file: BufferedReader, header: MrcHeader, out: npt.NDArray[np.float32]) -> None:
@@ -152,7 +155,23 @@ def _read_run(file: BufferedReader, header: MrcHeader, out: npt.NDArray[np.float
         piece = out[start : start + step]
         stored = np.empty(piece.shape, header.dtype)
         _fill(file, header, stored)
-        piece[...] = stored
+        if header.dtype.itemsize == 2 and header.dtype.kind == "f":
+            _widen(stored, piece)
+        else:
+            piece[...] = stored
+
+
+def _widen(halves: npt.NDArray[np.float16], out: npt.NDArray[np.float32]) -> None:
+    """Convert half precision; NumPy does it number by number, and takes five times as long."""
+    bits = out.view(np.int32)
+    bits[...] = halves.view(halves.dtype.str.replace("f", "i"))
+    # Exponent and mantissa move to their places in a single; the shift spreads the sign over three bits more.
+    bits <<= 13
+    bits &= _SIGN_AND_VALUE
+    # The zero of the exponent is 15 in a half, 127 in a single; multiplying serves subnormal numbers, too.
+    out *= np.float32(2.0 ** (127 - 15))
+    if out.max() >= _HALF_RANGE or out.min() <= -_HALF_RANGE:
+        out[...] = halves  # infinities and what is not a number
 
 
 def _fill(file: BufferedReader, header: MrcHeader, array: npt.NDArray[Any]) -> None:

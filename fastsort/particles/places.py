@@ -1,15 +1,16 @@
-"""Where particles lie in their micrographs, and which images stand in a set more than once."""
+"""Where particles lie in their micrographs."""
 
 from __future__ import annotations
 
-import os
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from fastsort.particles.cs import CsDataset
+from fastsort.particles.micrographs import PickedFiles
 from fastsort.particles.relion import join_optics
-from fastsort.particles.source import Indices, Particles, StackImages
+from fastsort.particles.source import CtfParameters, Indices, Particles
 
 Floats = npt.NDArray[np.float64]
 
@@ -42,7 +43,7 @@ class Places(NamedTuple):
 
 
 def micrograph_places(particles: Particles) -> Places | None:
-    """Read from its STAR file where each particle lies in its micrograph.
+    """Find where each particle lies in its micrograph, as the files say of it.
 
     Parameters
     ----------
@@ -52,12 +53,12 @@ def micrograph_places(particles: Particles) -> Places | None:
     Returns
     -------
     places : Places or None
-        None where no STAR file was opened, or its table names no micrographs.
+        None where no table names the micrographs.
 
     Raises
     ------
     InputError
-        When a coordinate, a defocus or a pixel size is not a number.
+        When a coordinate, a defocus or a pixel size in a STAR file is not a number.
 
     Notes
     -----
@@ -67,10 +68,19 @@ def micrograph_places(particles: Particles) -> Places | None:
     the movies. RELION 3.0 knows only the pixel size of the images, which is the
     same unless these were rescaled on extraction.
     """
-    if particles.star is None or particles.micrographs is None:
+    if particles.table is None or particles.micrographs is None:
         return None
     number_of: dict[str, int] = {}
-    micrograph = [number_of.setdefault(name, len(number_of)) for name in particles.micrographs]
+    numbers = [number_of.setdefault(name, len(number_of)) for name in particles.micrographs]
+    micrograph, names = np.array(numbers, np.intp), list(number_of)
+    if isinstance(particles.table, PickedFiles):
+        picks = particles.table
+        return Places(
+            micrograph, names, picks.x, picks.y, np.full(len(picks.x), picks.pixel_size), picks.defocus
+        )
+    if isinstance(particles.table, CsDataset):
+        return Places(micrograph, names, *_cs_places(particles.table, particles.ctf))
+    assert particles.star is not None
     table = join_optics(particles.star)
     x, y = table.floats("_rlnCoordinateX"), table.floats("_rlnCoordinateY")
     if x is None or y is None:
@@ -83,34 +93,36 @@ def micrograph_places(particles: Particles) -> Places | None:
         with np.errstate(divide="ignore", invalid="ignore"):
             pixel_size = 10000 * detector / magnification  # detector pixels are in micrometres
     if pixel_size is None:
-        pixel_size = np.full(len(micrograph), np.nan)
+        pixel_size = np.full(len(numbers), np.nan)
     pixel_size = np.where(np.isfinite(pixel_size) & (pixel_size > 0), pixel_size, np.nan)
     defocus, defocus_v = table.floats("_rlnDefocusU"), table.floats("_rlnDefocusV")
     if defocus is not None and defocus_v is not None:
         defocus = (defocus + defocus_v) / 2
-    return Places(np.array(micrograph, np.intp), list(number_of), x, y, pixel_size, defocus)
+    return Places(micrograph, names, x, y, pixel_size, defocus)
 
 
-def repeated_images(particles: Particles) -> npt.NDArray[np.bool_]:
-    """Find images that are the same section of the same stack as an earlier one.
+def _cs_places(
+    dataset: CsDataset, ctf: CtfParameters | None
+) -> tuple[Floats | None, Floats | None, Floats, Floats | None]:
+    """Return x, y, pixel size and defocus, as `Places` has them."""
+    n = len(dataset)
+    x, y, shape = (
+        dataset.field(f"location/{name}") for name in ("center_x_frac", "center_y_frac", "micrograph_shape")
+    )
+    if x is None or y is None or shape is None or shape.shape != (n, 2):
+        x = y = None
+    else:
+        x, y = x.astype(np.float64) * shape[:, 1], y.astype(np.float64) * shape[:, 0]
+    sizes = dataset.field("location/micrograph_psize_A")
+    pixel_size = np.full(n, np.nan) if sizes is None else sizes.astype(np.float64)
+    pixel_size = np.where(np.isfinite(pixel_size) & (pixel_size > 0), pixel_size, np.nan)
+    return x, y, pixel_size, None if ctf is None else (ctf.defocus_u + ctf.defocus_v) / 2
 
-    Parameters
-    ----------
-    particles : Particles
-        As from `open_particles`.
 
-    Returns
-    -------
-    repeated : ndarray of bool, shape (n,)
-        True for all but the first of each; all False for an array.
-    """
-    repeated = np.ones(len(particles), bool)
-    store = particles.store
-    if not isinstance(store, StackImages):
-        return ~repeated
-    # A file may be named in several ways.
-    number_of: dict[str, int] = {}
-    files = [number_of.setdefault(os.path.realpath(stack.path), len(number_of)) for stack in store.stacks]
-    keys = np.array(files, np.int64)[store.stack_of] << 32 | store.section_of
-    repeated[np.unique(keys, return_index=True)[1]] = False
-    return repeated
+def are_segments(particles: Particles) -> bool:
+    """Whether the images follow filaments, so that neighbours overlap on purpose."""
+    if isinstance(particles.table, CsDataset):
+        return particles.table.field("filament/filament_uid") is not None
+    return particles.star is not None and any(
+        "_rlnHelicalTubeID" in block.labels for block in particles.star.blocks
+    )

@@ -7,19 +7,19 @@ they stand in a table of optics groups, to which each row points.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fastsort._checks import InputError, check_box, check_not_empty
+from fastsort._checks import InputError, check_not_empty
+from fastsort.particles.grid import bring_to_one_grid
 from fastsort.particles.mrc import read_header
 from fastsort.particles.source import CtfParameters, Indices, Particles, StackImages
 from fastsort.particles.star import StarBlock, StarFile, read_star
 
-_SAME_PIXEL_SIZE = 1e-4
 _NO_NUMBER = -2
 _BEYOND_ANY_STACK = 1 << 40
 
@@ -43,13 +43,14 @@ def open_star(
     Returns
     -------
     particles : Particles
-        In the order of the table.
+        In the order of the table. Images of several boxes or pixel sizes are brought to one when they are
+        read: the largest pixels and the smallest field of view of all.
 
     Raises
     ------
     InputError
         When the table cannot be understood, a stack is missing or damaged, or
-        the images differ in box or pixel size.
+        the images have no box in common.
     """
     star = read_star(path)
     table = join_optics(star)
@@ -59,19 +60,20 @@ def open_star(
     pixel_sizes = _pixel_sizes(table) if pixel_size is None else None
     if pixel_sizes is not None:
         _check_every("the pixel size", pixel_sizes, table.rows, positive=True)
-    box = _check_one_kind(images, pixel_sizes, table)
-    if pixel_size is None:
-        pixel_size = images.stacks[0].pixel_size if pixel_sizes is None else float(pixel_sizes[0])
+    if pixel_size is not None:
+        pixel_sizes = np.full(len(images), pixel_size)
+    grid = bring_to_one_grid(images, pixel_sizes, path, _group_names(table))
     micrographs = "_rlnMicrographName"
     return Particles(
-        images,
-        box,
-        pixel_size,
+        grid.store,
+        grid.box,
+        grid.pixel_size,
         path,
         ctf=_ctf_parameters(table),
         names=names,
         micrographs=table.rows.column(micrographs) if micrographs in table.rows.labels else None,
-        star=star,
+        table=star,
+        rescaled=grid.rescaled,
     )
 
 
@@ -128,33 +130,13 @@ def _pixel_sizes(table: JoinedTable) -> Floats | None:
         return 10000 * detector / magnification  # detector pixels are in micrometres
 
 
-def _check_one_kind(images: StackImages, pixel_sizes: Floats | None, table: JoinedTable) -> int:
-    """Return the box size if all images have the same, and the same pixel size."""
-    for stack in images.stacks:
-        check_box(stack.ny, stack.nx, f"images of {stack.path}")
-    boxes = np.array([stack.nx for stack in images.stacks])[images.stack_of]
-    sizes = np.ones(len(images)) if pixel_sizes is None else pixel_sizes
-    if boxes.min() == boxes.max() and sizes.max() <= sizes.min() * (1 + _SAME_PIXEL_SIZE):
-        return int(boxes[0])
-    names = _group_names(table.optics)
-    counts: dict[str, int] = {}
-    for group, box, size in zip(table.group_of.tolist(), boxes.tolist(), sizes.tolist(), strict=True):
-        kind = f"{names[group]}box {box} px" + ("" if pixel_sizes is None else f", pixel size {size:.5g} A")
-        counts[kind] = counts.get(kind, 0) + 1
-    kinds = [f"{kind}, {count} images" for kind, count in counts.items()]
-    listed = "; ".join(kinds[:20]) + ("; and more" if len(kinds) > 20 else "")
-    raise InputError(
-        f"{table.rows.path} mixes images of different box or pixel size ({listed}): "
-        "sort each kind by itself, or extract all with the same box and pixel size."
-    )
-
-
-def _group_names(optics: StarBlock | None) -> list[str]:
-    if optics is None:
-        return [""]
+def _group_names(table: JoinedTable) -> Callable[[int], str] | None:
+    """Return what gives the name of an image's optics group; nothing where there is no table of them."""
+    if table.optics is None:
+        return None
     label = "_rlnOpticsGroupName"
-    names = optics.column(label if label in optics.labels else "_rlnOpticsGroup")
-    return [f"optics group {name}: " for name in names]
+    names = table.optics.column(label if label in table.optics.labels else "_rlnOpticsGroup")
+    return lambda row: names[table.group_of[row]]
 
 
 def _ctf_parameters(table: JoinedTable) -> CtfParameters | None:
@@ -207,7 +189,7 @@ def _locate_images(names: list[str], rows: StarBlock, data_dir: str | os.PathLik
                 "number@stack, such as 000017@Extract/job012/a.mrcs: correct it."
             ) from None
         stack_of[row] = number_of.setdefault(stack if at else name, len(number_of))
-    stacks = [read_header(path) for path in _find_stacks(list(number_of), rows.path, data_dir)]
+    stacks = [read_header(path) for path in find_stacks(list(number_of), rows.path, data_dir)]
     counts = np.array([stack.n_images for stack in stacks])[stack_of]
     section_of[(section_of == _NO_NUMBER) & (counts == 1)] = 0
     wrong = np.flatnonzero((section_of < 0) | (section_of >= counts))
@@ -221,32 +203,32 @@ def _locate_images(names: list[str], rows: StarBlock, data_dir: str | os.PathLik
     return StackImages(stacks, stack_of, section_of.astype(np.int32))
 
 
-def _find_stacks(stacks: list[str], star_path: str, data_dir: str | os.PathLike[str] | None) -> list[str]:
-    """Find every stack that a table names."""
+def find_stacks(stacks: list[str], table_path: str, data_dir: str | os.PathLike[str] | None) -> list[str]:
+    """Find every stack that a table names, or say which are missing; else as `locate_stacks`."""
     if data_dir is not None and not os.path.isdir(data_dir):
         raise InputError(f"data_dir {data_dir} is not a folder: give the folder that holds the stacks.")
-    found = locate_stacks(stacks, star_path, data_dir)
+    found = locate_stacks(stacks, table_path, data_dir)
     missing = [stack for stack, path in zip(stacks, found, strict=True) if path is None]
     if missing:
         raise InputError(
-            f"{len(missing)} of {len(stacks)} stacks named by {star_path} were not found: "
+            f"{len(missing)} of {len(stacks)} stacks named by {table_path} were not found: "
             f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}. "
-            f"Looked in {', '.join(_folders(star_path, data_dir))}. "
+            f"Looked in {', '.join(_folders(table_path, data_dir))}. "
             "Give the folder to which these names are relative with --data-dir."
         )
     return [path for path in found if path is not None]
 
 
 def locate_stacks(
-    stacks: Iterable[str], star_path: str, data_dir: str | os.PathLike[str] | None
+    stacks: Iterable[str], table_path: str, data_dir: str | os.PathLike[str] | None
 ) -> list[str | None]:
-    """Look for stacks under data_dir, the working folder, the STAR file's folder and each above it.
+    """Look for stacks under data_dir, the working folder, the table's folder and each above it.
 
     Parameters
     ----------
     stacks : iterable of str
         As a table names them.
-    star_path : str
+    table_path : str
     data_dir : path, optional
 
     Returns
@@ -254,7 +236,7 @@ def locate_stacks(
     paths : list of str or None
         None for a stack that is nowhere.
     """
-    folders = _folders(star_path, data_dir)
+    folders = _folders(table_path, data_dir)
     given = folders[: data_dir is not None]
     folders = folders[len(given) :]
     paths: list[str | None] = []
@@ -268,6 +250,8 @@ def locate_stacks(
     return paths
 
 
-def _folders(star_path: str, data_dir: str | os.PathLike[str] | None) -> list[str]:
+def _folders(table_path: str, data_dir: str | os.PathLike[str] | None) -> list[str]:
     given = [] if data_dir is None else [os.path.abspath(data_dir)]
-    return [*given, *dict.fromkeys(map(str, [Path.cwd(), *Path(star_path).absolute().parents]))]
+    table = Path(table_path).absolute()
+    # A table given through a link belongs to the folder of the link or to that of the file.
+    return [*given, *dict.fromkeys(map(str, [Path.cwd(), *table.parents, *table.resolve().parents]))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -44,27 +45,49 @@ class CtfParameters(NamedTuple):
         return CtfParameters(*(column[chosen] for column in self))
 
 
-class ImageStore(Protocol):
+class ImageStore(ABC):
     """Whatever holds images and can read some of them."""
 
+    @abstractmethod
     def __len__(self) -> int:
         """Return the number of images."""
 
+    @abstractmethod
     def name(self, index: int) -> str:
         """Return a name for messages and tables."""
 
+    @abstractmethod
     def read(self, indices: Indices) -> Images:
         """Return owned, C-ordered images in the order asked for; indices are valid."""
+
+    def part(self, chosen: Indices) -> ImageStore:
+        """Return a store of some of the images, which takes little to send to another process."""
+        return ChosenImages(self, chosen)
+
+    def files(self) -> list[str]:
+        """Return the paths of all files that hold pixels."""
+        return []
+
+    def layout(self) -> list[npt.NDArray[Any]]:
+        """Return what tells the images from others that the same files may hold."""
+        return []
+
+    def repeated(self) -> npt.NDArray[np.bool_]:
+        """Return which images are the same pixels of the same file as an earlier one, shape (n,)."""
+        return np.zeros(len(self), bool)
+
+
+class Table(Protocol):
+    """What named the images, and what some of its rows are written back as."""
+
+    @property
+    def files(self) -> list[str]:
+        """Return the paths of the files that it was read from."""
 
 
 @dataclass(frozen=True, eq=False)
 class Particles:
     """A set of particle images, read when asked for.
-
-    A pickled copy can read images and knows the CTF, but leaves the STAR
-    table and what comes from it behind, so that a task sent to another
-    process stays small: `star` and `micrographs` are None there, and `names`
-    are made from the stacks.
 
     Attributes
     ----------
@@ -82,8 +105,15 @@ class Particles:
         Such as ``000017@Extract/job012/a.mrcs``.
     micrographs : list of str or None
         The micrograph of each image.
-    star : StarFile or None
-        The table that was opened.
+    table : StarFile, CsDataset, PickedFiles or None
+        What named the images.
+    outside : ndarray of bool, shape (n,), or None
+        Images that reach over the edge of their micrograph, and are zero; None where there are none.
+    rescaled : ndarray of float64, shape (n,), or None
+        How many pixels of its stack make one pixel of an image as it is read, where images of several boxes
+        or pixel sizes were brought to one; otherwise None.
+    opened_with : dict of str to anything that JSON can hold
+        What `open_particles` needs besides `path` to open the set again, with absolute paths.
     """
 
     store: ImageStore = field(repr=False)
@@ -93,7 +123,10 @@ class Particles:
     ctf: CtfParameters | None = field(default=None, repr=False)
     names: Sequence[str] = field(default=(), repr=False)
     micrographs: list[str] | None = field(default=None, repr=False)
-    star: StarFile | None = field(default=None, repr=False)
+    table: Table | None = field(default=None, repr=False)
+    outside: npt.NDArray[np.bool_] | None = field(default=None, repr=False)
+    rescaled: npt.NDArray[np.float64] | None = field(default=None, repr=False)
+    opened_with: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if len(self.names) == 0:
@@ -102,8 +135,26 @@ class Particles:
     def __len__(self) -> int:
         return len(self.store)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "names": _NumberedNames(self.store), "micrographs": None, "star": None}
+    @property
+    def star(self) -> StarFile | None:
+        """The table, if it is a STAR file with a line an image."""
+        return self.table if isinstance(self.table, StarFile) else None
+
+    @property
+    def files(self) -> list[str]:
+        """The paths of all files that the set was read from."""
+        named = [self.path] if self.path and not self.table else []
+        return [*named, *(self.table.files if self.table else []), *self.store.files()]
+
+    @property
+    def own_pixel_size(self) -> npt.NDArray[np.float64]:
+        """The pixel size in angstroms of each image as its stack has it, shape (n,)."""
+        sizes = np.full(len(self), self.pixel_size)
+        return sizes if self.rescaled is None else sizes / self.rescaled
+
+    def part(self, start: int, stop: int) -> Particles:
+        """Return a range of the images without all that is known of them, as small as a task should be."""
+        return Particles(self.store.part(np.arange(start, stop)), self.box, self.pixel_size, self.path)
 
     @overload
     def read(self, start: int, stop: int) -> Images: ...
@@ -164,7 +215,7 @@ class _NumberedNames(Sequence[str]):
 
 
 @dataclass(frozen=True, eq=False)
-class ArrayImages:
+class ArrayImages(ImageStore):
     """Images of an array, which is kept and not copied."""
 
     array: npt.NDArray[Any]
@@ -185,9 +236,14 @@ class ArrayImages:
             images = np.array(images, dtype=np.float32, order="C", subok=False)
         return images if np.array_equal(order, np.arange(len(images))) else images[order]
 
+    def part(self, chosen: Indices) -> ImageStore:
+        """Return a store of some of the images; of a range, it is a view."""
+        whole_range = len(chosen) > 0 and bool((np.diff(chosen) == 1).all())
+        return ArrayImages(self.array[chosen[0] : chosen[-1] + 1] if whole_range else self.array[chosen])
+
 
 @dataclass(frozen=True, eq=False)
-class StackImages:
+class StackImages(ImageStore):
     """Images of one or more MRC stacks.
 
     Attributes
@@ -198,11 +254,14 @@ class StackImages:
         Which stack each image is in.
     section_of : ndarray of int32, shape (n,)
         Where in the stack, counted from 0.
+    sign_of : ndarray of int8, shape (n,), or None
+        What pixels are multiplied with, 1 or -1; None for 1.
     """
 
     stacks: list[MrcHeader]
     stack_of: npt.NDArray[np.int32]
     section_of: npt.NDArray[np.int32]
+    sign_of: npt.NDArray[np.int8] | None = None
 
     def __len__(self) -> int:
         return len(self.stack_of)
@@ -226,11 +285,45 @@ class StackImages:
             sections = places[start:end, 1].astype(np.intp)
             read_sections(self.stacks[places[start, 0]], sections, images[start:end])
             start = end
-        return images if np.array_equal(order, np.arange(len(images))) else images[order]
+        images = images if np.array_equal(order, np.arange(len(images))) else images[order]
+        if self.sign_of is not None:
+            images *= self.sign_of[indices].astype(np.float32)[:, None, None]
+        return images
+
+    def part(self, chosen: Indices) -> ImageStore:
+        """Return a store of some of the images, which knows their stacks alone."""
+        used, stack_of = np.unique(self.stack_of[chosen], return_inverse=True)
+        sign_of = None if self.sign_of is None else self.sign_of[chosen]
+        stacks = [self.stacks[number] for number in used.tolist()]
+        return replace(
+            self,
+            stacks=stacks,
+            stack_of=stack_of.astype(np.int32),
+            section_of=self.section_of[chosen],
+            sign_of=sign_of,
+        )
+
+    def files(self) -> list[str]:
+        """Return the paths of the stacks."""
+        return [stack.path for stack in self.stacks]
+
+    def layout(self) -> list[npt.NDArray[Any]]:
+        """Return which image is where."""
+        return [self.stack_of, self.section_of, *([] if self.sign_of is None else [self.sign_of])]
+
+    def repeated(self) -> npt.NDArray[np.bool_]:
+        """Return which images are the same section of the same stack as an earlier one."""
+        repeated = np.ones(len(self), bool)
+        # A file may be named in several ways.
+        number_of: dict[str, int] = {}
+        files = [number_of.setdefault(os.path.realpath(stack.path), len(number_of)) for stack in self.stacks]
+        keys = np.array(files, np.int64)[self.stack_of] << 32 | self.section_of
+        repeated[np.unique(keys, return_index=True)[1]] = False
+        return repeated
 
 
 @dataclass(frozen=True, eq=False)
-class ChosenImages:
+class ChosenImages(ImageStore):
     """Some of the images of another store.
 
     Attributes
@@ -254,9 +347,21 @@ class ChosenImages:
         """Read from the other store."""
         return self.store.read(self.chosen[indices])
 
+    def part(self, chosen: Indices) -> ImageStore:
+        """Return a store of some of the images."""
+        return self.store.part(self.chosen[chosen])
+
+    def files(self) -> list[str]:
+        """Return the paths of all files that hold pixels."""
+        return self.store.files()
+
+    def layout(self) -> list[npt.NDArray[Any]]:
+        """Return what tells the images from others that the same files may hold."""
+        return [*self.store.layout(), self.chosen]
+
 
 def choose_particles(particles: Particles, chosen: npt.NDArray[np.integer[Any]]) -> Particles:
-    """Return some of the particles as a set of their own, without its STAR table.
+    """Return some of the particles as a set of their own, without the table that named them.
 
     Parameters
     ----------
@@ -269,32 +374,47 @@ def choose_particles(particles: Particles, chosen: npt.NDArray[np.integer[Any]])
     some : Particles
     """
     which: Indices = np.asarray(chosen, dtype=np.intp)
-    ctf = particles.ctf and particles.ctf.of(which)
-    store: ImageStore = ChosenImages(particles.store, which)
-    if isinstance(particles.store, StackImages):
-        stacks = particles.store
-        store = replace(stacks, stack_of=stacks.stack_of[which], section_of=stacks.section_of[which])
-    return replace(particles, store=store, ctf=ctf, names=(), micrographs=None, star=None)
+    return replace(
+        particles,
+        store=particles.store.part(which),
+        ctf=particles.ctf and particles.ctf.of(which),
+        names=(),
+        micrographs=None,
+        table=None,
+        outside=None if particles.outside is None else particles.outside[which],
+        rescaled=None if particles.rescaled is None else particles.rescaled[which],
+    )
 
 
 def open_particles(
-    source: str | os.PathLike[str] | npt.NDArray[Any] | Particles,
+    source: str | os.PathLike[str] | npt.NDArray[Any] | Particles | tuple[Any, Any],
     *,
+    box: int | None = None,
     pixel_size: float | None = None,
     data_dir: str | os.PathLike[str] | None = None,
+    passthrough: str | os.PathLike[str] | None = None,
+    invert: bool = True,
 ) -> Particles:
     """Open a set of particle images.
 
     Parameters
     ----------
-    source : path, ndarray of shape (n, d, d), or Particles
-        A RELION .star file, an MRC stack (.mrcs, .mrc, .st, .map), an array,
-        which is kept and not copied, or an open set.
+    source : path, ndarray of shape (n, d, d), Particles, or (micrographs, coordinates)
+        A RELION .star file, a cryoSPARC .cs file, an MRC stack (.mrcs, .mrc, .st, .map), an array,
+        which is kept and not copied, or an open set. Or two: micrographs and the picks in them, each
+        a path, a pattern such as ``"picks/*.star"`` or a list of paths, as `open_micrographs` has them.
+    box : int, optional
+        Side in pixels of what is cut from micrographs; of use for these alone.
     pixel_size : float, optional
         In angstroms. By default that of the file, NaN if it has none, and 1
         for an array.
     data_dir : path, optional
-        Folder in which to look first for the stacks that a STAR file names.
+        Folder in which to look first for the files that a STAR or .cs file names.
+    passthrough : path, optional
+        A second .cs file with more fields of the same particles; by default one that lies beside the
+        first is found by its name.
+    invert : bool
+        Whether particles are dark in the micrographs, and are made bright; of use for these alone.
 
     Returns
     -------
@@ -307,20 +427,48 @@ def open_particles(
         When the set cannot be used.
     """
     given = None if pixel_size is None else check_positive("pixel_size", pixel_size, "A")
+    picked = isinstance(source, tuple) and len(source) == 2
+    if picked and box is None:
+        raise InputError("particles that are cut from micrographs need a box: give it, in pixels.")
+    if box is not None and not picked:
+        raise InputError("box is for particles that are cut from micrographs: leave it out.")
     if isinstance(source, Particles):
         return source if given is None else replace(source, pixel_size=given)
     if isinstance(source, np.ndarray):
         return Particles(ArrayImages(check_stack(source)), source.shape[1], given or 1.0)
+    again: dict[str, Any] = {"pixel_size": given, "data_dir": _absolute(data_dir)}
+    if isinstance(source, tuple) and box is not None:
+        from fastsort.particles.micrographs import open_micrographs
+
+        particles = open_micrographs(*source, box, pixel_size=given, data_dir=data_dir, invert=invert)
+        again |= {"micrographs": _absolute(source[0]), "coordinates": _absolute(source[1])}
+        return replace(particles, opened_with={**again, "box": box, "invert": invert})
     if not isinstance(source, (str, os.PathLike)):
         raise InputError(f"particles must be a path or an ndarray; got {type(source).__name__}.")
-    suffix = Path(source).suffix.lower()
-    if suffix == ".star":
+    path, suffix = os.fspath(source), Path(source).suffix.lower()
+    if passthrough is not None and suffix != ".cs":
+        raise InputError(f"a passthrough file belongs to a .cs file, and {source} is none: leave it out.")
+    if suffix == ".cs":
+        from fastsort.particles.cs import open_cs
+
+        particles = open_cs(path, given, data_dir, passthrough)
+        again |= {"passthrough": _absolute(passthrough)}
+    elif suffix == ".star":
         from fastsort.particles.relion import open_star
 
-        return open_star(os.fspath(source), given, data_dir)
-    if suffix in _STACK_SUFFIXES:
-        return _open_stack(os.fspath(source), given)
-    raise InputError(f"{source} must be a .star file or an MRC stack ({', '.join(_STACK_SUFFIXES)}).")
+        particles = open_star(path, given, data_dir)
+    elif suffix in _STACK_SUFFIXES:
+        particles = _open_stack(path, given)
+    else:
+        kinds = f".star or .cs file or an MRC stack ({', '.join(_STACK_SUFFIXES)})"
+        raise InputError(f"{source} must be a {kinds}.")
+    return replace(particles, opened_with=again)
+
+
+def _absolute(paths: Any) -> Any:
+    if paths is None or isinstance(paths, (str, os.PathLike)):
+        return paths and os.path.abspath(paths)
+    return [os.path.abspath(path) for path in paths]
 
 
 def _open_stack(path: str, pixel_size: float | None) -> Particles:

@@ -21,7 +21,10 @@ from fastsort._checks import InputError, check_readable
 
 Places = npt.NDArray[np.integer[Any]]
 
-_VALUE_OR_COMMENT = re.compile(rb"""'[^'\n]*'|"[^"\n]*"|\#[^\n]*|[^\x00-\x20]+""", re.VERBOSE)
+# A quote ends its value only where a blank follows.
+_VALUE_OR_COMMENT = re.compile(
+    rb"""'[^\n]*?'(?![^\x00-\x20])|"[^\n]*?"(?![^\x00-\x20])|\#[^\n]*|[^\x00-\x20]+""", re.VERBOSE
+)
 _ROWS_AT_ONCE = 20_000
 _BYTES_AT_ONCE = 1 << 20
 
@@ -128,6 +131,11 @@ class StarFile:
     path: str
     text: bytes = field(repr=False)
     blocks: list[StarBlock]
+
+    @property
+    def files(self) -> list[str]:
+        """The path."""
+        return [self.path]
 
     def block(self, name: str) -> StarBlock | None:
         """Return the first block of this name, or None."""
@@ -276,9 +284,12 @@ def _line_stops(text: bytes, start: int, stop: int) -> Places:
 
 
 def subset_bytes(
-    star: StarFile, rows: npt.ArrayLike, columns: Mapping[str, Sequence[str]] | None = None
+    star: StarFile,
+    rows: npt.ArrayLike,
+    columns: Mapping[str, Sequence[str]] | None = None,
+    block: StarBlock | None = None,
 ) -> Iterator[bytes]:
-    """Yield the text of a STAR file with some rows of its particles, and more columns.
+    """Yield the text of a STAR file with some rows of one of its tables, and more columns.
 
     Every other byte stays as it is: comments, other tables, spacing, line
     endings. A column that the table already has is overwritten; a new one is
@@ -294,6 +305,8 @@ def subset_bytes(
     columns : mapping of str to sequence of str, optional
         Label, such as ``_rlnParticleSelectZScore``, and one value for every
         row of the particle table, kept or not; without blanks.
+    block : StarBlock, optional
+        The table; by default that of the particles.
 
     Yields
     ------
@@ -305,7 +318,7 @@ def subset_bytes(
     ValueError
         When a column has not one word a row.
     """
-    block = star.particles_block
+    block = block or star.particles_block
     columns = dict(columns or {})
     for label, values in columns.items():
         if len(values) != block.n_rows or " ".join(values).split() != list(values):

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsort._checks import InputError, check_choice, check_count, check_not_empty, check_radius
+from fastsort._crop import apply_crop, crop_operator
 from fastsort._cut import MIN_JUDGED, fit_scores, junk_probability
 from fastsort._reasons import (
     CONTAMINATION,
@@ -22,7 +23,6 @@ from fastsort._reasons import (
     suspicions,
 )
 from fastsort.images.batches import map_batches
-from fastsort.images.crop import apply_crop, crop_operator
 from fastsort.images.normalize import inspect_pixels, normalize_background
 from fastsort.images.prepare import sample_batches
 from fastsort.particles.source import open_particles

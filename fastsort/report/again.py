@@ -21,14 +21,8 @@ from fastsort.particles.places import micrograph_places
 from fastsort.particles.source import Particles, open_particles
 from fastsort.report.micrographs import write_micrographs
 from fastsort.report.recentre import origin_columns
-from fastsort.report.tables import (
-    software_versions,
-    subsets,
-    summarize,
-    write_json,
-    write_subset,
-    write_tables,
-)
+from fastsort.report.subsets import subsets, write_subset
+from fastsort.report.tables import software_versions, summarize, write_json, write_tables
 
 if TYPE_CHECKING:
     from fastsort.sort import SortResult
@@ -48,6 +42,7 @@ def write_results(
     write_stack: bool = False,
     recentre: bool = False,
     learned: dict[str, Any] | None = None,
+    score_field: bool = False,
 ) -> dict[str, Any]:
     """Write everything but the pictures.
 
@@ -65,6 +60,8 @@ def write_results(
     recentre : bool
         Whether the STAR files say where each particle lies, as its origin.
     learned : dict, optional
+        As for `write_tables`.
+    score_field : bool
         As for `write_tables`.
 
     Returns
@@ -90,6 +87,7 @@ def write_results(
         micrographs=micrographs,
         origins=origins,
         learned=learned,
+        score_field=score_field,
     )
     save(folder / RESULTS, result._replace(subspaces=None))
     if micrographs is not None:
@@ -194,14 +192,33 @@ def open_finished(
     summary = _read_summary(folder / _SUMMARY)
     if not {"keep", "score", "votes"} <= set(getattr(result, "_fields", ())):
         raise InputError(f"{folder / RESULTS} holds no result of sorting: sort again.")
+    particles = _open_again(folder, summary, source, data_dir)
+    _check_unchanged(folder, particles, result, summary)
+    return Finished(folder, particles, result, summary)
+
+
+def _open_again(
+    folder: Path,
+    summary: dict[str, Any],
+    source: str | os.PathLike[str] | None,
+    data_dir: str | os.PathLike[str] | None,
+) -> Particles:
+    """Open what was sorted, as it was opened then."""
+    how = summary.get("opened_with") or {}
+    options = {
+        name: how[name] for name in ("pixel_size", "data_dir", "passthrough", "box", "invert") if name in how
+    }
+    if data_dir is not None:
+        options["data_dir"] = data_dir
+    if "micrographs" in how:
+        # What has moved can be the picks; the micrographs are where they were.
+        return open_particles((how["micrographs"], source or how["coordinates"]), **options)
     path = source if source is not None else summary.get("input")
     if path is None:
         raise InputError(f"{folder} does not say what was sorted: name the input.")
     if source is None and not os.path.exists(path):
         raise InputError(f"{path}, which was sorted into {folder}, is gone: name where it lies now.")
-    particles = open_particles(path, pixel_size=summary.get("pixel_size"), data_dir=data_dir)
-    _check_unchanged(folder, particles, result, summary)
-    return Finished(folder, particles, result, summary)
+    return open_particles(path, **options)
 
 
 def read_earlier(folder: str | os.PathLike[str]) -> tuple[SortResult, list[str]]:
@@ -252,7 +269,7 @@ def _check_unchanged(folder: Path, particles: Particles, result: SortResult, sum
         what = f"it has {len(particles):,} images, and {n:,} were sorted"
     elif particles.box != box:
         what = f"its box is {particles.box} px, and was {box} px"
-    elif particles.star is not None:
+    elif particles.table is not None:
         what = _first_other_name(folder / _SCORES, particles.names)
     if what:
         raise InputError(
@@ -411,7 +428,7 @@ def write_choice(
     folder = Path(folder)
     parts = subsets(keep, np.zeros_like(keep))
     for name, indices in parts.items():
-        write_subset(folder, name, particles.star, indices, {}, len(particles))
+        write_subset(folder, name, particles.table, indices, n_images=len(particles))
     summary = {
         "input": particles.path and os.path.abspath(particles.path),
         "list": os.path.abspath(source),

@@ -16,16 +16,12 @@ import numpy.typing as npt
 
 from fastsort._checks import InputError, check_readable
 from fastsort.invariants.averages import filter_averages
+from fastsort.particles.cs import CsDataset, read_cs
 from fastsort.particles.mrc import write_stack
-from fastsort.particles.source import Particles
+from fastsort.particles.source import Particles, Table
 from fastsort.particles.star import StarFile, read_star
-from fastsort.report.tables import (
-    formatted,
-    software_versions,
-    write_json,
-    write_rows,
-    write_subset,
-)
+from fastsort.report.subsets import write_subset
+from fastsort.report.tables import formatted, software_versions, write_json, write_rows
 
 if TYPE_CHECKING:
     from fastsort.classify import MapResult
@@ -45,7 +41,7 @@ def write_map(folder: str | os.PathLike[str], particles: Particles, result: MapR
         An existing folder. Gets ``classes.mrcs``, the averages, each ring weighted by how far it can be
         trusted; ``classes.star``, which names them and says what is known of each; ``images.csv``, a
         line an image; ``summary.json``; and ``kept`` and ``rejected`` as `write_subset` writes them. Where a
-        STAR file was opened, also ``particles.star``: all its lines, each with its class.
+        STAR or .cs file was opened, also ``particles.star`` or ``particles.cs``: all of it, with the classes.
         Classes are counted from 1, as in RELION; 0 is no class.
     particles : Particles
         What was classified.
@@ -61,13 +57,16 @@ def write_map(folder: str | os.PathLike[str], particles: Particles, result: MapR
     classes = result.classes
     averages = classes.averages
     _write_images(folder / TABLE, particles, result)
-    star = particles.star
-    columns = _star_columns(result) if star else {}
-    if star:
-        everything = np.arange(len(particles))
-        write_subset(folder, "particles", star, everything, columns)
+    table = particles.table
+    more: dict[str, Any] = {}
+    if isinstance(table, CsDataset):
+        more["fields"] = {"fastsort/class": (classes.label + 1).astype(np.uint32)}
+    elif table is not None:
+        more["columns"] = _star_columns(result)
+    if isinstance(table, (StarFile, CsDataset)):
+        write_subset(folder, "particles", table, np.arange(len(particles)), **more)
     for name, keep in (("kept", result.keep), ("rejected", ~result.keep)):
-        write_subset(folder, name, star, np.flatnonzero(keep), columns)
+        write_subset(folder, name, table, np.flatnonzero(keep), n_images=len(particles), **more)
     if len(averages.size):
         stack = filter_averages(averages.averages, averages.frc)
         box = stack.shape[1]
@@ -178,15 +177,15 @@ class Selection(NamedTuple):
     keep : ndarray of bool, shape (n,)
     classes : list of int
         Numbers of the classes that are kept, from 1.
-    star : StarFile or None
-        The map's ``particles.star``.
+    table : StarFile, CsDataset or None
+        The map's ``particles.star`` or ``particles.cs``.
     source : str
         Folder of the map.
     """
 
     keep: npt.NDArray[np.bool_]
     classes: list[int]
-    star: StarFile | None
+    table: Table | None
     source: str
 
 
@@ -228,9 +227,14 @@ def select_classes(
     with open(folder / TABLE, newline="", encoding="utf-8", errors="surrogateescape") as text:
         label = np.array([int(row["class"]) for row in csv.DictReader(text)], dtype=np.intp)
     kept = [k for k in range(1, n_classes + 1) if (k in numbers) == (keep is not None)]
-    path = folder / "particles.star"
-    star = read_star(path) if path.is_file() else None
-    return Selection(np.isin(label, kept), kept, star, str(folder))
+    return Selection(np.isin(label, kept), kept, _read_table(folder), str(folder))
+
+
+def _read_table(folder: Path) -> Table | None:
+    star, cs = folder / "particles.star", folder / "particles.cs"
+    if star.is_file():
+        return read_star(star)
+    return CsDataset(str(cs), read_cs(cs)) if cs.is_file() else None
 
 
 def write_selection(folder: str | os.PathLike[str], selection: Selection) -> None:
@@ -249,7 +253,7 @@ def write_selection(folder: str | os.PathLike[str], selection: Selection) -> Non
     """
     folder = Path(folder)
     for name, chosen in (("kept", selection.keep), ("rejected", ~selection.keep)):
-        write_subset(folder, name, selection.star, np.flatnonzero(chosen), {})
+        write_subset(folder, name, selection.table, np.flatnonzero(chosen), n_images=len(chosen))
     kept = int(selection.keep.sum())
     summary = {
         "input": os.path.abspath(selection.source),

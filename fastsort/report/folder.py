@@ -12,29 +12,29 @@ from pathlib import Path
 from fastsort._checks import InputError, check_output_folder
 from fastsort.images.work import hold_lock
 
+# Into what a set is divided: files, or folders of coordinate files.
+PARTS = ("kept", "rejected", "rescued")
 RESULT_NAMES = (
-    "kept.star",
-    "rejected.star",
-    "kept.txt",
-    "rejected.txt",
+    *(f"{part}{ending}" for part in PARTS for ending in (".star", ".txt", ".cs", "_passthrough.cs")),
     "kept.mrcs",
     "scores.csv",
     "summary.json",
     "report.png",
     "particles.star",
+    "particles.cs",
     "images.csv",
     "classes.mrcs",
     "classes.star",
     "classes.png",
     "map.png",
-    "rescued.star",
-    "rescued.txt",
     "report.html",
     "results.npz",
     "models.npz",
     "micrographs.csv",
 )
 _MARK = "summary.json"
+# In a folder of coordinate files: their names, which are those of the user's own files.
+_LIST = ".fastsort"
 # Files that grow under another name until they are whole.
 _UNFINISHED = re.compile(rf"({'|'.join(map(re.escape, RESULT_NAMES))})(\.\d+)?\.partial", re.ASCII)
 
@@ -104,6 +104,21 @@ def results_folder(
         raise
 
 
+def coordinate_folder(folder: Path, names: Iterable[str]) -> Path:
+    """Make a folder for files of these names, which will be known as ours whenever the run ends.
+
+    Parameters
+    ----------
+    folder : Path
+        In a folder from `results_folder`, called as one of `PARTS`.
+    names : iterable of str
+        Without any folder, and without line breaks.
+    """
+    folder.mkdir()
+    (folder / _LIST).write_text("".join(f"{name}\n" for name in names), "utf-8", "surrogateescape")
+    return folder
+
+
 def _heal(target: Path, partial: Path, old: Path) -> None:
     """Bring back earlier results that a killed run had moved aside, and clear away the rest of it."""
     for folder in (partial, old):
@@ -121,15 +136,36 @@ def _refuse_foreign(folder: Path) -> None:
         return
     held = sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else [folder]
     for item in held:
-        if item.is_symlink() or not item.is_file() or not _is_own(item.name):
+        if not _is_own(item):
             raise InputError(
                 f"{folder} is to hold unfinished results, but {item.name} is none of them: "
                 "move it, or give another output folder."
             )
 
 
-def _is_own(name: str) -> bool:
-    return name in RESULT_NAMES or _UNFINISHED.fullmatch(name) is not None
+def _is_own(item: Path) -> bool:
+    return _is_result(item) or (
+        item.is_file() and not item.is_symlink() and _UNFINISHED.fullmatch(item.name) is not None
+    )
+
+
+def _is_result(item: Path) -> bool:
+    if item.is_symlink():
+        return False
+    if item.name in PARTS and item.is_dir():
+        return all(file.is_file() and not file.is_symlink() for file in item.iterdir()) and {
+            file.name for file in item.iterdir()
+        } <= _listed(item)
+    return item.name in RESULT_NAMES and item.is_file()
+
+
+def _listed(folder: Path) -> set[str]:
+    """Return the names that may stand in a folder of coordinate files."""
+    try:
+        text = (folder / _LIST).read_text("utf-8", "surrogateescape")
+    except OSError:
+        return set()
+    return {_LIST, *text.split("\n")}
 
 
 def _clear(folder: Path) -> None:
@@ -138,7 +174,12 @@ def _clear(folder: Path) -> None:
         return
     (folder / _MARK).unlink(missing_ok=True)
     for item in list(folder.iterdir()):
-        if _is_own(item.name):
+        if item.is_dir() and _is_own(item):
+            # The list goes last: without it the others are no longer known.
+            for file in sorted(item.iterdir(), key=lambda file: file.name == _LIST):
+                file.unlink(missing_ok=True)
+            item.rmdir()
+        elif _is_own(item):
             item.unlink(missing_ok=True)
     folder.rmdir()
 
@@ -155,7 +196,7 @@ def _check_replaceable(target: Path, inputs: Iterable[str | os.PathLike[str]]) -
         if target in Path(name).resolve().parents:
             raise InputError(f"input {name} lies in the output folder {target}: give another output folder.")
     found = sorted(target.iterdir())
-    foreign = [item.name for item in found if item.name not in RESULT_NAMES or not item.is_file()]
+    foreign = [item.name for item in found if not _is_result(item)]
     if foreign or (found and not (target / _MARK).is_file()):
         held = f"holds {foreign[0]}, which" if foreign else f"has no {_MARK}: its files"
         raise InputError(f"output folder {target} {held} fastsort did not write: give another output folder.")

@@ -58,6 +58,8 @@ def origin_columns(particles: Particles, offset: npt.ArrayLike, keep: npt.ArrayL
         )
     table = join_optics(particles.star)
     unit, scale = ("", np.ones(n)) if table.optics is None else ("Angst", _pixel_sizes(table, particles))
+    if particles.rescaled is not None:
+        scale = scale * particles.rescaled
     # Minus zero would be written with its sign.
     origin = 0.0 - places * scale[:, None]
     columns = {}

@@ -18,9 +18,10 @@ import numpy.typing as npt
 
 from fastsort import __version__
 from fastsort._reasons import REASONS
+from fastsort.particles.cs import CsDataset
 from fastsort.particles.mrc import write_stack as write_mrc_stack
 from fastsort.particles.source import Particles
-from fastsort.particles.star import StarFile, subset_bytes
+from fastsort.report.subsets import subset_name, subsets, write_subset
 
 if TYPE_CHECKING:
     from fastsort.decide.micrographs import MicrographTable
@@ -42,18 +43,17 @@ def write_tables(
     micrographs: MicrographTable | None = None,
     origins: Mapping[str, Sequence[str]] | None = None,
     learned: dict[str, Any] | None = None,
+    score_field: bool = False,
 ) -> None:
     """Write the verdicts.
 
     Parameters
     ----------
     folder : path
-        An existing folder. Gets ``scores.csv`` and ``summary.json``; further
-        ``kept.star`` and ``rejected.star`` when a STAR file was opened, else
-        ``kept.txt`` and ``rejected.txt``, lists of section numbers counted from 0.
-        Images that were set aside as rare views stand in ``rescued.star`` or
-        ``rescued.txt`` instead of the rejected ones; without any there is no such file.
-        An image without a score is 999999 in a STAR file and nan in ``scores.csv``.
+        An existing folder. Gets ``scores.csv`` and ``summary.json``; further ``kept`` and ``rejected``
+        as `write_subset` writes them. Images that were set aside as rare views stand in ``rescued``
+        instead of the rejected ones; without any there is no such file.
+        An image without a score is 999999 in a STAR or .cs file and nan in ``scores.csv``.
     particles : Particles
         What was sorted.
     result : SortResult
@@ -67,6 +67,8 @@ def write_tables(
         As from `origin_columns`: where each particle lies, for the STAR files.
     learned : dict, optional
         What an earlier summary says of the subspaces, where the result no longer holds them.
+    score_field : bool
+        Whether .cs files get the fields ``fastsort/score`` and ``fastsort/junk_probability``.
 
     Raises
     ------
@@ -74,13 +76,19 @@ def write_tables(
         When the disk refuses.
     """
     folder = Path(folder)
-    columns = {**_star_columns(particles, result), **(origins or {})} if particles.star else {}
+    table = particles.table
+    more: dict[str, Any] = {}
+    if isinstance(table, CsDataset):
+        more["fields"] = _cs_fields(result) if score_field else {}
+    elif table is not None:
+        more["columns"] = {**_star_columns(particles, result), **(origins or {})}
     parts = subsets(result.keep, result.rescued)
     for name, indices in parts.items():
-        write_subset(folder, name, particles.star, indices, columns, len(particles))
+        write_subset(folder, name, table, indices, n_images=len(particles), **more)
     _write_scores(folder / "scores.csv", particles, result)
     summary = summarize(particles, result, micrographs)
     summary["recentred"] = origins is not None
+    summary["score_field"] = score_field
     summary["subspaces"] = summary["subspaces"] or learned
     write_json(folder / "summary.json", summary)
     kept = parts["kept"]
@@ -89,34 +97,18 @@ def write_tables(
         write_mrc_stack(folder / "kept.mrcs", blocks, particles.pixel_size, len(kept), particles.box)
 
 
-def subsets(keep: npt.NDArray[np.bool_], rescued: npt.NDArray[np.bool_]) -> dict[str, npt.NDArray[np.intp]]:
-    """Return the indices of each file that is written: together all images, none twice.
-
-    Parameters
-    ----------
-    keep, rescued : ndarray of bool, shape (n,)
-
-    Returns
-    -------
-    parts : dict of str to ndarray of intp
-        "kept", "rejected" and, where any is, "rescued".
-    """
-    set_aside = rescued & ~keep
-    parts = {"kept": keep, "rejected": ~keep & ~set_aside}
-    if set_aside.any():
-        parts["rescued"] = set_aside
-    return {name: np.flatnonzero(chosen) for name, chosen in parts.items()}
-
-
 def summarize(
     particles: Particles, result: SortResult, micrographs: MicrographTable | None = None
 ) -> dict[str, Any]:
     """Return what ``summary.json`` holds; an unknown number is NaN."""
     n = len(particles)
-    counts = {name: len(indices) for name, indices in subsets(result.keep, result.rescued).items()}
+    parts = subsets(result.keep, result.rescued)
+    counts = {name: len(indices) for name, indices in parts.items()}
     seconds = result.seconds.get("total", math.fsum(result.seconds.values()))
     return {
         "input": particles.path and os.path.abspath(particles.path),
+        "opened_with": particles.opened_with,
+        "files": {name: subset_name(name, particles.table) for name in parts},
         "images": n,
         "kept": counts["kept"],
         "rejected": counts["rejected"],
@@ -194,46 +186,30 @@ def _star_columns(particles: Particles, result: SortResult) -> dict[str, Sequenc
     return columns
 
 
+def _cs_fields(result: SortResult) -> dict[str, npt.NDArray[Any]]:
+    score, probability = _for_relion(result.score), np.nan_to_num(result.junk_probability, nan=1)
+    return {
+        "fastsort/score": score.astype(np.float32),
+        "fastsort/junk_probability": probability.astype(np.float32),
+    }
+
+
 def _for_relion(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     # RELION reads nan as 0, which would be a good score.
     return np.nan_to_num(values, nan=_NO_SCORE, posinf=_NO_SCORE, neginf=-_NO_SCORE)
 
 
-def write_subset(
-    folder: Path,
-    name: str,
-    star: StarFile | None,
-    rows: npt.NDArray[np.intp],
-    columns: Mapping[str, Sequence[str]],
-    n_images: int | None = None,
-) -> None:
-    """Write some images as ``name.star`` with more columns or, without a STAR file, as ``name.txt``.
-
-    The latter is a list of section numbers counted from 0; it says that these are some of `n_images`.
-    """
-    if star is None:
-        _write_list(folder / f"{name}.txt", name, rows, n_images)
-        return
-    with open(folder / f"{name}.star", "wb") as file:
-        file.writelines(subset_bytes(star, rows, columns))
-
-
-def _write_list(path: Path, name: str, indices: npt.NDArray[np.intp], n_images: int | None) -> None:
-    of_all = "" if n_images is None else f", {len(indices)} of {n_images}"
-    with open(path, "w", encoding="ascii") as file:
-        file.write(f"# {name} images{of_all}: section numbers of the input stack, counted from 0\n")
-        for start in range(0, len(indices), _ROWS_AT_ONCE):
-            file.writelines(f"{index}\n" for index in indices[start : start + _ROWS_AT_ONCE].tolist())
-
-
 def _write_scores(path: Path, particles: Particles, result: SortResult) -> None:
+    # In the pixels of each image's own stack.
+    offset = result.offset if particles.rescaled is None else result.offset * particles.rescaled[:, None]
     numbers: dict[str, npt.NDArray[Any]] = {
+        **({"uid": particles.table.rows["uid"]} if isinstance(particles.table, CsDataset) else {}),
         "keep": result.keep,
         "reason": result.reason,
         "score": result.score,
         "junk_probability": result.junk_probability,
-        "offset_x": result.offset[:, 1],
-        "offset_y": result.offset[:, 0],
+        "offset_x": offset[:, 1],
+        "offset_y": offset[:, 0],
         "rescued": result.rescued,
         **result.measurements,
     }

@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from fastsort._bulk import beyond, fit_bulk
 from fastsort._checks import check_choice, check_count, check_not_empty
+from fastsort._crop import crop_operator
 from fastsort._cut import MIN_JUDGED, balanced_cut
 from fastsort._reasons import (
     CONTAMINATION,
@@ -27,7 +28,6 @@ from fastsort._reasons import (
     suspicions,
 )
 from fastsort.images.batches import map_batches
-from fastsort.images.crop import crop_operator
 from fastsort.images.normalize import inspect_pixels, normalize_background
 from fastsort.images.prepare import crop_and_normalize, sample_batches
 from fastsort.particles.source import open_particles

@@ -157,7 +157,7 @@ def maximize(
     log_likelihood : float
         Of the given model, in the data's units: mean over the images in use.
     """
-    sums = rows.map(_expect, use, rows, stack(model, rows.dtype), n_jobs=n_jobs)
+    sums = rows.map(_expect, rows.part(0, 0), stack(model, rows.dtype), each=(use,), n_jobs=n_jobs)
     cross, latent = np.zeros(sums[0].cross.shape), np.zeros(sums[0].latent.shape)
     for batch in sums:
         cross += batch.cross
@@ -318,8 +318,7 @@ def posterior(images: npt.NDArray[np.floating], model: Stack) -> Posterior:
 def _expect(
     block: npt.NDArray[Any], start: int, use: npt.NDArray[np.bool_], rows: Rows, model: Stack
 ) -> Sums:
-    chosen = use[start : start + len(block)]
-    images = rows.prepared(block if chosen.all() else block[chosen])
+    images = rows.prepared(block if use.all() else block[use])
     found = posterior(images, model)
     n_subspaces, n_components = model.gains.shape
     shape = (len(images), n_subspaces, n_components + 1)

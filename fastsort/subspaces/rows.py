@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from copy import copy
 from mmap import mmap
 from typing import Any
 
@@ -73,6 +75,17 @@ class Rows:
         offset += start * width * np.dtype(dtype).itemsize
         return np.fromfile(path, dtype, (stop - start) * width, offset=offset).reshape(-1, width)
 
+    def part(self, start: int, stop: int) -> Rows:
+        """Return some of the rows, moved and scaled as these."""
+        some = copy(self)
+        some.shape = stop - start, self.shape[1]
+        if isinstance(self._source, tuple):
+            path, offset, dtype = self._source
+            some._source = path, offset + start * self.shape[1] * np.dtype(dtype).itemsize, dtype
+        else:
+            some._source = self._source[start:stop]
+        return some
+
     def prepared(self, block: npt.NDArray[Any]) -> npt.NDArray[np.floating]:
         """Return stored rows moved and scaled, as a new array."""
         return standardized(block, self.origin, self.scale, self.dtype)
@@ -87,9 +100,14 @@ class Rows:
                 parts.append(self.prepared(self.read(start, stop)[some - start]))
         return np.concatenate(parts)
 
-    def map(self, function: Any, *arguments: Any, n_jobs: int | None = None) -> list[Any]:
-        """Call ``function(stored rows, start, *arguments)`` on every batch; results in order."""
-        return list(map_batches(function, self, *arguments, batch_size=self.batch_size, n_jobs=n_jobs))
+    def map(
+        self, function: Any, *arguments: Any, each: Sequence[Any] = (), n_jobs: int | None = None
+    ) -> list[Any]:
+        """Call ``function(stored rows, start, *each, *arguments)`` on every batch; results in order."""
+        results = map_batches(
+            function, self, *arguments, each=each, batch_size=self.batch_size, n_jobs=n_jobs
+        )
+        return list(results)
 
 
 def standardized(
@@ -121,7 +139,7 @@ def open_rows(
     usable = first[np.isfinite(first).all(axis=1)]
     if len(usable):
         rows.origin = usable.mean(axis=0, dtype=np.float64)
-    moments = rows.map(_moments, rows, n_jobs=n_jobs)
+    moments = rows.map(_moments, rows.part(0, 0), n_jobs=n_jobs)
     energy = np.concatenate([part for part, _, _ in moments])
     count = max(1, int(np.isfinite(energy).sum()))
     shift = np.sum([total for _, total, _ in moments], axis=0) / count
