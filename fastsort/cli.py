@@ -507,6 +507,7 @@ def _apply(options: argparse.Namespace) -> None:
 
 def _apply_list(options: argparse.Namespace) -> None:
     from fastsort._checks import check_readable
+    from fastsort.particles.source import open_table
     from fastsort.report.again import read_list, write_choice
     from fastsort.report.folder import results_folder
 
@@ -517,11 +518,15 @@ def _apply_list(options: argparse.Namespace) -> None:
             raise InputError(f"--{name.replace('_', '-')} does nothing with a list: leave it out.")
     # Before the input, whose stacks may be many.
     check_readable(options.chosen).close()
-    particles = _open(options)
-    keep = read_list(options.chosen, len(particles))
-    inputs = [options.chosen, *particles.files]
+    if options.micrographs is None:
+        source, (table, n_images) = options.input, open_table(options.input)
+    else:
+        particles = _open(options)
+        source, table, n_images = options.coordinates, particles.table, len(particles)
+    keep = read_list(options.chosen, n_images)
+    inputs = [options.chosen, *(table.files if table else [source])]
     with results_folder(options.output, overwrite=options.overwrite, inputs=inputs) as partial:
-        summary = write_choice(partial, particles, keep, options.chosen)
+        summary = write_choice(partial, table, keep, options.chosen, source)
     if not options.quiet:
         print(f"{summary['kept']:,} kept, {summary['rejected']:,} rejected; results in {options.output}")
 

@@ -372,23 +372,27 @@ def kept_by_any(result: SortResult) -> npt.NDArray[np.bool_]:
 
 
 def with_verdict(result: SortResult, keep: npt.NDArray[np.bool_], cut: float) -> SortResult:
-    """Set aside what belongs to a rare view, take out duplicates, and give every image its reason."""
-    duplicate = result.measurements.get("duplicate", np.zeros(len(keep), dtype=bool))
-    rare = result.measurements.get("rare_view", np.zeros(len(keep), dtype=bool))
-    keep = keep & ~duplicate
-    rescued = rare & ~keep & ~duplicate
+    """Set aside rare views, take out what no score decides, and give every image its reason."""
+    duplicate, rare, outside = (
+        result.measurements.get(name, np.zeros(len(keep), dtype=bool))
+        for name in ("duplicate", "rare_view", "outside")
+    )
+    keep = keep & ~duplicate & ~outside
+    rescued = rare & ~keep & ~duplicate & ~outside
     reason = np.where(keep, "valid", result.suspicion)
     reason = np.where(rescued, "rare_view", np.where(duplicate, "duplicate", reason))
+    reason = np.where(outside, "outside", reason)
     errors = None
     if result.judge.decoys:
         decoys = {} if np.isnan(cut) else result.judge.decoys
         rejected = {kind: scores > cut for kind, scores in decoys.items()}
+        # Of images over the edge of their micrograph the score decides nothing.
         errors = estimate_errors(
-            keep,
-            result.junk_probability,
+            keep[~outside],
+            result.junk_probability[~outside],
             rejected,
             result.judge.shares,
-            other=probability_by_odds(result.score),
+            other=probability_by_odds(result.score[~outside]),
         )
     return result._replace(keep=keep, rescued=rescued, reason=reason, cut=cut, errors=errors)
 
@@ -426,10 +430,13 @@ def _first(asked: Asked, name: str) -> Any:
 def _single(particles: Particles, prepared: Prepared, asked: Asked) -> SortResult:
     """The verdict of one method."""
     found = next(result for result in asked if result is not None)
-    return _result(particles, prepared, asked, explain(asked))._replace(
-        keep=found.keep,
+    reason = np.where(prepared.pixels.codes == VALID, found.reason, reason_names(prepared.pixels.codes))
+    result = _result(particles, prepared, asked, explain(asked))
+    outside = result.measurements.get("outside", np.zeros(len(reason), dtype=bool))
+    return result._replace(
+        keep=found.keep & ~outside,
         score=found.score,
-        reason=np.where(prepared.pixels.codes == VALID, found.reason, reason_names(prepared.pixels.codes)),
+        reason=np.where(outside, "outside", reason),
         junk_probability=found.junk_probability,
         cut=found.cut,
     )
@@ -450,6 +457,8 @@ def _result(
         names = SUBSPACES if asked.radial is None else SUBSPACES[-1:]
         measurements |= {name: getattr(asked.subspaces, name) for name in names}
     measurements |= {"pixel_mean": prepared.pixels.mean, "pixel_std": prepared.pixels.std}
+    if particles.outside is not None:
+        measurements["outside"] = particles.outside
     return SortResult(
         keep=np.zeros(n, dtype=bool),
         score=np.full(n, np.inf),

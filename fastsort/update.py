@@ -134,7 +134,8 @@ def update_particles(
     result = _merged(earlier, found, rows, models == ANEW)
     old = rows >= 0
     duplicate = _find_duplicates(particles, distance, result, old & (not judge_again))
-    result = result._replace(measurements={**result.measurements, "duplicate": duplicate})
+    outside = {} if particles.outside is None else {"outside": particles.outside}
+    result = result._replace(measurements={**result.measurements, "duplicate": duplicate, **outside})
     if judge_again:
         result = _calibrated(result, strictness)
     else:

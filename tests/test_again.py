@@ -334,7 +334,7 @@ def test_our_own_list_of_a_stack(stack, tmp_path):
 
 
 def test_choice_of_all(project, tmp_path):
-    summary = write_choice(tmp_path, open_particles(project), np.ones(N, bool), "list.txt")
+    summary = write_choice(tmp_path, open_particles(project).table, np.ones(N, bool), "list.txt", project)
     assert summary["kept"] == N and summary["list"] == os.path.abspath("list.txt")
     assert (tmp_path / "kept.star").read_bytes() == project.read_bytes()
     assert data_rows(tmp_path / "rejected.star") == []

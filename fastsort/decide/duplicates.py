@@ -116,6 +116,9 @@ def find_all_duplicates(
     """
     if not distance:
         return np.zeros(len(particles), dtype=bool)
+    if particles.outside is not None:
+        # They are not kept in any case, so no other image may go for their sake.
+        score = np.where(particles.outside, np.inf, score)
     duplicate = particles.store.repeated()
     places = micrograph_places(particles)
     if places is None or places.x is None or places.y is None or are_segments(particles):

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from fastsort._checks import InputError, check_choice, check_positive, check_radius
 from fastsort._crop import apply_crop
-from fastsort._reasons import OUTSIDE, VALID
+from fastsort._reasons import VALID
 from fastsort.images.batches import default_batch_size, map_batches
 from fastsort.images.ctf import phase_flip as flip_phases
 from fastsort.images.normalize import PixelStatistics, inspect_pixels, normalize_background
@@ -112,8 +112,6 @@ def prepare_images(
             file.write(_entry(pixels, total))
             batches.append(pixels)
     pixels = PixelStatistics(*(np.concatenate(column) for column in zip(*batches, strict=True)))
-    if particles.outside is not None:
-        pixels.codes[particles.outside] = OUTSIDE
     # Read, not mapped, since mapped pages count as memory.
     header = MrcHeader(place, n, size, size, WORKING, 0, pixel_size)
     sections = np.arange(n, dtype=np.int32)

@@ -10,10 +10,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastsort._checks import InputError
+from fastsort._checks import MAX_BOX, InputError
+from fastsort.particles.cs import CsDataset, _locate_images
 from fastsort.particles.mrc import MrcHeader, read_header
+from fastsort.particles.places import micrograph_places
 from fastsort.particles.relion import locate_stacks
-from fastsort.particles.source import Images, StackImages, open_particles
+from fastsort.particles.source import Images, Particles, StackImages, open_particles
 from fastsort.particles.star import StarBlock, StarFile, read_star
 
 N_SAMPLED = 500
@@ -96,7 +98,7 @@ class Description(NamedTuple):
         Such as "RELION 3.1 or later".
     n_images : int
     n_repeated : int
-        Lines of a STAR file that name an image which an earlier line names too.
+        Lines of a STAR file, or rows of a .cs file, that name an image which an earlier one names too.
     boxes : dict of tuple of int to int
         How many images there are of each width and height in pixels; those of missing stacks are in none.
     pixel_size : float
@@ -159,11 +161,11 @@ def describe(
     Parameters
     ----------
     path : path
-        A RELION .star file or an MRC stack.
+        A RELION .star file, a cryoSPARC .cs file or an MRC stack.
     pixel_size : float, optional
         In angstroms, instead of what the file says.
     data_dir : path, optional
-        Folder in which to look first for the stacks that a STAR file names.
+        Folder in which to look first for the stacks that a STAR or .cs file names.
 
     Returns
     -------
@@ -179,6 +181,7 @@ def describe(
     is_star = Path(path).suffix.lower() == ".star"
     try:
         particles = open_particles(path, pixel_size=pixel_size, data_dir=data_dir)
+        micrograph_places(particles)
     except InputError as error:
         if is_star:
             star = read_star(path)
@@ -194,6 +197,8 @@ def describe(
         found.problems.append(str(error))
         return _describe_stack(path, found, pixel_size)
     store = particles.store
+    if isinstance(particles.table, CsDataset):
+        return _describe_dataset(particles, particles.table, data_dir)
     if particles.star is None:
         assert isinstance(store, StackImages)
         return _describe_stack(path, _whole_stack(store.stacks[0]), pixel_size)
@@ -212,6 +217,7 @@ class _Found(NamedTuple):
     section_of: Indices
     missing: dict[str, int]
     problems: list[str]
+    sign_of: npt.NDArray[np.int8] | None = None
 
 
 def _whole_stack(header: MrcHeader) -> _Found:
@@ -265,6 +271,45 @@ def _describe_stack(path: str, found: _Found, pixel_size: float | None) -> Descr
         n_micrographs=None,
         n_stacks=1,
         stack_bytes=os.path.getsize(header.path),
+        pixels=_count_pixels(found),
+        missing=found.missing,
+        problems=found.problems,
+        look=_look_at(found),
+    )
+
+
+def _describe_dataset(
+    particles: Particles, dataset: CsDataset, data_dir: str | os.PathLike[str] | None
+) -> Description:
+    # The set itself may be brought to one box: this is of the images as they are.
+    images = _locate_images(dataset, data_dir)[1]
+    found = _Found([*images.stacks], images.stack_of, images.section_of, {}, [], images.sign_of)
+    n_images, boxes, ctf = len(particles), _count_boxes(found), particles.ctf
+    pixel_size = _common(particles.own_pixel_size)
+    box = float(max(boxes)[0]) if len(boxes) == 1 else math.nan
+    microscope = (math.nan,) * 3
+    defocus = (math.nan, math.nan)
+    if ctf is not None:
+        microscope = (
+            _common(ctf.voltage),
+            _common(ctf.spherical_aberration),
+            _common(ctf.amplitude_contrast),
+        )
+        defocus = float(ctf.defocus_u.min()), float(ctf.defocus_u.max())
+    return Description(
+        path=particles.path or dataset.path,
+        kind="cryoSPARC dataset",
+        n_images=n_images,
+        n_repeated=int(images.repeated().sum()),
+        boxes=boxes,
+        pixel_size=pixel_size,
+        optics=[OpticsGroup("", n_images, pixel_size, box, *microscope)],
+        defocus=defocus,
+        has_ctf=ctf is not None,
+        corrected="",
+        n_micrographs=None if particles.micrographs is None else len(set(particles.micrographs)),
+        n_stacks=len(images.stacks),
+        stack_bytes=sum(os.path.getsize(stack.path) for stack in images.stacks),
         pixels=_count_pixels(found),
         missing=found.missing,
         problems=found.problems,
@@ -357,14 +402,15 @@ def _pixel_sizes(block: StarBlock) -> Floats:
     for label in ("_rlnImagePixelSize", "_rlnPixelSize"):
         if label in block.labels:
             return _numbers(block, label)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         # Detector pixels are in micrometres.
         return 1e4 * _numbers(block, "_rlnDetectorPixelSize") / _numbers(block, "_rlnMagnification")
 
 
 def _common(values: Floats) -> float:
     """Return the value that all have, NaN if they differ."""
-    same = len(values) > 0 and values.max() <= values.min() + 1e-4 * abs(values.min())
+    with np.errstate(all="ignore"):
+        same = len(values) > 0 and values.max() <= values.min() + 1e-4 * abs(values.min())
     return float(values[0]) if same else math.nan
 
 
@@ -410,7 +456,8 @@ def _correction(star: StarFile) -> str:
 
 def _look_at(found: _Found) -> Look:
     """Look at some images of the most frequent box, as evenly spaced as they can be."""
-    boxes = {box: count for box, count in _count_boxes(found).items() if box[0] == box[1]}
+    # What is larger cannot be sorted, and a movie's frames would fill the memory.
+    boxes = {box: count for box, count in _count_boxes(found).items() if box[0] == box[1] <= MAX_BOX}
     box = max(boxes, key=lambda size: boxes[size], default=(0, 0))
     n_sections = np.array(
         [header.n_images if header and (header.nx, header.ny) == box else 0 for header in found.headers],
@@ -425,7 +472,8 @@ def _look_at(found: _Found) -> Look:
     # A store takes its box from its first stack, so the others may not be in it.
     numbers, stack_of = np.unique(found.stack_of[rows], return_inverse=True)
     stacks = [header for header in (found.headers[number] for number in numbers) if header]
-    store = StackImages(stacks, stack_of.astype(np.int32), found.section_of[rows].astype(np.int32))
+    sign_of = None if found.sign_of is None else found.sign_of[rows]
+    store = StackImages(stacks, stack_of.astype(np.int32), found.section_of[rows].astype(np.int32), sign_of)
     measured = []
     try:
         for start in range(0, n_sampled, _IMAGES_AT_ONCE):

@@ -25,7 +25,7 @@ from fastsort.particles.relion import (
     locate_stacks,
 )
 from fastsort.particles.source import CtfParameters, Images, ImageStore, Indices, Particles
-from fastsort.particles.star import StarBlock, StarFile, read_star, subset_bytes
+from fastsort.particles.star import StarBlock, StarFile, read_star, shown, subset_bytes
 
 if TYPE_CHECKING:
     from fastsort.particles.cs import CsDataset
@@ -68,7 +68,8 @@ class MicrographImages(ImageStore):
     -----
     Of each image the plane is subtracted that fits the pixels outside the disk of radius ``box / 2`` best,
     and what is left is scaled so that these pixels have mean 0 and standard deviation 1. An image without
-    variance there is zero; so is one that reaches over an edge of its micrograph.
+    variance there is zero. Beyond the edge of its micrograph an image shows what lies before it, mirrored;
+    one whose middle lies beyond is zero.
     """
 
     micrographs: list[MrcHeader]
@@ -87,21 +88,30 @@ class MicrographImages(ImageStore):
         micrograph = os.path.basename(self.micrographs[self.micrograph_of[index]].path)
         return f"{self.number_of[index] + 1:06d}@{micrograph}"
 
+    def _sides(self, indices: Any) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Return height and width of the micrographs of images."""
+        sides = np.array([(header.ny, header.nx) for header in self.micrographs])[self.micrograph_of[indices]]
+        return sides[:, 0], sides[:, 1]
+
     def outside(self, indices: Any = slice(None)) -> Bools:
         """Return which images reach over an edge of their micrograph, shape (n,)."""
-        sides = np.array([(header.nx, header.ny) for header in self.micrographs])
-        width, height = sides[self.micrograph_of[indices]].T
+        height, width = self._sides(indices)
         left, top = self.x[indices] - self.box // 2, self.y[indices] - self.box // 2
         return (left < 0) | (top < 0) | (left + self.box > width) | (top + self.box > height)
 
     def read(self, indices: Indices) -> Images:
         """Cut from micrograph after micrograph, each from top to bottom."""
         images = np.zeros((len(indices), self.box, self.box), np.float32)
-        outside = self.outside(indices)
-        micrograph, top = self.micrograph_of[indices], self.y[indices] - self.box // 2
-        left = self.x[indices] - self.box // 2
+        micrograph, x, y = self.micrograph_of[indices], self.x[indices], self.y[indices]
+        height, width = self._sides(indices)
+        there = (np.minimum(height, width) >= self.box) & (x >= 0) & (y >= 0) & (x < width) & (y < height)
+        wanted = y - self.box // 2, x - self.box // 2
+        top, left = (
+            np.clip(start, 0, np.maximum(side - self.box, 0))
+            for start, side in zip(wanted, (height, width), strict=True)
+        )
         order = np.lexsort((top, micrograph))
-        order = order[~outside[order]]
+        order = order[there[order]]
         ends = (np.flatnonzero(np.diff(micrograph[order])) + 1).tolist()
         for start, end in pairwise([0, *ends, len(order)] if len(order) else []):
             chosen = order[start:end]
@@ -111,6 +121,10 @@ class MicrographImages(ImageStore):
                     _widen(pixels, images[image])
                 else:
                     images[image] = pixels
+        for image in np.flatnonzero(there & ((top != wanted[0]) | (left != wanted[1]))).tolist():
+            rows = _mirrored(wanted[0][image], self.box, height[image]) - top[image]
+            columns = _mirrored(wanted[1][image], self.box, width[image]) - left[image]
+            images[image] = images[image][np.ix_(rows, columns)]
         starts, stops, inverse = _background(self.box)
         _level(images, starts, stops, inverse, -1.0 if self.invert else 1.0, _ROUNDING)
         return images
@@ -178,6 +192,12 @@ class MicrographImages(ImageStore):
         repeated = np.zeros(len(self), bool)
         repeated[order[1:][same]] = True
         return repeated
+
+
+def _mirrored(start: int, box: int, side: int) -> Indices:
+    """Return places start, start + 1, ... of a line of pixels, and beyond its ends those before them."""
+    places: Indices = np.arange(start, start + box, dtype=np.intp)
+    return np.where(places < 0, -1 - places, np.where(places >= side, 2 * side - 1 - places, places))
 
 
 def _background(box: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Floats]:
@@ -475,7 +495,7 @@ def _find_all(names: Sequence[str], star_path: str, data_dir: FilePath | None, w
 
 
 def _first(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return ", ".join(map(shown, names[:3])) + (", ..." if len(names) > 3 else "")
 
 
 def _stem(path: str) -> str:
@@ -503,7 +523,7 @@ def _open_given(micrographs: FilePath | Sequence[FilePath], data_dir: FilePath |
     for number, (name, path) in enumerate(zip(names, paths, strict=True)):
         same = seen.setdefault(os.path.realpath(path), name)
         if len(seen) <= number:
-            raise InputError(f"micrograph {name} is given twice (as {same}): give each once.")
+            raise InputError(f"micrograph {shown(name)} is given twice (as {shown(same)}): give each once.")
         by_stem.setdefault(_stem(name), []).append(number)
     headers = [read_header(path) for path in paths]
     for header in headers:
@@ -581,7 +601,8 @@ def _read_all(files: list[_CoordinateFile], given: _Given) -> list[_Picks]:
             f"{_first(list(lost))}. Give these micrographs, too, or leave their picks out."
         )
     if not sum(len(file.x) for file in picks):
-        raise InputError("the coordinate files hold no picks: nothing to sort.")
+        paths = _first([file.path for file in files])
+        raise InputError(f"the coordinate files ({paths}) hold no picks: nothing to sort.")
     return picks
 
 
@@ -616,7 +637,7 @@ def _only_one(numbers: list[int], given: _Given, name: str, path: str) -> int:
     best = [number for number, n in zip(numbers, common, strict=True) if n == max(common)]
     if len(best) > 1:
         raise InputError(
-            f"picks of {path} are of micrograph {name}, which may be "
+            f"picks of {path} are of micrograph {shown(name)}, which may be "
             f"{_first([given.names[number] for number in best])}: give only the one that is meant."
         )
     return best[0]
@@ -678,9 +699,10 @@ def _read_box(path: str) -> _Columns:
         try:
             corners[row] = [float(word) for word in words]
         except ValueError:
+            found = shown(b" ".join(words).decode("utf-8", "surrogateescape"))
             raise InputError(
                 f"line {number + 1} of {path} must start with four numbers, x and y of a corner, width and "
-                f"height; it has {b' '.join(words).decode('utf-8', 'replace')!r}: correct the line."
+                f"height; it has '{found}': correct the line."
             ) from None
     wrong = np.flatnonzero(~np.isfinite(corners).all(axis=1))
     if len(wrong):

@@ -70,7 +70,10 @@ def read_header(path: str | os.PathLike[str]) -> MrcHeader:
         ends before the last image that its header promises.
     """
     with check_readable(path) as file:
-        raw = file.read(HEADER_DTYPE.itemsize)
+        try:
+            raw = file.read(HEADER_DTYPE.itemsize)
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}.") from None
         size = os.fstat(file.fileno()).st_size
     if len(raw) < HEADER_DTYPE.itemsize:
         raise InputError(f"{path} is not an MRC file: it has {size} bytes, and a header alone takes 1024.")
@@ -175,7 +178,11 @@ def _widen(halves: npt.NDArray[np.float16], out: npt.NDArray[np.float32]) -> Non
 
 
 def _fill(file: BufferedReader, header: MrcHeader, array: npt.NDArray[Any]) -> None:
-    if file.readinto(array.data) != array.nbytes:
+    try:
+        n_read = file.readinto(array.data)
+    except OSError as error:
+        raise InputError(f"cannot read {header.path}: {error.strerror}.") from None
+    if n_read != array.nbytes:
         raise InputError(f"{header.path} has become shorter while it was read: copy or write it again.")
 
 

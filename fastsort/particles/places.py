@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastsort.particles.cs import CsDataset
+from fastsort.particles.cs import CsDataset, _numbers
 from fastsort.particles.micrographs import PickedFiles
 from fastsort.particles.relion import join_optics
 from fastsort.particles.source import CtfParameters, Indices, Particles
@@ -58,7 +58,7 @@ def micrograph_places(particles: Particles) -> Places | None:
     Raises
     ------
     InputError
-        When a coordinate, a defocus or a pixel size in a STAR file is not a number.
+        When a coordinate, a defocus or a pixel size is not a number.
 
     Notes
     -----
@@ -90,14 +90,14 @@ def micrograph_places(particles: Particles) -> Places | None:
         pixel_size = table.floats("_rlnMicrographOriginalPixelSize")
     detector, magnification = table.floats("_rlnDetectorPixelSize"), table.floats("_rlnMagnification")
     if pixel_size is None and detector is not None and magnification is not None:
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(all="ignore"):
             pixel_size = 10000 * detector / magnification  # detector pixels are in micrometres
     if pixel_size is None:
         pixel_size = np.full(len(numbers), np.nan)
     pixel_size = np.where(np.isfinite(pixel_size) & (pixel_size > 0), pixel_size, np.nan)
     defocus, defocus_v = table.floats("_rlnDefocusU"), table.floats("_rlnDefocusV")
     if defocus is not None and defocus_v is not None:
-        defocus = (defocus + defocus_v) / 2
+        defocus = defocus / 2 + defocus_v / 2
     return Places(micrograph, names, x, y, pixel_size, defocus)
 
 
@@ -106,15 +106,17 @@ def _cs_places(
 ) -> tuple[Floats | None, Floats | None, Floats, Floats | None]:
     """Return x, y, pixel size and defocus, as `Places` has them."""
     n = len(dataset)
-    x, y, shape = (
-        dataset.field(f"location/{name}") for name in ("center_x_frac", "center_y_frac", "micrograph_shape")
+    x, y, sizes = (
+        _numbers(dataset, f"location/{name}")
+        for name in ("center_x_frac", "center_y_frac", "micrograph_psize_A")
     )
-    if x is None or y is None or shape is None or shape.shape != (n, 2):
+    shape = dataset.field("location/micrograph_shape")
+    if x is None or y is None or shape is None or shape.shape != (n, 2) or shape.dtype.kind not in "iuf":
         x = y = None
     else:
-        x, y = x.astype(np.float64) * shape[:, 1], y.astype(np.float64) * shape[:, 0]
-    sizes = dataset.field("location/micrograph_psize_A")
-    pixel_size = np.full(n, np.nan) if sizes is None else sizes.astype(np.float64)
+        with np.errstate(all="ignore"):
+            x, y = x * shape[:, 1], y * shape[:, 0]
+    pixel_size = np.full(n, np.nan) if sizes is None else sizes
     pixel_size = np.where(np.isfinite(pixel_size) & (pixel_size > 0), pixel_size, np.nan)
     return x, y, pixel_size, None if ctf is None else (ctf.defocus_u + ctf.defocus_v) / 2
 

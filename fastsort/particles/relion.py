@@ -18,7 +18,7 @@ from fastsort._checks import InputError, check_not_empty
 from fastsort.particles.grid import bring_to_one_grid
 from fastsort.particles.mrc import read_header
 from fastsort.particles.source import CtfParameters, Indices, Particles, StackImages
-from fastsort.particles.star import StarBlock, StarFile, read_star
+from fastsort.particles.star import StarBlock, StarFile, read_star, shown
 
 _NO_NUMBER = -2
 _BEYOND_ANY_STACK = 1 << 40
@@ -126,7 +126,7 @@ def _pixel_sizes(table: JoinedTable) -> Floats | None:
     detector, magnification = table.floats("_rlnDetectorPixelSize"), table.floats("_rlnMagnification")
     if detector is None or magnification is None:
         return None
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         return 10000 * detector / magnification  # detector pixels are in micrometres
 
 
@@ -185,8 +185,8 @@ def _locate_images(names: list[str], rows: StarBlock, data_dir: str | os.PathLik
             section_of[row] = min(max(int(number), 0), _BEYOND_ANY_STACK) - 1 if at else _NO_NUMBER
         except ValueError:
             raise InputError(
-                f"image name {name!r} on line {rows.line_number(row)} of {rows.path} is not of the form "
-                "number@stack, such as 000017@Extract/job012/a.mrcs: correct it."
+                f"image name '{shown(name)}' on line {rows.line_number(row)} of {rows.path} is not of the "
+                "form number@stack, such as 000017@Extract/job012/a.mrcs: correct it."
             ) from None
         stack_of[row] = number_of.setdefault(stack if at else name, len(number_of))
     stacks = [read_header(path) for path in find_stacks(list(number_of), rows.path, data_dir)]
@@ -196,7 +196,7 @@ def _locate_images(names: list[str], rows: StarBlock, data_dir: str | os.PathLik
     if len(wrong):
         row = int(wrong[0])
         raise InputError(
-            f"image {names[row]} on line {rows.line_number(row)} of {rows.path} does not exist: "
+            f"image {shown(names[row])} on line {rows.line_number(row)} of {rows.path} does not exist: "
             f"{stacks[stack_of[row]].path} holds images 1@ to {counts[row]}@. "
             "Correct the line, or extract the particles again."
         )
@@ -212,7 +212,7 @@ def find_stacks(stacks: list[str], table_path: str, data_dir: str | os.PathLike[
     if missing:
         raise InputError(
             f"{len(missing)} of {len(stacks)} stacks named by {table_path} were not found: "
-            f"{', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}. "
+            f"{', '.join(map(shown, missing[:3]))}{', ...' if len(missing) > 3 else ''}. "
             f"Looked in {', '.join(_folders(table_path, data_dir))}. "
             "Give the folder to which these names are relative with --data-dir."
         )

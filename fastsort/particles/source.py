@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from fastsort._checks import InputError, check_box, check_positive, check_stack
 from fastsort.particles.mrc import MrcHeader, read_header, read_sections
-from fastsort.particles.star import StarFile
+from fastsort.particles.star import StarFile, read_star
 
 _STACK_SUFFIXES = (".mrcs", ".mrc", ".st", ".map")
 
@@ -108,7 +108,7 @@ class Particles:
     table : StarFile, CsDataset, PickedFiles or None
         What named the images.
     outside : ndarray of bool, shape (n,), or None
-        Images that reach over the edge of their micrograph, and are zero; None where there are none.
+        Images that reach over the edge of their micrograph; None where there are none.
     rescaled : ndarray of float64, shape (n,), or None
         How many pixels of its stack make one pixel of an image as it is read, where images of several boxes
         or pixel sizes were brought to one; otherwise None.
@@ -463,6 +463,32 @@ def open_particles(
         kinds = f".star or .cs file or an MRC stack ({', '.join(_STACK_SUFFIXES)})"
         raise InputError(f"{source} must be a {kinds}.")
     return replace(particles, opened_with=again)
+
+
+def open_table(path: str | os.PathLike[str]) -> tuple[Table | None, int]:
+    """Open what names images, or a stack, without looking for any image.
+
+    Parameters
+    ----------
+    path : path
+        As for `open_particles`.
+
+    Returns
+    -------
+    table : StarFile, CsDataset or None
+        None for a stack.
+    n_images : int
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix == ".star":
+        star = read_star(path)
+        return star, star.particles_block.n_rows
+    if suffix == ".cs":
+        from fastsort.particles.cs import CsDataset, read_cs
+
+        dataset = CsDataset(os.fspath(path), read_cs(path))
+        return dataset, len(dataset)
+    return None, len(open_particles(path))
 
 
 def _absolute(paths: Any) -> Any:

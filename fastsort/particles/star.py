@@ -27,6 +27,7 @@ _VALUE_OR_COMMENT = re.compile(
 )
 _ROWS_AT_ONCE = 20_000
 _BYTES_AT_ONCE = 1 << 20
+_MOST_SHOWN = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +94,7 @@ class StarBlock:
             row = next(i for i, value in enumerate(values) if not _is_number(value))
             raise InputError(
                 f"{label} must be a number; line {self.line_number(row)} of {self.path} has "
-                f"{values[row].decode('utf-8', 'replace')!r}: correct the line."
+                f"'{shown(values[row].decode('utf-8', 'surrogateescape'))}': correct the line."
             ) from None
 
     def line_number(self, row: int) -> int:
@@ -102,7 +103,7 @@ class StarBlock:
 
     def _raw_column(self, label: str) -> list[bytes]:
         if label not in self.labels:
-            raise InputError(f"data_{self.name} of {self.path} has no column {label}: add it.")
+            raise InputError(f"data_{shown(self.name)} of {self.path} has no column {label}: add it.")
         places = self.values[:, self.labels.index(label)]
         values = _slices(self.text, places[:, 0], places[:, 1])
         return [_unquoted(value) for value in values] if self.has_quotes_or_comments else values
@@ -118,6 +119,12 @@ def _is_number(value: bytes) -> bool:
 
 def _unquoted(value: bytes) -> bytes:
     return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[:1] in b"'\"" else value
+
+
+def shown(text: str) -> str:
+    """Return what a file says as a message can: not too long, and nothing that ends a line."""
+    cut = text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in cut)
 
 
 def _line_number(text: bytes, place: int) -> int:
@@ -153,7 +160,7 @@ class StarFile:
         for block in self.blocks:
             if block.is_loop and "_rlnImageName" in block.labels:
                 return block
-        found = ", ".join(f"data_{block.name}" for block in self.blocks)
+        found = shown(", ".join(f"data_{block.name}" for block in self.blocks))
         raise InputError(
             f"{self.path} has no loop with _rlnImageName, only {found}: "
             "give the particles STAR file of an extraction, classification or refinement."

@@ -18,7 +18,7 @@ from fastsort._checks import InputError, check_readable
 from fastsort._saved import load, save
 from fastsort.decide.micrographs import MicrographTable, summarize_micrographs
 from fastsort.particles.places import micrograph_places
-from fastsort.particles.source import Particles, open_particles
+from fastsort.particles.source import Particles, Table, open_particles
 from fastsort.report.micrographs import write_micrographs
 from fastsort.report.recentre import origin_columns
 from fastsort.report.subsets import subsets, write_subset
@@ -400,8 +400,9 @@ def read_list(path: str | os.PathLike[str], n_images: int) -> npt.NDArray[np.boo
 
 def write_choice(
     folder: str | os.PathLike[str],
-    particles: Particles,
+    table: Table | None,
     keep: npt.NDArray[np.bool_],
+    chosen: str | os.PathLike[str],
     source: str | os.PathLike[str],
 ) -> dict[str, Any]:
     """Write some images as kept and the others as rejected.
@@ -411,10 +412,11 @@ def write_choice(
     folder : path
         An existing folder. Gets ``kept`` and ``rejected`` as `write_subset` writes them, the lines of a
         STAR file byte for byte, and ``summary.json``.
-    particles : Particles
+    table : StarFile, CsDataset, PickedFiles or None
+        What names the images; None for a stack.
     keep : ndarray of bool, shape (n,)
-    source : path
-        Of the list that says so.
+    chosen, source : path
+        Of the list that says so, and of what it is a list of; for the summary.
 
     Returns
     -------
@@ -428,11 +430,11 @@ def write_choice(
     folder = Path(folder)
     parts = subsets(keep, np.zeros_like(keep))
     for name, indices in parts.items():
-        write_subset(folder, name, particles.table, indices, n_images=len(particles))
+        write_subset(folder, name, table, indices, n_images=len(keep))
     summary = {
-        "input": particles.path and os.path.abspath(particles.path),
-        "list": os.path.abspath(source),
-        "images": len(particles),
+        "input": os.path.abspath(source),
+        "list": os.path.abspath(chosen),
+        "images": len(keep),
         "kept": len(parts["kept"]),
         "rejected": len(parts["rejected"]),
         "versions": software_versions(),

@@ -56,6 +56,7 @@ _MEANING = {
     "flat": "no contrast: cannot be judged",
     "duplicate": "same particle as another image",
     "rare_view": "unlike most, but a class of its own: set aside, look at it",
+    "outside": "the box reaches over the edge of the micrograph",
 }
 _SLOT = re.compile(r"<!-- (\w+) -->")
 

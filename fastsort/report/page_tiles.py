@@ -23,7 +23,7 @@ TILE, COLUMNS, N_TILES = 64, 20, 24
 # The range of junk probabilities is cut into so many parts; so many images of each are stored.
 N_STRATA, N_PER_STRATUM = 20, 12
 # Reasons that no cut on the junk probability takes back.
-FIXED = ("bad_pixels", "flat", "duplicate")
+FIXED = ("bad_pixels", "flat", "duplicate", "outside")
 # Noise compresses badly; nobody sees the lowest bits of it.
 _GREY_STEP = 4
 _BYTES_AT_ONCE = 1 << 25
@@ -62,7 +62,7 @@ def fixed_images(result: SortResult) -> npt.NDArray[np.bool_]:
     Returns
     -------
     fixed : ndarray of bool, shape (n,)
-        Images that cannot be judged, and duplicates.
+        Images that cannot be judged, duplicates, and those over the edge of their micrograph.
     """
     return ~result.keep & (np.isin(result.reason, FIXED) | ~np.isfinite(result.score))
 
