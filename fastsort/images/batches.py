@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy.typing as npt
 
 from fastsort._checks import check_count
-from fastsort.images.cluster import LARGEST_TASK, active_client, map_on_cluster, pack_task
+from fastsort.images.cluster import active_client, carries_pixels, map_on_cluster, pack_task
 
 if TYPE_CHECKING:
     from fastsort.particles.source import Particles
@@ -108,7 +108,7 @@ def map_batches(
             results = joblib.Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")(
                 joblib.delayed(_run)(*call(*part)) for part in rest
             )
-        elif len(pack(*rest[0])) > LARGEST_TASK:
+        elif carries_pixels(pack(*rest[0]), batch_size):
             results = joblib.Parallel(n_jobs=-1, backend="threading", return_as="generator")(
                 joblib.delayed(_run)(*call(*part)) for part in rest
             )

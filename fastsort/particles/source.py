@@ -6,6 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, overload
 
@@ -273,19 +274,19 @@ class StackImages(ImageStore):
 
     def read(self, indices: Indices) -> Images:
         """Read file after file, each in ascending order; then restore the order asked for."""
-        places = np.stack([self.stack_of[indices], self.section_of[indices]], axis=1)
-        keys = places[:, 0].astype(np.int64) << 32 | places[:, 1]
-        keys, first, order = np.unique(keys, return_index=True, return_inverse=True)
-        places = places[first]
+        stack, section = self.stack_of[indices], self.section_of[indices].astype(np.intp)
+        keys = stack.astype(np.int64) << 32 | section
+        order = None
+        # A range of a stack ascends as it is, and looking is a tenth of the time that sorting takes.
+        if not (keys[1:] > keys[:-1]).all():
+            _, first, order = np.unique(keys, return_index=True, return_inverse=True)
+            stack, section = stack[first], section[first]
         box = self.stacks[0].nx
-        images = np.empty((len(places), box, box), np.float32)
-        ends = np.flatnonzero(np.diff(places[:, 0], append=-1)) + 1
-        start = 0
-        for end in ends.tolist():
-            sections = places[start:end, 1].astype(np.intp)
-            read_sections(self.stacks[places[start, 0]], sections, images[start:end])
-            start = end
-        images = images if np.array_equal(order, np.arange(len(images))) else images[order]
+        images = np.empty((len(stack), box, box), np.float32)
+        ends = (np.flatnonzero(stack[1:] != stack[:-1]) + 1).tolist()
+        for start, end in pairwise([0, *ends, len(stack)] if len(stack) else []):
+            read_sections(self.stacks[stack[start]], section[start:end], images[start:end])
+        images = images if order is None else images[order]
         if self.sign_of is not None:
             images *= self.sign_of[indices].astype(np.float32)[:, None, None]
         return images
