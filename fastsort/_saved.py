@@ -130,9 +130,9 @@ def _decode(node: Any, arrays: Mapping[str, npt.NDArray[Any]]) -> Any:
         return node
     match node:
         case {"array": str(place), **rest} if not rest:
-            return arrays[place]
+            return _array(arrays, place)
         case {"scalar": str(place), **rest} if not rest:
-            return arrays[place][()]
+            return _array(arrays, place)[()]
         case {"list": list(items), **rest} if not rest:
             return [_decode(item, arrays) for item in items]
         case {"tuple": list(items), **rest} if not rest:
@@ -146,6 +146,13 @@ def _decode(node: Any, arrays: Mapping[str, npt.NDArray[Any]]) -> Any:
                 raise ValueError(f"{name} with or without {min(odd)} is not the one that is known")
             return kind(**{key: _decode(item, arrays) for key, item in items.items()})
     raise ValueError("its structure is unknown")
+
+
+def _array(arrays: Mapping[str, npt.NDArray[Any]], place: str) -> npt.NDArray[Any]:
+    array = arrays[place]
+    if not isinstance(array, np.ndarray):  # NumPy gives the bytes of what does not begin as an array
+        raise ValueError(f"its array {place} is damaged")
+    return array
 
 
 def _named_tuple(name: str) -> Any:

@@ -6,6 +6,7 @@ Arguments are read before anything heavy is imported, so that help comes at once
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -51,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if threading.current_thread() is threading.main_thread():
         # A batch system stops a job with SIGTERM: clean up as after Ctrl-C.
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As on the error stream: names of files may hold bytes that are no text.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = run(arguments)
         sys.stdout.flush()

@@ -195,7 +195,10 @@ def _check_types(descr: Any) -> bool:
     if not isinstance(descr, list):
         raise TypeError(descr)
     objects = False
-    for _, kind, *shape in descr:
+    for names, kind, *shape in descr:
+        # NumPy would write them as escapes, which are not read.
+        if not "".join(names).isprintable():
+            raise ValueError(names)
         if any(
             not isinstance(sides, tuple) or any(type(side) is not int for side in sides) for sides in shape
         ):

@@ -16,6 +16,8 @@ from fastsort.particles.source import Images, ImageStore, Indices, StackImages
 _SAME_PIXEL_SIZE = 1e-4
 # Before they are cropped they may be much larger than what they become.
 _IMAGES_AT_ONCE = 32
+# Each takes an operator of up to 4 MB.
+_MOST_KINDS = 200
 
 Floats = npt.NDArray[np.float64]
 
@@ -81,8 +83,15 @@ def bring_to_one_grid(
     sizes = _levelled(sizes)
     kinds, kind_of = np.unique(np.stack([boxes, sizes], axis=1), axis=0, return_inverse=True)
     kind_of = kind_of.reshape(-1).astype(np.int32)
+    if len(kinds) > _MOST_KINDS:
+        raise InputError(
+            f"the images of {path} are of {len(kinds)} different boxes or pixel sizes (these are from "
+            f"{kinds[:, 1].min():.5g} to {kinds[:, 1].max():.5g}), which is more than {_MOST_KINDS}: "
+            "correct the pixel sizes, or give one for all."
+        )
     pixel_size = float(kinds[:, 1].max()) if known else np.nan
-    steps = kinds[:, 1].max() / kinds[:, 1]
+    with np.errstate(over="ignore"):
+        steps = kinds[:, 1].max() / kinds[:, 1]
     box = int(np.floor(kinds[:, 0] / steps + 1e-6).min())
     if box < MIN_BOX:
         listed = []
@@ -159,7 +168,8 @@ class GridImages(ImageStore):
                     first = own.shape[1] // 2 - self.box // 2
                     images[some] = own[:, first : first + self.box, first : first + self.box]
                 else:
-                    images[some] = apply_crop(own, operator)
+                    with np.errstate(all="ignore"):  # what is not finite stays so, and is told later
+                        images[some] = apply_crop(own, operator)
         return images
 
     def part(self, chosen: Indices) -> ImageStore:

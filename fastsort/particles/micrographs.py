@@ -42,7 +42,7 @@ _ROUNDING = 1e-7
 # What is left of whole pixels after they were fractions of a micrograph in single precision.
 _FRACTION_ERROR = 2e-3
 _FAR_AWAY = 1 << 30
-_CRYOSPARC_NUMBER = re.compile(r"\d{15,}_")
+_CRYOSPARC_NUMBER = re.compile(r"(?<!\d)\d{15,}_")
 
 
 @dataclass(frozen=True, eq=False)
@@ -577,7 +577,8 @@ def _read_all(files: list[_CoordinateFile], given: _Given) -> list[_Picks]:
         else:
             number = _belonging_to(file, given)
             if number is None:
-                strangers.append(file.path if file.micrograph is None else file.micrograph)
+                of = "" if file.micrograph is None else f" (of {file.micrograph})"
+                strangers.append(f"{file.path}{of}")
             elif number in file_of:
                 raise InputError(
                     f"coordinate files {file_of[number]} and {file.path} both belong to micrograph "
@@ -598,7 +599,8 @@ def _read_all(files: list[_CoordinateFile], given: _Given) -> list[_Picks]:
     if lost:
         raise InputError(
             f"{sum(lost.values())} picks are of {len(lost)} micrographs that are not given: "
-            f"{_first(list(lost))}. Give these micrographs, too, or leave their picks out."
+            f"{_first(list(lost))}. Give these micrographs, too, or leave their picks out of "
+            f"{_first([file.path for file in files])}."
         )
     if not sum(len(file.x) for file in picks):
         paths = _first([file.path for file in files])

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from io import BufferedReader, BufferedWriter
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -79,7 +80,8 @@ def read_header(path: str | os.PathLike[str]) -> MrcHeader:
         raise InputError(f"{path} is not an MRC file: it has {size} bytes, and a header alone takes 1024.")
     order, fields = _sensible_fields(raw, path)
     header = MrcHeader(
-        path=os.path.abspath(path),
+        # Not normalised: what stands before .. may be a link to somewhere else.
+        path=str(Path(path).absolute()),
         n_images=int(fields["nz"]),
         ny=int(fields["ny"]),
         nx=int(fields["nx"]),

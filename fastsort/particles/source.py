@@ -288,7 +288,8 @@ class StackImages(ImageStore):
             read_sections(self.stacks[stack[start]], section[start:end], images[start:end])
         images = images if order is None else images[order]
         if self.sign_of is not None:
-            images *= self.sign_of[indices].astype(np.float32)[:, None, None]
+            with np.errstate(invalid="ignore"):  # signalling NaN
+                images *= self.sign_of[indices].astype(np.float32)[:, None, None]
         return images
 
     def part(self, chosen: Indices) -> ImageStore:

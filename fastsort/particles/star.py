@@ -21,10 +21,19 @@ from fastsort._checks import InputError, check_readable
 
 Places = npt.NDArray[np.integer[Any]]
 
-# A quote ends its value only where a blank follows.
-_VALUE_OR_COMMENT = re.compile(
-    rb"""'[^\n]*?'(?![^\x00-\x20])|"[^\n]*?"(?![^\x00-\x20])|\#[^\n]*|[^\x00-\x20]+""", re.VERBOSE
-)
+# A quote ends its value only where a blank follows. Group 1 is a comment, group 2 what follows a quote that
+# does not end on its line.
+_CLOSED = {b"'": rb"'[^\n]*?'(?![^\x00-\x20])|", b'"': rb'"[^\n]*?"(?![^\x00-\x20])|'}
+_VALUE_OR_COMMENT = {
+    b"": re.compile(rb"(#[^\n]*)|[^\x00-\x20]+"),
+    **{
+        quotes: re.compile(
+            b"".join(_CLOSED[bytes([quote])] for quote in quotes)
+            + rb"(#[^\n]*)|([%b][^\n]*)|[^\x00-\x20]+" % quotes
+        )
+        for quotes in (b"'", b'"', b"'\"")
+    },
+}
 _ROWS_AT_ONCE = 20_000
 _BYTES_AT_ONCE = 1 << 20
 _MOST_SHOWN = 200
@@ -262,9 +271,17 @@ def _read_rows(path: str, text: bytes, start: int, stop: int, n_columns: int) ->
 
 
 def _values_one_by_one(text: bytes, start: int, stop: int) -> Places:
-    found = _VALUE_OR_COMMENT.finditer(text, start, stop)
-    places = (match.span() for match in found if text[match.start()] != ord("#"))
-    return np.fromiter(chain.from_iterable(places), np.int64).reshape(-1, 2)
+    return np.fromiter(chain.from_iterable(_spans(text, start, stop)), np.int64).reshape(-1, 2)
+
+
+def _spans(text: bytes, start: int, stop: int, quotes: bytes = b"'\"") -> Iterator[tuple[int, int]]:
+    for match in _VALUE_OR_COMMENT[quotes].finditer(text, start, stop):
+        if match.lastindex is None:
+            yield match.span()
+        elif match.lastindex == 2:
+            # No later one of this line ends either: looking for each would take the square of its length.
+            others = quotes.replace(match[2][:1], b"")
+            yield from _spans(text, match.start(), match.end(), others)
 
 
 def _values_between_blanks(text: bytes, start: int, stop: int) -> Places:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import re
 import tempfile
@@ -19,6 +20,7 @@ from fastsort._saved import load, save
 from fastsort.decide.micrographs import MicrographTable, summarize_micrographs
 from fastsort.particles.places import micrograph_places
 from fastsort.particles.source import Particles, Table, open_particles
+from fastsort.particles.star import shown
 from fastsort.report.micrographs import write_micrographs
 from fastsort.report.recentre import origin_columns
 from fastsort.report.subsets import subsets, write_subset
@@ -188,10 +190,8 @@ def open_finished(
             raise InputError(
                 f"{folder} holds no {name}: give a folder that this version of 'fastsort sort' has written."
             )
-    result = load(folder / RESULTS)
+    result = _load_result(folder / RESULTS)
     summary = _read_summary(folder / _SUMMARY)
-    if not {"keep", "score", "votes"} <= set(getattr(result, "_fields", ())):
-        raise InputError(f"{folder / RESULTS} holds no result of sorting: sort again.")
     particles = _open_again(folder, summary, source, data_dir)
     _check_unchanged(folder, particles, result, summary)
     return Finished(folder, particles, result, summary)
@@ -241,25 +241,94 @@ def read_earlier(folder: str | os.PathLike[str]) -> tuple[SortResult, list[str]]
         If the folder holds no finished run.
     """
     folder = Path(folder)
-    result = load(folder / RESULTS)
+    result = _load_result(folder / RESULTS)
     with check_readable(folder / _SCORES):
         pass
     with open(folder / _SCORES, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        names = [row["name"] for row in csv.DictReader(file)]
-    if not hasattr(result, "keep") or len(names) != len(result.keep):
+        try:
+            names = [row["name"] for row in csv.DictReader(file)]
+        except (KeyError, csv.Error):
+            names = []
+    if len(names) != len(result.keep):
         raise InputError(f"{folder} is damaged: {_SCORES} and {RESULTS} are not of the same images.")
     return result, names
+
+
+# What each column of a result is made of.
+_COLUMNS = {
+    "keep": "b",
+    "score": "f",
+    "reason": "U",
+    "suspicion": "U",
+    "rescued": "b",
+    "junk_probability": "f",
+}
+
+
+def _load_result(path: Path) -> SortResult:
+    """Read a result, and refuse one whose parts are not of the same images."""
+    from fastsort.sort import SortResult
+
+    result = load(path)
+    if not isinstance(result, SortResult):
+        raise InputError(f"{path} holds no result of sorting: sort again.")
+    if not _is_whole(result):
+        raise InputError(f"{path} is damaged: its parts do not belong together: sort again.")
+    return result
+
+
+def _is_whole(result: SortResult) -> bool:
+    named = (result.votes, result.measurements, result.seconds, result.parameters)
+    if not all(isinstance(values, dict) for values in named):
+        return False
+    columns = [(getattr(result, name), kind) for name, kind in _COLUMNS.items()]
+    columns += [(values, "f") for values in result.votes.values()]
+    columns += [(values, "biuf") for values in result.measurements.values()]
+    n = np.size(result.keep)
+    numbers = (result.cut, result.diameter, result.diameter_px, *result.seconds.values())
+    parts = (result.subspaces, result.errors, result.views, result.judge)
+    return (
+        all(isinstance(values, np.ndarray) and values.dtype.kind in kind for values, kind in columns)
+        and all(values.shape == (n,) for values, _ in columns)
+        and np.shape(result.offset) == (n, 2)
+        and result.offset.dtype.kind == "f"
+        and all(isinstance(number, (int, float, np.number)) for number in numbers)
+        and all(part is None or hasattr(part, "_fields") for part in parts)
+    )
 
 
 def _read_summary(path: Path) -> dict[str, Any]:
     with check_readable(path) as file:
         try:
             summary = json.load(file)
-        except ValueError:
+        except (ValueError, RecursionError):
             summary = None
-    if not isinstance(summary, dict):
+    if not (isinstance(summary, dict) and _says_how(summary.get("opened_with") or {})):
         raise InputError(f"{path} is damaged: sort again.")
     return summary
+
+
+_OPENED_WITH: dict[str, Any] = {
+    "pixel_size": (int, float),
+    "data_dir": str,
+    "passthrough": str,
+    "box": int,
+    "invert": bool,
+    "micrographs": (str, list),
+    "coordinates": (str, list),
+}
+
+
+def _says_how(how: Any) -> bool:
+    """Whether a summary says how its input was opened, in words that can be used."""
+    return (
+        isinstance(how, dict)
+        and all(how.get(name) is None or isinstance(how[name], kind) for name, kind in _OPENED_WITH.items())
+        and (how.get("pixel_size") is None or 0 < how["pixel_size"] < math.inf)
+        and all(
+            isinstance(path, str) for name in ("micrographs", "coordinates") for path in how.get(name) or []
+        )
+    )
 
 
 def _check_unchanged(folder: Path, particles: Particles, result: SortResult, summary: dict[str, Any]) -> None:
@@ -282,9 +351,14 @@ def _first_other_name(path: Path, names: Sequence[str]) -> str | None:
     if not path.is_file():
         return None
     with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        for index, (row, name) in enumerate(zip(csv.DictReader(file), names, strict=False)):
-            if row.get("name") != name:
-                return f"its image {index}, counted from 0, is {name}, and was {row.get('name')}"
+        index = 0
+        try:
+            for index, (row, name) in enumerate(zip(csv.DictReader(file), names, strict=False)):
+                if row.get("name") != name:
+                    other = shown(str(row.get("name")))
+                    return f"its image {index}, counted from 0, is {shown(name)}, and was {other}"
+        except csv.Error:
+            return f"{path} is damaged after image {index}"
     return None
 
 
