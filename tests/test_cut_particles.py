@@ -14,7 +14,7 @@ from mrcfile.dtypes import HEADER_DTYPE
 
 from fastsort._checks import InputError
 from fastsort.particles import micrographs as cutting
-from fastsort.particles.micrographs import write_picks
+from fastsort.particles.coordinates import write_picks
 from fastsort.particles.source import choose_particles, open_particles
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "real" / "micrographs"

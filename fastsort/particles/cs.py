@@ -253,7 +253,7 @@ def open_cs(
         dataset = _join_own_passthrough(dataset)
     stacks, images = _locate_images(dataset, data_dir)
     pixel_sizes = (
-        _numbers(dataset, "blob/psize_A") if pixel_size is None else np.full(len(dataset), pixel_size)
+        dataset_numbers(dataset, "blob/psize_A") if pixel_size is None else np.full(len(dataset), pixel_size)
     )
     if pixel_sizes is not None:
         _check_every("blob/psize_A", pixel_sizes, path, positive=True)
@@ -263,7 +263,7 @@ def open_cs(
         grid.box,
         grid.pixel_size,
         path,
-        ctf=_ctf_parameters(dataset),
+        ctf=dataset_ctf(dataset),
         names=_ImageNames(stacks, images.stack_of, images.section_of),
         micrographs=_micrographs(dataset),
         table=dataset,
@@ -363,7 +363,7 @@ def _sections(dataset: CsDataset) -> npt.NDArray[Any]:
     )
 
 
-def _texts(dataset: CsDataset, name: str) -> tuple[list[str], npt.NDArray[np.int32]]:
+def dataset_texts(dataset: CsDataset, name: str) -> tuple[list[str], npt.NDArray[np.int32]]:
     """Return the different paths of a field, and which of them each particle has."""
     values = dataset.field(name)
     if values is None:
@@ -406,7 +406,7 @@ def _locate_images(
 ) -> tuple[list[str], StackImages]:
     """Find the stacks, whose names are returned too, and check that they hold what the dataset says."""
     sections = _sections(dataset)
-    stacks, stack_of = _texts(dataset, "blob/path")
+    stacks, stack_of = dataset_texts(dataset, "blob/path")
     if "" in stacks:
         raise InputError(f"blob/path of {dataset.path} is empty for some particles: extract them again.")
     section_of = sections.astype(np.int64)
@@ -444,7 +444,7 @@ def _check_shapes(dataset: CsDataset, images: StackImages) -> None:
 
 
 def _signs(dataset: CsDataset) -> npt.NDArray[np.int8] | None:
-    signs = _numbers(dataset, "blob/sign")
+    signs = dataset_numbers(dataset, "blob/sign")
     if signs is None or (signs == 1).all():
         return None
     wrong = np.flatnonzero(np.abs(signs) != 1)
@@ -456,7 +456,7 @@ def _signs(dataset: CsDataset) -> npt.NDArray[np.int8] | None:
     return signs.astype(np.int8)
 
 
-def _numbers(dataset: CsDataset, name: str) -> Floats | None:
+def dataset_numbers(dataset: CsDataset, name: str) -> Floats | None:
     """Return a field of one number a particle; None where no file has it."""
     values = dataset.field(name)
     if values is None:
@@ -477,16 +477,16 @@ def _check_every(name: str, values: Floats, path: str, positive: bool = False) -
         )
 
 
-def _ctf_parameters(dataset: CsDataset) -> CtfParameters | None:
+def dataset_ctf(dataset: CsDataset) -> CtfParameters | None:
     """Return the CTF of each particle; None if a part of it is missing or it was never estimated."""
-    given = {name: _numbers(dataset, name) for name in _CTF}
+    given = {name: dataset_numbers(dataset, name) for name in _CTF}
     known = {name: values for name, values in given.items() if values is not None}
     if len(known) < len(given):
         return None
     unknown = (known["ctf/df1_A"] == 0) & (known["ctf/df2_A"] == 0)
     if unknown.all():
         return None
-    shift = _numbers(dataset, "ctf/phase_shift_rad")
+    shift = dataset_numbers(dataset, "ctf/phase_shift_rad")
     known["ctf/phase_shift_rad"] = np.zeros(len(dataset)) if shift is None else shift
     for name, values in known.items():
         _check_every(name, values, dataset.path, positive=name == "ctf/accel_kv")
@@ -509,7 +509,7 @@ def _ctf_parameters(dataset: CsDataset) -> CtfParameters | None:
 def _micrographs(dataset: CsDataset) -> list[str] | None:
     if dataset.field("location/micrograph_path") is None:
         return None
-    names, name_of = _texts(dataset, "location/micrograph_path")
+    names, name_of = dataset_texts(dataset, "location/micrograph_path")
     if names == [""]:
         return None
     return [names[number] for number in name_of.tolist()]

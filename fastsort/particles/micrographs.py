@@ -1,34 +1,26 @@
-"""Particles that are cut from micrographs at picked coordinates, and the coordinate files of those kept."""
+"""Particles that are cut from micrographs at picked coordinates."""
 
 from __future__ import annotations
 
 import glob
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from fastsort._checks import InputError, check_box, check_count, check_positive, check_readable
 from fastsort._jit import kernel
-from fastsort.particles.mrc import MrcHeader, _widen, read_header
-from fastsort.particles.relion import (
-    JoinedTable,
-    _ctf_parameters,
-    _pixel_sizes,
-    join_optics,
-    locate_stacks,
-)
+from fastsort.particles.coordinates import BoxFile, CsDataset, PickedFiles, loop_with, read_coordinates
+from fastsort.particles.mrc import MrcHeader, read_header, widen
+from fastsort.particles.relion import JoinedTable, join_optics, listed_ctf, listed_pixel_sizes, locate_stacks
 from fastsort.particles.source import CtfParameters, Images, ImageStore, Indices, Particles
-from fastsort.particles.star import StarBlock, StarFile, read_star, shown, subset_bytes
-
-if TYPE_CHECKING:
-    from fastsort.particles.cs import CsDataset
+from fastsort.particles.star import StarFile, read_star, shown
 
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
@@ -118,7 +110,7 @@ class MicrographImages(ImageStore):
             header = self.micrographs[micrograph[chosen[0]]]
             for image, pixels in zip(chosen.tolist(), self._windows(header, top, left, chosen), strict=True):
                 if header.dtype.kind == "f" and header.dtype.itemsize == 2:
-                    _widen(pixels, images[image])
+                    widen(pixels, images[image])
                 else:
                     images[image] = pixels
         for image in np.flatnonzero(there & ((top != wanted[0]) | (left != wanted[1]))).tolist():
@@ -269,54 +261,6 @@ def _level(images, starts, stops, inverse, sign, rounding):
                 image[v, u] = image[v, u] * scale
 
 
-@dataclass(frozen=True, eq=False)
-class BoxFile:
-    """An EMAN .box file: its lines, endings included, and which of them are picks."""
-
-    path: str
-    lines: list[bytes] = field(repr=False)
-    line_of: Indices = field(repr=False)
-
-
-@dataclass(frozen=True, eq=False)
-class PickedFiles:
-    """Coordinate files, and where in its micrograph each of their picks lies.
-
-    Attributes
-    ----------
-    path : str
-        What was asked for, for messages.
-    files : list of str
-        Their paths, in the order in which their picks count.
-    contents : list of StarFile, BoxFile or CsDataset
-    file_of : ndarray of int32, shape (n,)
-        Which file each pick stands in; ascending.
-    row_of : ndarray of int32, shape (n,)
-        Which row of that file, counted from 0.
-    micrographs : list of str
-        All that were given, as they were named.
-    micrograph_of : ndarray of int32, shape (n,)
-    x, y : ndarray of float64, shape (n,)
-        Centre of the particle in pixels of the micrograph.
-    pixel_size : float
-        Of the micrographs, in angstroms; NaN when unknown.
-    defocus : ndarray of float64, shape (n,), or None
-        Mean of the two principal defoci, in angstroms.
-    """
-
-    path: str
-    files: list[str] = field(repr=False)
-    contents: list[StarFile | BoxFile | CsDataset] = field(repr=False)
-    file_of: npt.NDArray[np.int32] = field(repr=False)
-    row_of: npt.NDArray[np.int32] = field(repr=False)
-    micrographs: list[str] = field(repr=False)
-    micrograph_of: npt.NDArray[np.int32] = field(repr=False)
-    x: Floats = field(repr=False)
-    y: Floats = field(repr=False)
-    pixel_size: float
-    defocus: Floats | None = field(default=None, repr=False)
-
-
 def open_micrographs(
     micrographs: FilePath | Sequence[FilePath],
     coordinates: FilePath | Sequence[FilePath],
@@ -437,25 +381,6 @@ class _CoordinateFile(NamedTuple):
     """As a list of coordinate files names it."""
 
 
-@dataclass(frozen=True, eq=False)
-class _TableOf(StarFile):
-    """A STAR file of whose tables another one than that of the particles is joined with the optics."""
-
-    rows: StarBlock
-
-    @property
-    def particles_block(self) -> StarBlock:
-        return self.rows
-
-
-def _join(star: StarFile, rows: StarBlock) -> JoinedTable:
-    return join_optics(_TableOf(star.path, star.text, star.blocks, rows))
-
-
-def _loop_with(star: StarFile, *labels: str) -> StarBlock | None:
-    return next((block for block in star.blocks if block.is_loop and {*labels} <= {*block.labels}), None)
-
-
 def _expand(paths: FilePath | Sequence[FilePath], what: str) -> list[str]:
     """Return the files that paths and patterns name; those of a pattern in the order of their names."""
     files: list[str] = []
@@ -508,13 +433,13 @@ def _open_given(micrographs: FilePath | Sequence[FilePath], data_dir: FilePath |
     paths = names
     if len(names) == 1 and Path(names[0]).suffix.lower() == ".star":
         star = read_star(names[0])
-        rows = _loop_with(star, "_rlnMicrographName")
+        rows = loop_with(star, "_rlnMicrographName")
         if rows is None:
             raise InputError(
                 f"{star.path} has no loop with _rlnMicrographName: give a STAR file that lists micrographs, "
                 "such as micrographs_ctf.star, or the micrographs themselves."
             )
-        table, names = _join(star, rows), rows.column("_rlnMicrographName")
+        table, names = join_optics(star, rows), rows.column("_rlnMicrographName")
         if not names:
             raise InputError(f"{star.path} lists no micrographs: nothing to cut particles from.")
         paths = _find_all(names, star.path, data_dir, "micrographs")
@@ -541,7 +466,7 @@ def _coordinate_files(
     files = [_CoordinateFile(path, None) for path in _expand(coordinates, "coordinates")]
     if len(files) == 1 and Path(files[0].path).suffix.lower() == ".star":
         star = read_star(files[0].path)
-        listed = _loop_with(star, "_rlnMicrographName", "_rlnMicrographCoordinates")
+        listed = loop_with(star, "_rlnMicrographName", "_rlnMicrographCoordinates")
         if listed is not None:
             names = listed.column("_rlnMicrographCoordinates")
             if not names:
@@ -567,7 +492,7 @@ def _read_all(files: list[_CoordinateFile], given: _Given) -> list[_Picks]:
     file_of: dict[int, str] = {}
     picks = []
     for file in files:
-        content, names, x, y, ctf = _read_one(file.path)
+        content, names, x, y, ctf = read_coordinates(file.path)
         if names is not None:
             numbers = {name: _find_micrograph(name, given, file.path) for name in dict.fromkeys(names)}
             for name in names:
@@ -645,93 +570,6 @@ def _only_one(numbers: list[int], given: _Given, name: str, path: str) -> int:
     return best[0]
 
 
-_Columns = tuple["StarFile | BoxFile | CsDataset", "list[str] | None", Floats, Floats, "CtfParameters | None"]
-
-
-def _read_one(path: str) -> _Columns:
-    """Return the file, the micrograph of each pick if it is named, the coordinates, and the CTF if given."""
-    suffix = Path(path).suffix.lower()
-    if suffix == ".star":
-        return _read_star_picks(read_star(path))
-    if suffix == ".box":
-        return _read_box(path)
-    if suffix == ".cs":
-        return _read_cs_picks(path)
-    raise InputError(f"{path} must be a .star, .box or .cs file with coordinates: give one of these.")
-
-
-def _coordinate_block(star: StarFile) -> StarBlock:
-    block = _loop_with(star, "_rlnCoordinateX", "_rlnCoordinateY")
-    # Of no picks, RELION writes a table without columns.
-    block = block or next((block for block in star.blocks if not block.labels), None)
-    if block is None:
-        raise InputError(
-            f"{star.path} has no loop with _rlnCoordinateX and _rlnCoordinateY: "
-            "give the picks of a RELION job."
-        )
-    return block
-
-
-def _read_star_picks(star: StarFile) -> _Columns:
-    block = _coordinate_block(star)
-    if not block.labels:
-        return star, None, np.zeros(0), np.zeros(0), None
-    x, y = block.floats("_rlnCoordinateX"), block.floats("_rlnCoordinateY")
-    wrong = np.flatnonzero(~np.isfinite(x + y))
-    if len(wrong):
-        raise _not_finite(f"line {block.line_number(int(wrong[0]))} of {star.path}")
-    if "_rlnMicrographName" not in block.labels:
-        return star, None, x, y, None
-    ctf = _ctf_parameters(_join(star, block)) if "_rlnDefocusU" in block.labels else None
-    return star, block.column("_rlnMicrographName"), x, y, ctf
-
-
-def _not_finite(where: str) -> InputError:
-    return InputError(f"coordinates must be finite numbers; those on {where} are not: remove the pick.")
-
-
-def _read_box(path: str) -> _Columns:
-    """Read the lower corner and the sides of each box, and return its middle."""
-    with check_readable(path) as file:
-        lines = file.read().splitlines(keepends=True)
-    line_of = [number for number, line in enumerate(lines) if line.strip() and line.strip()[:1] != b"#"]
-    corners = np.empty((len(line_of), 4))
-    for row, number in enumerate(line_of):
-        words = lines[number].split()[:4]
-        try:
-            corners[row] = [float(word) for word in words]
-        except ValueError:
-            found = shown(b" ".join(words).decode("utf-8", "surrogateescape"))
-            raise InputError(
-                f"line {number + 1} of {path} must start with four numbers, x and y of a corner, width and "
-                f"height; it has '{found}': correct the line."
-            ) from None
-    wrong = np.flatnonzero(~np.isfinite(corners).all(axis=1))
-    if len(wrong):
-        raise _not_finite(f"line {line_of[wrong[0]] + 1} of {path}")
-    x, y = (corners[:, :2] + corners[:, 2:] / 2).T
-    return BoxFile(path, lines, np.array(line_of, np.intp)), None, x, y, None
-
-
-def _read_cs_picks(path: str) -> _Columns:
-    """Return coordinates as fractions of the sides of their micrograph."""
-    from fastsort.particles.cs import CsDataset, _ctf_parameters, _numbers, _texts, read_cs
-
-    dataset = CsDataset(path, read_cs(path))
-    for name in ("location/micrograph_path", "location/center_x_frac", "location/center_y_frac"):
-        if dataset.field(name) is None:
-            raise InputError(f"{path} has no field {name}: give picks, or the passthrough file that has it.")
-    x, y = (_numbers(dataset, f"location/center_{axis}_frac") for axis in "xy")
-    assert x is not None and y is not None
-    if not len(dataset):
-        return dataset, [], x, y, None
-    wrong = np.flatnonzero(~np.isfinite(x + y))
-    if len(wrong):
-        raise _not_finite(f"row {wrong[0]} of {path}")
-    paths, path_of = _texts(dataset, "location/micrograph_path")
-    return dataset, [paths[number] for number in path_of.tolist()], x, y, _ctf_parameters(dataset)
-
-
 def _from_fractions(
     dataset: CsDataset, which: npt.NDArray[np.int32], x: Floats, y: Floats, given: _Given
 ) -> tuple[Floats, Floats]:
@@ -806,7 +644,7 @@ def _listed_pixel_sizes(table: JoinedTable) -> Floats | None:
         sizes = table.floats(label)
         if sizes is not None:
             return sizes
-    return _pixel_sizes(table)
+    return listed_pixel_sizes(table)
 
 
 def _ctf(picks: list[_Picks], given: _Given, table: PickedFiles) -> CtfParameters | None:
@@ -814,72 +652,5 @@ def _ctf(picks: list[_Picks], given: _Given, table: PickedFiles) -> CtfParameter
     own = [file.ctf for file in picks if file.ctf is not None]
     if len(own) == len(picks):
         return CtfParameters(*(np.concatenate(columns) for columns in zip(*own, strict=True)))
-    listed = None if given.table is None else _ctf_parameters(given.table)
+    listed = None if given.table is None else listed_ctf(given.table)
     return None if listed is None else listed.of(table.micrograph_of)
-
-
-def write_picks(
-    folder: FilePath,
-    picks: PickedFiles,
-    rows: npt.ArrayLike,
-    columns: Mapping[str, Sequence[str]] | None = None,
-    fields: Mapping[str, npt.NDArray[Any]] | None = None,
-) -> list[str]:
-    """Write some of the picks as coordinate files of the names and formats that were read.
-
-    Parameters
-    ----------
-    folder : path
-        Where to write; exists.
-    picks : PickedFiles
-        As in the `table` of particles from `open_micrographs`.
-    rows : array of bool or of int
-        Which picks to keep. A file of which none is kept is written without picks.
-    columns : mapping of str to sequence of str, optional
-        For STAR files: label, and one word for every pick, kept or not.
-    fields : mapping of str to ndarray, optional
-        For .cs files: name of the field, and one value for every pick, kept or not.
-
-    Returns
-    -------
-    names : list of str
-        Of the files, within the folder.
-
-    Notes
-    -----
-    All other bytes of STAR and .box files stay as they are.
-    """
-    kept = np.zeros(len(picks.file_of), bool)
-    kept[np.asarray(rows) if np.size(rows) else []] = True
-    bounds = np.searchsorted(picks.file_of, np.arange(len(picks.files) + 1)).tolist()
-    names = []
-    for file, (start, stop) in zip(picks.contents, pairwise(bounds), strict=True):
-        names.append(os.path.basename(file.path))
-        path = os.path.join(folder, names[-1])
-        if isinstance(file, StarFile):
-            pieces = _star_pieces(file, kept[start:stop], columns or {}, slice(start, stop))
-        elif isinstance(file, BoxFile):
-            pieces = _box_pieces(file, kept[start:stop])
-        else:
-            from fastsort.particles.cs import write_cs
-
-            own = {name: values[start:stop] for name, values in (fields or {}).items()}
-            write_cs(path, file, np.flatnonzero(kept[start:stop]), own)
-            continue
-        with open(path, "wb") as out:
-            out.writelines(pieces)
-    return names
-
-
-def _star_pieces(
-    star: StarFile, kept: Bools, columns: Mapping[str, Sequence[str]], own: slice
-) -> Iterator[bytes]:
-    block = _coordinate_block(star)
-    if not block.labels:
-        return iter([star.text])
-    return subset_bytes(star, kept, {label: values[own] for label, values in columns.items()}, block)
-
-
-def _box_pieces(file: BoxFile, kept: Bools) -> Iterator[bytes]:
-    dropped = set(file.line_of[~kept].tolist())
-    return (line for number, line in enumerate(file.lines) if number not in dropped)

@@ -161,12 +161,12 @@ def _read_run(file: BufferedReader, header: MrcHeader, out: npt.NDArray[np.float
         stored = np.empty(piece.shape, header.dtype)
         _fill(file, header, stored)
         if header.dtype.itemsize == 2 and header.dtype.kind == "f":
-            _widen(stored, piece)
+            widen(stored, piece)
         else:
             piece[...] = stored
 
 
-def _widen(halves: npt.NDArray[np.float16], out: npt.NDArray[np.float32]) -> None:
+def widen(halves: npt.NDArray[np.float16], out: npt.NDArray[np.float32]) -> None:
     """Convert half precision; NumPy does it number by number, and takes five times as long."""
     bits = out.view(np.int32)
     bits[...] = halves.view(halves.dtype.str.replace("f", "i"))

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastsort.particles.cs import CsDataset, _numbers
-from fastsort.particles.micrographs import PickedFiles
+from fastsort.particles.coordinates import PickedFiles
+from fastsort.particles.cs import CsDataset, dataset_numbers
 from fastsort.particles.relion import join_optics
 from fastsort.particles.source import CtfParameters, Indices, Particles
 
@@ -107,7 +107,7 @@ def _cs_places(
     """Return x, y, pixel size and defocus, as `Places` has them."""
     n = len(dataset)
     x, y, sizes = (
-        _numbers(dataset, f"location/{name}")
+        dataset_numbers(dataset, f"location/{name}")
         for name in ("center_x_frac", "center_y_frac", "micrograph_psize_A")
     )
     shape = dataset.field("location/micrograph_shape")

@@ -57,7 +57,7 @@ def open_star(
     check_not_empty(table.rows.n_rows, path)
     names = table.rows.column("_rlnImageName")
     images = _locate_images(names, table.rows, data_dir)
-    pixel_sizes = _pixel_sizes(table) if pixel_size is None else None
+    pixel_sizes = listed_pixel_sizes(table) if pixel_size is None else None
     if pixel_sizes is not None:
         _check_every("the pixel size", pixel_sizes, table.rows, positive=True)
     if pixel_size is not None:
@@ -69,7 +69,7 @@ def open_star(
         grid.box,
         grid.pixel_size,
         path,
-        ctf=_ctf_parameters(table),
+        ctf=listed_ctf(table),
         names=names,
         micrographs=table.rows.column(micrographs) if micrographs in table.rows.labels else None,
         table=star,
@@ -91,9 +91,9 @@ class JoinedTable(NamedTuple):
         return self.rows.floats(label) if label in self.rows.labels else None
 
 
-def join_optics(star: StarFile) -> JoinedTable:
-    """Find the row of the optics table for each particle."""
-    rows, optics = star.particles_block, star.block("optics")
+def join_optics(star: StarFile, rows: StarBlock | None = None) -> JoinedTable:
+    """Find the row of the optics table for each row of a table, by default for each particle."""
+    rows, optics = rows or star.particles_block, star.block("optics")
     first_group = np.zeros(rows.n_rows, np.intp)
     if optics is None or optics.n_rows == 0:
         return JoinedTable(rows, None, first_group)
@@ -117,7 +117,7 @@ def join_optics(star: StarFile) -> JoinedTable:
     return JoinedTable(rows, optics, np.array([row_of[number] for number in used.tolist()], np.intp)[which])
 
 
-def _pixel_sizes(table: JoinedTable) -> Floats | None:
+def listed_pixel_sizes(table: JoinedTable) -> Floats | None:
     """Return the pixel size of each image in angstroms, from whichever columns give it."""
     for label in ("_rlnImagePixelSize", "_rlnPixelSize"):
         sizes = table.floats(label)
@@ -139,7 +139,7 @@ def _group_names(table: JoinedTable) -> Callable[[int], str] | None:
     return lambda row: names[table.group_of[row]]
 
 
-def _ctf_parameters(table: JoinedTable) -> CtfParameters | None:
+def listed_ctf(table: JoinedTable) -> CtfParameters | None:
     """Return the CTF of each image; None if the table lacks one of its parts."""
     nothing = np.zeros(table.rows.n_rows)
     defocus = table.floats("_rlnDefocusU")

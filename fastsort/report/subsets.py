@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastsort.particles.coordinates import PickedFiles, write_picks
 from fastsort.particles.cs import CsDataset, passthrough_rows, write_cs
-from fastsort.particles.micrographs import PickedFiles, write_picks
 from fastsort.particles.source import Table
 from fastsort.particles.star import StarFile, subset_bytes
 from fastsort.report.folder import coordinate_folder
