@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fastsort._brief import brief
 from fastsort._checks import InputError, check_choice, check_count, check_work_folder
 from fastsort._crop import crop_operator
 from fastsort.images.prepare import ctf_to_flip, prepare_images, working_radius
@@ -24,6 +25,7 @@ WORKING_SIZE = 96
 READING = 0.3
 
 
+@brief
 class MapResult(NamedTuple):
     """Classes of a set of particles, and how they were reached.
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fastsort._brief import brief
 from fastsort._checks import InputError, check_choice, check_count, check_positive
 from fastsort._crop import crop_operator
 from fastsort._cut import MIN_JUDGED
@@ -37,6 +38,7 @@ SUBSPACES = ("factor", "log_likelihood", "excess")
 DUPLICATE = 20.0
 
 
+@brief
 class SortResult(NamedTuple):
     """The verdict on every image, in input order, and how it was reached.
 

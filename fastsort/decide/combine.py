@@ -9,10 +9,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import scipy.optimize
-from threadpoolctl import threadpool_limits
 
+from fastsort._brief import brief
 from fastsort._checks import InputError, check_count, check_positive
 from fastsort._cut import MIN_JUDGED, balanced_cut, fit_scores, junk_probability
+from fastsort._process import one_blas_thread
 
 # Votes that know where the particle lies. The others may refine what these have found, but not decide
 # what is looked for: a vote that is blind to it can tell made junk from real images, not from particles.
@@ -39,6 +40,7 @@ SUREST = math.log(0.995 / 0.005)
 Array = npt.NDArray[np.float64]
 
 
+@brief
 class Combination(NamedTuple):
     """One verdict out of several votes.
 
@@ -134,7 +136,7 @@ def combine_votes(votes: Mapping[str, Array], junk: Mapping[str, Array]) -> Comb
         score[judged] = rows.mean(axis=1)
         equal = {**dict.fromkeys(names, 1 / len(names)), OFFSET: 0.0}
         return Combination(score, probability, math.nan, equal, (math.nan, math.nan))
-    with threadpool_limits(limits=1):
+    with one_blas_thread():
         learned, offset = _learn_weights(rows, known, names)
     score[judged] = rows @ learned + offset
     cut, found, shares = calibrate(score[judged], known @ learned + offset)

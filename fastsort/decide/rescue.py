@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from scipy.cluster.vq import kmeans2
-from threadpoolctl import threadpool_limits
 
+from fastsort._brief import brief
 from fastsort._cut import MIN_JUDGED
+from fastsort._process import one_blas_thread
 from fastsort.images.batches import map_batches
 from fastsort.invariants.align import match_to_references
 from fastsort.invariants.averages import (
@@ -45,6 +46,7 @@ Indices = npt.NDArray[np.intp]
 Array = npt.NDArray[np.float64]
 
 
+@brief
 class Views(NamedTuple):
     """Classes of a sample of the images, and where these lie on the map of invariant features.
 
@@ -126,7 +128,7 @@ def find_views(
     sample = np.concatenate(chosen)
     images = working.read(sample)
     noise = ring_statistics(images, n_jobs=1).noise
-    with threadpool_limits(limits=1):
+    with one_blas_thread():
         features = invariant_features(images, MAX_ORDER, noise_floor=noise, n_jobs=n_jobs).astype(np.float64)
         origin = features.mean(axis=0)
         axes = np.linalg.svd(features - origin, full_matrices=False)[2][:N_COMPONENTS]

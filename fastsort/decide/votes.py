@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fastsort._brief import brief
 from fastsort.decide.combine import OFFSET
 from fastsort.invariants.filter import InvariantResult, LearnedInvariants, invariant_filter
 from fastsort.particles.source import Particles
@@ -36,6 +37,7 @@ class Learned(NamedTuple):
     invariants: LearnedInvariants | None
 
 
+@brief
 class Judge(NamedTuple):
     """What a verdict rests on: enough to judge more images, or the same ones at another cut.
 

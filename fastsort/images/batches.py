@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy.typing as npt
 
 from fastsort._checks import check_count
+from fastsort._process import one_blas_thread, without_warnings
 from fastsort.images.cluster import active_client, carries_pixels, map_on_cluster, pack_task
 
 if TYPE_CHECKING:
@@ -74,7 +75,6 @@ def map_batches(
     since their number changes the order of sums, the bits of the result.
     """
     import joblib
-    from threadpoolctl import threadpool_limits
 
     n = len(particles)
     if batch_size is None:
@@ -91,7 +91,7 @@ def map_batches(
     def pack(start: int, stop: int) -> bytes:
         return pack_task(*task(start, stop))
 
-    with threadpool_limits(limits=1, user_api="blas"):
+    with one_blas_thread():
         # Alone, so that the kernels are compiled once and not by every worker.
         for start, stop in ranges[:1]:
             yield _run(*call(start, stop))
@@ -114,10 +114,15 @@ def map_batches(
             )
         else:
             results = map_on_cluster(client, function, arguments, (pack(*part) for part in rest), len(rest))
-        for (_, stop), result in zip(rest, results, strict=True):
-            yield result
-            if progress:
-                progress(stop, n)
+        try:
+            for (_, stop), result in zip(rest, results, strict=True):
+                yield result
+                if progress:
+                    progress(stop, n)
+        finally:
+            # joblib would warn of tasks that a caller who goes before the end has no more use for.
+            with without_warnings():
+                cast("Any", results).close()
 
 
 def default_batch_size(box: int) -> int:
@@ -142,7 +147,5 @@ def _run(
     if os.getpid() == caller:
         return function(part.read(0, len(part)), start, *own, *arguments)
     # The caller's limit does not reach another process.
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(limits=1, user_api="blas"):
+    with one_blas_thread():
         return function(part.read(0, len(part)), start, *own, *arguments)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.fft
 
+from fastsort._brief import brief
 from fastsort._checks import InputError, check_count, check_positive
 from fastsort._crop import apply_crop, crop_operator
 from fastsort._jit import kernel
@@ -45,6 +46,7 @@ Floats = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.intp]
 
 
+@brief
 class Alignment(NamedTuple):
     """How images are brought onto a reference; one entry an image.
 
@@ -72,6 +74,7 @@ class Alignment(NamedTuple):
     mirrored: npt.NDArray[np.bool_]
 
 
+@brief
 class Match(NamedTuple):
     """The best of several references for every image, and how the image is brought onto it.
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.fft
 
+from fastsort._brief import brief
 from fastsort._checks import InputError, check_count, check_radius
 from fastsort._jit import kernel
 from fastsort.images.batches import map_batches
@@ -49,6 +50,7 @@ CACHE_BYTES = 384 << 20
 Floats = npt.NDArray[np.float32]
 
 
+@brief
 class ClassAverages(NamedTuple):
     """Averages of classes, and what is known of them and of their members.
 

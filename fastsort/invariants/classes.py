@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fastsort._brief import brief
 from fastsort._checks import InputError, check_choice, check_count, check_radius
 from fastsort.invariants.align import NEAREST, Images, Indices, match_to_references
 from fastsort.invariants.averages import (
@@ -57,6 +58,7 @@ OF_CLASSES = ("averages", "size", "spread", "resolution", "frc")
 OUTSIDE = 1.15
 
 
+@brief
 class ClassRanking(NamedTuple):
     """What speaks for and against each class; one entry a class.
 
@@ -89,6 +91,7 @@ class ClassRanking(NamedTuple):
     compactness: Array
 
 
+@brief
 class Classification(NamedTuple):
     """Classes of images, the best first.
 

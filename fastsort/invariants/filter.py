@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits
 
+from fastsort._brief import brief
 from fastsort._bulk import Bulk, beyond, distance, fit_bulk
 from fastsort._checks import check_count, check_not_empty
 from fastsort._crop import crop_operator
 from fastsort._cut import MIN_JUDGED, fit_scores, junk_probability
+from fastsort._process import one_blas_thread
 from fastsort._reasons import CONTAMINATION, NOISE, VALID, reason_names, suspicions
 from fastsort.images.batches import map_batches
 from fastsort.images.normalize import inspect_pixels, normalize_background
@@ -77,6 +78,7 @@ class LearnedInvariants(NamedTuple):
     displaced_scores: Array
 
 
+@brief
 class InvariantResult(NamedTuple):
     """Verdict on every image, in input order.
 
@@ -161,7 +163,7 @@ def invariant_filter(
     seed = check_count("seed", seed, 0)
     operator = crop_operator(particles.box, min(particles.box, GRID))
     if learned is None:
-        with threadpool_limits(limits=1):
+        with one_blas_thread():
             learned = _learn(particles, operator, seed)
     batches = map_batches(
         _batch, particles, operator, learned, batch_size=BATCH, n_jobs=n_jobs, progress=progress

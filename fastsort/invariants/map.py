@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
+from fastsort._brief import brief
 from fastsort._checks import InputError, check_choice, check_count
+from fastsort._process import one_blas_thread, without_warnings
 from fastsort.invariants.features import invariant_features
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ CHUNK = 65_536
 N_STARTS = 2
 
 
+@brief
 class ParticleMap(NamedTuple):
     """Place and class of every image.
 
@@ -146,7 +148,7 @@ def map_features(
     fewest = check_count("fewest", fewest)
     n = len(features)
     # Of any kind: threads of k-means, too, add in the order in which they end.
-    with threadpool_limits(limits=1):
+    with one_blas_thread(), threadpool_limits(limits=1, user_api="openmp"):
         fit, mean, axes, n_components = _principal_axes(features)
         if fit.sum() < (n_classes or fewest):
             raise InputError(
@@ -240,9 +242,8 @@ def _fit_mixture(sample: Array, n_classes: int | None, fewest: int, seed: int) -
         mixture = GaussianMixture(number, n_init=N_STARTS, reg_covar=floor, random_state=seed, max_iter=200)
         return mixture.fit(rows)
 
-    with warnings.catch_warnings():
+    with without_warnings():
         # Not converged after 200 iterations, or fewer distinct images than classes: still a mixture.
-        warnings.simplefilter("ignore")
         if n_classes is not None:
             return fitted(n_classes), np.empty(0)
         mixtures, criterion = [], []
@@ -267,9 +268,8 @@ def _embedding(sample: Array, embedding: str, seed: int) -> tuple[Callable[[Arra
     if embedding == "pca":
         return first_two, "pca"
     try:
-        with warnings.catch_warnings():
+        with without_warnings():
             # It warns of what else it could do with Tensorflow.
-            warnings.simplefilter("ignore")
             import umap
     except ImportError:
         if embedding == "umap":
@@ -278,17 +278,15 @@ def _embedding(sample: Array, embedding: str, seed: int) -> tuple[Callable[[Arra
     # Fewer images have no neighbourhood.
     if len(sample) < 20 or np.ptp(sample, axis=0).max() == 0:
         return first_two, "pca"
-    with warnings.catch_warnings():
+    with without_warnings():
         # It warns that a seed leaves it with one worker: that is what is wanted.
-        warnings.simplefilter("ignore")
         reducer = umap.UMAP(n_neighbors=min(15, len(sample) - 1), random_state=seed, n_jobs=1)
         reducer.fit(sample)
 
     def places(scores: Array | None) -> Any:
         if scores is None:
             return reducer.embedding_
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with without_warnings():
             return reducer.transform(scores)
 
     return places, "umap"

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import eigh
-from threadpoolctl import threadpool_limits
 
+from fastsort._brief import brief
 from fastsort._checks import InputError, check_box, check_count
+from fastsort._process import one_blas_thread
 from fastsort.images.batches import map_batches
 from fastsort.images.disk import quarter_disk
 from fastsort.particles.source import open_particles
@@ -26,6 +27,7 @@ MAX_BYTES = 2 << 30
 MIN_NORM = 1e-8
 
 
+@brief
 class ZernikeBasis(NamedTuple):
     """Zernike functions on the pixels of a disk; read-only.
 
@@ -51,6 +53,7 @@ class ZernikeBasis(NamedTuple):
     max_order: int
 
 
+@brief
 class ZernikeMoments(NamedTuple):
     """Complex Zernike moments of images.
 
@@ -226,7 +229,7 @@ def _moments_batch(
 @lru_cache(maxsize=2)
 def _basis(box: int, max_order: int, orthonormal: bool) -> ZernikeBasis:
     # The number of threads would change the last bits.
-    with threadpool_limits(limits=1, user_api="blas"):
+    with one_blas_thread():
         return _sampled_basis(box, max_order, orthonormal)
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, overload
 import numpy as np
 import numpy.typing as npt
 
+from fastsort._brief import brief
 from fastsort._checks import InputError, check_box, check_positive, check_stack
 from fastsort.particles.mrc import MrcHeader, read_header, read_sections
 from fastsort.particles.star import StarFile, read_star
@@ -23,6 +24,7 @@ Images = npt.NDArray[np.float32]
 Indices = npt.NDArray[np.intp]
 
 
+@brief
 class CtfParameters(NamedTuple):
     """Contrast transfer parameters: arrays of float64, one entry an image."""
 

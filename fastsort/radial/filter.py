@@ -9,6 +9,7 @@ import joblib
 import numpy as np
 import numpy.typing as npt
 
+from fastsort._brief import brief
 from fastsort._checks import InputError, check_choice, check_count, check_not_empty, check_radius
 from fastsort._crop import apply_crop, crop_operator
 from fastsort._cut import MIN_JUDGED, fit_scores, junk_probability
@@ -55,6 +56,7 @@ SECOND_PARTICLE = (0.25, 0.9)
 EXCESS = 4.0
 
 
+@brief
 class RadialResult(NamedTuple):
     """What the radial filter found: arrays of one entry an image, and what it learned.
 

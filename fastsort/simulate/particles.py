@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fastsort._brief import brief
 from fastsort._checks import InputError, check_box, check_choice, check_count, check_positive
 from fastsort.images.ctf import contrast_transfer
 from fastsort.particles.source import CtfParameters
@@ -44,6 +45,7 @@ _UNKNOWN_DIAMETER = 250.0
 _PHANTOM_VOXELS = 96
 
 
+@brief
 class Truth(NamedTuple):
     """What is known of every simulated image.
 

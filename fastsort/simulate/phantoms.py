@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsort._checks import InputError, check_choice, check_count, check_positive
+from fastsort._process import without_warnings
 from fastsort.simulate.projections import check_volume
 
 PHANTOMS = ("globular", "elongated", "shell", "two-lobed")
@@ -166,14 +167,11 @@ def load_volume(path: str | os.PathLike[str]) -> tuple[npt.NDArray[np.float32], 
     InputError
         If there is no such file or it is not a cubic volume.
     """
-    import warnings
-
     import mrcfile
 
     try:
-        with warnings.catch_warnings():
+        with without_warnings():
             # A wrong field in somebody's header is no reason to refuse the density.
-            warnings.simplefilter("ignore")
             with mrcfile.open(os.fspath(path), permissive=True) as file:
                 data, voxel_size = file.data, float(file.voxel_size.x)
     except FileNotFoundError:

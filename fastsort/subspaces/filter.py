@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from threadpoolctl import threadpool_limits
 
+from fastsort._brief import brief
 from fastsort._bulk import beyond, fit_bulk
 from fastsort._checks import check_choice, check_count, check_not_empty
 from fastsort._crop import crop_operator
 from fastsort._cut import MIN_JUDGED, balanced_cut
+from fastsort._process import one_blas_thread
 from fastsort._reasons import (
     CONTAMINATION,
     MULTIPLE,
@@ -72,6 +73,7 @@ LEAST_SPREAD = 0.1
 Array = npt.NDArray[np.float64]
 
 
+@brief
 class SubspaceResult(NamedTuple):
     """Verdict on every image, in input order.
 
@@ -312,7 +314,7 @@ def subspace_filter(
     model = learned
     if model is None:
         sample = _sample(particles, operator, seed)
-        with threadpool_limits(limits=1, user_api="blas"):
+        with one_blas_thread():
             model = None if len(sample) < 2 else _learn(sample, basis, describe, numbers, n_jobs, seed)
     if model is None:
         found = _gather(map_batches(_unjudged_batch, particles, n_jobs=n_jobs, progress=progress))

@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import scipy.cluster.vq
-from threadpoolctl import threadpool_limits
 
 from fastsort._checks import InputError, check_choice, check_count
 from fastsort._cut import balanced_cut, valley
+from fastsort._process import one_blas_thread
 from fastsort.subspaces.mixture import (
     FLOOR,
     FitTrace,
@@ -165,7 +165,7 @@ def fit_subspaces(
             f"n_subspaces must be at most the {finite.sum()} images that teach; got {n_subspaces}."
         )
     learner = _Learner(rows, finite, options, n_jobs)
-    with threadpool_limits(limits=1, user_api="blas"):
+    with one_blas_thread():
         usable = _ordinary(energy, finite) if options.robust else finite
         if preset == "published" and basis is None:
             start, symmetry = _random_start(width, n_subspaces, n_components, seed), None

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.linalg
 
+from fastsort._brief import brief
 from fastsort._jit import kernel
 from fastsort.subspaces.rows import Rows, squares
 
@@ -54,6 +55,7 @@ class Strength(NamedTuple):
     residual_spread: float
 
 
+@brief
 class SubspaceModel(NamedTuple):
     """A union of M subspaces of K dimensions in L: y = C_m x + mu_m + noise.
 

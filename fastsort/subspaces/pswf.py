@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import eigh, eigh_tridiagonal
 from scipy.special import jv, roots_legendre
-from threadpoolctl import threadpool_limits
 
+from fastsort._brief import brief
 from fastsort._checks import InputError, check_box, check_count, check_positive
+from fastsort._process import one_blas_thread
 from fastsort.images.batches import map_batches
 from fastsort.images.disk import Quarter, quarter_disk
 from fastsort.particles.source import open_particles
@@ -31,6 +32,7 @@ MAX_BYTES = 2 << 30
 MIN_NORM = 1e-8
 
 
+@brief
 class PswfBasis(NamedTuple):
     """Prolate spheroidal wave functions on the pixels of a disk; read-only.
 
@@ -231,7 +233,7 @@ def _basis(box: int, bandlimit: float, truncation: float) -> PswfBasis:
         )
     # The number of threads would change the last bits, and threads that wait for one another on a
     # busy machine cost far more than they save.
-    with threadpool_limits(limits=1, user_api="blas"):
+    with one_blas_thread():
         return _sampled_basis(box, bandlimit, truncation, bandwidth)
 
 

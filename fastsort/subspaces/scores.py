@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fastsort._brief import brief
 from fastsort.subspaces.mixture import (
     Parameters,
     Posterior,
@@ -26,6 +27,7 @@ N_DRAWN = 1000
 USUAL = 3.0
 
 
+@brief
 class SubspaceScores(NamedTuple):
     """Scores of n images.
 

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from scipy.linalg import eigh
-from threadpoolctl import threadpool_limits
 
+from fastsort._brief import brief
 from fastsort._checks import InputError, check_count, check_positive
+from fastsort._process import one_blas_thread
 from fastsort.subspaces.pswf import Blocks, PswfBasis, angular_blocks
 from fastsort.subspaces.rows import Rows, check_rows
 
@@ -21,6 +22,7 @@ TRACY_WIDOM = 4.4
 MAX_ROUNDS = 100
 
 
+@brief
 class SteerablePca(NamedTuple):
     """Principal components that turn with the image.
 
@@ -124,7 +126,7 @@ def steerable_pca(
     members = angular_blocks(basis)
     count, mean, covariances = _moments(rows, members, n_jobs)
     # As in `map_batches`: the number of threads must not change any bit.
-    with threadpool_limits(limits=1, user_api="blas"):
+    with one_blas_thread():
         blocks = [_block(m, covariance, count) for m, covariance in enumerate(covariances)]
     if noise_variance is None:
         noise_variance = _estimate_noise(blocks)
