@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy.typing as npt
 
 from fastsort._checks import check_count
 from fastsort._process import one_blas_thread, without_warnings
 from fastsort.images.cluster import active_client, carries_pixels, map_on_cluster, pack_task
-
-if TYPE_CHECKING:
-    from fastsort.particles.source import Particles
+from fastsort.particles.source import Particles
 
 BATCH_BYTES = 8 << 20
 MAX_BATCH = 2048
+# How many batches are announced before they are read.
+ANNOUNCED = 2
 
 
 class Source(Protocol):
@@ -88,6 +89,17 @@ def map_batches(
     def call(start: int, stop: int) -> tuple[Any, ...]:
         return function, *task(start, stop), arguments, os.getpid()
 
+    def calls_to_come() -> Iterator[tuple[Any, ...]]:
+        """The calls that are left, the images of each announced while those before it are computed."""
+        ahead: deque[tuple[Any, ...]] = deque()
+        for part in rest:
+            ahead.append(call(*part))
+            if isinstance(ahead[-1][1], Particles):
+                ahead[-1][1].store.announce()
+            if len(ahead) > ANNOUNCED:
+                yield ahead.popleft()
+        yield from ahead
+
     def pack(start: int, stop: int) -> bytes:
         return pack_task(*task(start, stop))
 
@@ -103,10 +115,10 @@ def map_batches(
         results: Iterable[Any]
         if few:
             # Setting up workers takes longer than a small batch, and one batch has nobody to share with.
-            results = (_run(*call(*part)) for part in rest)
+            results = (_run(*call) for call in calls_to_come())
         elif client is None:
             results = joblib.Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")(
-                joblib.delayed(_run)(*call(*part)) for part in rest
+                joblib.delayed(_run)(*call) for call in calls_to_come()
             )
         elif carries_pixels(pack(*rest[0]), batch_size):
             results = joblib.Parallel(n_jobs=-1, backend="threading", return_as="generator")(

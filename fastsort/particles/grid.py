@@ -184,6 +184,11 @@ class GridImages(ImageStore):
         operators = [self.operators[kind] for kind in kinds.tolist()]
         return GridImages(stores, operators, self.box, kind_of.astype(np.int32), place)
 
+    def announce(self) -> None:
+        """Tell the system which sections will be read soon."""
+        for store in self.stores:
+            store.announce()
+
     def files(self) -> list[str]:
         """Return the paths of the stacks."""
         return [path for store in self.stores for path in store.files()]

@@ -25,6 +25,8 @@ _REFUSED = {
 }
 _MAX_SIDE = 65535
 _IMOD_STAMP = 1146047817
+# Linux cuts a longer announcement short.
+_ANNOUNCED_BYTES = 128 << 10
 _CONVERSION_BYTES = 1 << 21
 _SIGN_AND_VALUE = np.int32(-0x70000001)
 _HALF_RANGE = 65536
@@ -149,6 +151,36 @@ def read_sections(header: MrcHeader, sections: npt.NDArray[np.intp], out: npt.ND
         for start, end in pairwise([0, *ends, len(sections)] if len(sections) else []):
             file.seek(header.offset + int(sections[start]) * header.image_bytes)
             _read_run(file, header, out[start:end])
+
+
+def announce_sections(header: MrcHeader, sections: npt.NDArray[np.intp]) -> None:
+    """Tell the system that images of one stack will be read soon, unless it will see that by itself.
+
+    Parameters
+    ----------
+    header : MrcHeader
+    sections : ndarray of intp, shape (n,)
+        Which images, counted from 0; ascending, none twice.
+
+    Notes
+    -----
+    Systems read ahead what follows, so a single run of neighbours gains nothing. Of several, each is fetched
+    from the disk while the batch before is computed.
+    """
+    ends = (np.flatnonzero(sections[1:] - sections[:-1] != 1) + 1).tolist()
+    if not ends or not hasattr(os, "posix_fadvise"):
+        return
+    try:
+        file = os.open(header.path, os.O_RDONLY)
+    except OSError:
+        return  # whoever reads it will say so
+    try:
+        for start, end in pairwise([0, *ends, len(sections)]):
+            place = header.offset + int(sections[start]) * header.image_bytes
+            for piece in range(place, place + (end - start) * header.image_bytes, _ANNOUNCED_BYTES):
+                os.posix_fadvise(file, piece, _ANNOUNCED_BYTES, os.POSIX_FADV_WILLNEED)
+    finally:
+        os.close(file)
 
 
 def _read_run(file: BufferedReader, header: MrcHeader, out: npt.NDArray[np.float32]) -> None:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from fastsort._brief import brief
 from fastsort._checks import InputError, check_box, check_positive, check_stack
-from fastsort.particles.mrc import MrcHeader, read_header, read_sections
+from fastsort.particles.mrc import MrcHeader, announce_sections, read_header, read_sections
 from fastsort.particles.star import StarFile, read_star
 
 _STACK_SUFFIXES = (".mrcs", ".mrc", ".st", ".map")
@@ -66,6 +66,10 @@ class ImageStore(ABC):
     def part(self, chosen: Indices) -> ImageStore:
         """Return a store of some of the images, which takes little to send to another process."""
         return ChosenImages(self, chosen)
+
+    def announce(self) -> None:
+        """Tell the system that all images will be read soon, where it would not see that by itself."""
+        return
 
     def files(self) -> list[str]:
         """Return the paths of all files that hold pixels."""
@@ -306,6 +310,12 @@ class StackImages(ImageStore):
             section_of=self.section_of[chosen],
             sign_of=sign_of,
         )
+
+    def announce(self) -> None:
+        """Tell the system which sections will be read soon."""
+        keys = np.unique(self.stack_of.astype(np.int64) << 32 | self.section_of)
+        for number in np.unique(self.stack_of).tolist():
+            announce_sections(self.stacks[number], (keys[keys >> 32 == number] & 0xFFFFFFFF).astype(np.intp))
 
     def files(self) -> list[str]:
         """Return the paths of the stacks."""
