@@ -426,7 +426,10 @@ def _sort_into(
     # An update is made from what the folder holds.
     overwrite = options.overwrite or getattr(options, "update", False)
     with results_folder(folder, overwrite=overwrite, inputs=particles.files) as partial:
-        with progress_bar("sorting", options.quiet) as bar, _workers(folder, particles, options):
+        with (
+            progress_bar("sorting", options.quiet) as bar,
+            _workers(particles, options, parameters.get("work")),
+        ):
             progress = stop_when_aborted(Path(folder).parent, bar) if _is_relion_job(options) else bar
             result = _sort_or_update(folder, particles, options, progress=progress, **parameters)
         summary = write_results(
@@ -448,15 +451,14 @@ def _is_relion_job(options: argparse.Namespace) -> bool:
 
 
 def _workers(
-    folder: str | os.PathLike[str], particles: Particles, options: argparse.Namespace
+    particles: Particles, options: argparse.Namespace, work: str | os.PathLike[str] | None
 ) -> AbstractContextManager[object]:
     """Give the work to a cluster, if that was asked for."""
     if getattr(options, "cluster", None) is None:
         return nullcontext()
     from fastsort.images.cluster import use_cluster
 
-    beside = os.path.dirname(os.path.abspath(options.work or folder))
-    return use_cluster(options.cluster, [beside, *particles.store.files()[:_N_LOOKED_FOR]])
+    return use_cluster(options.cluster, particles.store.files()[:_N_LOOKED_FOR], work=work)
 
 
 # Files that are looked for on every worker before work begins; it will look for the others itself.

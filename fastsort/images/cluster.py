@@ -7,7 +7,6 @@ import itertools
 import logging
 import os
 import socket
-import sys
 import tempfile
 import time
 from collections import deque
@@ -29,6 +28,7 @@ LARGEST_TASK = 4 << 10, 1 << 10
 # to look for one.
 CONNECT, FIRST, ANOTHER, LOOK = 10.0, 60.0, 300.0, 5.0
 SAME_DISK = "images and work folder must be on a disk that all workers see under the same path"
+GOES_ON = "with a work folder of its own, a run goes on where it was"
 # What a worker keeps of memory that was freed, and the largest piece of which it does, in bytes.
 _KEPT_FREE, _LARGEST_KEPT = 64 << 20, 32 << 20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -88,16 +88,14 @@ def use_cluster(
 @contextmanager
 def _connected(address: str) -> Iterator[Any]:
     """A client that keeps what it has to say of its connection to itself."""
-    known = "distributed" in sys.modules
     try:
         import distributed
     except ImportError:
         raise InputError(
             'a cluster needs dask.distributed: install it with  pip install "fastsort[cluster]".'
         ) from None
-    logger = logging.getLogger("distributed")
-    # Installed by the import above, and not by whoever has imported it before and may want to read.
-    handlers = [] if known else list(logger.handlers)
+    # Dask's own, by which all its parts write to stderr; not those by which a caller may want to read.
+    handlers = list(logging.getLogger("distributed").handlers)
     for handler in handlers:
         handler.addFilter(_is_silent)
     try:
@@ -247,22 +245,24 @@ def map_on_cluster(
     small arguments with every task, loses large ones with the worker that holds them, and waits for ever
     for a task that no worker can run.
     """
-    from distributed.protocol.pickle import dumps
+    from dask.utils import apply
+    from distributed.protocol.pickle import dumps, loads
 
-    # A task itself, so that a copy that goes with its worker is made again.
-    kept = client.submit(_Kept, __version__, dumps((function, arguments)), pure=False)
+    # A task itself, so that a copy that goes with its worker is made again. All that is ours is packed, since
+    # the scheduler unpacks what it passes on, and may have no fastsort.
+    kept = client.submit(loads, dumps(_Call(__version__, dumps((function, arguments)))), pure=False)
     rest, left, together = iter(tasks), n_tasks, 1
     waiting: deque[Any] = deque()
-    while True:
-        room = AHEAD * max(1, sum(client.ncores().values()))
-        # The last ones apart, so that all workers have something to do to the end.
-        while left and len(waiting) < room:
-            some = list(itertools.islice(rest, max(1, min(together, left // room))))
-            left -= len(some)
-            waiting.append(client.submit(_run_tasks, kept, some, pure=False))
-        if not waiting:
-            return
-        for seconds, found in _take(client, waiting):
+    while left or waiting:
+        with _explained():
+            room = AHEAD * max(1, sum(client.ncores().values()))
+            # The last ones apart, so that all workers have something to do to the end.
+            while left and len(waiting) < room:
+                some = list(itertools.islice(rest, max(1, min(together, left // room))))
+                left -= len(some)
+                waiting.append(client.submit(apply, kept, [some], pure=False))
+            results = _take(client, waiting)
+        for seconds, found in results:
             together = max(1, min(2 * together, int(TASK_SECONDS * len(found) / seconds)))
             yield from found
 
@@ -281,8 +281,8 @@ def carries_pixels(task: bytes, n_images: int) -> bool:
     return len(task) > whole + each * n_images
 
 
-class _Kept:
-    """The function and the arguments of all tasks, unpacked once by each worker."""
+class _Call:
+    """What all tasks call, with the arguments that are the same for all: unpacked once by each worker."""
 
     def __init__(self, version: str, packed: bytes) -> None:
         self.version = version
@@ -291,8 +291,30 @@ class _Kept:
     def __getstate__(self) -> dict[str, Any]:
         return {"version": self.version, "packed": self.packed}
 
+    def __call__(self, tasks: list[bytes]) -> tuple[float, list[Any]]:
+        """Run by a worker; returns how many seconds it took, and the results."""
+        from distributed import get_worker
+        from distributed.protocol.pickle import loads
+        from threadpoolctl import threadpool_limits
+
+        where = _where(get_worker().address, socket.gethostname())
+        _check_version(where, self.version)
+        # Not taken back: threads of one worker would take back one another's. It is Dask's own default.
+        threadpool_limits(limits=1, user_api="blas")
+        begin, found = time.perf_counter(), []
+        try:
+            function, arguments = self._unpacked
+            for task in tasks:
+                part, start, own = loads(task)
+                found.append(function(part.read(0, len(part)), start, *own, *arguments))
+        except InputError as error:
+            raise InputError(f"{where}: {_in_one_line(error)}") from None
+        except OSError as error:
+            raise InputError(f"{where}: {_in_one_line(error)}: {SAME_DISK}.") from None
+        return time.perf_counter() - begin, found
+
     @cached_property
-    def unpacked(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    def _unpacked(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         from distributed.protocol.pickle import loads
 
         _keep_freed_memory()
@@ -315,57 +337,41 @@ def _keep_freed_memory() -> None:
             library.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)
 
 
-def _run_tasks(kept: _Kept, tasks: list[bytes]) -> tuple[float, list[Any]]:
-    """Run by a worker; returns how many seconds it took, and the results."""
-    from distributed import get_worker
-    from distributed.protocol.pickle import loads
-    from threadpoolctl import threadpool_limits
-
-    where = _where(get_worker().address, socket.gethostname())
-    _check_version(where, kept.version)
-    # Not taken back: threads of one worker would take back one another's. It is Dask's own default.
-    threadpool_limits(limits=1, user_api="blas")
-    begin, found = time.perf_counter(), []
-    try:
-        function, arguments = kept.unpacked
-        for task in tasks:
-            part, start, own = loads(task)
-            found.append(function(part.read(0, len(part)), start, *own, *arguments))
-    except InputError as error:
-        raise InputError(f"{where}: {_in_one_line(error)}") from None
-    except OSError as error:
-        raise InputError(f"{where}: {_in_one_line(error)}: {SAME_DISK}.") from None
-    return time.perf_counter() - begin, found
-
-
-def _take(client: Any, waiting: deque[Any]) -> list[tuple[float, list[Any]]]:
-    """Wait for the first task, and take what it and those that are done after it have found."""
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What goes wrong between the caller, the scheduler and the workers, in words."""
     from concurrent.futures import CancelledError
 
     from distributed import KilledWorker
+    from distributed.comm import CommClosedError
 
     try:
-        _wait(client, waiting[0])
-        done = [waiting.popleft()]
-        while waiting and waiting[0].status == "finished":
-            done.append(waiting.popleft())
-        results: list[tuple[float, list[Any]]] = client.gather(done)
+        yield
     except KilledWorker as error:
         last = getattr(error.last_worker, "address", "unknown")
         raise InputError(
             f"one batch of images has ended several Dask workers, the last of them {last}: they may have "
             "too little memory; see what they and the queue have written."
         ) from None
-    except CancelledError:
+    except (CancelledError, CommClosedError):
         raise InputError(
             "the connection to the Dask scheduler was lost: see what it has written, and sort once more; "
-            "with a work folder of its own, a run goes on where it was."
+            f"{GOES_ON}."
         ) from None
     except ImportError as error:
         raise InputError(
             f"a Dask worker cannot run fastsort ({_in_one_line(error)}): install version {__version__} on "
             "all of them."
         ) from None
+
+
+def _take(client: Any, waiting: deque[Any]) -> list[tuple[float, list[Any]]]:
+    """Wait for the first task, and take what it and those that are done after it have found."""
+    _wait(client, waiting[0])
+    done = [waiting.popleft()]
+    while waiting and waiting[0].status == "finished":
+        done.append(waiting.popleft())
+    results: list[tuple[float, list[Any]]] = client.gather(done)
     return results
 
 
@@ -382,5 +388,5 @@ def _wait(client: Any, future: Any) -> None:
             alone = 0.0 if client.ncores() else alone + LOOK
     raise InputError(
         f"all workers of the Dask cluster have gone, and none has come for {ANOTHER:g} s: start some, and "
-        "sort once more; with a work folder of its own, a run goes on where it was."
+        f"sort once more; {GOES_ON}."
     )

@@ -137,7 +137,8 @@ def _prepare(
     normalize_background(cropped, 0.5 * len(operator) if radius is None else radius)
     # Beyond this, half precision is infinite; nothing that has to be judged is.
     working = np.clip(cropped, -6e4, 6e4, out=cropped).astype(WORKING)
-    with open(path, "r+b") as file:
+    # Not for reading: a client of a network disk would write back whole pages, with what others wrote.
+    with os.fdopen(os.open(path, os.O_WRONLY), "wb") as file:
         file.seek((done + start) * working[0].nbytes)
         file.write(working.data)
     return pixels, _total(working)

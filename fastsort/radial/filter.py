@@ -283,7 +283,7 @@ def _learn(
     places = ((half, 0), (0, half), (half, half), (0, 0))
     parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
     tasks = (joblib.delayed(_measure)(part, template, radius, places) for part in parts)
-    measured = joblib.Parallel(n_jobs=n_jobs, prefer="threads")(tasks)
+    measured = joblib.Parallel(n_jobs=n_jobs, require="sharedmem")(tasks)
     features = np.concatenate([part for part, _ in measured], axis=1)
     other = np.concatenate([part for _, part in measured])
     displaced, centred = features[:3], features[3]

@@ -153,7 +153,7 @@ def learn_template(
     sign = {"bright": 1, "dark": -1}.get(contrast) or _contrast_sign(spectra, power, radius or 0.25 * box)
     starts = [part * radius for part in STARTS] if radius else [part * box for part in RADII]
     tasks = [joblib.delayed(_iterate)(spectra, power, start, sign) for start in starts]
-    templates = joblib.Parallel(n_jobs=n_jobs, prefer="threads")(tasks)
+    templates = joblib.Parallel(n_jobs=n_jobs, require="sharedmem")(tasks)
     best = max(templates, key=lambda template: _prominence(spectra, template))
     return best, radius or _template_radius(best, box)
 

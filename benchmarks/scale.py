@@ -1,0 +1,252 @@
+"""How large may a set be: time and memory from 10,000 to 1,000,000 particles, and on paper beyond.
+
+python benchmarks/scale.py [--images 10000 100000 1000000] [--box 128] [--workers 2] [--work FOLDER]
+
+The images are generated as they are read, from simulated ones in a file, each turned by quarters, mirrored
+and moved by up to three pixels in its own way. Each set is sorted in a process of its own, whose highest
+resident memory is taken. A run needs 2.6 kB an image in the work folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from tables import print_machine, print_table
+
+from fastsort import simulate_particles, sort_particles
+from fastsort._jit import kernel
+from fastsort.images.batches import default_batch_size
+from fastsort.particles.mrc import read_header, read_sections, write_stack
+from fastsort.particles.source import Images, ImageStore, Indices, Particles
+
+PIXEL_SIZE = 2.0
+SIMULATED = 2000
+# Larger sets run once.
+REPEATED = 100_000
+# What the model on paper is for.
+BEYOND, BEYOND_BOX, BEYOND_CORES = 10_000_000, 400, 64
+# Bytes a second that a parallel file system gives; bytes of a working image; how often these are read, and
+# how many at a time; bytes of a task and of what comes back for an image; seconds that a scheduler takes for
+# a task.
+FILE_SYSTEM, WORKING_IMAGE, PASSES, WORKING_BATCH = 5e9, 36 * 36 * 2, 4, 512
+TASK_BYTES, ANSWER_BYTES, TASK_SECONDS = 3000, 150, 2e-4
+
+
+class GeneratedImages(ImageStore):
+    """As many images as are wanted, made from those of a stack."""
+
+    def __init__(self, path: str, numbers: Indices) -> None:
+        self.path = path
+        self.numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def name(self, index: int) -> str:
+        """Return a name for messages and tables."""
+        return f"{self.numbers[index] + 1:08d}@generated"
+
+    def read(self, indices: Indices) -> Images:
+        """Read the images that these are made from, and change each in its own way."""
+        numbers = self.numbers[indices]
+        header = read_header(self.path)
+        sections, which = np.unique(numbers % header.n_images, return_inverse=True)
+        stored = np.empty((len(sections), header.ny, header.nx), np.float32)
+        read_sections(header, sections, stored)
+        images = np.empty((len(numbers), header.ny, header.nx), np.float32)
+        _vary(stored, which, numbers // header.n_images, images)
+        return images
+
+    def part(self, chosen: Indices) -> ImageStore:
+        """Return a store of some of the images."""
+        return GeneratedImages(self.path, self.numbers[chosen])
+
+
+@kernel
+def _vary(stored, which, variant, images):
+    d = images.shape[1]
+    for i in range(len(which)):
+        source, out = stored[which[i]], images[i]
+        turn, move = variant[i] % 8, variant[i] // 8
+        down, right = move % 7 - 3, move // 7 % 7 - 3
+        for y in range(d):
+            v = (y - down) % d
+            for x in range(d):
+                u = (x - right) % d
+                a, b = (u, v) if turn & 1 else (v, u)
+                a = d - 1 - a if turn & 2 else a
+                b = d - 1 - b if turn & 4 else b
+                out[y, x] = source[a, b]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--box", type=int, default=128)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=3, help=f"of sets up to {REPEATED:,}; the median counts")
+    parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--sort", nargs=2, metavar=("STACK", "NUMBER"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.sort:
+        stack, number = options.sort
+        print(json.dumps(sort(stack, int(number), options.workers, options.work)))
+        return
+    print_machine()
+    with tempfile.TemporaryDirectory(prefix="fastsort-scale-", dir=options.work) as folder:
+        stack = Path(folder) / "simulated.mrcs"
+        images, _ = simulate_particles(SIMULATED // 2, SIMULATED // 2, snr=0.05, box=options.box, junk="all")
+        write_stack(stack, [images], PIXEL_SIZE, len(images), options.box)
+        found = {
+            n: [run(stack, n, options) for _ in range(options.runs)] for n in options.images if n <= REPEATED
+        }
+        found |= {n: [run(stack, n, options)] for n in options.images if n > REPEATED}
+    print_measured(found, options)
+    largest, smallest = max(found), min(found)
+    grown = (found[largest][0]["peak"] - found[smallest][0]["peak"]) * 1e6 / max(1, largest - smallest)
+    print_model(found[largest][0], largest, grown, options)
+
+
+def run(stack: Path, n: int, options: argparse.Namespace) -> dict[str, float]:
+    """Sort a set in a process of its own."""
+    command = [sys.executable, __file__, "--sort", str(stack), str(n), "--workers", str(options.workers)]
+    done = subprocess.run(
+        [*command, "--work", str(stack.parent)], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+def sort(stack: str, n: int, workers: int, work: Path) -> dict[str, float]:
+    """Sort a generated set, and say how long that took and how much memory."""
+    store = GeneratedImages(stack, np.arange(n))
+    box = read_header(stack).nx
+    small = Particles(GeneratedImages(stack, np.arange(600)), box, PIXEL_SIZE)
+    # Kernels are compiled, and libraries loaded, before anything is measured.
+    sort_particles(small, n_jobs=workers)
+    # Compiling has taken more memory than what follows: the highest mark starts anew.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    result = sort_particles(Particles(store, box, PIXEL_SIZE), work=work / f"work{n}", n_jobs=workers)
+    peak = resident("VmHWM")
+    return {**result.seconds, "kept": float(result.keep.mean()), "before": before, "peak": peak}
+
+
+def resident(name: str) -> float:
+    """Return the resident memory of this process in MB: now (VmRSS), or at most (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1e3
+
+
+def print_measured(found: dict[int, list[dict[str, float]]], options: argparse.Namespace) -> None:
+    rows = []
+    for n, runs in sorted(found.items()):
+        middle = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+        seconds = middle["total"]
+        stages = [f"{middle[name]:.1f}" for name in ("read and crop", "measure", "decide")]
+        rate = n * options.box**2 * 4 / seconds / 1e6
+        memory = [f"{middle['before']:.0f}", f"{middle['peak']:.0f}"]
+        rows.append(
+            [
+                f"{n:,}",
+                f"{seconds:.1f}",
+                *stages,
+                f"{n / seconds:,.0f}",
+                f"{rate:,.0f}",
+                *memory,
+                f"{middle['kept']:.3f}",
+            ]
+        )
+    print_table(
+        f"Generated images of {options.box} px, all methods, {options.workers} workers "
+        f"(median of {options.runs} up to {REPEATED:,})",
+        (
+            "images",
+            "seconds",
+            "read and crop",
+            "measure",
+            "decide",
+            "images/s",
+            "MB/s",
+            "MB before",
+            "peak MB",
+            "kept",
+        ),
+        rows,
+    )
+    sizes = sorted(found)
+    rows = []
+    for smaller, larger in itertools.pairwise(sizes):
+        few, many = (
+            {name: statistics.median(run[name] for run in found[n]) for name in ("total", "peak")}
+            for n in (smaller, larger)
+        )
+        rate = (larger / many["total"]) / (smaller / few["total"])
+        grown = (many["peak"] - few["peak"]) * 1e6 / (larger - smaller)
+        rows.append(
+            [
+                f"{smaller:,} to {larger:,}",
+                f"{many['total'] / few['total']:.1f}",
+                f"{rate:.2f}",
+                f"{grown:,.0f}",
+            ]
+        )
+    print_table(
+        "How that grows",
+        ("images", "time, times", "images/s, times", "memory, bytes for each more image"),
+        rows,
+    )
+
+
+def print_model(measured: dict[str, float], n: int, grown: float, options: argparse.Namespace) -> None:
+    """Say what a set far larger would take: from what was measured, and what every image must take."""
+    # Reading and cropping take time for every pixel, the methods for every working image.
+    pixels = (BEYOND_BOX / options.box) ** 2
+    crop, measure, decide = (measured[name] / n for name in ("read and crop", "measure", "decide"))
+    stored = BEYOND * BEYOND_BOX**2
+    tasks = BEYOND / default_batch_size(BEYOND_BOX) + PASSES * BEYOND / WORKING_BATCH
+    cores = options.workers / BEYOND_CORES
+    working = BEYOND * WORKING_IMAGE
+    rows = [
+        ["read once, 2 bytes a pixel", f"{stored * 2 / 1e12:.1f} TB", stored * 2 / FILE_SYSTEM],
+        ["read once, 4 bytes a pixel", f"{stored * 4 / 1e12:.1f} TB", stored * 4 / FILE_SYSTEM],
+        [
+            f"crop and normalise, {BEYOND_CORES} cores",
+            f"{crop * 1e6 * pixels * options.workers:.0f} us an image and core",
+            BEYOND * crop * pixels * cores,
+        ],
+        [
+            f"measure, {BEYOND_CORES} cores",
+            f"{measure * 1e6 * options.workers:.0f} us an image and core",
+            BEYOND * measure * cores,
+        ],
+        ["decide, mostly on the head", f"{decide * 1e6:.0f} us an image", BEYOND * decide],
+        [
+            f"working images, written once and read {PASSES} times",
+            f"{working * (1 + PASSES) / 1e9:.0f} GB",
+            working * (1 + PASSES) / FILE_SYSTEM,
+        ],
+        [
+            "tasks and their answers on the network",
+            f"{(tasks * TASK_BYTES + BEYOND * ANSWER_BYTES) / 1e9:.1f} GB, {tasks / 1e6:.1f} million tasks",
+            tasks * TASK_SECONDS,
+        ],
+        ["memory of the head", f"{grown * BEYOND / 1e9 + measured['before'] / 1e3:.1f} GB", None],
+    ]
+    print_table(
+        f"On paper: {BEYOND:,} particles of {BEYOND_BOX} px, {BEYOND_CORES} cores, "
+        f"a file system of {FILE_SYSTEM / 1e9:.0f} GB/s",
+        ("what", "how much", "minutes"),
+        [[what, amount, "" if seconds is None else f"{seconds / 60:.1f}"] for what, amount, seconds in rows],
+    )
+
+
+if __name__ == "__main__":
+    main()
