@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fastsort.classify import classify_particles
     from fastsort.decide.combine import combine_votes
     from fastsort.decide.decoys import estimate_errors, make_decoys
+    from fastsort.images.cluster import use_cluster
     from fastsort.images.crop import fourier_crop
     from fastsort.images.ctf import contrast_transfer, phase_flip
     from fastsort.invariants.align import align_images, apply_alignment, match_to_references
@@ -75,6 +76,7 @@ _HOMES = {
     "sort_particles": "fastsort.sort",
     "cut_again": "fastsort.sort",
     "update_particles": "fastsort.update",
+    "use_cluster": "fastsort.images.cluster",
     "simulate_particles": "fastsort.simulate",
     "project_volume": "fastsort.simulate",
     "write_project": "fastsort.simulate",
@@ -119,6 +121,7 @@ __all__ = [
     "subspace_filter",
     "subspace_scores",
     "update_particles",
+    "use_cluster",
     "write_project",
     "zernike_basis",
     "zernike_moments",

@@ -173,7 +173,8 @@ def _add_sort(commands: Any) -> None:
     add("--update", action="store_true", help="INPUT has grown since the run in DIR: measure what is new")
     add("--judge-again", action="store_true", help="with --update: old verdicts may change too")
     add("--cluster", metavar="ADDRESS", help="of a Dask scheduler, whose workers do the work")
-    _add_input(parser, f"{_KINDS}; not with --micrographs", "otherwise estimated", "otherwise .DIR.work")
+    kinds = f"{_KINDS}; not with --micrographs"
+    _add_input(parser, kinds, "otherwise estimated", "otherwise .DIR.work", optional=True)
     _add_micrographs(add)
     add("--relion-job", action="store_true", help="run as an External job of RELION")
 
@@ -272,10 +273,12 @@ def _numbers(text: str) -> list[int]:
         raise argparse.ArgumentTypeError(f"must be numbers with commas between them; got {text!r}") from None
 
 
-def _add_input(parser: argparse.ArgumentParser, kinds: str, diameter: str, work: str = "") -> None:
+def _add_input(
+    parser: argparse.ArgumentParser, kinds: str, diameter: str, work: str = "", optional: bool = False
+) -> None:
     """Add what every command has that reads particles."""
     add = parser.add_argument
-    add("input", metavar="INPUT", nargs="?", help=kinds)
+    add("input", metavar="INPUT", nargs="?" if optional else None, help=kinds)
     add("-o", "--output", metavar="DIR", required=True, help="folder for the results")
     add("--diameter", type=float, metavar="A", help=f"particle's, in angstroms; {diameter}")
     add("--phase-flip", choices=("auto", "yes", "no"), default="auto", help="correct the CTF's signs")
@@ -519,13 +522,15 @@ def _apply_list(options: argparse.Namespace) -> None:
 
     if options.input is None and options.micrographs is None:
         raise InputError(f"{options.chosen} is a list: say of which STAR file or stack.")
-    for name, value in _cut_of(options).items():
-        if value is not None and value is not False:
-            raise InputError(f"--{name.replace('_', '-')} does nothing with a list: leave it out.")
+    idle = _cut_of(options)
+    if options.micrographs is None:
+        # The images themselves are not looked for.
+        idle |= {name: getattr(options, name) for name in ("pixel_size", "data_dir", "box", "coordinates")}
+    _refuse_given(idle, "a list")
     # Before the input, whose stacks may be many.
     check_readable(options.chosen).close()
     if options.micrographs is None:
-        source, (table, n_images) = options.input, open_table(options.input)
+        source, (table, n_images) = options.input, open_table(options.input, options.passthrough)
     else:
         particles = _open(options)
         source, table, n_images = options.coordinates, particles.table, len(particles)
@@ -535,6 +540,12 @@ def _apply_list(options: argparse.Namespace) -> None:
         summary = write_choice(partial, table, keep, options.chosen, source)
     if not options.quiet:
         print(f"{summary['kept']:,} kept, {summary['rejected']:,} rejected; results in {options.output}")
+
+
+def _refuse_given(options: dict[str, Any], where: str) -> None:
+    for name, value in options.items():
+        if value is not None and value is not False:
+            raise InputError(f"--{name.replace('_', '-')} does nothing with {where}: leave it out.")
 
 
 def _cut_of(options: argparse.Namespace) -> dict[str, Any]:
@@ -547,8 +558,8 @@ def _cut_again(options: argparse.Namespace) -> None:
     from fastsort.report.folder import results_folder
     from fastsort.sort import cut_again
 
-    if options.pixel_size is not None:
-        raise InputError("--pixel-size does nothing with a finished run, which has its own: leave it out.")
+    names = ("pixel_size", "passthrough", "micrographs", "coordinates", "box", "bright")
+    _refuse_given({name: getattr(options, name) for name in names}, "a finished run, which has its own")
     finished = open_finished(options.chosen, options.input, data_dir=options.data_dir)
     particles = finished.particles
     result = cut_again(finished.result, **_cut_of(options))

@@ -256,6 +256,8 @@ def sort(path: Path, images: Floats) -> list[str]:
     updated = fs.update_particles(path, result, ["000001@a.mrcs"])
     for verdict in (stricter, later, updated):
         assert_type(verdict.keep, Bools)
+    with fs.use_cluster("tcp://node17:8786", [path], work="scratch") as n_threads:
+        assert_type(n_threads, int)
     mapped = fs.classify_particles(path, n_classes=10, progress=show)
     assert_type(mapped.keep, Bools)
     assert_type(mapped.pixel_size, float)
@@ -322,7 +324,7 @@ def simulate() -> Path:
 
 def test_a_strictly_checked_program_passes(tmp_path):
     if importlib.util.find_spec("mypy") is None:
-        pytest.skip("mypy is not installed: pip install 'fastsort[dev]'")
+        pytest.skip("mypy is not installed: pip install 'fastsort[test]'")
     assert [name for name in fs.__all__ if f"fs.{name}" not in CONSUMER] == []
     right, wrong = tmp_path / "right.py", tmp_path / "wrong.py"
     right.write_text(CONSUMER)

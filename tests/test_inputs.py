@@ -116,6 +116,15 @@ def test_a_dataset_is_divided_by_a_list_without_its_images(dataset, tmp_path):
     (tmp_path / "list.txt").write_text("5\n0\n17\n")
     assert call("apply", tmp_path / "list.txt", path, "-o", tmp_path / "out", "--quiet") == 0
     assert np.array_equal(np.load(tmp_path / "out/kept.cs"), np.load(path)[[0, 5, 17]])
+    assert len(np.load(tmp_path / "out/kept_passthrough.cs")) == 3
+
+
+@pytest.mark.parametrize("option", [["--pixel-size", 2], ["--data-dir", "."], ["--box", 64]])
+def test_options_about_images_mean_nothing_to_a_list(dataset, tmp_path, capsys, option):
+    (tmp_path / "list.txt").write_text("5\n")
+    arguments = [tmp_path / "list.txt", dataset[0], *option, "-o", tmp_path / "out"]
+    assert call("apply", *arguments) == 1
+    assert f"{option[0]} does nothing with a list" in capsys.readouterr().err
 
 
 def test_classes_of_a_dataset_are_chosen_again(dataset, tmp_path):
@@ -127,6 +136,8 @@ def test_classes_of_a_dataset_are_chosen_again(dataset, tmp_path):
     assert call("map", tmp_path / "map", *arguments) == 0
     chosen = np.load(tmp_path / "one/kept.cs")
     assert np.array_equal(chosen, everything[everything["fastsort/class"] == 1])
+    assert len(np.load(tmp_path / "one/kept_passthrough.cs")) == len(chosen)
+    assert call("map", tmp_path / "map", "--discard-classes", 1, "-o", tmp_path / "map", "--overwrite") == 1
 
 
 @pytest.fixture(scope="module")

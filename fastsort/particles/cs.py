@@ -245,12 +245,8 @@ def open_cs(
     which has most of what is missing, and of equal ones the first by name. A job
     that never estimated the CTF leaves all defoci zero: there is no CTF then.
     """
-    dataset = CsDataset(path, read_cs(path))
+    dataset = open_dataset(path, passthrough)
     check_not_empty(len(dataset), path)
-    if passthrough is not None:
-        dataset = _join(dataset, CsDataset(os.fspath(passthrough), read_cs(passthrough)))
-    elif not set(_NEEDED) <= set(_names(dataset)):
-        dataset = _join_own_passthrough(dataset)
     stacks, images = _locate_images(dataset, data_dir)
     pixel_sizes = (
         dataset_numbers(dataset, "blob/psize_A") if pixel_size is None else np.full(len(dataset), pixel_size)
@@ -269,6 +265,14 @@ def open_cs(
         table=dataset,
         rescaled=grid.rescaled,
     )
+
+
+def open_dataset(path: str, passthrough: str | os.PathLike[str] | None = None) -> CsDataset:
+    """Read a dataset and the passthrough file that belongs to it, as `open_cs` does."""
+    dataset = CsDataset(path, read_cs(path))
+    if passthrough is not None:
+        return _join(dataset, CsDataset(os.fspath(passthrough), read_cs(passthrough)))
+    return dataset if set(_NEEDED) <= set(_names(dataset)) else _join_own_passthrough(dataset)
 
 
 def _join(dataset: CsDataset, passthrough: CsDataset) -> CsDataset:

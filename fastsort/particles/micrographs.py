@@ -18,7 +18,7 @@ from fastsort._checks import InputError, check_box, check_count, check_positive,
 from fastsort._jit import kernel
 from fastsort.particles.coordinates import BoxFile, CsDataset, PickedFiles, loop_with, read_coordinates
 from fastsort.particles.mrc import MrcHeader, read_header, widen
-from fastsort.particles.relion import JoinedTable, join_optics, listed_ctf, listed_pixel_sizes, locate_stacks
+from fastsort.particles.relion import JoinedTable, find_stacks, join_optics, listed_ctf, listed_pixel_sizes
 from fastsort.particles.source import CtfParameters, Images, ImageStore, Indices, Particles
 from fastsort.particles.star import StarFile, read_star, shown
 
@@ -404,21 +404,6 @@ def _expand(paths: FilePath | Sequence[FilePath], what: str) -> list[str]:
     return files
 
 
-def _find_all(names: Sequence[str], star_path: str, data_dir: FilePath | None, what: str) -> list[str]:
-    """Find every file that a STAR file names."""
-    if data_dir is not None and not os.path.isdir(data_dir):
-        raise InputError(f"data_dir {data_dir} is not a folder: give the folder that holds the {what}.")
-    found = locate_stacks(names, star_path, data_dir)
-    missing = [name for name, path in zip(names, found, strict=True) if path is None]
-    if missing:
-        raise InputError(
-            f"{len(missing)} of {len(names)} {what} named by {star_path} were not found: {_first(missing)}. "
-            f"Looked in {'' if data_dir is None else f'{data_dir}, '}{os.getcwd()}, the folder of the STAR "
-            "file and each above it. Give the folder to which these names are relative with --data-dir."
-        )
-    return [path for path in found if path is not None]
-
-
 def _first(names: Sequence[str]) -> str:
     return ", ".join(map(shown, names[:3])) + (", ..." if len(names) > 3 else "")
 
@@ -442,7 +427,7 @@ def _open_given(micrographs: FilePath | Sequence[FilePath], data_dir: FilePath |
         table, names = join_optics(star, rows), rows.column("_rlnMicrographName")
         if not names:
             raise InputError(f"{star.path} lists no micrographs: nothing to cut particles from.")
-        paths = _find_all(names, star.path, data_dir, "micrographs")
+        paths = find_stacks(names, star.path, data_dir, "micrographs")
     seen: dict[str, str] = {}
     by_stem: dict[str, list[int]] = {}
     for number, (name, path) in enumerate(zip(names, paths, strict=True)):
@@ -471,7 +456,7 @@ def _coordinate_files(
             names = listed.column("_rlnMicrographCoordinates")
             if not names:
                 raise InputError(f"{star.path} lists no coordinate files: nothing to sort.")
-            paths = _find_all(names, star.path, data_dir, "coordinate files")
+            paths = find_stacks(names, star.path, data_dir, "coordinate files")
             micrographs = listed.column("_rlnMicrographName")
             files = [_CoordinateFile(*pair) for pair in zip(paths, micrographs, strict=True)]
     by_name: dict[str, str] = {}

@@ -7,7 +7,7 @@ they stand in a table of optics groups, to which each row points.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -203,15 +203,17 @@ def _locate_images(names: list[str], rows: StarBlock, data_dir: str | os.PathLik
     return StackImages(stacks, stack_of, section_of.astype(np.int32))
 
 
-def find_stacks(stacks: list[str], table_path: str, data_dir: str | os.PathLike[str] | None) -> list[str]:
-    """Find every stack that a table names, or say which are missing; else as `locate_stacks`."""
+def find_stacks(
+    stacks: Sequence[str], table_path: str, data_dir: str | os.PathLike[str] | None, what: str = "stacks"
+) -> list[str]:
+    """Find every stack, or other file, that a table names, or say which are missing; see `locate_stacks`."""
     if data_dir is not None and not os.path.isdir(data_dir):
-        raise InputError(f"data_dir {data_dir} is not a folder: give the folder that holds the stacks.")
+        raise InputError(f"data_dir {data_dir} is not a folder: give the folder that holds the {what}.")
     found = locate_stacks(stacks, table_path, data_dir)
     missing = [stack for stack, path in zip(stacks, found, strict=True) if path is None]
     if missing:
         raise InputError(
-            f"{len(missing)} of {len(stacks)} stacks named by {table_path} were not found: "
+            f"{len(missing)} of {len(stacks)} {what} named by {table_path} were not found: "
             f"{', '.join(map(shown, missing[:3]))}{', ...' if len(missing) > 3 else ''}. "
             f"Looked in {', '.join(_folders(table_path, data_dir))}. "
             "Give the folder to which these names are relative with --data-dir."

@@ -460,8 +460,7 @@ def open_particles(
     if not isinstance(source, (str, os.PathLike)):
         raise InputError(f"particles must be a path or an ndarray; got {type(source).__name__}.")
     path, suffix = os.fspath(source), Path(source).suffix.lower()
-    if passthrough is not None and suffix != ".cs":
-        raise InputError(f"a passthrough file belongs to a .cs file, and {source} is none: leave it out.")
+    _check_passthrough(path, passthrough)
     if suffix == ".cs":
         from fastsort.particles.cs import open_cs
 
@@ -479,12 +478,14 @@ def open_particles(
     return replace(particles, opened_with=again)
 
 
-def open_table(path: str | os.PathLike[str]) -> tuple[Table | None, int]:
+def open_table(
+    path: str | os.PathLike[str], passthrough: str | os.PathLike[str] | None = None
+) -> tuple[Table | None, int]:
     """Open what names images, or a stack, without looking for any image.
 
     Parameters
     ----------
-    path : path
+    path, passthrough : path
         As for `open_particles`.
 
     Returns
@@ -494,15 +495,21 @@ def open_table(path: str | os.PathLike[str]) -> tuple[Table | None, int]:
     n_images : int
     """
     suffix = Path(path).suffix.lower()
+    _check_passthrough(path, passthrough)
     if suffix == ".star":
         star = read_star(path)
         return star, star.particles_block.n_rows
     if suffix == ".cs":
-        from fastsort.particles.cs import CsDataset, read_cs
+        from fastsort.particles.cs import open_dataset
 
-        dataset = CsDataset(os.fspath(path), read_cs(path))
+        dataset = open_dataset(os.fspath(path), passthrough)
         return dataset, len(dataset)
     return None, len(open_particles(path))
+
+
+def _check_passthrough(path: str | os.PathLike[str], passthrough: object) -> None:
+    if passthrough is not None and Path(path).suffix.lower() != ".cs":
+        raise InputError(f"a passthrough file belongs to a .cs file, and {path} is none: leave it out.")
 
 
 def _absolute(paths: Any) -> Any:

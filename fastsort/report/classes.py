@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from fastsort._checks import InputError, check_readable
 from fastsort.invariants.averages import filter_averages
-from fastsort.particles.cs import CsDataset, read_cs
+from fastsort.particles.cs import CsDataset, open_dataset
 from fastsort.particles.mrc import write_stack
 from fastsort.particles.source import Particles, Table
 from fastsort.particles.star import StarFile, read_star
@@ -234,7 +234,7 @@ def _read_table(folder: Path) -> Table | None:
     star, cs = folder / "particles.star", folder / "particles.cs"
     if star.is_file():
         return read_star(star)
-    return CsDataset(str(cs), read_cs(cs)) if cs.is_file() else None
+    return open_dataset(str(cs)) if cs.is_file() else None
 
 
 def write_selection(folder: str | os.PathLike[str], selection: Selection) -> None:

@@ -22,6 +22,7 @@ RESULT_NAMES = (
     "report.png",
     "particles.star",
     "particles.cs",
+    "particles_passthrough.cs",
     "images.csv",
     "classes.mrcs",
     "classes.star",
