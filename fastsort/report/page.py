@@ -174,6 +174,8 @@ def image_codes(result: SortResult) -> npt.NDArray[np.uint16]:
 def _counts(codes: npt.NDArray[np.uint16], result: SortResult) -> dict[str, Any]:
     """How many images there are of each code, and where the cut of the run lies."""
     probability = np.where(np.isfinite(result.junk_probability), result.junk_probability, 0)
+    # No cut decides on what is over an edge: it is none of the particles that a cut could keep.
+    probability = np.where(result.reason == "outside", 1, probability)
     count = np.bincount(codes, minlength=1 << 16)
     expected = np.bincount(codes, probability, minlength=1 << 16)
     present = np.flatnonzero(count)
