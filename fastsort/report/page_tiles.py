@@ -100,7 +100,7 @@ def choose_images(result: SortResult) -> Choice:
 
 def _strata(order: Indices, probability: npt.NDArray[np.float64]) -> list[Indices]:
     """Images spread over each part of the range of probabilities; `order` is in ascending order of these."""
-    part = np.where(np.isfinite(probability), N_STRATA * probability, -1)
+    part = np.where(np.isfinite(probability), N_STRATA * np.clip(probability, 0, 1), -1)
     part = np.minimum(part.astype(np.intp), N_STRATA - 1)
     chosen = []
     for number in range(N_STRATA):
