@@ -303,7 +303,8 @@ def _read_summary(path: Path) -> dict[str, Any]:
             summary = json.load(file)
         except (ValueError, RecursionError):
             summary = None
-    if not (isinstance(summary, dict) and _says_how(summary.get("opened_with") or {})):
+    known = isinstance(summary, dict) and isinstance(summary.get("input"), (str, type(None)))
+    if not (known and _says_how(summary.get("opened_with") or {})):
         raise InputError(f"{path} is damaged: sort again.")
     return summary
 
