@@ -638,7 +638,7 @@ before = blas_threads()
 for share in (0.1, 0.3, 0.8):
     def progress(done, total):
         if done / total >= share:
-            # In this thread: a signal to the process may reach another one first, and this one a little later.
+            # Here and now: one to the whole process may reach another thread first.
             signal.raise_signal(signal.SIGINT)
     try:
         fs.sort_particles(images, n_jobs=2, progress=progress)
