@@ -631,6 +631,8 @@ INTERRUPTED = """
 import gc, json, os, signal, threading, tempfile
 import numpy as np, fastsort as fs
 from test_embedding import blas_threads, digest, wait_until
+# Whoever started the tests in the background may have had them ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 path = json.loads(ARGUMENTS)
 images = np.load(path)
 fs.sort_particles(images)
