@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,17 @@ def check_positive(name: str, value: float, unit: str = "") -> float:
     if not (math.isfinite(number) and number > 0):
         raise InputError(f"{name} must be positive; got {number:g}{' ' + unit if unit else ''}.")
     return number
+
+
+def check_every(
+    name: str, values: npt.NDArray[np.float64], place: Callable[[int], str], positive: bool = False
+) -> None:
+    """Refuse numbers of which one is not finite or, if asked, not positive; `place` says where it stands."""
+    wrong = np.flatnonzero(~np.isfinite(values) | (positive & (values <= 0)))
+    if len(wrong):
+        row = int(wrong[0])
+        kind = "positive" if positive else "finite"
+        raise InputError(f"{name} must be {kind}; it is {values[row]:g} {place(row)}")
 
 
 def check_count(name: str, value: int, minimum: int = 1) -> int:

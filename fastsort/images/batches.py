@@ -115,14 +115,14 @@ def map_batches(
         results: Iterable[Any]
         if few:
             # Setting up workers takes longer than a small batch, and one batch has nobody to share with.
-            results = (_run(*call) for call in calls_to_come())
-        elif client is None:
-            results = joblib.Parallel(n_jobs=n_jobs, prefer="threads", return_as="generator")(
-                joblib.delayed(_run)(*call) for call in calls_to_come()
+            results = (_run(*one) for one in calls_to_come())
+        elif client is None or carries_pixels(pack(*rest[0]), batch_size):
+            # On a cluster, images in memory stay at home.
+            how = (
+                {"n_jobs": -1, "backend": "threading"} if client else {"n_jobs": n_jobs, "prefer": "threads"}
             )
-        elif carries_pixels(pack(*rest[0]), batch_size):
-            results = joblib.Parallel(n_jobs=-1, backend="threading", return_as="generator")(
-                joblib.delayed(_run)(*call(*part)) for part in rest
+            results = joblib.Parallel(**how, return_as="generator")(
+                joblib.delayed(_run)(*one) for one in calls_to_come()
             )
         else:
             results = map_on_cluster(client, function, arguments, (pack(*part) for part in rest), len(rest))

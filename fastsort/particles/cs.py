@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastsort._checks import InputError, check_not_empty, check_readable
+from fastsort._checks import InputError, check_every, check_not_empty, check_readable
 from fastsort.particles.grid import bring_to_one_grid
 from fastsort.particles.mrc import read_header
 from fastsort.particles.relion import find_stacks
@@ -472,13 +472,10 @@ def dataset_numbers(dataset: CsDataset, name: str) -> Floats | None:
 
 
 def _check_every(name: str, values: Floats, path: str, positive: bool = False) -> None:
-    wrong = np.flatnonzero(~np.isfinite(values) | (positive & (values <= 0)))
-    if len(wrong):
-        row = int(wrong[0])
-        raise InputError(
-            f"{name} must be {'positive' if positive else 'finite'}; it is {values[row]:g} in row {row} of "
-            f"{path} (counted from 0): correct it or remove the particle."
-        )
+    def place(row: int) -> str:
+        return f"in row {row} of {path} (counted from 0): correct it or remove the particle."
+
+    check_every(name, values, place, positive)
 
 
 def dataset_ctf(dataset: CsDataset) -> CtfParameters | None:

@@ -18,7 +18,14 @@ from fastsort._checks import InputError, check_box, check_count, check_positive,
 from fastsort._jit import kernel
 from fastsort.particles.coordinates import BoxFile, CsDataset, PickedFiles, loop_with, read_coordinates
 from fastsort.particles.mrc import MrcHeader, read_header, widen
-from fastsort.particles.relion import JoinedTable, find_stacks, join_optics, listed_ctf, listed_pixel_sizes
+from fastsort.particles.relion import (
+    JoinedTable,
+    find_stacks,
+    join_optics,
+    listed_ctf,
+    listed_pixel_sizes,
+    micrograph_pixel_sizes,
+)
 from fastsort.particles.source import CtfParameters, Images, ImageStore, Indices, Particles
 from fastsort.particles.star import StarFile, read_star, shown
 
@@ -606,7 +613,10 @@ def _picked_files(picks: list[_Picks], given: _Given, path: str, pixel_size: flo
 
 def _pixel_size(given: _Given) -> float:
     """Return the pixel size that all micrographs have, in angstroms; NaN when unknown."""
-    sizes = None if given.table is None else _listed_pixel_sizes(given.table)
+    sizes = None
+    if given.table is not None:
+        sizes = micrograph_pixel_sizes(given.table)
+        sizes = listed_pixel_sizes(given.table) if sizes is None else sizes
     if sizes is None:
         sizes = np.array([header.pixel_size for header in given.headers])
     sizes = np.where((sizes > 0) & np.isfinite(sizes), sizes, np.nan)
@@ -622,14 +632,6 @@ def _pixel_size(given: _Given) -> float:
             "all if it is one."
         )
     return float(sizes[0])
-
-
-def _listed_pixel_sizes(table: JoinedTable) -> Floats | None:
-    for label in ("_rlnMicrographPixelSize", "_rlnMicrographOriginalPixelSize"):
-        sizes = table.floats(label)
-        if sizes is not None:
-            return sizes
-    return listed_pixel_sizes(table)
 
 
 def _ctf(picks: list[_Picks], given: _Given, table: PickedFiles) -> CtfParameters | None:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from fastsort.particles.coordinates import PickedFiles
 from fastsort.particles.cs import CsDataset, dataset_numbers
-from fastsort.particles.relion import join_optics
+from fastsort.particles.relion import detector_pixel_sizes, join_optics, micrograph_pixel_sizes
 from fastsort.particles.source import CtfParameters, Indices, Particles
 
 Floats = npt.NDArray[np.float64]
@@ -85,13 +85,9 @@ def micrograph_places(particles: Particles) -> Places | None:
     x, y = table.floats("_rlnCoordinateX"), table.floats("_rlnCoordinateY")
     if x is None or y is None:
         x = y = None
-    pixel_size = table.floats("_rlnMicrographPixelSize")
+    pixel_size, by_detector = micrograph_pixel_sizes(table), detector_pixel_sizes(table)
     if pixel_size is None:
-        pixel_size = table.floats("_rlnMicrographOriginalPixelSize")
-    detector, magnification = table.floats("_rlnDetectorPixelSize"), table.floats("_rlnMagnification")
-    if pixel_size is None and detector is not None and magnification is not None:
-        with np.errstate(all="ignore"):
-            pixel_size = 10000 * detector / magnification  # detector pixels are in micrometres
+        pixel_size = by_detector
     if pixel_size is None:
         pixel_size = np.full(len(numbers), np.nan)
     pixel_size = np.where(np.isfinite(pixel_size) & (pixel_size > 0), pixel_size, np.nan)

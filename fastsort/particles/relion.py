@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastsort._checks import InputError, check_not_empty
+from fastsort._checks import InputError, check_every, check_not_empty
 from fastsort.particles.grid import bring_to_one_grid
 from fastsort.particles.mrc import read_header
 from fastsort.particles.source import CtfParameters, Indices, Particles, StackImages
@@ -123,6 +123,20 @@ def listed_pixel_sizes(table: JoinedTable) -> Floats | None:
         sizes = table.floats(label)
         if sizes is not None:
             return sizes
+    return detector_pixel_sizes(table)
+
+
+def micrograph_pixel_sizes(table: JoinedTable) -> Floats | None:
+    """Return the pixel size in angstroms of the micrograph of each row, where the table has one."""
+    for label in ("_rlnMicrographPixelSize", "_rlnMicrographOriginalPixelSize"):
+        sizes = table.floats(label)
+        if sizes is not None:
+            return sizes
+    return None
+
+
+def detector_pixel_sizes(table: JoinedTable) -> Floats | None:
+    """Return the pixel size of each row in angstroms, as RELION 3.0 has it."""
     detector, magnification = table.floats("_rlnDetectorPixelSize"), table.floats("_rlnMagnification")
     if detector is None or magnification is None:
         return None
@@ -165,13 +179,12 @@ def _first_given(values: Floats | None, otherwise: Floats | None) -> Floats | No
 
 
 def _check_every(name: str, values: Floats, rows: StarBlock, positive: bool = False) -> None:
-    wrong = np.flatnonzero(~np.isfinite(values) | (positive & (values <= 0)))
-    if len(wrong):
-        row = int(wrong[0])
-        raise InputError(
-            f"{name} must be {'positive' if positive else 'finite'}; it is {values[row]:g} for the image on "
-            f"line {rows.line_number(row)} of {rows.path}: correct it or remove the image."
+    def place(row: int) -> str:
+        return (
+            f"for the image on line {rows.line_number(row)} of {rows.path}: correct it or remove the image."
         )
+
+    check_every(name, values, place, positive)
 
 
 def _locate_images(names: list[str], rows: StarBlock, data_dir: str | os.PathLike[str] | None) -> StackImages:
