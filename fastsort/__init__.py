@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from fastsort._checks import InputError
+from fastsort._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from fastsort.classify import classify_particles
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
     from fastsort.subspaces.scores import denoise, sorting_factor, subspace_scores
     from fastsort.subspaces.steerable import relative_energy, steerable_pca
     from fastsort.update import update_particles
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "open_particles": "fastsort.particles.source",

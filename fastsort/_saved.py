@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastsort import __version__
 from fastsort._checks import InputError, check_readable
+from fastsort._version import __version__
 
 FORMAT = 1
 _STRUCTURE = "structure"

@@ -16,7 +16,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastsort import InputError, __version__
+from fastsort._checks import InputError
+from fastsort._version import __version__
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,7 +17,20 @@ PACKAGE = Path(fastsort.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 METHODS = {"radial", "subspaces", "invariants"}
 # Modules on the ground, which import nothing that stands above them.
-GROUND = {"", "_brief", "_bulk", "_checks", "_crop", "_cut", "_jit", "_process", "_reasons", "_saved"}
+GROUND = {
+    "_brief",
+    "_bulk",
+    "_checks",
+    "_crop",
+    "_cut",
+    "_jit",
+    "_process",
+    "_progress",
+    "_reasons",
+    "_saved",
+    "_types",
+    "_version",
+}
 # What each room may import besides itself and the ground.
 MAY_IMPORT = {
     "": {
@@ -32,15 +45,7 @@ MAY_IMPORT = {
         "sort",
         "update",
     },
-    "_brief": set(),
-    "_bulk": set(),
-    "_checks": set(),
-    "_crop": set(),
-    "_cut": set(),
-    "_jit": set(),
-    "_process": set(),
-    "_reasons": set(),
-    "_saved": set(),
+    **{name: set() for name in GROUND},
     "particles": set(),
     "images": {"particles"},
     "radial": {"particles", "images"},

@@ -17,8 +17,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastsort import __version__
 from fastsort._checks import InputError, check_positive
+from fastsort._version import __version__
 
 # Tasks that each thread of a worker has in hand or in store, and the seconds that one should take.
 AHEAD, TASK_SECONDS = 3, 0.25

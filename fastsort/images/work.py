@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastsort import __version__
 from fastsort._checks import InputError
 from fastsort._saved import load, save
+from fastsort._version import __version__
 from fastsort.particles.source import ArrayImages, Particles
 
 try:

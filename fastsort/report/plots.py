@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fastsort import __version__
 from fastsort._reasons import REASONS
+from fastsort._version import __version__
 from fastsort.images.crop import fourier_crop
 from fastsort.images.ctf import phase_flip
 from fastsort.particles.source import Particles

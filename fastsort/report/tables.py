@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fastsort import __version__
 from fastsort._reasons import REASONS
+from fastsort._version import __version__
 from fastsort.particles.cs import CsDataset
 from fastsort.particles.mrc import write_stack as write_mrc_stack
 from fastsort.particles.source import Particles
