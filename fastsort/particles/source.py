@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from fastsort._brief import brief
 from fastsort._checks import InputError, check_box, check_positive, check_stack
+from fastsort._types import Array
 from fastsort.particles.mrc import MrcHeader, announce_sections, read_header, read_sections
 from fastsort.particles.star import StarFile, read_star
 
@@ -400,6 +401,40 @@ def choose_particles(particles: Particles, chosen: npt.NDArray[np.integer[Any]])
     )
 
 
+def as_particles(images: Array | Particles, *, pixel_size: float | None = None) -> Particles:
+    """Return images as a set of particles; a set stays what it is.
+
+    Parameters
+    ----------
+    images : ndarray of shape (n, d, d), or Particles
+        An array is kept and not copied.
+    pixel_size : float, optional
+        In angstroms. By default that of the set, and 1 for an array.
+
+    Returns
+    -------
+    particles : Particles
+
+    Raises
+    ------
+    InputError
+        When the images are neither, or are no stack of real square images.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> as_particles(np.zeros((10, 32, 32), np.float32), pixel_size=1.5).pixel_size
+    1.5
+    """
+    given = None if pixel_size is None else check_positive("pixel_size", pixel_size, "A")
+    if isinstance(images, Particles):
+        return images if given is None else replace(images, pixel_size=given)
+    if isinstance(images, np.ndarray):
+        return Particles(ArrayImages(check_stack(images)), images.shape[1], given or 1.0)
+    hint = ": open it with open_particles first" if isinstance(images, (str, os.PathLike)) else ""
+    raise InputError(f"images must be an ndarray or Particles; got {type(images).__name__}{hint}.")
+
+
 def open_particles(
     source: str | os.PathLike[str] | npt.NDArray[Any] | Particles | tuple[Any, Any],
     *,
@@ -446,10 +481,8 @@ def open_particles(
         raise InputError("particles that are cut from micrographs need a box: give it, in pixels.")
     if box is not None and not picked:
         raise InputError("box is for particles that are cut from micrographs: leave it out.")
-    if isinstance(source, Particles):
-        return source if given is None else replace(source, pixel_size=given)
-    if isinstance(source, np.ndarray):
-        return Particles(ArrayImages(check_stack(source)), source.shape[1], given or 1.0)
+    if isinstance(source, (Particles, np.ndarray)):
+        return as_particles(source, pixel_size=given)
     again: dict[str, Any] = {"pixel_size": given, "data_dir": _absolute(data_dir)}
     if isinstance(source, tuple) and box is not None:
         from fastsort.particles.micrographs import open_micrographs
