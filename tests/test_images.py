@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from fastsort import InputError, fourier_crop, open_particles
 from fastsort._reasons import BAD_PIXELS, FLAT, VALID
+from fastsort.images import normalize
 from fastsort.images.batches import default_batch_size, map_batches
 from fastsort.images.normalize import inspect_pixels, normalize_background
 
@@ -220,6 +221,15 @@ def test_brightness_does_not_decide_what_is_hot(seed, box, exponent):
     images[1, seed % box, 2] = 13 * box
     images *= np.float32(2.0**exponent)
     np.testing.assert_array_equal(inspect_pixels(images).codes, [VALID, BAD_PIXELS, VALID])
+
+
+def test_codes_are_those_of_today_and_not_of_the_compiler(monkeypatch):
+    images = noise(9, 3, 20)
+    images[0, 3, 3], images[1] = np.nan, 4
+    assert inspect_pixels(images.copy()).codes.tolist() == [BAD_PIXELS, FLAT, VALID]
+    for name, code in (("BAD_PIXELS", 51), ("FLAT", 52), ("VALID", 53)):
+        monkeypatch.setattr(normalize, name, code)
+    assert inspect_pixels(images.copy()).codes.tolist() == [51, 52, 53]
 
 
 # Batches.

@@ -47,7 +47,7 @@ def inspect_pixels(images: npt.NDArray[np.float32]) -> PixelStatistics:
     codes = np.empty(n, dtype=np.int8)
     mean = np.empty(n, dtype=np.float32)
     std = np.empty(n, dtype=np.float32)
-    _inspect(images, HOT_PIXEL, codes, mean, std)
+    _inspect(images, HOT_PIXEL, VALID, BAD_PIXELS, FLAT, codes, mean, std)
     return PixelStatistics(codes, mean, std)
 
 
@@ -77,7 +77,7 @@ def normalize_background(
 
 
 @kernel
-def _inspect(images, hot, codes, means, stds):
+def _inspect(images, hot, valid, bad_pixels, flat, codes, means, stds):
     for i in range(images.shape[0]):
         image = images[i]
         means[i] = 0
@@ -85,16 +85,16 @@ def _inspect(images, hot, codes, means, stds):
         mean, variance, largest = _moments(image)
         std = np.sqrt(variance)
         if not (std < np.inf and abs(mean) < np.inf):
-            codes[i] = BAD_PIXELS
+            codes[i] = bad_pixels
         elif largest == 0:
-            codes[i] = FLAT
+            codes[i] = flat
         elif largest + abs(mean - image[0, 0]) > hot * std and _has_hot_pixel(image, mean, hot * std):
-            codes[i] = BAD_PIXELS
+            codes[i] = bad_pixels
         else:
-            codes[i] = VALID
+            codes[i] = valid
             means[i] = mean
             stds[i] = std
-        if codes[i] != VALID:
+        if codes[i] != valid:
             image[:] = 0
 
 
