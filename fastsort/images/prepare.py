@@ -34,7 +34,7 @@ _CHECKSUM = struct.Struct("<I")
 _STATISTICS = (("codes", np.dtype("i1")), ("mean", np.dtype("<f4")), ("std", np.dtype("<f4")))
 
 
-class Prepared(NamedTuple):
+class WorkingImages(NamedTuple):
     """Working images, and what was seen of the original pixels.
 
     Attributes
@@ -58,7 +58,7 @@ def prepare_images(
     ctf: CtfParameters | None = None,
     n_jobs: int | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Prepared:
+) -> WorkingImages:
     """Read every image once and write what the methods work on.
 
     Parameters
@@ -81,7 +81,7 @@ def prepare_images(
 
     Returns
     -------
-    prepared : Prepared
+    working : WorkingImages
     """
     n, size = len(particles), len(operator)
     pixel_size = particles.pixel_size * particles.box / size
@@ -116,7 +116,7 @@ def prepare_images(
     header = MrcHeader(place, n, size, size, WORKING, 0, pixel_size)
     sections = np.arange(n, dtype=np.int32)
     stack = StackImages([header], np.zeros_like(sections), sections)
-    return Prepared(Particles(stack, size, pixel_size, place), pixels)
+    return WorkingImages(Particles(stack, size, pixel_size, place), pixels)
 
 
 def _prepare(

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from fastsort._checks import InputError, check_choice
+from fastsort._types import Floats
 
 KINDS = (
     "noise",
@@ -93,18 +93,14 @@ def find_recipe(junk: str | Sequence[str]) -> Recipe:
     return _HARD._replace(kinds=kinds)
 
 
-def particle_shifts(
-    kind: str, recipe: Recipe, centring: float, rng: np.random.Generator
-) -> npt.NDArray[np.float64]:
-    """Where the particles of one image lie.
+def particle_shifts(kind: str, recipe: Recipe, rng: np.random.Generator) -> Floats:
+    """Draw where the particles of one image lie.
 
     Parameters
     ----------
     kind : str
         "good", or a kind of junk.
     recipe : Recipe
-    centring : float
-        Standard deviation of a good particle's shift on each axis.
     rng : numpy.random.Generator
 
     Returns
@@ -114,7 +110,7 @@ def particle_shifts(
     """
     away = _along_axes if recipe.along_axes else _any_direction
     if kind == "good":
-        return centring * rng.standard_normal((1, 2))
+        return recipe.centring * rng.standard_normal((1, 2))
     if kind == "partial":
         return away(rng, recipe.partial)[None]
     if kind == "off-centre":
@@ -126,10 +122,10 @@ def particle_shifts(
     return np.empty((0, 2))
 
 
-def _any_direction(rng: np.random.Generator, limits: tuple[float, float]) -> npt.NDArray[np.float64]:
+def _any_direction(rng: np.random.Generator, limits: tuple[float, float]) -> Floats:
     length, direction = rng.uniform(*limits), rng.uniform(0, 2 * np.pi)
     return length * np.array([math.sin(direction), math.cos(direction)])
 
 
-def _along_axes(rng: np.random.Generator, limits: tuple[float, float]) -> npt.NDArray[np.float64]:
+def _along_axes(rng: np.random.Generator, limits: tuple[float, float]) -> Floats:
     return rng.uniform(*limits, 2) * rng.choice((-1, 1), 2)
