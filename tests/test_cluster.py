@@ -342,7 +342,7 @@ def test_a_batch_that_ends_workers_is_given_up(many):
 
 
 def test_no_scheduler(monkeypatch):
-    monkeypatch.setattr(cluster, "CONNECT", 0.5)
+    monkeypatch.setattr(cluster, "SCHEDULER_WAIT", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         silent = f"tcp://127.0.0.1:{mute.getsockname()[1]}"
         for address in ("tcp://127.0.0.1:1", "nonsense", "", silent):
@@ -369,8 +369,8 @@ def hang(images, start, last):
 
 
 def test_all_workers_gone(many, monkeypatch):
-    monkeypatch.setattr(cluster, "LOOK", 0.1)
-    monkeypatch.setattr(cluster, "ANOTHER", 0.5)
+    monkeypatch.setattr(cluster, "LOOK_INTERVAL", 0.1)
+    monkeypatch.setattr(cluster, "NEW_WORKER_WAIT", 0.5)
     with (
         distributed.LocalCluster(n_workers=0, dashboard_address=":0") as local,
         running(worker_command(local.scheduler_address)) as worker,
@@ -449,7 +449,7 @@ def test_dask_prints_nothing(scheduler, tmp_path):
 def test_the_command_on_a_cluster(scheduler, star, expected, tmp_path, capsys, monkeypatch):
     from fastsort.cli import main
 
-    monkeypatch.setattr(cluster, "CONNECT", 1.0)
+    monkeypatch.setattr(cluster, "SCHEDULER_WAIT", 1.0)
     arguments = ["sort", str(star), "-o", str(tmp_path / "out"), "--cluster", scheduler]
     assert main([*arguments, "--quiet"]) == 0
     with np.load(tmp_path / "out" / "results.npz") as saved:
