@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastsort._types import Bools, Floats, Images, Indices
+from fastsort._types import Array, Floats, Images, Indices
 
 
 class Quarter(NamedTuple):
@@ -24,7 +24,7 @@ class Quarter(NamedTuple):
     x: Indices
     weights: Floats
 
-    def unfolded(self, samples: Floats, angular: Indices, sine: Bools, box: int) -> Images:
+    def unfolded(self, samples: Floats, angular: Indices, sine: Array, box: int) -> Images:
         """Draw functions that vary with the angle as a cosine or a sine, from their values on the quarter.
 
         Parameters
@@ -33,8 +33,8 @@ class Quarter(NamedTuple):
             Values of each function at these pixels.
         angular : ndarray of intp, shape (L,)
             How many times a function repeats in a full turn.
-        sine : ndarray of bool, shape (L,)
-            Whether it varies as a sine, else as a cosine.
+        sine : ndarray of bool or int, shape (L,)
+            Whether it varies as a sine; otherwise as a cosine.
         box : int
             Side of the images in pixels.
 
