@@ -46,61 +46,55 @@ def simulate_particles(
     contrast: str = "bright",
     seed: int = 0,
 ) -> tuple[Images, Truth]:
-    """Simulate a stack of particles and junk, and say which is which.
+    """Simulate a stack of particles and junk, with the truth about every image.
 
     Parameters
     ----------
     n_good, n_junk : int
-        Particles, and images of junk in equal parts of every kind. They are
-        interleaved at random.
+        Number of images with a particle, and of images of junk, in equal parts
+        of every kind. They are in random order.
     snr : float
-        Signal-to-noise ratio of the good particles, as `snr_definition` says;
+        Signal-to-noise ratio of the good particles, defined by `snr_definition`;
         ``math.inf`` makes clean images.
     box : int
         Side of the images in pixels.
     volume : ndarray (d, d, d), path, or {"globular", "elongated", "shell", "two-lobed"}
         What to project: a density [z, y, x], an MRC file, or a built-in phantom.
-        It is centred on its mass and resampled to the images' pixel size.
+        It is centred on its mass and resampled to the pixel size of the images.
     pixel_size : float, optional
-        Angstroms a pixel. By default what `fill` makes it.
+        Angstroms a pixel. By default it follows from `fill`.
     fill : float, optional
-        The particle's diameter in parts of the box. By default the recipe's,
-        or what `pixel_size` makes it; with both given, the particle is scaled.
-        A density of unknown voxel size counts as a particle of 250 A.
+        Diameter of the particle in parts of the box. By default it follows from
+        `pixel_size`, or is that of the recipe; with both given, the particle is
+        scaled. A density of unknown voxel size counts as a particle of 250 A.
     junk : {"paper", "all", "ppca"} or sequence of kinds
         A recipe (see Notes), or some of "noise", "partial", "multiple",
         "off-centre", "ice", "carbon", "texture", "photograph" and "hot_pixels",
-        made as in "all".
+        which are then made as in the recipe "all".
     ctf : bool
         Whether the particles are seen through a contrast transfer function:
         300 kV, 2.7 mm, amplitude contrast 0.1, defocus 1.0 to 2.5 um with
-        300 A of astigmatism, one function a micrograph. Not phase-flipped.
+        300 A of astigmatism, one function for each micrograph. Phases are not flipped.
     n_micrographs : int
-        Over how many micrographs the images are spread, in order.
+        Number of micrographs over which the images are spread, in order.
     noise : {"white", "radial", "decaying"}, optional
-        Spectrum, as in `noise_amplitude`; by default the recipe's.
+        Spectrum of the noise (see Notes); by default that of the recipe.
     snr_definition : {"mean", "power", "white_power", "image_power"}, optional
-        "mean": mean of the clean particle images in their central 65/85, over
-        the noise's standard deviation. "power": variance of the clean particles
-        inside their disk over the noise's variance. "white_power": over the
-        variance of the white noise before it is given its spectrum, which takes
-        3/4 of it away from "decaying" noise. "image_power": as "power", but
-        over the whole image. One number for the set, from 400 views of it.
-        By default the recipe's.
+        How `snr` is defined (see Notes); by default as in the recipe.
     source_box : int, optional
-        The images count as made with this many pixels a side and downsampled
-        to `box`: noise and its part in `snr` are those of the larger image. By
-        default the recipe's, or `box` where that is more.
+        Side in pixels of the larger images from which these count as downsampled:
+        noise and `snr` are those of the larger images. By default that of the
+        recipe, or `box` if that is more.
     centring : float, optional
         Standard deviation of a good particle's shift on each axis, in parts of
-        the box; by default the recipe's.
+        the box; by default that of the recipe.
     normalize : bool, optional
-        Whether every noisy image gets mean 0 and deviation 1 outside the
-        particle's disk; by default the recipe's.
+        Whether the background of every noisy image, all that lies outside the
+        particle's disk, gets mean 0 and deviation 1; by default as in the recipe.
     contrast : {"bright", "dark"}
-        Of the particles.
+        Whether particles are brighter or darker than the background.
     seed : int
-        The same seed gives the same bits.
+        Random seed. The same seed gives the same bits.
 
     Returns
     -------
@@ -115,24 +109,37 @@ def simulate_particles(
 
     Notes
     -----
-    "paper" is the public code of [1]_, section 3.1: images of 85 px whose
-    particle fills 0.57, downsampled; SNR "mean", noise "radial"; thirds of
-    noise, of partial particles (shifted by 0.25 to 0.66 of the box along each
-    axis, either way) and of means of two particles (0.10 to 0.66). The text's
-    noise is "decaying".
+    The signal-to-noise ratio is one number for the set, measured in 400 clean
+    views of the particle:
 
-    "ppca" is [2]_, section 4.1 (call it with five times as many particles as
-    junk): SNR "image_power", white noise; halves of noise and of cuts of a
-    photograph, here a synthetic scene as strong as the particles. The paper's
-    "small shifts" are those of "all".
+    - "mean": mean of the images in their central 65/85, over the standard
+      deviation of the noise.
+    - "power": variance inside the particle's disk, over the variance of the noise.
+    - "white_power": as "power", but over the variance of the white noise before it
+      is given its spectrum; "decaying" takes 3/4 of that variance away.
+    - "image_power": as "power", but with the variance of the whole image.
 
-    "all" is a hard recipe of ours, meant for ``ctf=True`` and ``snr=1 / 20``:
-    SNR "power", noise "decaying" and added after the CTF, box 1.5 times the
-    particle, centred within 0.015, normalised; noise, partial (shifted by 0.40
-    to 0.60), multiple (two, 0.20 to 0.32 either side of the middle), off-centre
-    (0.20 to 0.33), ice, carbon and texture. Ice and carbon are not seen through
-    the CTF; their strength is a multiple of the particles' standard deviation
-    inside the disk.
+    With f in cycles a pixel, "white" noise has power 1, "radial" noise power
+    1 + f^2, and "decaying" noise amplitude 1 / sqrt(1 + (6 f)^2).
+
+    "paper" follows the public code of [1]_, section 3.1: images of 85 px, which
+    the particle fills to 0.57, downsampled; SNR "mean", noise "radial". A third
+    of the junk each is noise, partial particles (shifted by 0.25 to 0.66 of the
+    box along each axis, in either direction) and means of two particles (0.10 to
+    0.66). The noise in the text of the paper is "decaying".
+
+    "ppca" follows [2]_, section 4.1 (use five times as many particles as junk):
+    SNR "image_power", white noise. Half of the junk is noise, half shows parts of
+    a photograph, here a synthetic scene as strong as the particles. The "small
+    shifts" of the paper are those of "all".
+
+    "all" is our own hard recipe, meant for ``ctf=True`` and ``snr=1 / 20``: SNR
+    "power", "decaying" noise, which is added after the CTF, a box 1.5 times as
+    large as the particle, particles centred within 0.015, normalised. The junk is
+    noise, partial (shifted by 0.40 to 0.60), multiple (two particles, 0.20 to 0.32
+    from the middle on opposite sides), off-centre (0.20 to 0.33), ice, carbon and
+    texture. Ice and carbon are not seen through the CTF; their strength is a
+    multiple of the particles' standard deviation inside the disk.
 
     References
     ----------
@@ -140,6 +147,15 @@ def simulate_particles(
        Profiles.
     .. [2] Weiss-Dicker, Eldar, Shkolinsky, Bendory. Unsupervised Particle
        Sorting for Cryo-EM Using Probabilistic PCA. ISBI 2023.
+
+    Examples
+    --------
+    >>> import fastsort as fs
+    >>> images, truth = fs.simulate_particles(6, 3, snr=0.1, box=32)
+    >>> images.shape, int(truth.label.sum())
+    ((9, 32, 32), 6)
+    >>> sorted(set(truth.kind.tolist()))
+    ['good', 'multiple', 'noise', 'partial']
     """
     simulation = plan_particles(
         n_good,

@@ -1,4 +1,4 @@
-"""Published test sets and our own: which junk, how far shifted, in what noise."""
+"""Recipes for test sets, published ones and our own: which junk, which shifts, which noise."""
 
 from __future__ import annotations
 
@@ -29,7 +29,29 @@ _OFF_CENTRE = (0.20, 0.33)
 
 
 class Recipe(NamedTuple):
-    """How a published (or our own) test set is made; lengths in parts of the box."""
+    """How a test set is made; lengths are in parts of the box.
+
+    Attributes
+    ----------
+    kinds : tuple of str
+        Kinds of junk.
+    snr_definition, noise : str
+        As for `simulate_particles`.
+    fill : float
+        Diameter of the particle.
+    centring : float
+        Standard deviation of a good particle's shift on each axis.
+    normalize : bool
+        Whether the background of every image gets mean 0 and deviation 1.
+    source_box : int
+        Box in pixels before the images were downsampled.
+    partial, multiple : (float, float)
+        Least and largest shift of particles of these kinds.
+    along_axes : bool
+        Whether these are drawn for each axis; otherwise for a random direction.
+    mean_of_two : bool
+        Whether an image with two particles is the mean of two images; otherwise their sum.
+    """
 
     kinds: tuple[str, ...]
     snr_definition: str
@@ -79,7 +101,7 @@ RECIPES = {
 
 
 def find_recipe(junk: str | Sequence[str]) -> Recipe:
-    """Return the recipe of that name, or the hard one with these kinds of junk."""
+    """Return the recipe with this name, or the recipe "all" with these kinds of junk."""
     if isinstance(junk, str):
         if junk not in RECIPES and junk in KINDS:
             junk = (junk,)
@@ -87,7 +109,9 @@ def find_recipe(junk: str | Sequence[str]) -> Recipe:
             return RECIPES[check_choice("junk", junk, tuple(RECIPES) + KINDS)]
     kinds = tuple(junk)
     if not kinds:
-        raise InputError("junk names no kinds: give a recipe's name or some kinds; n_junk=0 makes none.")
+        raise InputError(
+            f"junk names no kinds; got {junk!r}: give a recipe or some kinds (n_junk=0 makes none)."
+        )
     for kind in kinds:
         check_choice("junk", kind, KINDS)
     return _HARD._replace(kinds=kinds)
