@@ -9,8 +9,8 @@ import numpy as np
 
 from fastsort._types import Bools, Floats
 
-# The share of the images that stand for particles while learning: small enough for sets that are
-# mostly junk.
+# The share of the images that count as particles while the direction is learned: small enough for sets
+# that are mostly junk; and the share among which their bulk is found.
 PROMISING = 0.3
 BULK = 0.4
 N_ROUNDS = 5

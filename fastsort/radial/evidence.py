@@ -134,7 +134,7 @@ def _band_filters(template: RadialTemplate, radius: float, box: int) -> list[Flo
 
 
 def _self_response(template: RadialTemplate, box: int) -> Singles:
-    # What the template sees of a particle at the origin, 1 at the peak.
+    # Response of the template to a particle at the origin, scaled to 1 at the peak.
     particle = np.ones((1, box, box // 2 + 1), dtype=np.complex64)
     overlap = backward(particle, template.signal * matched_filter(template, box), box)[0]
     return overlap / overlap[0, 0] if overlap[0, 0] > 0 else overlap

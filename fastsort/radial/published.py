@@ -21,7 +21,7 @@ REASON_CODES = (VALID, BAD_PIXELS, FLAT, NOISE, PARTIAL)
 
 
 class PublishedMeasurements(NamedTuple):
-    """What the published rules say of n images.
+    """What the published rules measure in n images.
 
     Attributes
     ----------
@@ -258,7 +258,7 @@ def _correlate(image, mean, taps, padded, rows, out):
 
 @kernel
 def _highest(correlation, values, points):
-    # Insertion into a short sorted list; an equal value that comes later stays behind.
+    # Insertion into a short sorted list; of equal values, the one that comes first stays first.
     d = correlation.shape[0]
     n_peaks = len(values)
     filled = 0

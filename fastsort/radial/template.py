@@ -92,12 +92,12 @@ def half_plane(curve: npt.NDArray[np.floating], box: int) -> Singles:
 
 
 def forward(images: Images) -> Spectra:
-    """Fourier transform of images from their first pixel: a peak then lies where its particle does."""
+    """Return Fourier transforms about the first pixel: a peak then lies where its particle does."""
     return scipy.fft.rfft2(images, workers=1)
 
 
 def backward(spectra: Spectra, curve: npt.NDArray[np.floating], box: int) -> Images:
-    """Filter with a radial curve and return to images."""
+    """Multiply transforms with a radial curve, and return the images."""
     return scipy.fft.irfft2(spectra * half_plane(curve, box), s=(box, box), workers=1, overwrite_x=True)
 
 
@@ -224,7 +224,7 @@ def _prominence(spectra: Spectra, template: RadialTemplate) -> float:
 
 def _template_radius(template: RadialTemplate, box: int) -> float:
     # The radius that holds 98 % of the squared profile (a disk's: 0.99 of its own). The mean of an
-    # image is not known, so the profile counts from its value at the rim of the box.
+    # image is unknown, so the profile is measured from its value at the rim of the box.
     profile = scipy.fft.fftshift(scipy.fft.irfft2(half_plane(template.signal, box), s=(box, box), workers=1))
     offset = np.arange(box) - box // 2
     distance = np.hypot.outer(offset, offset).ravel()

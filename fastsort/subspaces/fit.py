@@ -34,7 +34,7 @@ from fastsort.subspaces.start import MIN_LEARNED, random_model, start_model
 PRESETS = ("default", "published")
 # M * K of the published preset.
 N_TOTAL = 60
-# The share of the images that stand for particles while the robust fit learns.
+# The share of the images that count as particles while the robust fit learns.
 CORE = 0.5
 # Images whose energy lies this many robust deviations from the median are not learned from.
 GROSS = 3.0
@@ -257,7 +257,7 @@ class _Learner:
         symmetry: Symmetry | None,
         at_most: int | None = None,
     ) -> Parameters:
-        """Iterate until nothing changes any more."""
+        """Iterate until the log-likelihood stops changing."""
         previous = math.inf
         for _ in range(self.left if at_most is None else min(at_most, self.left)):
             following, value = maximize(self.rows, use, parameters, self.n_jobs, symmetry)

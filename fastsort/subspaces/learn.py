@@ -28,7 +28,7 @@ from fastsort.subspaces.shapes import Shape, fit_shape, log_ratio, regularize
 
 BATCH = 512
 N_SAMPLE = 4096
-# The share of the images that stand for particles while learning, small enough for sets that are
+# The share of the images that count as particles while learning, small enough for sets that are
 # mostly junk; and the share in the first round, which chooses among nearly all images.
 PROMISING = 0.3
 PROMISING_AT_FIRST = 0.5
@@ -181,7 +181,7 @@ def _choose_promising(
         How far images lie outside the bulk of these.
     """
     n = len(centred)
-    # At first most images, whatever they are, say what is usual.
+    # Most images, whatever they show, are the first choice.
     use = outlying < OUTLYING
     use = use if 2 * use.sum() >= n else np.ones_like(use)
     for step in range(N_CONCENTRATIONS + 1):

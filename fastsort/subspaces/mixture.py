@@ -125,7 +125,7 @@ class Symmetry(NamedTuple):
     angular : ndarray of intp, shape (L,)
         Angular index of each coefficient: m >= 0 for cosines, -m for sines.
     partner : ndarray of intp, shape (L,)
-        Where the sine of a cosine stands, and the other way round; itself for index 0.
+        Index of the sine that belongs to a cosine, and the other way round; itself for angular index 0.
     latent_angular, latent_partner : ndarray of intp, shape (K,)
         The same of the latent axes.
     """
@@ -291,7 +291,7 @@ def model_arrays(model: Parameters, dtype: npt.DTypeLike) -> ModelArrays:
 
 
 class Posterior(NamedTuple):
-    """What a model says of a batch of b images.
+    """Where a batch of b images lies in a model.
 
     Attributes
     ----------

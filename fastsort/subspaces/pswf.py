@@ -257,8 +257,8 @@ def _basis(box: int, bandlimit: float, truncation: float) -> PswfBasis:
             f"a basis for a box of {box} px at bandlimit {bandlimit:g} would take {size / 2**30:.1f} GiB: "
             "crop the images to a smaller box, or lower the bandlimit."
         )
-    # The number of threads would change the last bits, and threads that wait for one another on a
-    # busy machine cost far more than they save.
+    # The number of threads would change the last bits; and on a busy machine, threads that wait for one
+    # another cost far more time than they save.
     with one_blas_thread():
         return _sampled_basis(box, bandlimit, truncation, bandwidth)
 
@@ -419,7 +419,7 @@ def radial_modes(bandwidth: float, truncation: float) -> list[RadialModes]:
         if n_kept == 0:
             break
         profiles = profiles[:n_kept]
-        # Every function leaves the origin upwards, whatever the sign of the eigenvector.
+        # An eigenvector may have either sign: every function shall rise from the origin.
         high = np.abs(profiles) > 0.1 * np.abs(profiles).max(axis=1, keepdims=True)
         rising = np.sign(profiles[np.arange(n_kept), high.argmax(axis=1)])
         modes.append(RadialModes(m, rising[:, np.newaxis] * vectors.T[:n_kept], eigenvalues[:n_kept]))

@@ -25,7 +25,7 @@ from fastsort.subspaces.scores import evaluate
 
 
 class PublishedScores(NamedTuple):
-    """What the published algorithm says of n images.
+    """What the published algorithm finds for n images.
 
     Attributes
     ----------

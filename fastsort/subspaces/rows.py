@@ -115,7 +115,7 @@ def standardized(
     block: Array, origin: npt.NDArray[np.floating], scale: float, dtype: npt.DTypeLike
 ) -> npt.NDArray[np.floating]:
     """Rows (b, L) without an origin and a scale, as a new array."""
-    # In the rows' own precision: what is left may be much smaller than the origin.
+    # In the rows' own precision: the difference may be much smaller than the origin.
     precision = np.result_type(block, np.dtype(dtype))
     moved = np.subtract(block, origin.astype(precision), order="C")
     moved *= moved.dtype.type(1 / scale)
@@ -123,7 +123,7 @@ def standardized(
 
 
 def open_rows(coefficients: Array, n_jobs: int | None = None) -> tuple[Rows, Floats]:
-    """Return a set of rows with the origin and the scale that standardize it.
+    """Return a set of rows, and find the origin and the scale that standardize it.
 
     Returns
     -------

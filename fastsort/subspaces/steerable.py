@@ -122,7 +122,7 @@ def steerable_pca(
     >>> pca.components.shape == (pca.rank, len(basis.functions))
     True
 
-    Noise alone has none:
+    White noise has none:
 
     >>> noise, _ = fs.simulate_particles(0, 500, junk="noise", box=24, noise="white")
     >>> fs.steerable_pca(fs.pswf_coefficients(noise, 0.3), basis).rank
@@ -138,7 +138,7 @@ def steerable_pca(
         noise_variance = check_positive("noise_variance", noise_variance)
     members = angular_blocks(basis)
     count, mean, covariances = _moments(rows, members, n_jobs)
-    # As in `map_batches`: the number of threads must not change any bit.
+    # As in `map_batches`, since the number of threads must not change the result.
     with one_blas_thread():
         blocks = [_block(m, covariance, count) for m, covariance in enumerate(covariances)]
     if noise_variance is None:
@@ -336,7 +336,7 @@ def _median_of_noise(size: int, n_samples: int) -> float:
 
 def _ranks(blocks: list[_Block], noise_variance: float) -> list[int]:
     """How many eigenvalues of each block are larger than noise of this variance would give."""
-    # Noiseless images leave eigenvalues of the size of rounding.
+    # Images without noise have eigenvalues that are nothing but rounding.
     largest = max(block.eigenvalues[0] for block in blocks)
     rounding = 1e-13 * largest
     ranks = []
