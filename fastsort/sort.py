@@ -21,7 +21,7 @@ from fastsort.decide.duplicates import find_all_duplicates
 from fastsort.decide.recentre import centred_scores
 from fastsort.decide.rescue import Views, find_views
 from fastsort.decide.votes import METHODS, Asked, Judge, ask_methods, explain
-from fastsort.images.prepare import Prepared, ctf_to_flip, prepare_images, working_radius
+from fastsort.images.prepare import WorkingImages, ctf_to_flip, prepare_images, working_radius
 from fastsort.images.work import fingerprint, work_folder
 from fastsort.particles.source import Particles, open_particles
 from fastsort.radial.filter import CONTRASTS, PRESETS, RadialResult, check_n_peaks
@@ -429,7 +429,7 @@ def _first(asked: Asked, name: str) -> Any:
     return next((getattr(result, name) for result in asked if hasattr(result, name)), None)
 
 
-def _single(particles: Particles, prepared: Prepared, asked: Asked) -> SortResult:
+def _single(particles: Particles, prepared: WorkingImages, asked: Asked) -> SortResult:
     """The verdict of one method."""
     found = next(result for result in asked if result is not None)
     reason = np.where(prepared.pixels.codes == VALID, found.reason, reason_names(prepared.pixels.codes))
@@ -445,7 +445,7 @@ def _single(particles: Particles, prepared: Prepared, asked: Asked) -> SortResul
 
 
 def _result(
-    particles: Particles, prepared: Prepared, asked: Asked, suspicion: npt.NDArray[np.str_]
+    particles: Particles, prepared: WorkingImages, asked: Asked, suspicion: npt.NDArray[np.str_]
 ) -> SortResult:
     """A result with all that was measured, and no verdict yet."""
     n, codes = len(particles), prepared.pixels.codes
@@ -488,7 +488,7 @@ def _result(
 
 def _joint(
     particles: Particles,
-    prepared: Prepared,
+    prepared: WorkingImages,
     asked: Asked,
     duplicate_distance: float,
     keep_off_centre: bool,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import joblib
 import naive
@@ -15,6 +14,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from fastsort import InputError, fourier_crop, open_particles
 from fastsort._reasons import BAD_PIXELS, FLAT, VALID
+from fastsort.images import normalize
 from fastsort.images.batches import default_batch_size, map_batches
 from fastsort.images.normalize import inspect_pixels, normalize_background
 
@@ -222,6 +222,15 @@ def test_brightness_does_not_decide_what_is_hot(seed, box, exponent):
     np.testing.assert_array_equal(inspect_pixels(images).codes, [VALID, BAD_PIXELS, VALID])
 
 
+def test_codes_are_those_of_today_and_not_of_the_compiler(monkeypatch):
+    images = noise(9, 3, 20)
+    images[0, 3, 3], images[1] = np.nan, 4
+    assert inspect_pixels(images.copy()).codes.tolist() == [BAD_PIXELS, FLAT, VALID]
+    for name, code in (("BAD_PIXELS", 51), ("FLAT", 52), ("VALID", 53)):
+        monkeypatch.setattr(normalize, name, code)
+    assert inspect_pixels(images.copy()).codes.tolist() == [51, 52, 53]
+
+
 # Batches.
 
 
@@ -239,10 +248,17 @@ def fail_at(images, start, place):
     return start
 
 
-def wait_and_time(images, start):
-    begin = time.perf_counter()
-    time.sleep(0.03)
-    return begin, time.perf_counter(), threading.get_ident()
+def meet_others(images, start, others, log):
+    """Wait for others, but the first batch for nobody; a meeting that does not come about breaks the test."""
+    log.append(("begins", start))
+    if start:
+        others.wait()
+    log.append(("ends", start))
+    return threading.get_ident()
+
+
+def meeting(number):
+    return threading.Barrier(number, timeout=60)
 
 
 @pytest.fixture
@@ -340,20 +356,20 @@ def test_blas_is_restored_when_nobody_reads_on(particles, two_blas_threads, n_jo
 
 
 def test_first_batch_runs_alone(particles):
-    times = list(map_batches(wait_and_time, particles, batch_size=10, n_jobs=2))
-    first_end = times[0][1]
-    assert all(begin >= first_end for begin, _, _ in times[1:])
-    assert times[0][2] == threading.get_ident()
-    # The others do not wait for one another.
-    assert any(times[i + 1][0] < times[i][1] for i in range(1, len(times) - 1))
+    log = []
+    # The four others meet two by two, so they do not wait for one another.
+    workers = list(map_batches(meet_others, particles, meeting(2), log, batch_size=10, n_jobs=2))
+    assert log[:2] == [("begins", 0), ("ends", 0)]
+    assert workers[0] == threading.get_ident()
+    assert sorted(log) == sorted((what, start) for start in range(0, 50, 10) for what in ("begins", "ends"))
 
 
 def test_outer_configuration_chooses_workers(particles):
     with joblib.parallel_config(backend="threading", n_jobs=3):
-        workers = {worker for _, _, worker in map_batches(wait_and_time, particles, batch_size=3)}
+        workers = set(map_batches(meet_others, particles, meeting(3), [], batch_size=5))
     assert len(workers) > 2
     with joblib.parallel_config(backend="threading", n_jobs=1):
-        alone = {worker for _, _, worker in map_batches(wait_and_time, particles, batch_size=10)}
+        alone = set(map_batches(meet_others, particles, meeting(1), [], batch_size=10))
     assert alone == {threading.get_ident()}
 
 

@@ -1,1 +1,1 @@
-"""What happens to every image: read in batches, cropped, phase-flipped, normalised."""
+"""What is done to every image: it is read in a batch, cropped, phase-flipped and normalised."""
