@@ -241,7 +241,9 @@ def _decode(node: Any, arrays: Mapping[str, Array], former: _Former) -> Any:
                 raise ValueError(f"it names {written!r}, which is no result of fastsort")
             name = former.types[written]
             renamed = former.fields.get(name, {})
-            fields = {renamed.get(key, key): _decode(item, arrays, former) for key, item in items.items()}
+            fields: dict[str, Any] = {
+                renamed.get(key, key): _decode(item, arrays, former) for key, item in items.items()
+            }
             kind = _saved_type(name)
             odd = set(fields) ^ set(kind._fields)
             if odd:
