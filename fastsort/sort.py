@@ -13,8 +13,8 @@ import numpy.typing as npt
 from fastsort._brief import brief
 from fastsort._checks import InputError, check_choice, check_count, check_positive
 from fastsort._crop import crop_operator
-from fastsort._cut import MIN_JUDGED
 from fastsort._reasons import VALID, reason_names
+from fastsort._threshold import MIN_JUDGED
 from fastsort.decide.combine import OFFSET, Combination, choose_cut, combine_votes, probability_by_odds
 from fastsort.decide.decoys import EstimatedErrors, estimate_errors, known_images
 from fastsort.decide.duplicates import find_all_duplicates

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy.stats import ks_2samp
 
 from fastsort._checks import InputError
-from fastsort._cut import MIN_JUDGED
+from fastsort._threshold import MIN_JUDGED
 from fastsort.decide.combine import OFFSET, calibrate
 from fastsort.decide.decoys import JUNK
 from fastsort.decide.duplicates import find_all_duplicates

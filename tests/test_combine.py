@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 
 import fastsort as fs
 from fastsort import InputError
-from fastsort._cut import balanced_cut
+from fastsort._threshold import balanced_threshold
 from fastsort.decide import combine as module
 from fastsort.decide.combine import OFFSET, choose_cut, combine_votes, confident, probability_by_odds
 from fastsort.sort import cut_again, sort_particles
@@ -89,7 +89,7 @@ def test_share_is_the_most_likely_one(seed, share, distance):
     x = rng.normal(0, 1, 800) + distance * (rng.random(800) < share)
     odds = distance * x - distance**2 / 2
     expected = naive.likeliest_share(odds)
-    found = 1 / (1 + np.exp(balanced_cut(odds) - 1e-6))
+    found = 1 / (1 + np.exp(balanced_threshold(odds) - 1e-6))
     if distance > 2 and expected > 0.05:
         assert found == pytest.approx(expected, abs=2e-4)
     # The way to a share of nothing is long: of all images together it matters little where it ends.

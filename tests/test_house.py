@@ -22,7 +22,7 @@ GROUND = {
     "_bulk",
     "_checks",
     "_crop",
-    "_cut",
+    "_threshold",
     "_jit",
     "_process",
     "_progress",

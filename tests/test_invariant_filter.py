@@ -16,7 +16,7 @@ from sklearn.metrics import roc_auc_score
 
 import fastsort as fs
 from fastsort import InputError
-from fastsort._bulk import Bulk, beyond, distance, fit_bulk
+from fastsort._bulk import Bulk, distance, excess_distance, fit_bulk
 from fastsort.invariants import filter as module
 from fastsort.invariants.features import invariant_features
 from fastsort.invariants.filter import invariant_filter
@@ -328,7 +328,9 @@ def test_distances_are_those_of_mahalanobis_and_of_a_gaussian(seed, p):
     assert np.median(np.square(expected)) == pytest.approx(p - 0.7, rel=0.01)
     # And that is about right.
     assert p == 1 or scipy.stats.chi2.median(p) == pytest.approx(p - 0.7, rel=0.08)
-    np.testing.assert_allclose(beyond(values, found), np.maximum(np.array(expected) - p**0.5, 0), atol=1e-6)
+    np.testing.assert_allclose(
+        excess_distance(values, found), np.maximum(np.array(expected) - p**0.5, 0), atol=1e-6
+    )
 
 
 @few_examples
@@ -345,7 +347,7 @@ def test_a_tenth_of_outliers_does_not_move_the_bulk(seed):
     robust = MinCovDet(support_fraction=0.75, random_state=0).fit(dirty)
     assert distance(robust.location_[None], found)[0] < 0.5
     assert distance(dirty.mean(axis=0)[None], clean)[0] > 2
-    assert (beyond(dirty[:40], found) > 5).all()
+    assert (excess_distance(dirty[:40], found) > 5).all()
 
 
 @few_examples

@@ -12,8 +12,8 @@ import scipy.optimize
 
 from fastsort._brief import brief
 from fastsort._checks import InputError, check_count, check_positive
-from fastsort._cut import MIN_JUDGED, balanced_cut, fit_scores, junk_probability
 from fastsort._process import one_blas_thread
+from fastsort._threshold import MIN_JUDGED, balanced_threshold, fit_scores, junk_probability
 
 # Votes that know where the particle lies. The others may refine what these have found, but not decide
 # what is looked for: a vote that is blind to it can tell made junk from real images, not from particles.
@@ -234,7 +234,7 @@ def probability_by_odds(score: Array) -> Array:
     judged = np.isfinite(score)
     probability = np.ones(len(score))
     if judged.any():
-        balance = float(np.clip(balanced_cut(score[judged]), -SUREST, SUREST))
+        balance = float(np.clip(balanced_threshold(score[judged]), -SUREST, SUREST))
         probability[judged] = 1 / (1 + np.exp(np.clip(balance - score[judged], -700, 700)))
     return probability
 

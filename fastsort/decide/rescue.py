@@ -10,8 +10,8 @@ import numpy.typing as npt
 from scipy.cluster.vq import kmeans2
 
 from fastsort._brief import brief
-from fastsort._cut import MIN_JUDGED
 from fastsort._process import one_blas_thread
+from fastsort._threshold import MIN_JUDGED
 from fastsort.images.batches import map_batches
 from fastsort.invariants.align import match_to_references
 from fastsort.invariants.averages import (

@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsort._brief import brief
-from fastsort._bulk import Bulk, beyond, distance, fit_bulk
+from fastsort._bulk import Bulk, distance, excess_distance, fit_bulk
 from fastsort._checks import check_count, check_not_empty
 from fastsort._crop import crop_operator
-from fastsort._cut import MIN_JUDGED, fit_scores, junk_probability
 from fastsort._process import one_blas_thread
 from fastsort._reasons import CONTAMINATION, NOISE, VALID, reason_names, suspicions
+from fastsort._threshold import MIN_JUDGED, fit_scores, junk_probability
 from fastsort.images.batches import map_batches
 from fastsort.images.normalize import inspect_pixels, normalize_background
 from fastsort.images.prepare import crop_and_normalize, sample_batches
@@ -179,7 +179,7 @@ def _result(codes: npt.NDArray[np.int8], score: Array, learned: LearnedInvariant
     if learned is not None and judged.sum() >= MIN_JUDGED:
         model = fit_scores(score[judged], learned.displaced_scores)
         probability[judged] = junk_probability(score[judged], model)
-        keep, cut = score <= model.cut, model.cut
+        keep, cut = score <= model.threshold, model.threshold
     elif learned is None:
         keep = codes == VALID
     reason = reason_names(np.where(keep, VALID, codes))
@@ -209,7 +209,7 @@ def _learn(particles: Particles, operator: npt.NDArray[np.float32], seed: int) -
     origin = quiet.mean(axis=0)
     axes = np.linalg.eigh(np.cov((quiet - origin).T))[1][:, : -N_AXES - 1 : -1]
     features, others = (features - origin) @ axes, (others - origin) @ axes
-    background = _bulk_of(others[beyond(others, fit_bulk(others)) < EXCLUDED])
+    background = _bulk_of(others[excess_distance(others, fit_bulk(others)) < EXCLUDED])
     particle = _learn_particles(features, background)
     found = LearnedInvariants(centre, scale, origin, axes, particle, background, np.empty(0))
     return found._replace(displaced_scores=_scores(others, found)[0])
@@ -218,7 +218,7 @@ def _learn(particles: Particles, operator: npt.NDArray[np.float32], seed: int) -
 def _learn_particles(features: Array, background: Bulk) -> Bulk:
     """Find the particles among images on the axes: unlike the background, and like one another."""
     n = len(features)
-    use = beyond(features, _bulk_of(features)) < OUTLYING
+    use = excess_distance(features, _bulk_of(features)) < OUTLYING
     use = use if 2 * use.sum() >= n else np.ones(n, dtype=bool)
     for step in range(N_ROUNDS):
         ratio = _log_density(features, _bulk_of(features[use])) - _log_density(features, background)
@@ -229,7 +229,7 @@ def _learn_particles(features: Array, background: Bulk) -> Bulk:
         spread = 1.4826 * float(np.median(np.abs(ratio[teachers] - usual))) + 1e-9
         # More than usual is no better: contamination can look too much like a particle.
         doubt = np.maximum((usual - ratio) / spread, 0)
-        doubt += np.maximum(beyond(features, _bulk_of(features[teachers])) - SLACK, 0)
+        doubt += np.maximum(excess_distance(features, _bulk_of(features[teachers])) - SLACK, 0)
         use = np.zeros(n, dtype=bool)
         use[np.argsort(doubt, kind="stable")[: max(2 * N_AXES, round(PROMISING * n))]] = True
     return _bulk_of(features[use])

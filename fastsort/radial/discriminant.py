@@ -100,7 +100,7 @@ def discriminant_score(features: Features, discriminant: Discriminant) -> npt.ND
         In standard deviations along the direction, plus 0.7 of the Mahalanobis distance by which an
         image lies outside the bulk of the particles.
     """
-    return -along(features, discriminant) + PENALTY * beyond(features, discriminant)
+    return -along(features, discriminant) + PENALTY * outlyingness(features, discriminant)
 
 
 def along(features: Features, discriminant: Discriminant) -> npt.NDArray[np.float64]:
@@ -108,7 +108,7 @@ def along(features: Features, discriminant: Discriminant) -> npt.NDArray[np.floa
     return features @ discriminant.direction - discriminant.origin
 
 
-def beyond(features: Features, discriminant: Discriminant) -> npt.NDArray[np.float64]:
+def outlyingness(features: Features, discriminant: Discriminant) -> npt.NDArray[np.float64]:
     """Mahalanobis distance from the bulk of the particles, as far as it exceeds its expectation."""
     distance = _squared_distance(features, discriminant.mean, discriminant.precision)
     return np.maximum(np.sqrt(distance) - math.sqrt(len(discriminant.mean)), 0)

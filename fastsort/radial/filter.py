@@ -12,7 +12,6 @@ import numpy.typing as npt
 from fastsort._brief import brief
 from fastsort._checks import InputError, check_choice, check_count, check_not_empty, check_radius
 from fastsort._crop import apply_crop, crop_operator
-from fastsort._cut import MIN_JUDGED, fit_scores, junk_probability
 from fastsort._reasons import (
     CONTAMINATION,
     MULTIPLE,
@@ -23,15 +22,16 @@ from fastsort._reasons import (
     reason_names,
     suspicions,
 )
+from fastsort._threshold import MIN_JUDGED, fit_scores, junk_probability
 from fastsort.images.batches import map_batches
 from fastsort.images.normalize import inspect_pixels, normalize_background
 from fastsort.images.prepare import sample_batches
 from fastsort.particles.source import open_particles
 from fastsort.radial.discriminant import (
     Discriminant,
-    beyond,
     discriminant_score,
     fit_discriminant,
+    outlyingness,
 )
 from fastsort.radial.evidence import N_FEATURES, N_POWERS, Features, Peaks, radial_features
 from fastsort.radial.published import cluster_peaks, gaussian_sum_correlation, published_measurements
@@ -85,7 +85,7 @@ class RadialResult(NamedTuple):
         Mahalanobis distance beyond the bulk of the particles; NaN if published.
     junk_probability : ndarray of float64, shape (n,)
         Under the fitted mixture of scores; NaN with fewer than 50 images; 0 or 1 if published.
-    cut : float
+    threshold : float
         Images with a larger score are rejected; NaN if published or with fewer than 50 images.
     radius : float
         Of the particle in pixels, given or estimated.
@@ -109,10 +109,15 @@ class RadialResult(NamedTuple):
     second_peak: npt.NDArray[np.float32]
     outlyingness: npt.NDArray[np.float32]
     junk_probability: npt.NDArray[np.float64]
-    cut: float
+    threshold: float
     radius: float
     contrast: str
     learned: LearnedRadial | None
+
+    @property
+    def cut(self) -> float:
+        """The name of `threshold` in version 0.1.0."""
+        return self.threshold
 
 
 class _Batch(NamedTuple):
@@ -319,7 +324,7 @@ def _batch(
     normalize_background(images, _background_radius(model.radius, box))
     features, peaks, response = radial_features(forward(images), model.template, model.radius)
     score = discriminant_score(features[0], model.discriminant)
-    outside = beyond(features[0], model.discriminant).astype(np.float32)
+    outlying = outlyingness(features[0], model.discriminant).astype(np.float32)
     elsewhere = (peaks.other > peaks.near) & (peaks.other > model.second)
     reasons = _reasons(features[0], peaks, elsewhere, model, box)
     counts = cluster_peaks(response, model.radius, n_peaks)
@@ -327,13 +332,13 @@ def _batch(
     score[~judged] = np.inf
     codes = np.where(judged, reasons, codes).astype(np.int8)
     strongest = np.where(elsewhere[:, None], peaks.other_shift, peaks.near_shift)
-    return _Batch(codes, score, peaks.near_shift, strongest, counts, peaks.near, peaks.other, outside)
+    return _Batch(codes, score, peaks.near_shift, strongest, counts, peaks.near, peaks.other, outlying)
 
 
 def _reasons(
     features: Features, peaks: Peaks, elsewhere: npt.NDArray[np.bool_], model: LearnedRadial, box: int
 ) -> npt.NDArray[np.int8]:
-    """Why each image would be rejected, should its score be beyond the cut."""
+    """Why each image would be rejected, should its score be above the threshold."""
     codes = np.full(len(features), NOISE, dtype=np.int8)
     codes[elsewhere] = OFF_CENTRE
     codes[elsewhere & (np.abs(peaks.other_shift).max(axis=1) > box / 2 - model.radius)] = PARTIAL
@@ -374,13 +379,13 @@ def _gather(batches: Iterator[_Batch]) -> _Batch:
 def _result(found: _Batch, model: LearnedRadial | None, radius: float, contrast: str) -> RadialResult:
     judged = np.isfinite(found.score)
     probability = np.ones(len(found.score))
-    cut = np.nan
+    threshold = np.nan
     keep = np.zeros(len(judged), dtype=bool)
     if judged.sum() >= MIN_JUDGED and model is not None:
         scores = fit_scores(found.score[judged], model.displaced_scores)
         probability[judged] = junk_probability(found.score[judged], scores)
-        cut = scores.cut
-        keep = found.score <= cut
+        threshold = scores.threshold
+        keep = found.score <= threshold
     else:
         probability[judged] = np.nan
         keep = judged
@@ -399,7 +404,7 @@ def _result(found: _Batch, model: LearnedRadial | None, radius: float, contrast:
         found.second_peak,
         found.outlyingness,
         probability,
-        cut,
+        threshold,
         radius,
         contrast,
         model,

@@ -13,10 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsort._brief import brief
-from fastsort._bulk import beyond, fit_bulk
+from fastsort._bulk import excess_distance, fit_bulk
 from fastsort._checks import check_choice, check_count, check_not_empty
 from fastsort._crop import crop_operator
-from fastsort._cut import MIN_JUDGED, balanced_cut
 from fastsort._process import one_blas_thread
 from fastsort._reasons import (
     CONTAMINATION,
@@ -28,6 +27,7 @@ from fastsort._reasons import (
     reason_names,
     suspicions,
 )
+from fastsort._threshold import MIN_JUDGED, balanced_threshold
 from fastsort.images.batches import map_batches
 from fastsort.images.normalize import inspect_pixels, normalize_background
 from fastsort.images.prepare import crop_and_normalize, sample_batches
@@ -100,7 +100,7 @@ class SubspaceResult(NamedTuple):
     beside : ndarray of float32, shape (n, 2)
         Log-likelihood ratio of a particle 0.27 of the box off the centre, the highest in any direction,
         and the highest that two opposite directions both reach; NaN if published.
-    cut : float
+    threshold : float
         Images with a larger score are rejected; NaN if published or with fewer than 50 images.
     radius : float
         Of the particle in pixels, estimated: where its variance ends; NaN if published or where
@@ -126,12 +126,17 @@ class SubspaceResult(NamedTuple):
     log_likelihood: Array
     excess: npt.NDArray[np.float32]
     beside: npt.NDArray[np.float32]
-    cut: float
+    threshold: float
     radius: float
     contrast: str
     model: SubspaceModel
     basis: PswfBasis
     learned: LearnedShapes | None
+
+    @property
+    def cut(self) -> float:
+        """The name of `threshold` in version 0.1.0."""
+        return self.threshold
 
 
 def eigenimages(result: SubspaceResult, n_images: int) -> npt.NDArray[np.float32]:
@@ -293,7 +298,7 @@ def subspace_filter(
     deviations more power than in particles, plus (z^2 - 1) / 2 where the image moved by 0.27 of the box
     in one of eight directions looks z > 1 deviations more like a particle than a centred particle does,
     and the same where two opposite directions do. With the share of junk that makes all scores most
-    likely, it gives the probability, and the cut is where junk becomes likelier.
+    likely, it gives the probability, and the threshold is where junk becomes likelier.
     `fit_subspaces` with the basis then describes what the particles are made of.
 
     References
@@ -370,9 +375,9 @@ def _learn(
     shifts = ((half, 0), (0, half), (half, half))
     displaced = np.concatenate([_coefficients(np.roll(images, shift, (1, 2)), basis) for shift in shifts])
     powers = _log_powers(centred, bands)
-    outlying = beyond(powers, fit_bulk(powers))
+    outlying = excess_distance(powers, fit_bulk(powers))
     other_powers = _log_powers(displaced, bands)
-    ordinary = beyond(other_powers, fit_bulk(other_powers)) < EXCLUDED
+    ordinary = excess_distance(other_powers, fit_bulk(other_powers)) < EXCLUDED
     ordinary &= np.tile(outlying < EXCLUDED, len(shifts))
     background = fit_shape(displaced, ordinary if ordinary.any() else ~ordinary, blocks)
 
@@ -384,7 +389,7 @@ def _learn(
         if step == 0:
             teachers = teachers[np.argsort(-ratio[teachers], kind="stable")[: max(2, round(FIRST * n))]]
         measured = np.column_stack([ratio, powers])
-        excess = np.maximum(beyond(measured, fit_bulk(measured[teachers])) - SLACK, 0)
+        excess = np.maximum(excess_distance(measured, fit_bulk(measured[teachers])) - SLACK, 0)
         usual, spread = _typical(ratio[teachers])
         if step < N_CONCENTRATIONS:
             # More than usual is no better: contamination can look too much like a particle.
@@ -392,7 +397,7 @@ def _learn(
             use = np.zeros(n, dtype=bool)
             use[np.argsort(doubt, kind="stable")[: max(2, round(PROMISING * n))]] = True
     for _ in range(N_REFINEMENTS):
-        kept = (-ratio <= balanced_cut(-ratio)) & (excess < OUTLYING)
+        kept = (-ratio <= balanced_threshold(-ratio)) & (excess < OUTLYING)
         use = kept if kept.sum() >= min(n, MIN_JUDGED) else use
         particle, ratio = _compare(centred, use, background, blocks)
     subspaces = _no_subspaces(basis)
@@ -518,7 +523,7 @@ def _reasons(
     slope: Array,
     model: LearnedShapes,
 ) -> npt.NDArray[np.int8]:
-    """Why images would be rejected, should their scores be beyond the cut."""
+    """Why images would be rejected, should their scores be above the threshold."""
     codes = np.full(len(images), NOISE, dtype=np.int8)
     if len(images) == 0:
         return codes
@@ -578,13 +583,13 @@ def _no_subspaces(basis: PswfBasis) -> SubspaceModel:
 def _result(found: _Batch, model: LearnedShapes, scale: float) -> SubspaceResult:
     judged = np.isfinite(found.score)
     probability = np.ones(len(judged))
-    cut = np.nan
+    threshold = np.nan
     keep = judged
     if judged.sum() >= MIN_JUDGED:
-        cut = balanced_cut(found.score[judged])
+        threshold = balanced_threshold(found.score[judged])
         # Beyond 700 the exponential is more than a float holds.
-        probability[judged] = 1 / (1 + np.exp(np.clip(cut - found.score[judged], -700, 700)))
-        keep = found.score <= cut
+        probability[judged] = 1 / (1 + np.exp(np.clip(threshold - found.score[judged], -700, 700)))
+        keep = found.score <= threshold
     else:
         probability[judged] = np.nan
     mean = np.tensordot(model.particle.mean, model.basis.functions[model.blocks[0][0]], 1)
@@ -598,7 +603,7 @@ def _result(found: _Batch, model: LearnedShapes, scale: float) -> SubspaceResult
         found.log_likelihood,
         found.excess,
         found.beside,
-        cut,
+        threshold,
         _radius(model) * scale,
         _contrast(mean),
         model.subspaces,

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import scipy.cluster.vq
 
 from fastsort._checks import InputError, check_choice, check_count
-from fastsort._cut import balanced_cut, valley
 from fastsort._process import one_blas_thread
+from fastsort._threshold import balanced_threshold, valley
 from fastsort.subspaces.mixture import (
     FLOOR,
     FitTrace,
@@ -304,14 +304,14 @@ def _learn_and_cut(
     finite = learner.finite
     parameters = learner.iterate(use, parameters, symmetry, learner.options.every)
     score = learner.scores(learner.model(use, parameters))[0].score
-    kept = finite & (score <= balanced_cut(score[finite]))
+    kept = finite & (score <= balanced_threshold(score[finite]))
     if kept.sum() >= 2:
         use = kept
     parameters = learner.iterate(use, parameters, symmetry)
     scores, model = learner.scores(learner.model(use, parameters))
     score = scores.score
     # Not before: images that teach lie apart from the others, for this reason alone.
-    keep = finite & (score <= min(balanced_cut(score[finite]), valley(score[finite])))
+    keep = finite & (score <= min(balanced_threshold(score[finite]), valley(score[finite])))
     return model._replace(keep=keep if keep.sum() >= 2 else finite)
 
 
