@@ -24,12 +24,12 @@ from fastsort._version import __version__
 # renamed: its line changes here, and files do not. What changes its fields needs another format, and a
 # line in `_FORMER` that says what they were.
 SAVED_TYPES = {
-    "sort-result": "fastsort.sort:SortResult",
+    "sort-result": "fastsort.decide.result:SortResult",
     "estimated-errors": "fastsort.decide.decoys:EstimatedErrors",
     "estimate": "fastsort.decide.decoys:Estimate",
     "views": "fastsort.decide.rescue:Views",
-    "learned-verdict": "fastsort.decide.votes:Judge",
-    "learned-methods": "fastsort.decide.votes:Learned",
+    "learned-verdict": "fastsort.decide.votes:LearnedVerdict",
+    "learned-methods": "fastsort.decide.votes:LearnedMethods",
     "radial-result": "fastsort.radial.filter:RadialResult",
     "learned-radial": "fastsort.radial.filter:LearnedRadial",
     "radial-template": "fastsort.radial.template:RadialTemplate",
@@ -67,10 +67,13 @@ class _Former(NamedTuple):
         Names of types, and what they are called now.
     fields : dict of str to dict of str to str
         For types as they are called now: fields that had other names, and what they are called now.
+    keys : dict of str to str
+        The same of keys in dicts.
     """
 
     types: dict[str, str]
     fields: dict[str, dict[str, str]]
+    keys: dict[str, str]
 
 
 # Files of version 0.1.0 name the modules in which the types stood.
@@ -100,9 +103,16 @@ _FORMER = {
             "fastsort.invariants.filter:LearnedInvariants": "learned-invariants",
             "fastsort._bulk:Bulk": "bulk",
         },
-        fields={},
+        fields={
+            "sort-result": {"cut": "threshold", "judge": "learned"},
+            "learned-verdict": {"learned": "methods"},
+            "radial-result": {"cut": "threshold"},
+            "subspace-result": {"cut": "threshold"},
+        },
+        # A kind of decoys.
+        keys={"surroundings": "background"},
     ),
-    FORMAT: _Former(types={name: name for name in SAVED_TYPES}, fields={}),
+    FORMAT: _Former(types={name: name for name in SAVED_TYPES}, fields={}, keys={}),
 }
 
 
@@ -235,21 +245,25 @@ def _decode(node: Any, arrays: Mapping[str, Array], former: _Former) -> Any:
         case {"tuple": list(items), **rest} if not rest:
             return tuple(_decode(item, arrays, former) for item in items)
         case {"dict": dict(items), **rest} if not rest:
-            return {key: _decode(item, arrays, former) for key, item in items.items()}
+            keys = _renamed(items, former.keys)
+            return {keys[key]: _decode(item, arrays, former) for key, item in items.items()}
         case {"named": str(written), "fields": {"dict": dict(items)}, **rest} if not rest:
             if written not in former.types:
                 raise ValueError(f"it names {written!r}, which is no result of fastsort")
             name = former.types[written]
-            renamed = former.fields.get(name, {})
-            fields: dict[str, Any] = {
-                renamed.get(key, key): _decode(item, arrays, former) for key, item in items.items()
-            }
+            keys = _renamed(items, former.fields.get(name, {}))
+            fields = {keys[key]: _decode(item, arrays, former) for key, item in items.items()}
             kind = _saved_type(name)
             odd = set(fields) ^ set(kind._fields)
             if odd:
                 raise ValueError(f"{written} with or without {min(odd)} is not the one that is known")
             return kind(**fields)
     raise ValueError("its structure is unknown")
+
+
+def _renamed(items: dict[str, Any], names: dict[str, str]) -> dict[str, str]:
+    """Return what keys are called now."""
+    return {key: names.get(key, key) for key in items}
 
 
 def _array(arrays: Mapping[str, Array], place: str) -> Array:

@@ -22,12 +22,14 @@ from fastsort._checks import InputError
 from fastsort._saved import SAVED_TYPES, load, save
 from fastsort.classify import MapResult
 from fastsort.decide.decoys import GOOD, JUNK
+from fastsort.decide.result import SortResult
+from fastsort.decide.verdict import cut_again
 from fastsort.images.normalize import PixelStatistics
 from fastsort.invariants.filter import InvariantResult
 from fastsort.particles.source import open_particles
 from fastsort.radial import filter as radial_room
 from fastsort.simulate import simulate_particles, write_project
-from fastsort.sort import SortResult, cut_again, sort_particles
+from fastsort.sort import sort_particles
 from fastsort.subspaces import filter as subspaces_room
 from fastsort.subspaces.mixture import FitTrace, Strength
 from fastsort.subspaces.pswf import pswf_basis
@@ -142,7 +144,8 @@ def test_results_and_models_of_the_methods(images, tmp_path, monkeypatch):
     subspaces = subspaces_room.subspace_filter(images)
     assert of_radial and of_subspaces
     fields = dict.fromkeys(SortResult._fields, np.arange(3.0))
-    fields |= {"subspaces": subspaces, "votes": {"radial": radial.score}, "errors": None, "cut": math.nan}
+    fields |= {"subspaces": subspaces, "votes": {"radial": radial.score}, "errors": None}
+    fields["threshold"] = math.nan
     for value in (radial, subspaces, SortResult(**fields), of_radial[-1], of_subspaces[-1]):
         assert_same(round_trip(tmp_path, value), value)
 
@@ -190,26 +193,30 @@ def test_every_name_of_a_saved_type_leads_to_one_type():
 def old_result():
     """What 0.1.0 made of 60 simulated images; the basis, two thirds of the file, is left out of it."""
     result = load(OLD)
-    learned = result.judge.learned.subspaces
+    learned = result.learned.methods.subspaces
     basis = pswf_basis(learned.basis.box, learned.basis.bandlimit)
     assert not learned.basis.functions.any() and basis.functions.shape == learned.basis.functions.shape
-    learned = learned._replace(basis=basis)
-    return result._replace(
-        judge=result.judge._replace(learned=result.judge.learned._replace(subspaces=learned))
-    )
+    methods = result.learned.methods._replace(subspaces=learned._replace(basis=basis))
+    return result._replace(learned=result.learned._replace(methods=methods))
 
 
 def test_results_of_0_1_0_open(old_result):
     assert type(old_result) is SortResult and old_result.keep.sum() == 32
-    assert old_result.cut == 0.31599875600332245
+    assert old_result.threshold == 0.31599875600332245
     assert old_result.score[:2].tolist() == [0.5050907909601746, 1.28852286923498]
     assert old_result.reason[:3].tolist() == ["contamination", "noise", "valid"]
     assert old_result.parameters["duplicate_distance"] == 20
-    assert tuple(old_result.judge.decoys) == (*JUNK, GOOD) == tuple(old_result.errors.by_kind)
+    assert tuple(old_result.learned.decoys) == (*JUNK, GOOD) == tuple(old_result.errors.by_kind)
     assert tuple(old_result.errors.n_decoys) == (*JUNK, GOOD)
     strict = cut_again(old_result, fraction=0.3)
-    assert strict.keep.sum() == 18 and strict.cut == -0.7306742597055917
+    assert strict.keep.sum() == 18 and strict.threshold == -0.7306742597055917
     assert strict.errors.by_kind["noise"].value == pytest.approx(149 / 150)
+
+
+def test_names_of_0_1_0_lead_to_the_same_values(old_result):
+    assert old_result.cut == old_result.threshold and old_result.judge is old_result.learned
+    assert old_result.judge.learned is old_result.learned.methods
+    assert old_result.judge.learned.radial.radius == pytest.approx(5.0505, abs=1e-4)
 
 
 def test_results_of_0_1_0_are_written_in_the_format_of_today(old_result, tmp_path):
@@ -224,7 +231,7 @@ def test_images_are_sorted_with_what_0_1_0_learned(old_result, tmp_path):
     particles = open_particles(write_project(tmp_path / "p", images, truth))
     found = sort_particles(particles, earlier=old_result, n_jobs=1)
     np.testing.assert_allclose(found.score, old_result.score, rtol=1e-4, atol=1e-4)
-    assert (found.keep != old_result.keep).sum() <= 1 and found.cut == old_result.cut
+    assert (found.keep != old_result.keep).sum() <= 1 and found.threshold == old_result.threshold
 
 
 class Elsewhere(NamedTuple):
