@@ -788,9 +788,9 @@ def read_again(particles: Any, full: Any, out: Path, rows: np.ndarray) -> None:
 
 def use_results(folder: Path, out: Path) -> bool:
     from fastsort import InputError
-    from fastsort.decide.verdict import cut_again
     from fastsort.report.again import open_finished, read_earlier, write_results
     from fastsort.report.page import write_page
+    from fastsort.sort import cut_again
 
     results = folder / "sorted"
     try:

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from fastsort.classify import MapResult
-    from fastsort.decide.result import SortResult
     from fastsort.particles.describe import Description
     from fastsort.particles.source import Particles
     from fastsort.simulate.particles import Simulation, Truth
+    from fastsort.sort import SortResult
 
 DONE, FAILED = 0, 1
 
@@ -555,9 +555,9 @@ def _cut_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _cut_again(options: argparse.Namespace) -> None:
-    from fastsort.decide.verdict import cut_again
     from fastsort.report.again import open_finished, write_results
     from fastsort.report.folder import results_folder
+    from fastsort.sort import cut_again
 
     names = ("pixel_size", "passthrough", "micrographs", "coordinates", "box", "bright")
     _refuse_given({name: getattr(options, name) for name in names}, "a finished run, which has its own")

@@ -27,7 +27,7 @@ from fastsort.report.subsets import subsets, write_subset
 from fastsort.report.tables import software_versions, summarize, write_json, write_tables
 
 if TYPE_CHECKING:
-    from fastsort.decide.result import SortResult
+    from fastsort.sort import SortResult
 
 RESULTS = "results.npz"
 PICTURE, PAGE = "report.png", "report.html"
@@ -267,7 +267,7 @@ _COLUMNS = {
 
 def _load_result(path: Path) -> SortResult:
     """Read a result, and refuse one whose parts are not of the same images."""
-    from fastsort.decide.result import SortResult
+    from fastsort.sort import SortResult
 
     result = load(path)
     if not isinstance(result, SortResult):

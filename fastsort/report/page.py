@@ -33,7 +33,7 @@ from fastsort.report.tables import software_versions
 
 if TYPE_CHECKING:
     from fastsort.decide.micrographs import MicrographTable
-    from fastsort.decide.result import SortResult
+    from fastsort.sort import SortResult
 
 MAX_BYTES = 8_000_000
 MAX_ROWS, MAX_LISTED = 2000, 200

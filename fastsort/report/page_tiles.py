@@ -16,7 +16,7 @@ from fastsort.images.ctf import phase_flip
 from fastsort.particles.source import Particles
 
 if TYPE_CHECKING:
-    from fastsort.decide.result import SortResult
+    from fastsort.sort import SortResult
 
 # Side of a tile in pixels, tiles in a row of a sprite, and tiles in a group.
 TILE, COLUMNS, N_TILES = 64, 20, 24

@@ -18,7 +18,7 @@ from fastsort.report.layout import COLUMNS, GAP, LABEL, TILE, WIDTH
 from fastsort.report.learned import N_PAIRS, draw_learned, learned_height
 
 if TYPE_CHECKING:
-    from fastsort.decide.result import SortResult
+    from fastsort.sort import SortResult
 
 N_TILES = 24
 _HEIGHT = 1520
