@@ -142,7 +142,7 @@ def sort_particles(
         mark = fingerprint("sort", particles, settings.voting, learned and learned.weights)
     times = [time.perf_counter()]
     with work_folder(work, fingerprint=mark, keep=keep_work) as folder:
-        prepared = prepare_images(
+        working, pixels = prepare_images(
             particles,
             operator,
             folder.path("images"),
@@ -153,7 +153,7 @@ def sort_particles(
         )
         times.append(time.perf_counter())
         results = ask_methods(
-            prepared.particles,
+            working,
             settings.methods,
             radius=radius,
             learned=learned and learned.methods,
@@ -164,10 +164,12 @@ def sort_particles(
         )
         times.append(time.perf_counter())
         if method is not None:
-            verdict = decide_by_one(particles, prepared, results)
+            verdict = decide_by_one(particles, working, pixels, results)
         else:
             decided = part_of(progress, MEASURED, 1.0, n)
-            verdict = decide_by_all(particles, prepared, results, settings, earlier=earlier, progress=decided)
+            verdict = decide_by_all(
+                particles, working, pixels, results, settings, earlier=earlier, progress=decided
+            )
     times.append(time.perf_counter())
     diameter_px = 2 * (results.radius if radius is None else radius) * (particles.box / size)
     result = SortResult(

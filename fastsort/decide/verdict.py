@@ -18,7 +18,7 @@ from fastsort.decide.rescue import Views, find_views
 from fastsort.decide.result import SortResult
 from fastsort.decide.settings import Settings, check_strictness
 from fastsort.decide.votes import METHODS, LearnedVerdict, MethodResults, explain, weighted
-from fastsort.images.prepare import Prepared
+from fastsort.images.normalize import PixelStatistics
 from fastsort.particles.source import Particles
 from fastsort.radial.filter import RadialResult
 
@@ -46,15 +46,19 @@ class Verdict(NamedTuple):
     learned: LearnedVerdict
 
 
-def decide_by_one(particles: Particles, prepared: Prepared, results: MethodResults) -> Verdict:
+def decide_by_one(
+    particles: Particles, working: Particles, pixels: PixelStatistics, results: MethodResults
+) -> Verdict:
     """Return the verdict of the one method that was asked.
 
     Parameters
     ----------
     particles : Particles
         The images that are sorted.
-    prepared : Prepared
-        The working images.
+    working : Particles
+        Their working images.
+    pixels : PixelStatistics
+        Of their pixels.
     results : MethodResults
         Of the method, on the working images.
 
@@ -64,16 +68,16 @@ def decide_by_one(particles: Particles, prepared: Prepared, results: MethodResul
         Without errors, views and decoys.
     """
     result = next(result for result in results if result is not None)
-    measurements = _measurements(particles, prepared, results)
+    measurements = _measurements(particles, pixels, results)
     weights = {**dict.fromkeys(results.votes, 1.0), OFFSET: 0.0}
     learned = LearnedVerdict(results.learned, weights, {}, (np.nan, np.nan))
-    suspicion = _suspicion(prepared, results)
+    suspicion = _suspicion(pixels, results)
     keep, reason, rescued, errors = _conclude(
         result.keep, result.cut, result.score, result.junk_probability, suspicion, measurements, learned
     )
     offset = np.full((len(particles), 2), np.nan, dtype=np.float32)
     if results.radial is not None:
-        offset = results.radial.centre * np.float32(particles.box / prepared.particles.box)
+        offset = results.radial.centre * np.float32(particles.box / working.box)
     return Verdict(
         keep=keep,
         score=result.score,
@@ -92,7 +96,8 @@ def decide_by_one(particles: Particles, prepared: Prepared, results: MethodResul
 
 def decide_by_all(
     particles: Particles,
-    prepared: Prepared,
+    working: Particles,
+    pixels: PixelStatistics,
     results: MethodResults,
     settings: Settings,
     *,
@@ -105,8 +110,10 @@ def decide_by_all(
     ----------
     particles : Particles
         The images that are sorted.
-    prepared : Prepared
-        The working images.
+    working : Particles
+        Their working images.
+    pixels : PixelStatistics
+        Of their pixels.
     results : MethodResults
         Of all methods, on the working images.
     settings : Settings
@@ -119,10 +126,10 @@ def decide_by_all(
     -------
     verdict : Verdict
     """
-    radial, working, n = results.radial, prepared.particles, len(particles)
+    radial, n = results.radial, len(particles)
     assert radial is not None
     n_jobs, seed = settings.n_jobs, settings.seed
-    suspicion = _suspicion(prepared, results)
+    suspicion = _suspicion(pixels, results)
     if earlier is None:
         combination, learned = _weigh(working, results, n_jobs, seed)
     else:
@@ -145,7 +152,7 @@ def decide_by_all(
         progress=part_of(progress, WEIGHING, 1.0, n),
     )
     measurements = {
-        **_measurements(particles, prepared, results),
+        **_measurements(particles, pixels, results),
         "against": results.against,
         "duplicate": find_all_duplicates(particles, settings.duplicate_distance, score),
         "rare_view": rare,
@@ -290,13 +297,12 @@ def check_earlier(earlier: SortResult, settings: Settings) -> None:
         )
 
 
-def _suspicion(prepared: Prepared, results: MethodResults) -> Words:
+def _suspicion(pixels: PixelStatistics, results: MethodResults) -> Words:
     """Say why each image would be rejected: for what its pixels are, or for what the methods say."""
-    codes = prepared.pixels.codes
-    return np.where(codes == VALID, explain(results), reason_names(codes))
+    return np.where(pixels.codes == VALID, explain(results), reason_names(pixels.codes))
 
 
-def _measurements(particles: Particles, prepared: Prepared, results: MethodResults) -> dict[str, Array]:
+def _measurements(particles: Particles, pixels: PixelStatistics, results: MethodResults) -> dict[str, Array]:
     """Collect what was measured besides the votes."""
     measurements: dict[str, Array] = {}
     if results.radial is not None:
@@ -305,7 +311,7 @@ def _measurements(particles: Particles, prepared: Prepared, results: MethodResul
         # The subspaces are described only where no other method is asked.
         names = OF_SUBSPACES if results.radial is None else ("excess",)
         measurements |= {name: getattr(results.subspaces, name) for name in names}
-    measurements |= {"pixel_mean": prepared.pixels.mean, "pixel_std": prepared.pixels.std}
+    measurements |= {"pixel_mean": pixels.mean, "pixel_std": pixels.std}
     if particles.outside is not None:
         measurements["outside"] = particles.outside
     return measurements
