@@ -11,7 +11,7 @@ from fastsort._progress import Progress, part_of
 from fastsort._types import Array, FilePath
 from fastsort.decide.result import SortResult
 from fastsort.decide.settings import OPTIONS, settings_for
-from fastsort.decide.verdict import check_earlier, cut_again, decide_by_all, decide_by_one
+from fastsort.decide.verdict import check_earlier, cut_again, decide
 from fastsort.decide.votes import ask_methods
 from fastsort.images.prepare import ctf_to_flip, prepare_images, working_radius
 from fastsort.images.work import fingerprint, work_folder
@@ -163,13 +163,8 @@ def sort_particles(
             **settings.of_methods,
         )
         times.append(time.perf_counter())
-        if method is not None:
-            verdict = decide_by_one(particles, working, pixels, results)
-        else:
-            decided = part_of(progress, MEASURED, 1.0, n)
-            verdict = decide_by_all(
-                particles, working, pixels, results, settings, earlier=earlier, progress=decided
-            )
+        decided = part_of(progress, MEASURED, 1.0, n)
+        verdict = decide(particles, working, pixels, results, settings, earlier=earlier, progress=decided)
     times.append(time.perf_counter())
     diameter_px = 2 * (results.radius if radius is None else radius) * (particles.box / size)
     result = SortResult(

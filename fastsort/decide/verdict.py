@@ -46,10 +46,17 @@ class Verdict(NamedTuple):
     learned: LearnedVerdict
 
 
-def decide_by_one(
-    particles: Particles, working: Particles, pixels: PixelStatistics, results: MethodResults
+def decide(
+    particles: Particles,
+    working: Particles,
+    pixels: PixelStatistics,
+    results: MethodResults,
+    settings: Settings,
+    *,
+    earlier: SortResult | None = None,
+    progress: Progress | None = None,
 ) -> Verdict:
-    """Return the verdict of the one method that was asked.
+    """Return the verdict of the methods that were asked.
 
     Parameters
     ----------
@@ -60,24 +67,41 @@ def decide_by_one(
     pixels : PixelStatistics
         Of their pixels.
     results : MethodResults
-        Of the method, on the working images.
+        What the methods say of the working images.
+    settings : Settings
+    earlier : SortResult, optional
+        Nothing is learned from these images: votes are weighed, and scores mean, what they did then.
+    progress : callable, optional
+        Called as ``progress(images_done, images_in_all)``.
 
     Returns
     -------
     verdict : Verdict
-        Without errors, views and decoys.
+        Of one method, without errors, views and decoys.
     """
-    result = next(result for result in results if result is not None)
+    suspicion = np.where(pixels.codes == VALID, explain(results), reason_names(pixels.codes))
     measurements = _measurements(particles, pixels, results)
+    scale = np.float32(particles.box / working.box)
+    if settings.method is not None:
+        return _decide_by_one(results, suspicion, measurements, scale)
+    return _decide_by_all(
+        particles, working, results, settings, suspicion, measurements, scale, earlier, progress
+    )
+
+
+def _decide_by_one(
+    results: MethodResults, suspicion: Words, measurements: dict[str, Array], scale: np.float32
+) -> Verdict:
+    """Return the verdict of the one method that was asked."""
+    result = next(result for result in results if result is not None)
     weights = {**dict.fromkeys(results.votes, 1.0), OFFSET: 0.0}
     learned = LearnedVerdict(results.learned, weights, {}, (np.nan, np.nan))
-    suspicion = _suspicion(pixels, results)
     keep, reason, rescued, errors = _conclude(
         result.keep, result.cut, result.score, result.junk_probability, suspicion, measurements, learned
     )
-    offset = np.full((len(particles), 2), np.nan, dtype=np.float32)
+    offset = np.full((len(keep), 2), np.nan, dtype=np.float32)
     if results.radial is not None:
-        offset = results.radial.centre * np.float32(particles.box / working.box)
+        offset = results.radial.centre * scale
     return Verdict(
         keep=keep,
         score=result.score,
@@ -94,44 +118,22 @@ def decide_by_one(
     )
 
 
-def decide_by_all(
+def _decide_by_all(
     particles: Particles,
     working: Particles,
-    pixels: PixelStatistics,
     results: MethodResults,
     settings: Settings,
-    *,
-    earlier: SortResult | None = None,
-    progress: Progress | None = None,
+    suspicion: Words,
+    measurements: dict[str, Array],
+    scale: np.float32,
+    earlier: SortResult | None,
+    progress: Progress | None,
 ) -> Verdict:
-    """Return the verdict of all methods together.
-
-    Parameters
-    ----------
-    particles : Particles
-        The images that are sorted.
-    working : Particles
-        Their working images.
-    pixels : PixelStatistics
-        Of their pixels.
-    results : MethodResults
-        Of all methods, on the working images.
-    settings : Settings
-    earlier : SortResult, optional
-        Nothing is learned from these images: votes are weighed, and scores mean, what they did then.
-    progress : callable, optional
-        Called as ``progress(images_done, images_in_all)``.
-
-    Returns
-    -------
-    verdict : Verdict
-    """
-    radial, n = results.radial, len(particles)
+    """Return the verdict of all methods together."""
+    radial, n, n_jobs = results.radial, len(particles), settings.n_jobs
     assert radial is not None
-    n_jobs, seed = settings.n_jobs, settings.seed
-    suspicion = _suspicion(pixels, results)
     if earlier is None:
-        combination, learned = _weigh(working, results, n_jobs, seed)
+        combination, learned = _weigh(working, results, n_jobs, settings.seed)
     else:
         combination, learned = _weigh_as_before(results, earlier), earlier.learned
     if progress:
@@ -148,11 +150,11 @@ def decide_by_all(
         passed,
         radial.radius,
         n_jobs=n_jobs,
-        seed=seed,
+        seed=settings.seed,
         progress=part_of(progress, WEIGHING, 1.0, n),
     )
     measurements = {
-        **_measurements(particles, pixels, results),
+        **measurements,
         "against": results.against,
         "duplicate": find_all_duplicates(particles, settings.duplicate_distance, score),
         "rare_view": rare,
@@ -169,7 +171,7 @@ def decide_by_all(
         suspicion=suspicion,
         rescued=rescued,
         junk_probability=junk_probability,
-        offset=offset * np.float32(particles.box / working.box),
+        offset=offset * scale,
         measurements=measurements,
         threshold=threshold,
         errors=errors,
@@ -295,11 +297,6 @@ def check_earlier(earlier: SortResult, settings: Settings) -> None:
             f"the earlier run had images of {before} working pixels, and these have {size}: "
             "give the same working size, or sort without it."
         )
-
-
-def _suspicion(pixels: PixelStatistics, results: MethodResults) -> Words:
-    """Say why each image would be rejected: for what its pixels are, or for what the methods say."""
-    return np.where(pixels.codes == VALID, explain(results), reason_names(pixels.codes))
 
 
 def _measurements(particles: Particles, pixels: PixelStatistics, results: MethodResults) -> dict[str, Array]:
