@@ -256,7 +256,7 @@ def _decode(node: Any, arrays: Mapping[str, Array], former: _Former) -> Any:
             kind = _saved_type(name)
             odd = set(fields) ^ set(kind._fields)
             if odd:
-                raise ValueError(f"{written} with or without {min(odd)} is not the one that is known")
+                raise ValueError(f"it has a {written} with or without {min(odd)}, unlike this version")
             return kind(**fields)
     raise ValueError("its structure is unknown")
 

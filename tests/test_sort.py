@@ -407,13 +407,16 @@ def first_of(star, number):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"method": "radial"}, "all methods only"), ({"working_size": 16}, "had images of 18 working pixels")],
+    [
+        ({"method": "radial"}, "with all methods only"),
+        ({"working_size": 16}, "had images of 18 working pixels"),
+    ],
     ids=str,
 )
 def test_an_earlier_run_of_another_kind_is_refused(tiny_project, tiny_result, options, message):
     with pytest.raises(InputError, match=message):
         sort_particles(tiny_project, earlier=tiny_result, **options)
-    with pytest.raises(InputError, match="all methods only"):
+    with pytest.raises(InputError, match="with all methods only"):
         sort_particles(tiny_project, earlier=sort_particles(tiny_project, method="radial"))
 
 

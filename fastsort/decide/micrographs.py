@@ -25,7 +25,7 @@ _NORMAL_MAD = 0.6744897501960817
 
 
 class MicrographTable(NamedTuple):
-    """What was found in each micrograph.
+    """What each micrograph holds.
 
     Attributes
     ----------
@@ -163,8 +163,8 @@ def _trends(places: Places, junk: Floats, share: Floats, defocus: Floats) -> dic
         if len(junk):
             edges = [x - x.min(), x.max() - x, y - y.min(), y.max() - y]
             pairs |= {"edge_distance": (junk, np.min(edges, axis=0)), "x": (junk, x), "y": (junk, y)}
-    found = {name: _rank_correlation(*pair) for name, pair in pairs.items()}
-    return {name: correlation for name, (correlation, p) in found.items() if p < _SIGNIFICANCE}
+    trends = {name: _rank_correlation(*pair) for name, pair in pairs.items()}
+    return {name: correlation for name, (correlation, p) in trends.items() if p < _SIGNIFICANCE}
 
 
 def _rank_correlation(a: Floats, b: Floats) -> tuple[float, float]:

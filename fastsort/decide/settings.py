@@ -1,4 +1,4 @@
-"""Options of a run: what rests on each of them, and which cannot go together."""
+"""Options of a run: what each of them decides, and which cannot go together."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from fastsort.subspaces.filter import check_numbers
 WORKING_SIZE = {"default": 36, "published": 48}
 # Picks that are closer than this, in angstroms, are one particle that was picked twice.
 DUPLICATE_DISTANCE = 20.0
-# What rests on an option: the votes of the methods, the verdict made of them, how much is kept of what is
-# judged alike, which picks are duplicates, or nothing but the way in which the run is done.
+# What an option decides: the votes of the methods, the verdict that is made of these votes, how much is
+# kept, which picks are duplicates, or only how the run is done.
 VOTES, VERDICT, STRICTNESS, DUPLICATES, RUN = "votes", "verdict", "strictness", "duplicates", "run"
 
 
@@ -32,11 +32,11 @@ class Option(NamedTuple):
     Attributes
     ----------
     decides : str
-        What rests on it: `VOTES`, `VERDICT`, `STRICTNESS`, `DUPLICATES` or `RUN`.
+        `VOTES`, `VERDICT`, `STRICTNESS`, `DUPLICATES` or `RUN`.
     unset
-        The value besides None that asks for nothing.
+        The value that asks for nothing, besides None.
     method : str or None
-        The only method that it means anything to.
+        The only method that uses it.
     alone, together : bool
         Whether it needs that method alone, or all methods together.
     """
@@ -83,23 +83,23 @@ class Settings:
 
     @property
     def of_methods(self) -> dict[str, Any]:
-        """What `ask_methods` takes of them."""
+        """The options that `ask_methods` takes."""
         names = ("preset", "n_peaks", "contrast", "n_subspaces", "n_components", "seed", "n_jobs")
         return {name: getattr(self, name) for name in names}
 
     @property
     def voting(self) -> dict[str, Any]:
-        """What the votes rest on."""
+        """The options that decide the votes."""
         return self._all(VOTES)
 
     @property
     def strictness(self) -> dict[str, Any]:
-        """How much is to be kept, as `cut_again` takes it; empty where nobody asked."""
+        """How much to keep, as `cut_again` takes it; empty if no such option is given."""
         return {name: value for name, value in self._all(STRICTNESS).items() if is_given(name, value)}
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """What a result says of the run."""
+        """The options that a result remembers."""
         return self._all(VOTES, VERDICT, STRICTNESS, DUPLICATES)
 
     def _all(self, *decides: str) -> dict[str, Any]:
@@ -113,7 +113,7 @@ OPTIONS: dict[str, Option] = {
 
 
 def option_names(*decides: str) -> tuple[str, ...]:
-    """Return the names of the options on which rests one of these, and of all options if none is given."""
+    """Return the names of the options that decide one of these, or of all options if none is given."""
     return tuple(name for name, option in OPTIONS.items() if not decides or option.decides in decides)
 
 
@@ -186,7 +186,7 @@ def check_strictness(given: Mapping[str, Any], n: int, *, exactly_one: bool = Fa
     Parameters
     ----------
     given : mapping of str to value
-        As for `cut_again`, and None for what nobody asked for.
+        As for `cut_again`; None for an option that is not given.
     n : int
         How many images there are.
     exactly_one : bool

@@ -25,12 +25,12 @@ from fastsort.radial.filter import RadialResult
 # What the methods measure besides their votes.
 OF_RADIAL = ("peak", "second_peak", "outlyingness", "n_clusters", "n_scattered")
 OF_SUBSPACES = ("factor", "log_likelihood", "excess")
-# Time that weighing the votes takes of a verdict of all methods; finding rare views takes the rest.
+# Part of the time of a verdict of all methods that weighing the votes takes; rare views take the rest.
 WEIGHING = 0.3
 
 
 class Verdict(NamedTuple):
-    """What is decided of every image; the attributes are those of `SortResult`."""
+    """What is decided about every image; the attributes are those of `SortResult`."""
 
     keep: Bools
     score: Floats
@@ -214,8 +214,8 @@ def cut_again(
     Raises
     ------
     InputError
-        If not exactly one is given, one is out of range, or the result does not know what it takes:
-        `probability` and `keep_at_least` take 50 images, `unanimous` several methods.
+        If not exactly one is given, one is out of range, or the result cannot tell: `probability` and
+        `keep_at_least` need 50 images, `unanimous` needs several methods.
 
     Examples
     --------
@@ -285,7 +285,7 @@ def check_earlier(earlier: SortResult, settings: Settings) -> None:
     before, size = earlier.parameters.get("working_size"), settings.working_size
     if settings.method is not None or len(earlier.votes) < len(METHODS):
         raise InputError(
-            "an earlier result is of use with all methods only: leave the method out, then and now."
+            "an earlier result can be used with all methods only: sort both sets without naming a method."
         )
     if np.isnan(earlier.threshold) or not earlier.learned.decoys:
         raise InputError(
