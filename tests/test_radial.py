@@ -465,7 +465,7 @@ def test_what_was_learned_gives_the_same_scores_again(mixed, mixed_result):
 
 
 @pytest.mark.parametrize("n", [1, 3, 40])
-def test_a_few_images_are_scored_by_what_many_have_taught(mixed, mixed_result, n):
+def test_a_few_images_are_scored_by_what_was_learned_from_many(mixed, mixed_result, n):
     found = radial_filter(mixed[0][100 : 100 + n], learned=mixed_result.learned)
     # Sums over other batches differ in their last bits.
     np.testing.assert_allclose(found.score, mixed_result.score[100 : 100 + n], rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""Shapes of particles and of their surroundings, the filter built on them, and where it cuts."""
+"""Shapes of particles and background, the filter built on them, and its threshold."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastsort as fs
+from fastsort._bulk import fit_bulk
 from fastsort._threshold import balanced_threshold, valley
 from fastsort.report.accuracy import measure_accuracy
-from fastsort.subspaces.filter import eigenimages, fit_bulk, frequency_bands
+from fastsort.subspaces.evidence import frequency_bands
+from fastsort.subspaces.pictures import eigenimages
 from fastsort.subspaces.pswf import angular_blocks, pswf_basis, pswf_coefficients
 from fastsort.subspaces.shapes import distances, fit_shape, log_ratio, regularize
 

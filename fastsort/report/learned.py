@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsort.report.layout import COLUMNS, GAP, LABEL, PIXELS_PER_UNIT, TILE
-from fastsort.subspaces.filter import SubspaceResult, denoised_images, eigenimages
+from fastsort.subspaces.filter import SubspaceResult
+from fastsort.subspaces.pictures import denoised_images, eigenimages
 
 MAX_ROWS = 4
 N_PAIRS = COLUMNS // 2
