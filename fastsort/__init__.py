@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fastsort.classify import classify_particles
     from fastsort.decide.combine import combine_votes
     from fastsort.decide.decoys import estimate_errors, make_decoys
+    from fastsort.decide.verdict import cut_again
     from fastsort.images.cluster import use_cluster
     from fastsort.images.crop import fourier_crop
     from fastsort.images.ctf import contrast_transfer, phase_flip
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from fastsort.particles.source import Particles, open_particles
     from fastsort.radial.filter import radial_filter
     from fastsort.simulate import project_volume, simulate_particles, write_project
-    from fastsort.sort import cut_again, sort_particles
+    from fastsort.sort import sort_particles
     from fastsort.subspaces.filter import subspace_filter
     from fastsort.subspaces.fit import fit_subspaces
     from fastsort.subspaces.pswf import pswf_basis, pswf_coefficients, pswf_images
@@ -73,7 +74,7 @@ _HOMES = {
     "estimate_errors": "fastsort.decide.decoys",
     "make_decoys": "fastsort.decide.decoys",
     "sort_particles": "fastsort.sort",
-    "cut_again": "fastsort.sort",
+    "cut_again": "fastsort.decide.verdict",
     "update_particles": "fastsort.update",
     "use_cluster": "fastsort.images.cluster",
     "simulate_particles": "fastsort.simulate",

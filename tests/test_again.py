@@ -16,13 +16,13 @@ import pytest
 from fastsort import InputError, cli
 from fastsort._saved import load, save
 from fastsort.decide.combine import OFFSET
-from fastsort.decide.votes import Judge, Learned
+from fastsort.decide.result import SortResult
+from fastsort.decide.votes import LearnedMethods, LearnedVerdict
 from fastsort.particles.source import open_particles
 from fastsort.report import again
 from fastsort.report.again import open_finished, read_list, redraw, write_choice, write_results
 from fastsort.report.folder import RESULT_NAMES
 from fastsort.simulate import simulate_particles, write_project
-from fastsort.sort import SortResult
 
 N = 60
 
@@ -65,7 +65,7 @@ def make_result(n=N, seed=0, **changes):
             "pixel_mean": np.zeros(n, np.float32),
             "pixel_std": np.ones(n, np.float32),
         },
-        "cut": float(np.median(score)),
+        "threshold": float(np.median(score)),
         "diameter": 50.0,
         "diameter_px": 20.0,
         "diameter_estimated": True,
@@ -74,7 +74,9 @@ def make_result(n=N, seed=0, **changes):
         "subspaces": None,
         "errors": None,
         "views": None,
-        "judge": Judge(Learned(None, None, None), {"radial": 1.0, OFFSET: 0.0}, {}, (np.nan, np.nan)),
+        "learned": LearnedVerdict(
+            LearnedMethods(None, None, None), {"radial": 1.0, OFFSET: 0.0}, {}, (np.nan, np.nan)
+        ),
         "parameters": {"method": "radial", "seed": 0},
         "seconds": {"total": 1.0},
     }
@@ -97,9 +99,9 @@ def assert_equal(one, other):
             assert a.keys() == b.keys(), name
             for key in a:
                 np.testing.assert_array_equal(a[key], b[key], err_msg=f"{name} {key}")
-        elif isinstance(a, Judge):
+        elif isinstance(a, LearnedVerdict):
             assert_equal(a, b)
-        elif a is None or isinstance(a, Learned):
+        elif a is None or isinstance(a, LearnedMethods):
             assert a == b
         else:
             np.testing.assert_array_equal(a, b, err_msg=name)

@@ -24,6 +24,7 @@ from fastsort._reasons import REASONS
 from fastsort.decide.decoys import Estimate, EstimatedErrors
 from fastsort.decide.micrographs import MicrographTable
 from fastsort.decide.rescue import Views
+from fastsort.decide.result import SortResult
 from fastsort.images.ctf import phase_flip
 from fastsort.particles.source import CtfParameters, ImageStore, Particles, open_particles
 from fastsort.report.again import read_list
@@ -37,7 +38,6 @@ from fastsort.report.page_tiles import (
     sprite_png,
 )
 from fastsort.simulate import simulate_particles
-from fastsort.sort import SortResult
 
 EVIL = "</script /><b class=evil>&\"'<img src=x onerror=boom()><!--<script "
 
@@ -66,7 +66,7 @@ def make_result(n, seed=0, **changes):
         "votes": {"radial": 10 * p - 5},
         "offset": rng.normal(0, 4, (n, 2)).astype(np.float32),
         "measurements": {},
-        "cut": 0.0,
+        "threshold": 0.0,
         "diameter": 60.0,
         "diameter_px": 20.0,
         "diameter_estimated": True,
