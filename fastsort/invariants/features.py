@@ -130,7 +130,7 @@ def invariant_features(
     >>> images, truth = fs.simulate_particles(5, 0, box=32, snr=1, seed=1)
     >>> features = fs.invariant_features(images, 10, noise_floor=None)
     >>> features.shape
-    (5, 36)
+    (5, 21)
     >>> turned = fs.invariant_features(np.rot90(images, axes=(1, 2)), 10, noise_floor=None)
     >>> bool(np.abs(turned - features).max() < 0.02)
     True
