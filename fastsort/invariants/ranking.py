@@ -15,7 +15,7 @@ from fastsort.invariants.ring_correlation import resolved_rings
 # The particle's radius if it is not given, in parts of the box.
 RADIUS = 0.4
 # The background begins here, in parts of the particle's radius.
-OUTSIDE = 1.15
+BACKGROUND_FROM = 1.15
 # How much worse than usual a class may be in one measurement at no cost, in octaves.
 USUAL = 0.5
 
@@ -147,7 +147,7 @@ def _contrast(averages: ClassAverages, radius: float) -> Floats:
     offset = np.arange(box) - box // 2
     distance = np.hypot(offset[:, None], offset)
     inside = distance <= radius
-    outside = (distance > min(OUTSIDE * radius, box / 2 - 2)) & (distance < box / 2)
+    outside = (distance > min(BACKGROUND_FROM * radius, box / 2 - 2)) & (distance < box / 2)
     images = averages.averages.astype(np.float64)
     # Members have deviation 1, nearly all of it noise.
     noise = 1 / np.maximum(averages.size, 1)

@@ -135,7 +135,7 @@ def _refine(
                     break
                 if not _solve(normal[v, rings - 1], out, angle, step):
                     continue
-                # A step of more than a period of the outermost ring leaves the peak.
+                # A step of more than half a period of the outermost ring would leave the peak.
                 longest = 0.5 * 2 * np.pi / (wave * rings)
                 length = np.sqrt(step[1] ** 2 + step[2] ** 2)
                 if length > longest:

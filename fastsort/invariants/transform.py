@@ -8,9 +8,7 @@ import scipy.fft
 
 from fastsort._jit import kernel
 from fastsort._types import Array, Bools, Images
-
-# Images at once, so that what is between two steps stays in the processor's cache.
-CHUNK = 16
+from fastsort.invariants.rings import CHUNK
 
 
 def move_images(images: Images, angle: Array, shift: Array, mirrored: Bools) -> Images:
