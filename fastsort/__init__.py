@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from fastsort.images.crop import fourier_crop
     from fastsort.images.ctf import contrast_transfer, phase_flip
     from fastsort.invariants.align import align_images, apply_alignment, match_to_references
-    from fastsort.invariants.averages import class_averages, fourier_ring_correlation
+    from fastsort.invariants.averages import class_averages
     from fastsort.invariants.classes import classify_images, group_classes, rank_classes
     from fastsort.invariants.features import invariant_features
     from fastsort.invariants.filter import invariant_filter
     from fastsort.invariants.map import map_features, map_particles
+    from fastsort.invariants.ring_correlation import fourier_ring_correlation
     from fastsort.invariants.zernike import zernike_basis, zernike_moments
     from fastsort.particles.source import Particles, open_particles
     from fastsort.radial.filter import radial_filter
@@ -63,7 +64,7 @@ _HOMES = {
     "apply_alignment": "fastsort.invariants.align",
     "match_to_references": "fastsort.invariants.align",
     "class_averages": "fastsort.invariants.averages",
-    "fourier_ring_correlation": "fastsort.invariants.averages",
+    "fourier_ring_correlation": "fastsort.invariants.ring_correlation",
     "map_features": "fastsort.invariants.map",
     "map_particles": "fastsort.invariants.map",
     "classify_images": "fastsort.invariants.classes",

@@ -59,11 +59,11 @@ def assert_sane(found, n):
     np.testing.assert_array_equal(found.reason[~found.keep], found.suspicion[~found.keep])
     assert set(found.suspicion[judged]) <= {"noise", "contamination"}
     if judged.sum() >= 50 and found.learned is not None:
-        np.testing.assert_array_equal(found.keep, found.score <= found.cut)
+        np.testing.assert_array_equal(found.keep, found.score <= found.threshold)
         order = np.argsort(found.score[judged])
         assert (np.diff(found.junk_probability[judged][order]) >= 0).all()
     else:
-        assert np.isnan(found.cut) and np.isnan(found.junk_probability[judged]).all()
+        assert np.isnan(found.threshold) and np.isnan(found.junk_probability[judged]).all()
         np.testing.assert_array_equal(found.keep, judged)
 
 
@@ -154,7 +154,7 @@ def test_workers_do_not_change_bits(mixed, result, backend):
 
 def test_seed_chooses_the_sample_of_a_large_set(monkeypatch):
     images, truth = simulated(150, 100)
-    monkeypatch.setattr(module, "N_TAUGHT", 200)
+    monkeypatch.setattr(module, "N_SAMPLED", 200)
     one, same, other = (invariant_filter(images, seed=seed) for seed in (1, 1, 2))
     assert_identical(one, same)
     assert (one.score != other.score).any()
@@ -253,7 +253,8 @@ def test_few_images(mixed, n):
     found = invariant_filter(mixed[0][:n])
     assert_sane(found, n)
     assert (found.learned is None) == (n <= 24)
-    assert np.isfinite(found.cut) == (n >= 50)
+    assert np.isfinite(found.threshold) == (n >= 50)
+    np.testing.assert_equal(found.cut, found.threshold)
     if found.learned is None:
         assert (found.score == 0).all()
 
