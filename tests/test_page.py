@@ -18,6 +18,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.image import imread
 
 from fastsort._reasons import REASONS
@@ -26,17 +27,18 @@ from fastsort.decide.micrographs import MicrographTable
 from fastsort.decide.rescue import Views
 from fastsort.images.ctf import phase_flip
 from fastsort.particles.source import CtfParameters, ImageStore, Particles, open_particles
+from fastsort.report import plots
 from fastsort.report.again import read_list
 from fastsort.report.page import MAX_BYTES, image_codes, write_page
 from fastsort.report.page_tiles import (
     FIXED,
     choose_images,
     grey_png,
-    picture_tiles,
-    read_tiles,
     sprite_png,
 )
-from fastsort.simulate import simulate_particles
+from fastsort.report.plots import draw_report
+from fastsort.report.tiles import average_tiles, read_tiles
+from fastsort.simulate import simulate_particles, write_project
 from fastsort.sort import SortResult
 
 EVIL = "</script /><b class=evil>&\"'<img src=x onerror=boom()><!--<script "
@@ -202,6 +204,27 @@ def test_tiles_show_phases_as_they_were_sorted():
         shown.astype(float), read_tiles(flipped, make_result(6), chosen).astype(float), atol=4
     )
     assert (shown != read_tiles(particles, make_result(6), chosen)).mean() > 0.5
+
+
+def test_picture_and_page_show_the_same_pixels(tmp_path, monkeypatch):
+    images, truth = simulate_particles(40, 40, snr=0.5, box=48, ctf=True, seed=2)
+    particles = open_particles(write_project(tmp_path / "project", images, truth))
+    images[7, 20, 21] = np.nan
+    particles = replace(particles, store=open_particles(images).store)
+    result = make_result(80, phase_flipped=True)
+    drawn, show = [], Axes.imshow
+    monkeypatch.setattr(Axes, "imshow", lambda *args, **look: drawn.append(show(*args, **look)) or drawn[-1])
+    draw_report(tmp_path / "report.png", particles, result)
+    text, data = page_of(tmp_path, result, particles=particles)
+    sprite = base64.b64decode(re.search(r'id="tiles"[^>]*base64,([^"]*)"', text)[1])
+    sheet = np.rint(255 * imread(io.BytesIO(sprite), format="png"))
+    in_picture = np.concatenate(list(plots._choices(result).values()))
+    assert len(in_picture) == len(drawn) == 72 and 7 in in_picture
+    for index, picture in zip(in_picture.tolist(), drawn, strict=True):
+        row, column = divmod(data["tiles"]["index"].index(index), data["tiles"]["columns"])
+        tile = sheet[48 * row : 48 * (row + 1), 48 * column : 48 * (column + 1)]
+        np.testing.assert_array_equal(picture.get_array(), tile)
+        assert picture.get_clim() == (0, 255) and np.ptp(tile) > 200
 
 
 def test_a_level_is_a_cut_in_thousandths():
@@ -372,7 +395,7 @@ def test_a_few_points_far_out_do_not_shrink_the_map(tmp_path):
 def test_pictures_without_contrast_are_grey():
     pictures = np.zeros((2, 80, 80), np.float32)
     pictures[1, 40:, :] = 1
-    tiles = picture_tiles(pictures)
+    tiles = average_tiles(pictures)
     assert tiles.shape == (2, 64, 64) and np.ptp(tiles[0]) == 0 and np.ptp(tiles[1]) > 200
 
 

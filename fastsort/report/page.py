@@ -25,11 +25,10 @@ from fastsort.report.page_tiles import (
     Choice,
     choose_images,
     fixed_images,
-    picture_tiles,
-    read_tiles,
     sprite_png,
 )
 from fastsort.report.tables import software_versions
+from fastsort.report.tiles import average_tiles, read_tiles
 
 if TYPE_CHECKING:
     from fastsort.decide.micrographs import MicrographTable
@@ -246,7 +245,7 @@ def _classes(views: Views | None) -> tuple[npt.NDArray[np.uint8], list[int]]:
         return np.empty((0, 1, 1), dtype=np.uint8), []
     order = np.lexsort((-views.size, ~views.rare))[:MAX_CLASSES]
     order = order[np.argsort(-views.size[order], kind="stable")]
-    return picture_tiles(views.averages[order]), order.tolist()
+    return average_tiles(views.averages[order]), order.tolist()
 
 
 def _points(views: Views | None, codes: npt.NDArray[np.uint16], classes: list[int]) -> dict[str, Any] | None:

@@ -11,11 +11,10 @@ import numpy.typing as npt
 
 from fastsort._reasons import REASONS
 from fastsort._version import __version__
-from fastsort.images.crop import fourier_crop
-from fastsort.images.ctf import phase_flip
 from fastsort.particles.source import Particles
 from fastsort.report.layout import COLUMNS, GAP, LABEL, TILE, WIDTH
 from fastsort.report.learned import N_PAIRS, draw_learned, learned_height
+from fastsort.report.tiles import flip_as_sorted, read_tiles
 
 if TYPE_CHECKING:
     from fastsort.sort import SortResult
@@ -186,10 +185,7 @@ def _best_kept(
     """Return the kept images with the lowest scores as they were sorted, and their scores."""
     kept = np.flatnonzero(result.keep)
     chosen = kept[np.argsort(result.score[kept], kind="stable")[:N_PAIRS]]
-    images = particles.read(chosen)
-    if result.phase_flipped and particles.ctf is not None and len(chosen):
-        images = phase_flip(images, particles.ctf.of(chosen), particles.pixel_size)
-    return images, result.score[chosen]
+    return flip_as_sorted(particles.read(chosen), particles, result, chosen), result.score[chosen]
 
 
 def _draw_montage(axes: Any, title: str, indices: Indices, particles: Particles, result: SortResult) -> None:
@@ -197,11 +193,11 @@ def _draw_montage(axes: Any, title: str, indices: Indices, particles: Particles,
     axes.axis("off")
     count = f" ({len(indices)})" if len(indices) < N_TILES else ""
     axes.set_title(title + count, loc="left", fontsize=13, fontweight="bold", pad=4)
-    tiles = _tiles(particles, indices, result.diameter_px) if len(indices) else ()
+    tiles = read_tiles(particles, result, indices)
     for place, (index, tile) in enumerate(zip(indices.tolist(), tiles, strict=True)):
         left, top = place % COLUMNS * width, place // COLUMNS * height
         extent = (left, left + TILE, top + TILE, top)
-        axes.imshow(tile, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="bilinear")
+        axes.imshow(tile, cmap="gray", vmin=0, vmax=255, extent=extent, interpolation="bilinear")
         axes.text(
             left + TILE / 2,
             top + TILE + 2,
@@ -228,17 +224,3 @@ def _draw_circle(axes: Any, offset: npt.NDArray[np.float32], diameter_px: float,
     circle = Circle((x, y), diameter_px * scale / 2, fill=False, color="yellow", alpha=0.6)
     axes.add_patch(circle)
     circle.set_clip_path(Rectangle((0, 0), TILE, TILE, transform=axes.transData))
-
-
-def _tiles(particles: Particles, indices: Indices, diameter_px: float) -> npt.NDArray[np.float32]:
-    """Return small smooth copies of some images, with grey values from 0 to 1."""
-    from scipy.ndimage import gaussian_filter
-
-    size = min(particles.box, TILE)
-    images = fourier_crop(particles.read(indices), size)
-    diameter_px = diameter_px if np.isfinite(diameter_px) else particles.box / 2
-    sigma = diameter_px * size / particles.box / 12
-    images = gaussian_filter(images, (0, sigma, sigma), mode="nearest")
-    low, high = np.percentile(images, (1, 99.7), axis=(1, 2), keepdims=True)
-    spread = np.where(high > low, high - low, 1)
-    return np.clip((images - low) / spread, 0, 1).astype(np.float32)
