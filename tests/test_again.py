@@ -18,9 +18,12 @@ from fastsort._saved import load, save
 from fastsort.decide.combine import OFFSET
 from fastsort.decide.votes import Judge, Learned
 from fastsort.particles.source import open_particles
-from fastsort.report import again
-from fastsort.report.again import open_finished, read_list, redraw, write_choice, write_results
+from fastsort.report import drawing
+from fastsort.report.drawing import redraw
+from fastsort.report.finished import open_finished
 from fastsort.report.folder import RESULT_NAMES
+from fastsort.report.lists import read_list, write_choice
+from fastsort.report.results import write_results
 from fastsort.simulate import simulate_particles, write_project
 from fastsort.sort import SortResult
 
@@ -244,7 +247,7 @@ def test_failed_report_leaves_the_old_one(project, tmp_path, monkeypatch, capsys
         path.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(again, "_draw", fail)
+    monkeypatch.setattr(drawing, "_draw", fail)
     assert cli.main(["report", str(folder)]) == 1
     assert "No space left" in capsys.readouterr().err
     assert (folder / "report.png").read_text() == "old" and names_in(tmp_path) == ["out"]

@@ -28,7 +28,7 @@ from fastsort.decide.rescue import Views
 from fastsort.images.ctf import phase_flip
 from fastsort.particles.source import CtfParameters, ImageStore, Particles, open_particles
 from fastsort.report import plots
-from fastsort.report.again import read_list
+from fastsort.report.lists import read_list
 from fastsort.report.page import MAX_BYTES, image_codes, write_page
 from fastsort.report.page_tiles import (
     FIXED,

@@ -537,7 +537,7 @@ def test_two_runs_cannot_write_the_same_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "left", ["kept.star", "kept.mrcs.123.partial", "results.npz.partial", "models.npz", "report.html"]
+    "left", ["kept.star", "kept.mrcs.123.partial", "results.npz.partial", "images.csv", "report.html"]
 )
 def test_what_a_killed_run_left_is_cleared_away(tmp_path, left):
     (tmp_path / ".out.lock").touch()
@@ -559,7 +559,7 @@ def test_leavings_that_somebody_has_changed_are_never_touched(tmp_path, folder, 
         (tmp_path / folder / foreign).write_text("precious")
         (tmp_path / folder / "summary.json").write_text("{}")
     before = names_in(tmp_path)
-    with pytest.raises(InputError, match=r"is to hold unfinished results, but .* is none of them: move it"):
+    with pytest.raises(InputError, match=r"is for unfinished results, but .* is none of them: move it"):
         with results_folder(tmp_path / "out", overwrite=True):
             pass
     assert names_in(tmp_path) == before
