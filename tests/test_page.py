@@ -1,4 +1,4 @@
-"""The page: what it says before it is touched, that it stays small and harmless, and what its cut does."""
+"""The page: what it says before it is touched, that it stays small and harmless, and its threshold."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from fastsort.images.ctf import phase_flip
 from fastsort.particles.source import CtfParameters, ImageStore, Particles, open_particles
 from fastsort.report import plots
 from fastsort.report.lists import read_list
-from fastsort.report.page import MAX_BYTES, image_codes, write_page
+from fastsort.report.page import MAX_BYTES, write_page
+from fastsort.report.page_data import image_codes
 from fastsort.report.page_tiles import (
     FIXED,
     choose_images,
@@ -227,7 +228,7 @@ def test_picture_and_page_show_the_same_pixels(tmp_path, monkeypatch):
         assert picture.get_clim() == (0, 255) and np.ptp(tile) > 200
 
 
-def test_a_level_is_a_cut_in_thousandths():
+def test_a_level_is_a_threshold_in_thousandths():
     rng = np.random.default_rng(0)
     grid = np.arange(1001) / 1000
     p = np.concatenate([rng.random(3000), rng.random(3000) ** 20, grid, [np.nan]])
@@ -273,7 +274,7 @@ def test_expected_numbers_are_those_of_the_probabilities(tmp_path):
     kept = sum(n - junk for code, n, junk in data["counts"] if code >> 14 & 1)
     assert kept == pytest.approx((1 - result.junk_probability)[result.keep].sum(), abs=0.01)
     whole = sum(n - junk for _, n, junk in data["counts"])
-    # What is over an edge is none of the particles that a cut could keep.
+    # What is over an edge is none of the particles that a threshold could keep.
     judged = result.reason != "outside"
     assert whole == pytest.approx((1 - result.junk_probability)[judged].sum(), abs=0.05)
 
@@ -593,7 +594,7 @@ def test_page_opens_with_the_verdict(opened):
     assert said == [f"{100 * precision:.1f} %", f"{100 * found:.1f} %"]
 
 
-def test_slider_moves_the_cut_by_keys_and_reset_brings_it_back(opened):
+def test_slider_moves_the_threshold_by_keys_and_reset_brings_it_back(opened):
     browser, result = opened
     start = browser.run("document.getElementById('group-border').innerHTML")
     browser.run("document.getElementById('slider').focus()")

@@ -857,7 +857,7 @@ def test_choices_are_in_order_and_leave_out_unjudged_images():
     np.testing.assert_array_equal(borderline, np.sort(nearest))
 
 
-def test_without_a_cut_the_border_lies_between_kept_and_rejected():
+def test_without_a_threshold_the_border_lies_between_kept_and_rejected():
     result = make_learned_result(800, cut=np.nan)
     rejected = np.flatnonzero(~result.keep & ~np.isin(result.reason, ["flat", "bad_pixels"]))
     chosen = list(plots._choices(result).values())[1]
@@ -865,7 +865,7 @@ def test_without_a_cut_the_border_lies_between_kept_and_rejected():
     np.testing.assert_array_equal(result.score[chosen[:12]], np.sort(result.score[result.keep])[-12:])
     np.testing.assert_array_equal(result.score[chosen[12:]], np.sort(result.score[rejected])[:12])
     all_kept = make_learned_result(30, cut=np.nan, keep=np.ones(30, bool))
-    assert len(plots._choices(all_kept)["Borderline: no cut"]) == 0
+    assert len(plots._choices(all_kept)["Borderline: no threshold"]) == 0
 
 
 def test_picture_without_matplotlib_says_how_to_get_it(tmp_path, monkeypatch):

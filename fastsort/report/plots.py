@@ -1,36 +1,31 @@
-"""The report's picture: scores, reasons, and the images behind them."""
+"""The picture ``report.png``: scores, reasons, and the best, the borderline and the worst images."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from fastsort._reasons import REASONS
+from fastsort._reasons import BAD_PIXELS, FLAT, REASONS, VALID
+from fastsort._types import Bools, FilePath, Floats, Images, Indices, Singles
 from fastsort._version import __version__
 from fastsort.particles.source import Particles
 from fastsort.report.layout import COLUMNS, GAP, LABEL, TILE, WIDTH
 from fastsort.report.learned import N_PAIRS, draw_learned, learned_height
 from fastsort.report.tiles import flip_as_sorted, read_tiles
-
-if TYPE_CHECKING:
-    from fastsort.sort import SortResult
+from fastsort.sort import SortResult
 
 N_TILES = 24
 _HEIGHT = 1520
 _KEPT, _REJECTED = "#0072B2", "#D55E00"
-_NOT_JUDGED = ("bad_pixels", "flat")
-
-Indices = npt.NDArray[np.intp]
+_NOT_JUDGED = REASONS[BAD_PIXELS], REASONS[FLAT]
 
 
-def draw_report(path: str | os.PathLike[str], particles: Particles, result: SortResult) -> None:
+def draw_report(path: FilePath, particles: Particles, result: SortResult) -> None:
     """Draw scores, reasons, and the best, the borderline and the worst images as one PNG.
 
-    With the subspaces method the subspaces and the course of the learning stand below.
+    The subspaces method adds the subspaces and the course of learning below.
 
     Parameters
     ----------
@@ -54,7 +49,7 @@ def draw_report(path: str | os.PathLike[str], particles: Particles, result: Sort
     height = _HEIGHT + (0 if result.subspaces is None else learned_height(result.subspaces))
     figure = Figure(figsize=(WIDTH / 100, height / 100), dpi=100, facecolor="white")
     FigureCanvasAgg(figure)
-    # The upper part has the same size whatever stands below.
+    # The upper part has the same size with and without a lower part.
     scale = _HEIGHT / height
 
     def upper(left: float, bottom: float, width: float, part: float) -> Any:
@@ -76,7 +71,7 @@ def draw_report(path: str | os.PathLike[str], particles: Particles, result: Sort
 
 def _write_title(figure: Any, scale: float, particles: Particles, result: SortResult) -> None:
     name = Path(particles.path).name if particles.path else "array"
-    # Names may hold letters that the font lacks, or signs that would start a formula.
+    # The font lacks some letters.
     name = name.encode("ascii", "replace").decode()
     name = name if len(name) <= 60 else f"{name[:40]}...{name[-17:]}"
     n, kept = len(result.keep), int(result.keep.sum())
@@ -101,25 +96,18 @@ def _draw_scores(axes: Any, result: SortResult) -> None:
     if len(scores) == 0:
         axes.text(0.5, 0.5, "no image has a score", transform=axes.transAxes, ha="center", va="center")
         return
-    cut = [result.cut] if np.isfinite(result.cut) else []
-    low, high = np.percentile(scores, (0.5, 98))
-    low, high = min([low, *cut]), max([high, *cut])
-    step = (high - low) / 56 or 0.05
-    # The cut is an edge, so that no bar lies on both sides of it.
-    origin = cut[0] if cut else low
-    edges = origin + step * np.arange(
-        np.floor((low - origin) / step) - 2, np.ceil((high - origin) / step) + 3
-    )
+    edges = _edges(scores, result.cut)
     shown = np.clip(scores, edges[0], edges[-1])
     groups = [shown[keep], shown[~keep]]
     names = [f"kept ({keep.sum():,})", f"rejected ({(~keep).sum():,})"]
     axes.hist(groups, edges, stacked=True, color=(_KEPT, _REJECTED), label=names)
     axes.set_xlim(edges[0], edges[-1])
     axes.locator_params(axis="y", integer=True)
-    if cut:
-        axes.axvline(result.cut, color="black", linestyle="--", linewidth=1.5, label=f"cut {result.cut:.3g}")
+    if np.isfinite(result.cut):
+        label = f"threshold {result.cut:.3g}"
+        axes.axvline(result.cut, color="black", linestyle="--", linewidth=1.5, label=label)
     notes = [
-        f"{count:,} images {where} the axis are in the {side} bin"
+        f"{count:,} images {where} the axis are counted in the {side} bar"
         for where, side, count in (
             ("left of", "first", (scores < edges[0]).sum()),
             ("right of", "last", (scores > edges[-1]).sum()),
@@ -130,18 +118,29 @@ def _draw_scores(axes: Any, result: SortResult) -> None:
         notes.append(f"{len(result.score) - len(scores):,} images have no score")
     legend = axes.legend(title="\n".join(notes) or None, title_fontsize=9, fontsize=10, frameon=False)
     if result.subspaces is not None:
-        # Scores that end near the cut leave no place free of its line.
+        # Where all scores are near the threshold, the legend cannot avoid its line.
         legend.set_frame_on(True)
         legend.get_frame().set(edgecolor="none", alpha=0.85)
+
+
+def _edges(scores: Floats, threshold: float) -> Floats:
+    """Return the edges of the bars; the threshold is one of them, so that no bar lies on both sides."""
+    ends = [threshold] if np.isfinite(threshold) else []
+    low, high = np.percentile(scores, (0.5, 98))
+    low, high = min([low, *ends]), max([high, *ends])
+    step = (high - low) / 56 or 0.05
+    origin = ends[0] if ends else low
+    first, last = np.floor((low - origin) / step) - 2, np.ceil((high - origin) / step) + 3
+    edges: Floats = origin + step * np.arange(first, last)
+    return edges
 
 
 def _draw_reasons(axes: Any, result: SortResult) -> None:
     counts = {name: int((result.reason == name).sum()) for name in REASONS}
     counts = {name: count for name, count in counts.items() if count}
-    names = sorted(counts, key=lambda name: (name == "valid", counts[name]))
-    bars = axes.barh(
-        names, [counts[name] for name in names], color=[_KEPT if n == "valid" else _REJECTED for n in names]
-    )
+    names = sorted(counts, key=lambda name: (name == REASONS[VALID], counts[name]))
+    colors = [_KEPT if name == REASONS[VALID] else _REJECTED for name in names]
+    bars = axes.barh(names, [counts[name] for name in names], color=colors)
     labels = [f"{counts[name]:,} ({100 * counts[name] / len(result.reason):.1f} %)" for name in names]
     axes.bar_label(bars, labels, padding=4, fontsize=10)
     axes.set_xlim(0, 1.4 * max(counts.values(), default=1))
@@ -160,9 +159,10 @@ def _choices(result: SortResult) -> dict[str, Indices]:
     finite = np.isfinite(scores)
     distance = np.where(finite, np.abs(np.where(finite, scores, 0) - result.cut), np.inf)
     nearest = order[np.sort(np.argsort(distance, kind="stable")[:N_TILES])]
-    border = "scores nearest the cut"
+    border = "scores nearest to the threshold"
     if result.subspaces is not None and np.isnan(result.cut):
-        border = "the highest scores kept, the lowest rejected" if not result.keep[order].all() else "no cut"
+        mixed = not result.keep[order].all()
+        border = "highest scores kept, lowest scores rejected" if mixed else "no threshold"
         nearest = _border(order, result.keep[order])
     return {
         "Best: lowest scores": order[:N_TILES],
@@ -171,18 +171,16 @@ def _choices(result: SortResult) -> dict[str, Indices]:
     }
 
 
-def _border(order: Indices, keep: npt.NDArray[np.bool_]) -> Indices:
-    """Images on both sides where no score is the cut, in the order of the scores; none on one side alone."""
+def _border(order: Indices, keep: Bools) -> Indices:
+    """Return the last kept and the first rejected images in the order of the scores; none if all are kept."""
     if keep.all():
         return order[:0]
     kept, rejected = order[keep][-N_TILES // 2 :], order[~keep][: N_TILES // 2]
     return np.concatenate([kept, rejected])
 
 
-def _best_kept(
-    particles: Particles, result: SortResult
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-    """Return the kept images with the lowest scores as they were sorted, and their scores."""
+def _best_kept(particles: Particles, result: SortResult) -> tuple[Images, Floats]:
+    """Return the kept images with the lowest scores, flipped where the run flipped them, and their scores."""
     kept = np.flatnonzero(result.keep)
     chosen = kept[np.argsort(result.score[kept], kind="stable")[:N_PAIRS]]
     return flip_as_sorted(particles.read(chosen), particles, result, chosen), result.score[chosen]
@@ -216,7 +214,7 @@ def _draw_montage(axes: Any, title: str, indices: Indices, particles: Particles,
     axes.set_ylim(-(-N_TILES // COLUMNS) * height, 0)
 
 
-def _draw_circle(axes: Any, offset: npt.NDArray[np.float32], diameter_px: float, box: int) -> None:
+def _draw_circle(axes: Any, offset: Singles, diameter_px: float, box: int) -> None:
     from matplotlib.patches import Circle, Rectangle
 
     scale = TILE / box
