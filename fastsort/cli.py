@@ -704,9 +704,10 @@ def _map(options: argparse.Namespace) -> None:
 
 def _make_map(options: argparse.Namespace) -> None:
     from fastsort.classify import classify_particles
-    from fastsort.report.atlas import draw_classes, draw_map
+    from fastsort.report.atlas import draw_map
     from fastsort.report.classes import summarize_map, write_map
     from fastsort.report.folder import results_folder
+    from fastsort.report.montage import draw_classes
     from fastsort.report.progress import progress_bar
 
     particles = _open(options)

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from fastsort._types import Array, Bools, Floats, Images, Indices
+from fastsort._types import Bools, Floats, Images, Indices
 from fastsort.images.crop import fourier_crop
 from fastsort.images.ctf import phase_flip
 from fastsort.particles.source import Particles
@@ -100,9 +100,7 @@ def average_tiles(averages: Images) -> Greys:
     return _tiles(_finite(averages), size, 0.0)
 
 
-def stretch_contrast(
-    images: Images, darkest: float, brightest: float, inside: Bools | None = None
-) -> Floats | Images:
+def stretch_contrast(images: Images, darkest: float, brightest: float, inside: Bools | None = None) -> Floats:
     """Scale each image to grey values from 0 to 1.
 
     Parameters
@@ -115,13 +113,13 @@ def stretch_contrast(
 
     Returns
     -------
-    shares : ndarray of float, shape (k, d, d)
+    shares : ndarray of float64, shape (k, d, d)
         0.5 throughout an image that has no contrast, whatever rounding has left in it.
     """
-    pixels: Array = images.reshape(len(images), -1) if inside is None else images[:, inside]
+    pixels = images[:, np.ones(images.shape[1:], dtype=bool) if inside is None else inside]
     low, high = np.percentile(pixels, (darkest, brightest), axis=1)[:, :, None, None]
     flat = high - low <= 1e-6 * np.maximum(np.abs(high), np.abs(low))
-    shares = np.clip((images - low) / np.where(flat, 1, high - low), 0, 1)
+    shares: Floats = np.clip((images - low) / np.where(flat, 1, high - low), 0, 1)
     return np.where(flat, 0.5, shares)
 
 
