@@ -772,8 +772,8 @@ def _print_map(summary: dict[str, Any], result: MapResult, folder: str) -> None:
 
 
 def _select_classes(options: argparse.Namespace) -> None:
-    from fastsort.report.classes import select_classes, write_selection
     from fastsort.report.folder import results_folder
+    from fastsort.report.selection import select_classes, write_selection
 
     selection = select_classes(options.input, keep=options.keep_classes, discard=options.discard_classes)
     inputs = [os.path.join(options.input, "summary.json")]

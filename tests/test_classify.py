@@ -15,7 +15,8 @@ import starfile
 import fastsort as fs
 from fastsort import InputError, cli
 from fastsort.classify import classify_particles
-from fastsort.report.classes import select_classes, write_map
+from fastsort.report.classes import write_map
+from fastsort.report.selection import select_classes
 from fastsort.simulate import write_project
 
 FILES = {

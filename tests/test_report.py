@@ -729,7 +729,7 @@ def words(axes):
 
 def test_axes_say_their_variance_and_subspaces_their_share():
     first, second, pairs, likelihood, noise, images = painted(make_subspaces())
-    assert words(pairs) == ["none is kept"]
+    assert words(pairs) == ["no image is kept"]
     assert first.get_title(loc="left") == "Subspaces: 2 of 3 dimensions"
     # Squared lengths 16, 4 and 16 / 9 over a noise variance of 1 / 4.
     for axes, share in ((first, "33.3 %"), (second, "66.7 %")):
@@ -740,7 +740,7 @@ def test_axes_say_their_variance_and_subspaces_their_share():
         ]
         assert share in words(axes)[0] and len(axes.images) == 4
     for axes, unit, values in (
-        (likelihood, "nats an image", [-500, -499, -498]),
+        (likelihood, "nats per image", [-500, -499, -498]),
         (noise, "background = 1", [2, 1.9, 1.8]),
         (images, "images", [40, 40, 38]),
     ):
@@ -802,7 +802,7 @@ def test_images_to_denoise_are_those_that_were_sorted(project):
 
 def test_nothing_learned_is_said():
     (axes,) = painted(make_subspaces(1, 1, ()))
-    assert words(axes) == ["none: fewer than two images could be learned from"]
+    assert words(axes) == ["none: there were fewer than two images to learn from"]
     assert len(axes.images) == 0
 
 

@@ -1,4 +1,4 @@
-"""How well labelled images were sorted."""
+"""How well images with known labels were sorted."""
 
 from __future__ import annotations
 

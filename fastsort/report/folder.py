@@ -17,6 +17,7 @@ from fastsort.images.work import hold_lock
 PARTS = ("kept", "rejected", "rescued")
 RESULTS, SUMMARY, SCORES = "results.npz", "summary.json", "scores.csv"
 PICTURE, PAGE, MICROGRAPHS = "report.png", "report.html", "micrographs.csv"
+IMAGES, CLASS_STACK = "images.csv", "classes.mrcs"
 RESULT_NAMES = (
     *(f"{part}{ending}" for part in PARTS for ending in (".star", ".txt", ".cs", "_passthrough.cs")),
     "kept.mrcs",
@@ -29,8 +30,8 @@ RESULT_NAMES = (
     "particles.star",
     "particles.cs",
     "particles_passthrough.cs",
-    "images.csv",
-    "classes.mrcs",
+    IMAGES,
+    CLASS_STACK,
     "classes.star",
     "classes.png",
     "map.png",
