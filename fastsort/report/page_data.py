@@ -1,4 +1,4 @@
-"""What the page knows of the images, as numbers: the script of the page counts and draws with them."""
+"""The data of the page: what its script counts and draws with."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from fastsort._reasons import NOISE, OUTSIDE, RARE_VIEW, REASONS, VALID
 from fastsort._types import Floats, Indices
 from fastsort.decide.rescue import Views
 from fastsort.particles.source import Particles
-from fastsort.report.page_html import KINDS, LABELS, one_line
 from fastsort.report.page_tiles import COLUMNS, Choice, fixed_images
 from fastsort.report.tiles import SIDE, Greys, average_tiles
+from fastsort.report.words import KINDS, LABELS, one_line
 from fastsort.sort import SortResult
 
 ImageCodes: TypeAlias = npt.NDArray[np.uint16]
@@ -71,7 +71,6 @@ def count_data(codes: ImageCodes, result: SortResult) -> dict[str, Any]:
     every = np.bincount(level[movable], count[present][movable], minlength=LEVELS + 1)
     # Images that a plain threshold would judge otherwise: rejected ones below it, kept ones above it.
     wrong = np.cumsum(every - kept) + kept.sum() - np.cumsum(kept)
-    highest = np.flatnonzero(kept)
     errors = result.errors
     return {
         "n": len(codes),
@@ -82,7 +81,6 @@ def count_data(codes: ImageCodes, result: SortResult) -> dict[str, Any]:
         "rare_view": RARE_VIEW,
         "counts": [[int(c), int(count[c]), round(float(expected[c]), 4)] for c in present],
         "level": int(np.argmin(wrong)),
-        "highest": int(highest[-1]) if len(highest) else 0,
         "differ": int(wrong.min()),
         "movable": int(every.sum()),
         "doubt": "" if errors is None or errors.known else one_line(errors.remark) or "no reason is given",

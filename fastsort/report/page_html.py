@@ -9,54 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from fastsort._reasons import (
-    BAD_PIXELS,
-    CONTAMINATION,
-    DUPLICATE,
-    FLAT,
-    MULTIPLE,
-    NOISE,
-    OFF_CENTRE,
-    OUTSIDE,
-    PARTIAL,
-    RARE_VIEW,
-    REASONS,
-    VALID,
-)
+from fastsort._reasons import REASONS, VALID
 from fastsort.decide.decoys import GOOD, Estimate, EstimatedErrors
 from fastsort.decide.micrographs import MicrographTable
 from fastsort.particles.source import Particles
 from fastsort.report.tables import software_versions
+from fastsort.report.words import KINDS, LABELS, MEANINGS, diameter_words, flip_words, one_line
 from fastsort.sort import SortResult
 
 MAX_ROWS, MAX_LISTED = 2000, 200
-# For each code of a reason: what happened to the image, and what the page calls the reason.
-KINDS = tuple({VALID: "kept", RARE_VIEW: "rescued"}.get(code, "rejected") for code in range(len(REASONS)))
-LABELS = tuple(
-    {VALID: "kept", RARE_VIEW: "rescued: rare view"}.get(code, name) for code, name in enumerate(REASONS)
-)
-_MEANINGS = {
-    VALID: "looks like a particle",
-    NOISE: "no particle found, or unlike the others",
-    PARTIAL: "a particle that the edge of the box cuts off",
-    MULTIPLE: "several particles in one box",
-    OFF_CENTRE: "a particle far from the middle of the box",
-    CONTAMINATION: "stronger than any particle",
-    BAD_PIXELS: "NaN, infinite or hot pixels: cannot be judged",
-    FLAT: "no contrast: cannot be judged",
-    DUPLICATE: "the same particle as another image",
-    RARE_VIEW: "unlike most images, but alike among themselves: set aside for you to look at",
-    OUTSIDE: "the box reaches over the edge of the micrograph",
-}
-_LONGEST_NAME = 120
-
-
-def one_line(name: str) -> str:
-    """Return a name on one line, shortened to 120 letters."""
-    name = "".join(letter if letter.isprintable() else "?" for letter in name)
-    if len(name) <= _LONGEST_NAME:
-        return name
-    return f"{name[: _LONGEST_NAME // 2]}…{name[-_LONGEST_NAME // 2 :]}"
 
 
 def _share(part: float, whole: float) -> str:
@@ -68,22 +29,19 @@ def verdict_html(particles: Particles, result: SortResult) -> str:
     n, kept = len(result.keep), int(result.keep.sum())
     rescued = int((result.rescued & ~result.keep).sum())
     figures = [("images", n), ("kept", kept), ("rejected", n - kept - rescued), ("rescued", rescued)]
-    known = math.isfinite(result.diameter)
-    size = f"{result.diameter:.0f} Å" if known else f"{result.diameter_px:.1f} px"
-    origin = "estimated" if result.diameter_estimated else "given"
     facts = [
-        f"diameter {size} ({origin})" if math.isfinite(result.diameter_px) else "diameter unknown",
+        diameter_words(result),
         f"box {particles.box} px",
         f"{particles.pixel_size:.4g} Å/px" if math.isfinite(particles.pixel_size) else "pixel size unknown",
         f"{result.contrast} particles",
-        "phases flipped" if result.phase_flipped else "phases not flipped",
+        flip_words(result),
     ]
     counts = [int((result.reason == name).sum()) for name in REASONS]
     present = [code for code in range(len(REASONS)) if counts[code]]
     rows = [
         f'<tr class="{KINDS[code]}"><th scope="row">{LABELS[code]}</th><td class="num">{counts[code]:,}</td>'
         f'<td class="num">{_share(counts[code], n)}</td><td class="bar">{_bar(counts[code] / n)}</td>'
-        f"<td>{_MEANINGS[code]}</td></tr>"
+        f"<td>{MEANINGS[code]}</td></tr>"
         for code in sorted(present, key=lambda code: (code != VALID, -counts[code]))
     ]
     blocks = [

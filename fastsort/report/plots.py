@@ -14,6 +14,7 @@ from fastsort.particles.source import Particles
 from fastsort.report.layout import COLUMNS, GAP, LABEL, TILE, WIDTH
 from fastsort.report.learned import N_PAIRS, draw_learned, learned_height
 from fastsort.report.tiles import flip_as_sorted, read_tiles
+from fastsort.report.words import diameter_words, flip_words
 from fastsort.sort import SortResult
 
 N_TILES = 24
@@ -76,12 +77,8 @@ def _write_title(figure: Any, scale: float, particles: Particles, result: SortRe
     name = name if len(name) <= 60 else f"{name[:40]}...{name[-17:]}"
     n, kept = len(result.keep), int(result.keep.sum())
     title = f"{name}: {n:,} images, {kept:,} kept, {n - kept:,} rejected"
-    known = np.isfinite(result.diameter)
-    size = f"{result.diameter:.0f} Å" if known else f"{result.diameter_px:.1f} px"
-    origin = "estimated" if result.diameter_estimated else "given"
-    diameter = f"diameter {size} ({origin})" if np.isfinite(result.diameter_px) else "diameter unknown"
-    flips = "phases flipped" if result.phase_flipped else "phases not flipped"
-    details = f"{diameter}, {result.contrast} particles, {flips}, fastsort {__version__}"
+    facts = [diameter_words(result), f"{result.contrast} particles", flip_words(result)]
+    details = ", ".join([*facts, f"fastsort {__version__}"])
     figure.text(0.025, 1 - scale + scale * 0.968, title, fontsize=19, fontweight="bold", parse_math=False)
     figure.text(0.025, 1 - scale + scale * 0.945, details, fontsize=12, color="0.3", parse_math=False)
 
