@@ -378,7 +378,7 @@ def test_list_in_the_folder_that_is_replaced(project, tmp_path, capsys):
     assert "lies in the output folder" in capsys.readouterr().err and listed.exists()
 
 
-# A finished run with another cut.
+# A finished run with another threshold.
 
 
 def scores_of(folder):
