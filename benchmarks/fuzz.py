@@ -272,7 +272,7 @@ def cs_picks() -> Project:
 
 def finished_run() -> Project:
     import fastsort
-    from fastsort.report.again import write_results
+    from fastsort.report.results import write_results
 
     images, _ = fastsort.simulate_particles(n_good=40, n_junk=40, box=32, snr=0.2, seed=0)
     with tempfile.TemporaryDirectory() as folder:
@@ -760,7 +760,7 @@ def look(describe: Any, path: str, particles: Any, folder: Path) -> None:
 
 def read_again(particles: Any, full: Any, out: Path, rows: np.ndarray) -> None:
     from fastsort import InputError, open_particles
-    from fastsort.report.again import read_list
+    from fastsort.report.lists import read_list
 
     written = sorted(os.listdir(out))
     if isinstance(full, tuple):
@@ -788,8 +788,9 @@ def read_again(particles: Any, full: Any, out: Path, rows: np.ndarray) -> None:
 
 def use_results(folder: Path, out: Path) -> bool:
     from fastsort import InputError
-    from fastsort.report.again import open_finished, read_earlier, write_results
+    from fastsort.report.finished import open_finished, read_earlier
     from fastsort.report.page import write_page
+    from fastsort.report.results import write_results
     from fastsort.sort import cut_again
 
     results = folder / "sorted"

@@ -422,10 +422,10 @@ def _sort_into(
     folder: str | os.PathLike[str], particles: Particles, options: argparse.Namespace, **parameters: Any
 ) -> SortResult:
     """Sort, write every result, and print the summary."""
-    from fastsort.report.again import write_results
     from fastsort.report.folder import results_folder
     from fastsort.report.progress import progress_bar
     from fastsort.report.relion_job import stop_when_aborted
+    from fastsort.report.results import write_results
 
     # An update is made from what the folder holds.
     overwrite = options.overwrite or getattr(options, "update", False)
@@ -478,7 +478,7 @@ def _sort_or_update(
 
     if not getattr(options, "update", False):
         return sort_particles(particles, **parameters)
-    from fastsort.report.again import read_earlier
+    from fastsort.report.finished import read_earlier
     from fastsort.update import update_particles
 
     # What was not asked for now is as it was in the run.
@@ -489,7 +489,7 @@ def _sort_or_update(
 
 
 def _draw(folder: Path, particles: Particles, result: SortResult) -> None:
-    from fastsort.report.again import draw_results
+    from fastsort.report.drawing import draw_results
 
     with _drawing("report.png"):
         draw_results(folder, particles, result)
@@ -518,8 +518,8 @@ def _apply(options: argparse.Namespace) -> None:
 def _apply_list(options: argparse.Namespace) -> None:
     from fastsort._checks import check_readable
     from fastsort.particles.source import open_table
-    from fastsort.report.again import read_list, write_choice
     from fastsort.report.folder import results_folder
+    from fastsort.report.lists import read_list, write_choice
 
     if options.input is None and options.micrographs is None:
         raise InputError(f"{options.chosen} is a list: say of which STAR file or stack.")
@@ -555,8 +555,9 @@ def _cut_of(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _cut_again(options: argparse.Namespace) -> None:
-    from fastsort.report.again import open_finished, write_results
+    from fastsort.report.finished import open_finished
     from fastsort.report.folder import results_folder
+    from fastsort.report.results import write_results
     from fastsort.sort import cut_again
 
     names = ("pixel_size", "passthrough", "micrographs", "coordinates", "box", "bright")
@@ -580,7 +581,8 @@ def _cut_again(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from fastsort.report.again import open_finished, redraw
+    from fastsort.report.drawing import redraw
+    from fastsort.report.finished import open_finished
 
     finished = open_finished(options.sorted, options.input, data_dir=options.data_dir)
     with _drawing("report.png"):
@@ -702,9 +704,10 @@ def _map(options: argparse.Namespace) -> None:
 
 def _make_map(options: argparse.Namespace) -> None:
     from fastsort.classify import classify_particles
-    from fastsort.report.atlas import draw_classes, draw_map
+    from fastsort.report.atlas import draw_map
     from fastsort.report.classes import summarize_map, write_map
     from fastsort.report.folder import results_folder
+    from fastsort.report.montage import draw_classes
     from fastsort.report.progress import progress_bar
 
     particles = _open(options)
@@ -769,8 +772,8 @@ def _print_map(summary: dict[str, Any], result: MapResult, folder: str) -> None:
 
 
 def _select_classes(options: argparse.Namespace) -> None:
-    from fastsort.report.classes import select_classes, write_selection
     from fastsort.report.folder import results_folder
+    from fastsort.report.selection import select_classes, write_selection
 
     selection = select_classes(options.input, keep=options.keep_classes, discard=options.discard_classes)
     inputs = [os.path.join(options.input, "summary.json")]

@@ -19,9 +19,12 @@ from fastsort.decide.combine import OFFSET
 from fastsort.decide.result import SortResult
 from fastsort.decide.votes import LearnedMethods, LearnedVerdict
 from fastsort.particles.source import open_particles
-from fastsort.report import again
-from fastsort.report.again import open_finished, read_list, redraw, write_choice, write_results
+from fastsort.report import drawing
+from fastsort.report.drawing import redraw
+from fastsort.report.finished import open_finished
 from fastsort.report.folder import RESULT_NAMES
+from fastsort.report.lists import read_list, write_choice
+from fastsort.report.results import write_results
 from fastsort.simulate import simulate_particles, write_project
 
 N = 60
@@ -246,7 +249,7 @@ def test_failed_report_leaves_the_old_one(project, tmp_path, monkeypatch, capsys
         path.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(again, "_draw", fail)
+    monkeypatch.setattr(drawing, "_draw", fail)
     assert cli.main(["report", str(folder)]) == 1
     assert "No space left" in capsys.readouterr().err
     assert (folder / "report.png").read_text() == "old" and names_in(tmp_path) == ["out"]
@@ -377,7 +380,7 @@ def test_list_in_the_folder_that_is_replaced(project, tmp_path, capsys):
     assert "lies in the output folder" in capsys.readouterr().err and listed.exists()
 
 
-# A finished run with another cut.
+# A finished run with another threshold.
 
 
 def scores_of(folder):

@@ -22,7 +22,8 @@ from fastsort import InputError, cli
 from fastsort.classify import classify_particles
 from fastsort.particles.mrc import write_stack
 from fastsort.particles.source import ImageStore
-from fastsort.report.classes import select_classes, write_map
+from fastsort.report.classes import write_map
+from fastsort.report.selection import select_classes
 from fastsort.simulate import write_project
 
 FILES = {

@@ -449,9 +449,9 @@ def test_same_seed_gives_the_same_files(project, tmp_path, method):
     ],
 )
 def test_failure_half_way_leaves_nothing(project, tmp_path, monkeypatch, capsys, when, error, words):
-    from fastsort.report import again, plots
+    from fastsort.report import plots, results
 
-    module = {"write_tables": again, "draw_report": plots}[when]
+    module = {"write_tables": results, "draw_report": plots}[when]
     original = getattr(module, when)
 
     def fail(*arguments, **options):
@@ -477,12 +477,12 @@ def test_full_disk_leaves_nothing(project, tmp_path):
 
 
 def test_defect_shows_its_traceback(project, tmp_path, monkeypatch):
-    from fastsort.report import again
+    from fastsort.report import results
 
     def fail(*arguments, **options):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(again, "write_tables", fail)
+    monkeypatch.setattr(results, "write_tables", fail)
     with pytest.raises(ZeroDivisionError):
         call("sort", project, "-o", tmp_path / "out", "--method", "radial")
     assert names_in(tmp_path) == []

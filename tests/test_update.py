@@ -16,7 +16,7 @@ import fastsort.update as update_module
 from fastsort import InputError, cli
 from fastsort.decide.verdict import cut_again
 from fastsort.particles.source import StackImages, choose_particles, open_particles
-from fastsort.report.again import read_earlier
+from fastsort.report.finished import read_earlier
 from fastsort.simulate import simulate_particles, write_project
 from fastsort.sort import sort_particles
 from fastsort.update import ANEW, DRIFTED, KEPT, update_particles
@@ -376,8 +376,8 @@ def test_killed_update_leaves_the_old_results_and_the_next_one_goes_on(live):
     code = (
         "import os, signal\n"
         "from fastsort import cli\n"
-        "from fastsort.report import again\n"
-        "again.draw_results = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from fastsort.report import drawing\n"
+        "drawing.draw_results = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"cli.main({arguments!r})\n"
     )
     root = str(Path(__file__).parent.parent)
