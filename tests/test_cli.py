@@ -21,6 +21,8 @@ import pytest
 import starfile
 
 from fastsort import __version__, cli
+from fastsort.cli import demo
+from fastsort.cli.printing import print_verdicts
 from fastsort.particles.mrc import write_stack
 from fastsort.particles.source import open_particles
 from fastsort.simulate import simulate_particles, write_project
@@ -608,7 +610,7 @@ def verdicts(capsys, **changes):
         "micrographs": None,
         "input": "/data/particles.star",
     }
-    cli._print_verdicts({**summary, **changes})
+    print_verdicts({**summary, **changes})
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) < 100
     return text
@@ -680,7 +682,7 @@ def test_bad_simulation_is_one_line(arguments, word, tmp_path, monkeypatch, caps
 
 
 def test_demo(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_N_DEMO", 150)
+    monkeypatch.setattr(demo, "N_IMAGES", 150)
     monkeypatch.chdir(tmp_path)
     assert call("demo", "--seed", 1) == 0
     text = capsys.readouterr().out
@@ -692,5 +694,5 @@ def test_demo(tmp_path, monkeypatch, capsys):
     assert area > 0.8
     assert call("demo") == 1
     assert_one_line(capsys.readouterr().err, "fastsort-demo")
-    monkeypatch.setattr(cli, "_N_DEMO", 25)
+    monkeypatch.setattr(demo, "N_IMAGES", 25)
     assert call("demo", "--overwrite", "--quiet") == 0

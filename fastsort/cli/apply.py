@@ -1,0 +1,101 @@
+"""``fastsort apply``: a list of images, or a finished run with another threshold."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from fastsort._checks import InputError
+from fastsort.cli.options import (
+    STRICTNESS,
+    Commands,
+    add_command,
+    add_micrographs,
+    add_reading,
+    add_strictness,
+    open_input,
+    refuse_given,
+)
+from fastsort.cli.printing import drawing, print_verdicts
+
+
+def add_apply(commands: Commands) -> None:
+    """Add the command."""
+    text = "Write what a list keeps, or what a finished run keeps with another cut."
+    example = "fastsort apply sorted/ -o strict/ --fraction 0.5"
+    needs = "LIST|SORTED [INPUT] -o DIR "
+    parser = add_command(commands, "apply", run_apply, needs, text, example)
+    add = parser.add_argument
+    add("chosen", metavar="LIST|SORTED", help="file of kept indices from 0, or folder of a finished run")
+    add("input", metavar="INPUT", nargs="?", help="what the list is of; where a run's input lies now")
+    add("-o", "--output", metavar="DIR", required=True, help="folder for the results")
+    add_strictness(parser, with_probability=True)
+    add_reading(parser)
+    add_micrographs(parser)
+    add("--overwrite", action="store_true", help="replace earlier results in DIR")
+    add("--quiet", action="store_true", help="no summary")
+
+
+def run_apply(options: argparse.Namespace) -> None:
+    """Run the command."""
+    from fastsort._checks import check_output_folder
+
+    check_output_folder(options.output, options.overwrite)
+    if os.path.isdir(options.chosen):
+        _apply_threshold(options)
+    else:
+        _apply_list(options)
+
+
+def _apply_list(options: argparse.Namespace) -> None:
+    from fastsort._checks import check_readable
+    from fastsort.particles.source import open_table
+    from fastsort.report.again import read_list, write_choice
+    from fastsort.report.folder import results_folder
+
+    if options.input is None and options.micrographs is None:
+        raise InputError(f"{options.chosen} is a list: say of which STAR file or stack.")
+    idle = {name: getattr(options, name) for name in STRICTNESS}
+    if options.micrographs is None:
+        # The images themselves are not looked for.
+        idle |= {name: getattr(options, name) for name in ("pixel_size", "data_dir", "box", "coordinates")}
+    refuse_given(idle, "a list")
+    # Before the input, whose stacks may be many.
+    check_readable(options.chosen).close()
+    if options.micrographs is None:
+        source, (table, n_images) = options.input, open_table(options.input, options.passthrough)
+    else:
+        particles = open_input(options)
+        source, table, n_images = options.coordinates, particles.table, len(particles)
+    keep = read_list(options.chosen, n_images)
+    inputs = [options.chosen, *(table.files if table else [source])]
+    with results_folder(options.output, overwrite=options.overwrite, inputs=inputs) as partial:
+        summary = write_choice(partial, table, keep, options.chosen, source)
+    if not options.quiet:
+        print(f"{summary['kept']:,} kept, {summary['rejected']:,} rejected; results in {options.output}")
+
+
+def _apply_threshold(options: argparse.Namespace) -> None:
+    from fastsort.report.again import draw_results, open_finished, write_results
+    from fastsort.report.folder import results_folder
+    from fastsort.sort import cut_again
+
+    names = ("pixel_size", "passthrough", "micrographs", "coordinates", "box", "bright")
+    refuse_given({name: getattr(options, name) for name in names}, "a finished run, which has its own")
+    finished = open_finished(options.chosen, options.input, data_dir=options.data_dir)
+    particles = finished.particles
+    result = cut_again(finished.result, **{name: getattr(options, name) for name in STRICTNESS})
+    with results_folder(options.output, overwrite=options.overwrite, inputs=particles.files) as partial:
+        summary = write_results(
+            partial,
+            particles,
+            result,
+            recentre=bool(finished.summary.get("recentred")),
+            learned=finished.summary.get("subspaces"),
+            score_field=bool(finished.summary.get("score_field")),
+        )
+        with drawing("report.png"):
+            draw_results(partial, particles, result)
+    if not options.quiet:
+        print_verdicts(summary)
+        print(f"results in {options.output}")

@@ -1,0 +1,195 @@
+"""``fastsort sort``: a verdict on every image, written and drawn."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastsort._checks import InputError
+from fastsort.cli.options import (
+    KINDS,
+    METHODS,
+    Commands,
+    add_command,
+    add_input,
+    add_micrographs,
+    add_strictness,
+    open_input,
+)
+from fastsort.cli.printing import drawing, print_summary
+from fastsort.cli.relion import IS_JOB
+
+if TYPE_CHECKING:
+    from fastsort.particles.source import Particles
+    from fastsort.sort import SortResult
+
+# Files that are looked for on every worker before work begins; it will look for the others itself.
+_N_LOOKED_FOR = 20
+
+
+def add_sort(commands: Commands) -> None:
+    """Add the command."""
+    text = "Sort particle images and write what to keep."
+    example = "fastsort sort particles.star --diameter 128 -o sorted/"
+    parser = add_command(commands, "sort", run_sort, "INPUT -o DIR ", text, example)
+    add = parser.add_argument
+    add("--method", choices=METHODS, help="how to sort; otherwise all three together")
+    add_strictness(parser)
+    add("--preset", choices=("default", "published"), default="default", help="rules of the method")
+    add("--contrast", choices=("auto", "bright", "dark"), default="auto", help="of the particles")
+    add("--n-peaks", type=int, metavar="N", help="radial: peaks looked at in each image")
+    add("--n-subspaces", type=int, metavar="M", help="subspaces: how many; otherwise found")
+    add("--n-components", type=int, metavar="K", help="subspaces: dimensions of each; otherwise found")
+    add("--recentre", action="store_true", help="write where the particle lies as its origin")
+    add("--keep-off-centre", action="store_true", help="keep particles off the centre; use with --recentre")
+    add("--duplicate-distance", type=float, metavar="A", help="closer picks are one particle; 0: never")
+    add("--write-stack", action="store_true", help="copy the kept images to kept.mrcs")
+    add("--score-field", action="store_true", help="add the score to .cs files")
+    add("--keep-work", action="store_true", help="leave the work folder when all is done")
+    add("--update", action="store_true", help="INPUT has grown since the run in DIR: measure what is new")
+    add("--judge-again", action="store_true", help="with --update: old verdicts may change too")
+    add("--cluster", metavar="ADDRESS", help="of a Dask scheduler, whose workers do the work")
+    kinds = f"{KINDS}; not with --micrographs"
+    add_input(parser, kinds, "otherwise estimated", "otherwise .DIR.work", optional=True)
+    add_micrographs(parser)
+    add(IS_JOB, action="store_true", help="run as an External job of RELION")
+
+
+def run_sort(options: argparse.Namespace) -> None:
+    """Run the command."""
+    from fastsort._checks import check_output_folder
+
+    folder = check_output_folder(options.output, options.overwrite or options.update)
+    _check_combination(options)
+    if options.update and not (folder / "results.npz").is_file():
+        raise InputError(f"{folder} holds no finished run: leave --update out, or give the folder of one.")
+    particles = open_input(options)
+    _check_tables(particles, options)
+    distance = options.duplicate_distance
+    target = folder.resolve()
+    work = Path(options.work) if options.work else target.with_name(f".{target.name}.work")
+    try:
+        sort_into(
+            folder,
+            particles,
+            options,
+            diameter=options.diameter,
+            method=options.method,
+            preset=options.preset,
+            phase_flip=options.phase_flip,
+            contrast=options.contrast,
+            working_size=options.working_size,
+            n_peaks=options.n_peaks,
+            n_subspaces=options.n_subspaces,
+            n_components=options.n_components,
+            keep_at_least=options.keep_at_least,
+            discard=options.discard,
+            fraction=options.fraction,
+            unanimous=options.unanimous,
+            keep_off_centre=options.keep_off_centre,
+            **({} if distance is None else {"duplicate_distance": distance}),
+            work=work,
+            keep_work=options.keep_work,
+            n_jobs=options.jobs,
+            seed=options.seed,
+        )
+    except KeyboardInterrupt:
+        if work.is_dir():
+            raise KeyboardInterrupt(f"interrupted: the same command goes on from {work}") from None
+        raise
+
+
+def _check_combination(options: argparse.Namespace) -> None:
+    """Refuse options that would have no effect, and combinations that mean nothing."""
+    if options.judge_again and not options.update:
+        raise InputError("--judge-again does nothing without --update: leave it out.")
+    if options.update and options.overwrite:
+        raise InputError(
+            "--update goes on from what is in DIR, and --overwrite replaces it: give one of them."
+        )
+    if options.score_field and not str(options.input).lower().endswith(".cs"):
+        raise InputError("--score-field does nothing without a .cs file: leave it out.")
+    if options.recentre and options.method in ("subspaces", "invariants"):
+        raise InputError(
+            f"--recentre does nothing with method {options.method!r}, which finds no centres: leave it out."
+        )
+
+
+def _check_tables(particles: Particles, options: argparse.Namespace) -> None:
+    """Find now what would else fail when all the work is done."""
+    import numpy as np
+
+    from fastsort.particles.places import micrograph_places
+    from fastsort.report.recentre import origin_columns
+
+    micrograph_places(particles)
+    if options.recentre:
+        n = len(particles)
+        origin_columns(particles, np.zeros((n, 2)), np.zeros(n, bool))
+
+
+def sort_into(
+    folder: str | os.PathLike[str], particles: Particles, options: argparse.Namespace, **parameters: Any
+) -> SortResult:
+    """Sort, write every result into a folder, and print the summary."""
+    from fastsort.report.again import draw_results, write_results
+    from fastsort.report.folder import results_folder
+    from fastsort.report.progress import progress_bar
+    from fastsort.report.relion_job import stop_when_aborted
+
+    # An update is made from what the folder holds.
+    overwrite = options.overwrite or getattr(options, "update", False)
+    with results_folder(folder, overwrite=overwrite, inputs=particles.files) as partial:
+        with (
+            progress_bar("sorting", options.quiet) as bar,
+            _workers(particles, options, parameters.get("work")),
+        ):
+            is_job = getattr(options, "relion_job", False)
+            progress = stop_when_aborted(Path(folder).parent, bar) if is_job else bar
+            result = _sort_or_update(folder, particles, options, progress=progress, **parameters)
+        summary = write_results(
+            partial,
+            particles,
+            result,
+            write_stack=getattr(options, "write_stack", False),
+            recentre=getattr(options, "recentre", False),
+            score_field=getattr(options, "score_field", False),
+        )
+        with drawing("report.png"):
+            draw_results(partial, particles, result)
+    if not options.quiet:
+        print_summary(summary, folder)
+    return result
+
+
+def _workers(
+    particles: Particles, options: argparse.Namespace, work: str | os.PathLike[str] | None
+) -> AbstractContextManager[object]:
+    """Give the work to a cluster, if that was asked for."""
+    if getattr(options, "cluster", None) is None:
+        return nullcontext()
+    from fastsort.images.cluster import use_cluster
+
+    return use_cluster(options.cluster, particles.store.files()[:_N_LOOKED_FOR], work=work)
+
+
+def _sort_or_update(
+    folder: str | os.PathLike[str], particles: Particles, options: argparse.Namespace, **parameters: Any
+) -> SortResult:
+    from inspect import signature
+
+    from fastsort.sort import sort_particles
+
+    if not getattr(options, "update", False):
+        return sort_particles(particles, **parameters)
+    from fastsort.report.again import read_earlier
+    from fastsort.update import update_particles
+
+    # What was not asked for now is as it was in the run.
+    usual = signature(sort_particles).parameters
+    asked = {name: value for name, value in parameters.items() if value != usual[name].default}
+    earlier, names = read_earlier(folder)
+    return update_particles(particles, earlier, names, judge_again=options.judge_again, **asked)
