@@ -13,10 +13,16 @@ from fastsort.cli.options import (
     add_micrographs,
     add_reading,
     add_strictness,
+    check_data_dir,
+    check_reading,
     open_input,
-    refuse_given,
+    refuse_all_but,
 )
 from fastsort.cli.printing import drawing, print_verdicts
+
+_ALWAYS = ("chosen", "input", "output", "overwrite", "quiet")
+# What says how micrographs and picks are opened; bright or dark matters only to who looks at the pixels.
+_PICKS = ("micrographs", "coordinates", "box", "pixel_size", "data_dir")
 
 
 def add_apply(commands: Commands) -> None:
@@ -55,14 +61,12 @@ def _apply_list(options: argparse.Namespace) -> None:
 
     if options.input is None and options.micrographs is None:
         raise InputError(f"{options.chosen} is a list: say of which STAR file or stack.")
-    idle = {name: getattr(options, name) for name in STRICTNESS}
-    if options.micrographs is None:
-        # The images themselves are not looked for.
-        idle |= {name: getattr(options, name) for name in ("pixel_size", "data_dir", "box", "coordinates")}
-    refuse_given(idle, "a list")
+    opening = ["passthrough"] if options.micrographs is None else _PICKS
+    refuse_all_but(options, [*_ALWAYS, *opening], "with a list")
     # Before the input, whose stacks may be many.
     check_readable(options.chosen).close()
     if options.micrographs is None:
+        check_reading(options, options.input)
         source, (table, n_images) = options.input, open_table(options.input, options.passthrough)
     else:
         particles = open_input(options)
@@ -80,10 +84,14 @@ def _apply_threshold(options: argparse.Namespace) -> None:
     from fastsort.report.folder import results_folder
     from fastsort.sort import cut_again
 
-    names = ("pixel_size", "passthrough", "micrographs", "coordinates", "box", "bright")
-    refuse_given({name: getattr(options, name) for name in names}, "a finished run, which has its own")
+    useful = [*_ALWAYS, *STRICTNESS, "data_dir"]
+    refuse_all_but(options, useful, "with a finished run, which has its own")
+    if not options.given & {*STRICTNESS}:
+        ways = ", ".join(f"--{name.replace('_', '-')}" for name in STRICTNESS)
+        raise InputError(f"say how much of {options.chosen} is to be kept, with one of {ways}.")
     finished = open_finished(options.chosen, options.input, data_dir=options.data_dir)
     particles = finished.particles
+    check_data_dir(options, particles)
     result = cut_again(finished.result, **{name: getattr(options, name) for name in STRICTNESS})
     with results_folder(options.output, overwrite=options.overwrite, inputs=particles.files) as partial:
         summary = write_results(

@@ -16,7 +16,7 @@ from fastsort.cli.apply import add_apply
 from fastsort.cli.demo import add_demo
 from fastsort.cli.info import add_info
 from fastsort.cli.map import add_map
-from fastsort.cli.options import DONE, FAILED
+from fastsort.cli.options import DONE, FAILED, fill_in_defaults, leave_out_defaults
 from fastsort.cli.relion import IS_JOB, run_job
 from fastsort.cli.report import add_report
 from fastsort.cli.simulate import add_simulate
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int | None:
-    options = build_parser().parse_args(arguments)
+    options = fill_in_defaults(build_parser().parse_args(arguments))
     code: int | None = options.run(options)
     return code
 
@@ -77,7 +77,7 @@ def _fail(message: str) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all commands."""
+    """Return the parser of all commands; `fill_in_defaults` completes what it parses."""
     parser = argparse.ArgumentParser(
         prog="fastsort",
         description="Sort picked cryo-EM particle images into particles and junk.",
@@ -88,4 +88,6 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for add_command in _ADD_COMMANDS:
         add_command(commands)
+    for command in commands.choices.values():
+        leave_out_defaults(command)
     return parser

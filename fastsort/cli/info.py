@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fastsort.cli.options import DONE, FAILED, KINDS, Commands, add_command, add_reading
+from fastsort.cli.options import DONE, FAILED, KINDS, Commands, add_command, add_reading, check_reading
 from fastsort.cli.printing import print_description
 
 
@@ -20,6 +20,12 @@ def run_info(options: argparse.Namespace) -> int:
     """Run the command."""
     from fastsort.particles.describe import describe
 
-    description = describe(options.input, pixel_size=options.pixel_size, data_dir=options.data_dir)
+    check_reading(options, options.input)
+    description = describe(
+        options.input,
+        pixel_size=options.pixel_size,
+        data_dir=options.data_dir,
+        passthrough=options.passthrough,
+    )
     print_description(description)
     return DONE if description.usable else FAILED

@@ -7,7 +7,16 @@ import os
 from typing import TYPE_CHECKING
 
 from fastsort._types import Array
-from fastsort.cli.options import KINDS, Commands, add_command, add_input, open_input
+from fastsort.cli.options import (
+    KINDS,
+    Commands,
+    add_command,
+    add_input,
+    open_input,
+    refuse_all_but,
+    resumable,
+    work_folder_of,
+)
 from fastsort.cli.printing import drawing, print_map
 
 if TYPE_CHECKING:
@@ -46,7 +55,8 @@ def run_map(options: argparse.Namespace) -> None:
 
     check_output_folder(options.output, options.overwrite)
     if options.keep_classes is None and options.discard_classes is None:
-        _make_map(options)
+        with resumable(work_folder_of(options)):
+            _make_map(options)
     else:
         _choose_classes(options)
 
@@ -69,7 +79,8 @@ def _make_map(options: argparse.Namespace) -> None:
                 embedding=options.embedding,
                 phase_flip=options.phase_flip,
                 working_size=options.working_size,
-                work=options.work,
+                work=work_folder_of(options),
+                keep_work=options.keep_work,
                 n_jobs=options.jobs,
                 seed=options.seed,
                 progress=progress,
@@ -103,6 +114,10 @@ def _choose_classes(options: argparse.Namespace) -> None:
     from fastsort.report.classes import select_classes, write_selection
     from fastsort.report.folder import results_folder
 
+    chosen = "keep_classes" if options.discard_classes is None else "discard_classes"
+    useful = ["input", "output", chosen, "overwrite", "quiet"]
+    where = f"with --{chosen.replace('_', '-')}, which takes a finished map as it is"
+    refuse_all_but(options, useful, where)
     selection = select_classes(options.input, keep=options.keep_classes, discard=options.discard_classes)
     inputs = [os.path.join(options.input, "summary.json")]
     with results_folder(options.output, overwrite=options.overwrite, inputs=inputs) as partial:

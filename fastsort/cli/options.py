@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from fastsort._checks import InputError
 
@@ -59,9 +61,7 @@ def add_command(
     return parser
 
 
-def add_input(
-    parser: argparse.ArgumentParser, kinds: str, diameter: str, work: str = "", optional: bool = False
-) -> None:
+def add_input(parser: argparse.ArgumentParser, kinds: str, diameter: str, optional: bool = False) -> None:
     """Add what every command has that measures particles."""
     add = parser.add_argument
     add("input", metavar="INPUT", nargs="?" if optional else None, help=kinds)
@@ -70,11 +70,22 @@ def add_input(
     add("--phase-flip", choices=("auto", "yes", "no"), default="auto", help="correct the CTF's signs")
     add_reading(parser)
     add("--working-size", type=int, metavar="PX", help="box after the Fourier crop")
-    add("--jobs", type=int, default=-1, metavar="N", help="workers; default -1, all cores")
+    add("--jobs", type=_n_workers, default=-1, metavar="N", help="workers; default -1, all cores")
     add("--seed", type=int, default=0, metavar="N", help=SEED_HELP)
-    add("--work", metavar="DIR", help="; ".join(filter(None, ["folder for intermediate files", work])))
+    add("--work", metavar="DIR", help="folder for intermediate files; otherwise .DIR.work")
+    add("--keep-work", action="store_true", help="leave the work folder when all is done")
     add("--overwrite", action="store_true", help="replace earlier results in DIR")
     add("--quiet", action="store_true", help="no progress bar, no summary")
+
+
+def _n_workers(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number, or -1 for all cores; got {text!r}")
+    return number
 
 
 def add_reading(parser: argparse.ArgumentParser) -> None:
@@ -105,11 +116,67 @@ def add_strictness(parser: argparse.ArgumentParser, with_probability: bool = Fal
     add("--unanimous", action="store_true", help="reject only what all methods reject")
 
 
-def refuse_given(values: Mapping[str, Any], where: str) -> None:
-    """Refuse options that would have no effect, if they were given."""
-    for name, value in values.items():
-        if value is not None and value is not False:
-            raise InputError(f"--{name.replace('_', '-')} does nothing with {where}: leave it out.")
+def leave_out_defaults(parser: argparse.ArgumentParser) -> None:
+    """Let what is parsed hold only what was given; `fill_in_defaults` brings the rest."""
+    defaults = {}
+    for action in parser._actions:
+        if action.default is not argparse.SUPPRESS:
+            defaults[action.dest] = action.default
+            action.default = argparse.SUPPRESS
+    parser.set_defaults(defaults=defaults)
+
+
+def fill_in_defaults(options: argparse.Namespace) -> argparse.Namespace:
+    """Return options with the defaults of those that were not given; ``given`` names the others."""
+    given = vars(options).keys() & options.defaults.keys()
+    return argparse.Namespace(**{**options.defaults, **vars(options), "given": given})
+
+
+def refuse_given(options: argparse.Namespace, names: Collection[str], where: str) -> None:
+    """Refuse those of some options that were given, because they have no effect.
+
+    Parameters
+    ----------
+    options : argparse.Namespace
+        As from `fill_in_defaults`.
+    names : collection of str
+        Of options without effect, such as ``data_dir``.
+    where : str
+        Completes "--data-dir does nothing", such as "with a stack".
+
+    Raises
+    ------
+    InputError
+        If any was given.
+    """
+    idle = [f"--{name.replace('_', '-')}" for name in options.defaults if name in options.given & {*names}]
+    if len(idle) == 1:
+        raise InputError(f"{idle[0]} does nothing {where}: leave it out.")
+    if idle:
+        raise InputError(f"{', '.join(idle[:-1])} and {idle[-1]} do nothing {where}: leave them out.")
+
+
+def refuse_all_but(options: argparse.Namespace, useful: Collection[str], where: str) -> None:
+    """Refuse whatever was given besides the options that have an effect, as `refuse_given` does."""
+    refuse_given(options, options.defaults.keys() - {*useful}, where)
+
+
+def check_reading(options: argparse.Namespace, path: str) -> None:
+    """Refuse what would have no effect on how a file of particles is opened."""
+    suffix = Path(path).suffix.lower()
+    if suffix != ".cs":
+        refuse_given(options, ["passthrough"], f"with {path}, which is no .cs file")
+    if suffix not in (".star", ".cs"):
+        refuse_given(options, ["data_dir"], f"with {path}, which names no other files")
+
+
+def check_data_dir(options: argparse.Namespace, particles: Particles) -> None:
+    """Refuse a folder for the files that the input of a finished run names, if it names none."""
+    how = particles.opened_with
+    if "micrographs" in how:
+        _check_picks_name_files(options, how["micrographs"], how["coordinates"])
+    elif particles.path:
+        check_reading(options, particles.path)
 
 
 def open_input(options: argparse.Namespace) -> Particles:
@@ -117,18 +184,50 @@ def open_input(options: argparse.Namespace) -> Particles:
     from fastsort.particles.source import open_particles
 
     reading = {"pixel_size": options.pixel_size, "data_dir": options.data_dir}
-    micrographs = {name: getattr(options, name, None) for name in ("micrographs", "coordinates", "box")}
-    given = [f"--{name}" for name, value in micrographs.items() if value is not None]
-    if not given:
-        if getattr(options, "bright", False):
-            raise InputError("--bright does nothing without --micrographs: leave it out.")
-        if options.input is None:
-            raise InputError("nothing to read: name a STAR file, a .cs file, a stack, or micrographs.")
-        return open_particles(options.input, passthrough=options.passthrough, **reading)
+    if options.given & {"micrographs", "coordinates", "box"}:
+        _check_micrographs(options)
+        source = options.micrographs, options.coordinates
+        return open_particles(source, box=options.box, invert=not options.bright, **reading)
+    refuse_given(options, ["bright"], "without --micrographs")
+    if options.input is None:
+        raise InputError("nothing to read: name a STAR file, a .cs file, a stack, or micrographs.")
+    check_reading(options, options.input)
+    return open_particles(options.input, passthrough=options.passthrough, **reading)
+
+
+def _check_micrographs(options: argparse.Namespace) -> None:
+    """Refuse an incomplete account of where picks are, and what has no effect on them."""
+    needed = ("micrographs", "coordinates", "box")
+    one = next(f"--{name}" for name in needed if name in options.given)
     if options.input is not None:
-        raise InputError(f"give either INPUT or micrographs; got {options.input} and {given[0]}.")
-    if len(given) < len(micrographs):
-        missing = next(f"--{name}" for name, value in micrographs.items() if value is None)
-        raise InputError(f"{given[0]} needs {missing} too: micrographs, picks in them, and a box in pixels.")
-    source = options.micrographs, options.coordinates
-    return open_particles(source, box=options.box, invert=not options.bright, **reading)
+        raise InputError(f"give either INPUT or micrographs; got {options.input} and {one}.")
+    for name in needed:
+        if name not in options.given:
+            raise InputError(f"{one} needs --{name} too: micrographs, picks in them, and a box in pixels.")
+    refuse_given(options, ["passthrough"], "with --micrographs")
+    _check_picks_name_files(options, options.micrographs, options.coordinates)
+
+
+def _check_picks_name_files(options: argparse.Namespace, *sources: str | list[str]) -> None:
+    paths = [path for source in sources for path in ([source] if isinstance(source, str) else source)]
+    if not any(Path(path).suffix.lower() == ".star" for path in paths):
+        refuse_given(options, ["data_dir"], "without a STAR file that names other files")
+
+
+def work_folder_of(options: argparse.Namespace) -> Path:
+    """Return where a run keeps what it has done: the folder that was given, or a hidden one beside DIR."""
+    if options.work:
+        return Path(options.work)
+    results = Path(options.output).resolve()
+    return results.with_name(f".{results.name}.work")
+
+
+@contextmanager
+def resumable(work: Path) -> Iterator[None]:
+    """Say after Ctrl-C that the run can go on, if it has left anything to go on from."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if work.is_dir():
+            raise KeyboardInterrupt(f"interrupted: the same command goes on from {work}") from None
+        raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fastsort.cli.options import DATA_DIR_HELP, Commands, add_command
+from fastsort.cli.options import DATA_DIR_HELP, Commands, add_command, check_data_dir
 from fastsort.cli.printing import drawing
 
 
@@ -25,6 +25,7 @@ def run_report(options: argparse.Namespace) -> None:
     from fastsort.report.again import open_finished, redraw
 
     finished = open_finished(options.sorted, options.input, data_dir=options.data_dir)
+    check_data_dir(options, finished.particles)
     with drawing("report.png"):
         written = redraw(finished, options.output)
         if not options.quiet:

@@ -18,6 +18,9 @@ from fastsort.cli.options import (
     add_micrographs,
     add_strictness,
     open_input,
+    refuse_given,
+    resumable,
+    work_folder_of,
 )
 from fastsort.cli.printing import drawing, print_summary
 from fastsort.cli.relion import IS_JOB
@@ -26,6 +29,26 @@ if TYPE_CHECKING:
     from fastsort.particles.source import Particles
     from fastsort.sort import SortResult
 
+# Options that `sort_particles` has under the same names.
+_PARAMETERS = (
+    "diameter",
+    "method",
+    "preset",
+    "phase_flip",
+    "contrast",
+    "working_size",
+    "n_peaks",
+    "n_subspaces",
+    "n_components",
+    "keep_at_least",
+    "discard",
+    "fraction",
+    "unanimous",
+    "keep_off_centre",
+    "duplicate_distance",
+    "keep_work",
+    "seed",
+)
 # Files that are looked for on every worker before work begins; it will look for the others itself.
 _N_LOOKED_FOR = 20
 
@@ -48,12 +71,11 @@ def add_sort(commands: Commands) -> None:
     add("--duplicate-distance", type=float, metavar="A", help="closer picks are one particle; 0: never")
     add("--write-stack", action="store_true", help="copy the kept images to kept.mrcs")
     add("--score-field", action="store_true", help="add the score to .cs files")
-    add("--keep-work", action="store_true", help="leave the work folder when all is done")
     add("--update", action="store_true", help="INPUT has grown since the run in DIR: measure what is new")
     add("--judge-again", action="store_true", help="with --update: old verdicts may change too")
     add("--cluster", metavar="ADDRESS", help="of a Dask scheduler, whose workers do the work")
     kinds = f"{KINDS}; not with --micrographs"
-    add_input(parser, kinds, "otherwise estimated", "otherwise .DIR.work", optional=True)
+    add_input(parser, kinds, "otherwise estimated", optional=True)
     add_micrographs(parser)
     add(IS_JOB, action="store_true", help="run as an External job of RELION")
 
@@ -68,67 +90,47 @@ def run_sort(options: argparse.Namespace) -> None:
         raise InputError(f"{folder} holds no finished run: leave --update out, or give the folder of one.")
     particles = open_input(options)
     _check_tables(particles, options)
-    distance = options.duplicate_distance
-    target = folder.resolve()
-    work = Path(options.work) if options.work else target.with_name(f".{target.name}.work")
-    try:
-        sort_into(
-            folder,
-            particles,
-            options,
-            diameter=options.diameter,
-            method=options.method,
-            preset=options.preset,
-            phase_flip=options.phase_flip,
-            contrast=options.contrast,
-            working_size=options.working_size,
-            n_peaks=options.n_peaks,
-            n_subspaces=options.n_subspaces,
-            n_components=options.n_components,
-            keep_at_least=options.keep_at_least,
-            discard=options.discard,
-            fraction=options.fraction,
-            unanimous=options.unanimous,
-            keep_off_centre=options.keep_off_centre,
-            **({} if distance is None else {"duplicate_distance": distance}),
-            work=work,
-            keep_work=options.keep_work,
-            n_jobs=options.jobs,
-            seed=options.seed,
-        )
-    except KeyboardInterrupt:
-        if work.is_dir():
-            raise KeyboardInterrupt(f"interrupted: the same command goes on from {work}") from None
-        raise
+    work = work_folder_of(options)
+    parameters = {name: getattr(options, name) for name in _PARAMETERS}
+    with resumable(work):
+        sort_into(folder, particles, options, work=work, n_jobs=options.jobs, **parameters)
 
 
 def _check_combination(options: argparse.Namespace) -> None:
     """Refuse options that would have no effect, and combinations that mean nothing."""
-    if options.judge_again and not options.update:
-        raise InputError("--judge-again does nothing without --update: leave it out.")
-    if options.update and options.overwrite:
+    if not options.update:
+        refuse_given(options, ["judge_again"], "without --update")
+    elif options.overwrite:
         raise InputError(
             "--update goes on from what is in DIR, and --overwrite replaces it: give one of them."
         )
-    if options.score_field and not str(options.input).lower().endswith(".cs"):
-        raise InputError("--score-field does nothing without a .cs file: leave it out.")
-    if options.recentre and options.method in ("subspaces", "invariants"):
-        raise InputError(
-            f"--recentre does nothing with method {options.method!r}, which finds no centres: leave it out."
-        )
+    if not str(options.input).lower().endswith(".cs"):
+        refuse_given(options, ["score_field"], "without a .cs file")
+    if options.method in ("subspaces", "invariants"):
+        refuse_given(options, ["recentre"], f"with method {options.method!r}, which finds no centres")
+    if options.method == "radial" and options.preset == "published":
+        refuse_given(options, ["contrast"], "with the published rules, which are for bright particles")
+    if options.cluster is not None:
+        refuse_given(options, ["jobs"], "with --cluster, whose workers do the work")
 
 
 def _check_tables(particles: Particles, options: argparse.Namespace) -> None:
-    """Find now what would else fail when all the work is done."""
+    """Find now what would else fail when all the work is done, or have no effect."""
     import numpy as np
 
-    from fastsort.particles.places import micrograph_places
+    from fastsort.particles.places import are_segments, micrograph_places
     from fastsort.report.recentre import origin_columns
 
-    micrograph_places(particles)
+    places = micrograph_places(particles)
     if options.recentre:
         n = len(particles)
         origin_columns(particles, np.zeros((n, 2)), np.zeros(n, bool))
+    if options.duplicate_distance and options.method is None:
+        if are_segments(particles):
+            refuse_given(options, ["duplicate_distance"], "with segments of filaments")
+        if places is None or places.x is None:
+            where = "where the input does not say where in a micrograph each particle was picked"
+            refuse_given(options, ["duplicate_distance"], where)
 
 
 def sort_into(
@@ -179,8 +181,6 @@ def _workers(
 def _sort_or_update(
     folder: str | os.PathLike[str], particles: Particles, options: argparse.Namespace, **parameters: Any
 ) -> SortResult:
-    from inspect import signature
-
     from fastsort.sort import sort_particles
 
     if not getattr(options, "update", False):
@@ -188,8 +188,8 @@ def _sort_or_update(
     from fastsort.report.again import read_earlier
     from fastsort.update import update_particles
 
-    # What was not asked for now is as it was in the run.
-    usual = signature(sort_particles).parameters
-    asked = {name: value for name, value in parameters.items() if value != usual[name].default}
+    # What is not given now is as it was in the run; these belong to a run and have no names as options.
+    given = options.given | {"work", "n_jobs", "progress"}
+    asked = {name: value for name, value in parameters.items() if name in given}
     earlier, names = read_earlier(folder)
     return update_particles(particles, earlier, names, judge_again=options.judge_again, **asked)
