@@ -14,6 +14,7 @@ from fastsort._checks import InputError
 from fastsort._version import __version__
 from fastsort.cli.apply import add_apply
 from fastsort.cli.demo import add_demo
+from fastsort.cli.guide import add_guide
 from fastsort.cli.info import add_info
 from fastsort.cli.map import add_map
 from fastsort.cli.options import DONE, FAILED, fill_in_defaults, leave_out_defaults
@@ -23,7 +24,16 @@ from fastsort.cli.simulate import add_simulate
 from fastsort.cli.sort import add_sort
 
 # In the order in which help lists the commands.
-_ADD_COMMANDS = (add_sort, add_apply, add_report, add_info, add_map, add_simulate, add_demo)
+_ADD_COMMANDS = (
+    add_sort,
+    add_apply,
+    add_report,
+    add_info,
+    add_map,
+    add_simulate,
+    add_demo,
+    add_guide,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
