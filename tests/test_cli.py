@@ -26,7 +26,7 @@ from fastsort.cli import demo
 from fastsort.cli.printing import print_verdicts
 from fastsort.particles.describe import describe
 from fastsort.particles.mrc import write_stack
-from fastsort.particles.source import open_particles
+from fastsort.particles.source import Particles, open_particles
 from fastsort.simulate import simulate_particles, write_project
 
 ROOT = Path(__file__).parents[1]
@@ -81,7 +81,7 @@ def names_in(folder):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["sort"], ["apply"], ["report"], ["info"], ["map"], ["simulate"], ["demo"]]
+    "command", [[], *([name] for name in "sort apply report info map simulate demo guide".split())], ids=str
 )
 def test_help_fits_a_screen_and_shows_an_example(command):
     done = run(*command, "--help")
@@ -702,6 +702,51 @@ def test_interrupted_run_goes_on(project, tmp_path, monkeypatch, capsys):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_interrupted_map_goes_on(project, tmp_path, monkeypatch, capsys, named):
+    """Its work folder is where that of sorting would be; here without the work."""
+    seen = []
+
+    def interrupt(particles, *, work, keep_work, **parameters):
+        seen.append((work, keep_work))
+        work.mkdir(exist_ok=True)
+        raise KeyboardInterrupt
+
+    work = tmp_path / ("w" if named else ".out.work")
+    arguments = ["map", project, "-o", tmp_path / "out", *(["--work", work, "--keep-work"] if named else [])]
+    monkeypatch.setattr("fastsort.classify.classify_particles", interrupt)
+    assert call(*arguments) == 1
+    assert_one_line(capsys.readouterr().err, f"interrupted: the same command goes on from {work}\n")
+    assert seen == [(work, named)] and names_in(tmp_path) == [work.name]
+
+
+def test_interrupted_map_ends_with_the_same_files(project, tmp_path, monkeypatch):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    options = ("--classes", 3, "--embedding", "pca", "--quiet")
+    with monkeypatch.context() as patch:
+        patch.setattr("fastsort.classify.classify_images", stop)
+        assert call("map", project, "-o", tmp_path / "out", *options) == 1
+    assert names_in(tmp_path) == [".out.work"]
+    read = []
+    original = Particles.read
+
+    def watched(self, *arguments):
+        read.append(self.path)
+        return original(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Particles, "read", watched)
+        assert call("map", project, "-o", tmp_path / "out", *options) == 0
+    # The images themselves are not read again.
+    assert str(project) not in read and names_in(tmp_path) == ["out"]
+    assert call("map", project, "-o", tmp_path / "straight", "--keep-work", *options) == 0
+    assert names_in(tmp_path) == [".straight.work", "out", "straight"]
+    for name in ("particles.star", "kept.star", "images.csv", "classes.mrcs"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+
+
 def test_how_much_is_kept(project, tmp_path):
     arguments = ("sort", project, "--method", "radial", "-o", tmp_path / "out", "--quiet", "--overwrite")
     for options, kept in ((["--discard", "20"], 100), (["--fraction", "0.25"], 30)):
@@ -838,6 +883,23 @@ def test_bad_simulation_is_one_line(arguments, word, tmp_path, monkeypatch, caps
     assert call("simulate", "-o", "sim", *arguments) == 1
     assert_one_line(capsys.readouterr().err, word)
     assert names_in(tmp_path) == []
+
+
+def test_guides_are_listed_and_printed_as_they_stand(capsys):
+    folder = ROOT / "fastsort" / "guides"
+    names = sorted(path.stem for path in folder.glob("*.md"))
+    assert "relion" in names
+    assert call("guide") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == names
+    for name, line in zip(names, lines, strict=True):
+        text = (folder / f"{name}.md").read_text(encoding="utf-8")
+        assert len(line) < 100 and text.startswith(f"# {line.split(maxsplit=1)[1]}\n")
+        assert call("guide", name) == 0
+        assert capsys.readouterr().out == text
+    for unknown in ("nowhere", "../README", "relion.md", ""):
+        assert call("guide", unknown) == 1
+        assert_one_line(capsys.readouterr().err, f"no guide {unknown!r}", ", ".join(names))
 
 
 def test_demo(tmp_path, monkeypatch, capsys):
