@@ -21,25 +21,27 @@ from fastsort.cli.options import (
 from fastsort.cli.printing import drawing, print_verdicts
 
 _ALWAYS = ("chosen", "input", "output", "overwrite", "quiet")
-# What says how micrographs and picks are opened; bright or dark matters only to who looks at the pixels.
+# What says how micrographs and picks are opened. No pixel is read, so that --bright has no effect.
 _PICKS = ("micrographs", "coordinates", "box", "pixel_size", "data_dir")
 
 
 def add_apply(commands: Commands) -> None:
     """Add the command."""
-    text = "Write what a list keeps, or what a finished run keeps with another cut."
+    text = "Write what a list keeps, or what a finished run keeps with another threshold."
     example = "fastsort apply sorted/ -o strict/ --fraction 0.5"
     needs = "LIST|SORTED [INPUT] -o DIR "
     parser = add_command(commands, "apply", run_apply, needs, text, example)
     add = parser.add_argument
-    add("chosen", metavar="LIST|SORTED", help="file of kept indices from 0, or folder of a finished run")
-    add("input", metavar="INPUT", nargs="?", help="what the list is of; where a run's input lies now")
+    chosen = "list of images to keep, by indices from 0, or folder of a finished run"
+    add("chosen", metavar="LIST|SORTED", help=chosen)
+    particles = "particles that the list belongs to; for a run, its input if that has moved"
+    add("input", metavar="INPUT", nargs="?", help=particles)
     add("-o", "--output", metavar="DIR", required=True, help="folder for the results")
     add_strictness(parser, with_probability=True)
     add_reading(parser)
-    add_micrographs(parser)
+    add_micrographs(parser, reads_pixels=False)
     add("--overwrite", action="store_true", help="replace earlier results in DIR")
-    add("--quiet", action="store_true", help="no summary")
+    add("--quiet", action="store_true", help="show no summary")
 
 
 def run_apply(options: argparse.Namespace) -> None:
@@ -60,7 +62,7 @@ def _apply_list(options: argparse.Namespace) -> None:
     from fastsort.report.folder import results_folder
 
     if options.input is None and options.micrographs is None:
-        raise InputError(f"{options.chosen} is a list: say of which STAR file or stack.")
+        raise InputError(f"{options.chosen} is a list: say of which STAR file, .cs file or stack.")
     opening = ["passthrough"] if options.micrographs is None else _PICKS
     refuse_all_but(options, [*_ALWAYS, *opening], "with a list")
     # Before the input, whose stacks may be many.
@@ -88,7 +90,7 @@ def _apply_threshold(options: argparse.Namespace) -> None:
     refuse_all_but(options, useful, "with a finished run, which has its own")
     if not options.given & {*STRICTNESS}:
         ways = ", ".join(f"--{name.replace('_', '-')}" for name in STRICTNESS)
-        raise InputError(f"say how much of {options.chosen} is to be kept, with one of {ways}.")
+        raise InputError(f"say how much of {options.chosen} to keep: give one of {ways}.")
     finished = open_finished(options.chosen, options.input, data_dir=options.data_dir)
     particles = finished.particles
     check_data_dir(options, particles)

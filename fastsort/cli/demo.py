@@ -18,10 +18,16 @@ def add_demo(commands: Commands) -> None:
     text = "Simulate labelled images, sort them, and say how well that went."
     parser = add_command(commands, "demo", run_demo, "", text, "fastsort demo -o try/ --seed 7")
     add = parser.add_argument
-    add("-o", "--output", metavar="DIR", default="fastsort-demo", help="default fastsort-demo")
+    add(
+        "-o",
+        "--output",
+        metavar="DIR",
+        default="fastsort-demo",
+        help="folder for images and results (default fastsort-demo)",
+    )
     add("--seed", type=int, default=0, metavar="N", help=SEED_HELP)
     add("--overwrite", action="store_true", help="replace an earlier demo in DIR")
-    add("--quiet", action="store_true", help="no progress bar, no summary of the sorting")
+    add("--quiet", action="store_true", help="show no progress bar and no summary of sorting")
 
 
 def run_demo(options: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ def add_guide(commands: Commands) -> None:
     """Add the command."""
     text = "List the guides, or print one of them."
     parser = add_command(commands, "guide", run_guide, "[NAME] ", text, "fastsort guide relion")
-    parser.add_argument("name", metavar="NAME", nargs="?", help="guide to print; otherwise all are listed")
+    parser.add_argument("name", metavar="NAME", nargs="?", help="guide to print (default: list all)")
 
 
 def run_guide(options: argparse.Namespace) -> None:

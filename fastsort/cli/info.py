@@ -10,7 +10,7 @@ from fastsort.cli.printing import print_description
 
 def add_info(commands: Commands) -> None:
     """Add the command."""
-    text = "Say what a file of particles holds, and what is missing."
+    text = "Show what a particle file holds, and what is missing."
     parser = add_command(commands, "info", run_info, "INPUT ", text, "fastsort info particles.star")
     parser.add_argument("input", metavar="INPUT", help=KINDS)
     add_reading(parser)

@@ -27,19 +27,21 @@ _COLORS = ("class", "score", "displaced", "likeness")
 
 def add_map(commands: Commands) -> None:
     """Add the command."""
-    text = "Divide particle images into classes, average and rank them."
+    text = "Divide particle images into classes, average and rank the classes."
     example = "fastsort map particles.star --diameter 128 -o map/"
     parser = add_command(commands, "map", run_map, "INPUT -o DIR ", text, example)
     add = parser.add_argument
-    add("--classes", type=int, metavar="N", help="how many; otherwise found")
-    add("--groups", type=int, default=1, metavar="N", help="kinds of particle (default 1)")
-    add("--embedding", choices=("auto", "umap", "pca"), default="auto", help="what makes the map")
-    add("--color", choices=_COLORS, default="class", help="of the points on the map (default class)")
+    add("--classes", type=int, metavar="N", help="number of classes (default: from the data)")
+    add("--groups", type=int, default=1, metavar="N", help="number of kinds of particle (default 1)")
+    embedding = "method of the map (auto: umap if it is installed)"
+    add("--embedding", choices=("auto", "umap", "pca"), default="auto", help=embedding)
+    color = "what the colours of the map show (default class)"
+    add("--color", choices=_COLORS, default="class", help=color)
     choice = parser.add_mutually_exclusive_group()
-    kept = "of the finished map INPUT, e.g. 1,4,5: write its images, compute nothing"
-    choice.add_argument("--keep-classes", type=_numbers, metavar="LIST", help=f"only these {kept}")
-    choice.add_argument("--discard-classes", type=_numbers, metavar="LIST", help=f"all but these {kept}")
-    add_input(parser, f"{KINDS}, or a finished map", "otherwise 0.8 of the box")
+    kept = "these classes of a finished map, such as 1,4,5; nothing is computed"
+    choice.add_argument("--keep-classes", type=_numbers, metavar="LIST", help=f"keep {kept}")
+    choice.add_argument("--discard-classes", type=_numbers, metavar="LIST", help=f"discard {kept}")
+    add_input(parser, f"{KINDS}, or the folder of a finished map", "0.8 of box", "default 96")
 
 
 def _numbers(text: str) -> list[int]:

@@ -17,8 +17,9 @@ DONE, FAILED = 0, 1
 METHODS = ("radial", "subspaces", "invariants")
 STRICTNESS = ("probability", "keep_at_least", "discard", "fraction", "unanimous")
 KINDS = "RELION .star file, cryoSPARC .cs file or MRC stack"
-DATA_DIR_HELP = "where the files lie that INPUT names"
-SEED_HELP = "of all that is random (default 0)"
+DATA_DIR_HELP = "search here first for the files that INPUT names"
+SEED_HELP = "random seed (default 0)"
+NO_BAR_HELP = "show no progress bar and no summary"
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 Runner: TypeAlias = Callable[[argparse.Namespace], "int | None"]
@@ -61,21 +62,24 @@ def add_command(
     return parser
 
 
-def add_input(parser: argparse.ArgumentParser, kinds: str, diameter: str, optional: bool = False) -> None:
+def add_input(
+    parser: argparse.ArgumentParser, kinds: str, diameter: str, size: str, optional: bool = False
+) -> None:
     """Add what every command has that measures particles."""
     add = parser.add_argument
     add("input", metavar="INPUT", nargs="?" if optional else None, help=kinds)
     add("-o", "--output", metavar="DIR", required=True, help="folder for the results")
-    add("--diameter", type=float, metavar="A", help=f"particle's, in angstroms; {diameter}")
-    add("--phase-flip", choices=("auto", "yes", "no"), default="auto", help="correct the CTF's signs")
+    add("--diameter", type=float, metavar="A", help=f"particle diameter in angstroms (default: {diameter})")
+    flip = "flip phases for the CTF (auto: unless done before)"
+    add("--phase-flip", choices=("auto", "yes", "no"), default="auto", help=flip)
     add_reading(parser)
-    add("--working-size", type=int, metavar="PX", help="box after the Fourier crop")
-    add("--jobs", type=_n_workers, default=-1, metavar="N", help="workers; default -1, all cores")
+    add("--working-size", type=int, metavar="PX", help=f"crop images to this size ({size})")
+    add("--jobs", type=_n_workers, default=-1, metavar="N", help="number of workers (default -1: all cores)")
     add("--seed", type=int, default=0, metavar="N", help=SEED_HELP)
-    add("--work", metavar="DIR", help="folder for intermediate files; otherwise .DIR.work")
-    add("--keep-work", action="store_true", help="leave the work folder when all is done")
+    add("--work", metavar="DIR", help="folder for intermediate files (default .DIR.work)")
+    add("--keep-work", action="store_true", help="keep the work folder after the run")
     add("--overwrite", action="store_true", help="replace earlier results in DIR")
-    add("--quiet", action="store_true", help="no progress bar, no summary")
+    add("--quiet", action="store_true", help=NO_BAR_HELP)
 
 
 def _n_workers(text: str) -> int:
@@ -91,28 +95,33 @@ def _n_workers(text: str) -> int:
 def add_reading(parser: argparse.ArgumentParser) -> None:
     """Add what says how a file of particles is opened."""
     add = parser.add_argument
-    add("--pixel-size", type=float, metavar="A", help="in angstroms; otherwise that of the input")
+    add("--pixel-size", type=float, metavar="A", help="pixel size in angstroms (default: that of INPUT)")
     add("--data-dir", metavar="DIR", help=DATA_DIR_HELP)
-    add("--passthrough", metavar="FILE", help="second .cs file; otherwise found beside the first")
+    add("--passthrough", metavar="FILE", help="passthrough .cs file (default: found beside INPUT)")
 
 
-def add_micrographs(parser: argparse.ArgumentParser) -> None:
-    """Add what tells where particles are to be extracted from."""
+def add_micrographs(parser: argparse.ArgumentParser, reads_pixels: bool = True) -> None:
+    """Add what says from where particles are extracted; help is silent on what matters only to their pixels,
+    where these are not read.
+    """
     add = parser.add_argument
-    add("--micrographs", metavar="FILES", help="pattern, e.g. 'mics/*.mrc', or STAR file")
-    add("--coordinates", metavar="FILES", help="picks: pattern, e.g. 'picks/*.star'; .star, .box or .cs")
-    add("--box", type=int, metavar="PX", help="side of what is cut from the micrographs")
-    add("--bright", action="store_true", help="particles are bright in the micrographs")
+    add("--micrographs", metavar="FILES", help="micrographs, e.g. 'mics/*.mrc', or a STAR file")
+    add("--coordinates", metavar="FILES", help="picks, e.g. 'picks/*.star' (or .box or .cs files)")
+    add("--box", type=int, metavar="PX", help="size of the boxes to extract from the micrographs")
+    bright = "particles are bright in the micrographs" if reads_pixels else argparse.SUPPRESS
+    add("--bright", action="store_true", help=bright)
 
 
 def add_strictness(parser: argparse.ArgumentParser, with_probability: bool = False) -> None:
     """Add the ways to say how much is kept, of which one can be chosen."""
     add = parser.add_mutually_exclusive_group().add_argument
     if with_probability:
-        add("--probability", type=float, metavar="P", help="reject what is junk with more than P, 0 to 1")
-    add("--keep-at-least", type=float, metavar="X", help="share of the particles to keep, estimated")
+        add("--probability", type=float, metavar="P", help="reject images with a junk probability above P")
+    add(
+        "--keep-at-least", type=float, metavar="X", help="keep an estimated share X of all particles (0 to 1)"
+    )
     add("--discard", type=int, metavar="N", help="reject the N worst images")
-    add("--fraction", type=float, metavar="X", help="keep this share of the images")
+    add("--fraction", type=float, metavar="X", help="keep the best images, a share X of all (0 to 1)")
     add("--unanimous", action="store_true", help="reject only what all methods reject")
 
 
@@ -190,7 +199,7 @@ def open_input(options: argparse.Namespace) -> Particles:
         return open_particles(source, box=options.box, invert=not options.bright, **reading)
     refuse_given(options, ["bright"], "without --micrographs")
     if options.input is None:
-        raise InputError("nothing to read: name a STAR file, a .cs file, a stack, or micrographs.")
+        raise InputError("nothing to read: give a STAR file, a .cs file, a stack or --micrographs.")
     check_reading(options, options.input)
     return open_particles(options.input, passthrough=options.passthrough, **reading)
 
@@ -203,7 +212,9 @@ def _check_micrographs(options: argparse.Namespace) -> None:
         raise InputError(f"give either INPUT or micrographs; got {options.input} and {one}.")
     for name in needed:
         if name not in options.given:
-            raise InputError(f"{one} needs --{name} too: micrographs, picks in them, and a box in pixels.")
+            raise InputError(
+                f"{one} needs --{name} too: give micrographs, the picks in them, and a box in pixels."
+            )
     refuse_given(options, ["passthrough"], "with --micrographs")
     _check_picks_name_files(options, options.micrographs, options.coordinates)
 

@@ -134,7 +134,7 @@ def print_map(summary: dict[str, Any], result: MapResult, folder: str) -> None:
         resolved = f"{resolution:6.1f} {unit}" if resolution < 1e6 else "  unresolved"
         print(f"  {k:>3}{size:>10,}  {100 * size / n:5.1f} %  {resolved:<12}  score {score:.2f}")
     if summary["without_class"]:
-        print(f"{_count(summary['without_class'], 'image')} in no class: flat, or with bad pixels")
+        print(f"{_count(summary['without_class'], 'image')} without a class: flat, or with bad pixels")
     print(f"{summary['kept']:,} kept, {summary['rejected']:,} rejected", end="; ")
     speed = summary["images_per_second"]
     print(f"{n / speed if speed else 0:.1f} s; results in {folder}")
@@ -144,14 +144,16 @@ def print_description(description: Description) -> None:
     """Print what a file of particles holds."""
     print(f"{description.path}: {description.kind}")
     n_repeated = description.n_repeated
-    repeated = f", {_count(n_repeated, 'line')} of them repeated" if n_repeated else ""
+    repeated = f", of which {n_repeated:,} repeat an earlier one" if n_repeated else ""
     _print_fact("images", f"{description.n_images:,}{repeated}")
     boxes = [f"{nx} px" if nx == ny else f"{nx} x {ny} px" for nx, ny in description.boxes]
     if len(boxes) > 1:
         counts = description.boxes.values()
         boxes = [f"{box}: {count:,}" for box, count in zip(boxes, counts, strict=True)]
     _print_fact("box", "; ".join(boxes) or "unknown")
-    _print_fact("pixel size", _quantity(description.pixel_size, "A") or "unknown, or not one")
+    _print_fact(
+        "pixel size", _quantity(description.pixel_size, "A") or "unknown, or not the same for all images"
+    )
     _print_optics(description)
     kinds = [
         name if len(description.pixels) == 1 else f"{name} ({n:,})" for name, n in description.pixels.items()
@@ -196,19 +198,19 @@ def _describe_ctf(description: Description) -> str:
     else:
         defocus = f"defocus {low:,.0f} to {high:,.0f} A"
         if not description.has_ctf:
-            defocus += ", but not all that a CTF needs"
-    return f"{defocus}; {description.corrected or 'not said to be phase-flipped'}"
+            defocus += ", but other numbers that a CTF needs are missing"
+    return f"{defocus}; {description.corrected or 'not marked as phase-flipped'}"
 
 
 def _print_look(look: Look) -> None:
     if look.n_images:
         guess = "unclear" if look.contrast == "unclear" else f"{look.contrast} particles"
-        _print_fact("contrast", f"{guess} ({_count(look.n_images, 'image')} looked at)")
-        levels = f"mean {look.background_mean:.3g}, deviation {look.background_std:.3g}"
+        _print_fact("contrast", f"{guess} ({_count(look.n_images, 'image')} examined)")
+        levels = f"mean {look.background_mean:.3g}, standard deviation {look.background_std:.3g}"
         _print_fact("background", f"{levels}: {'' if look.normalized else 'not '}normalised")
     if look.n_bad or look.n_flat:
         bad = f"{look.n_bad:,} with NaN or infinity, {look.n_flat:,} flat"
-        _print_fact("bad images", f"{bad}, of {look.n_images:,} looked at")
+        _print_fact("bad images", f"{bad}, of {look.n_images:,} examined")
 
 
 def _print_missing(missing: dict[str, int]) -> None:
@@ -217,7 +219,7 @@ def _print_missing(missing: dict[str, int]) -> None:
     for name, count in list(missing.items())[:_N_NAMED]:
         print(f"    {name}: {_count(count, 'image')}")
     _print_rest(len(missing))
-    print("  give the folder to which these names are relative with --data-dir")
+    print("  use --data-dir to give the folder to which these names are relative")
 
 
 def _print_rest(number: int) -> None:

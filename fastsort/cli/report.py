@@ -10,14 +10,14 @@ from fastsort.cli.printing import drawing
 
 def add_report(commands: Commands) -> None:
     """Add the command."""
-    text = "Draw the picture and the page of a finished run again."
+    text = "Make the page and the picture of a finished run again."
     parser = add_command(commands, "report", run_report, "SORTED ", text, "fastsort report sorted/")
     add = parser.add_argument
     add("sorted", metavar="SORTED", help="folder of a finished run")
-    add("-o", "--output", metavar="FILE", help="new .html or .png; otherwise both, in SORTED")
-    add("--input", metavar="INPUT", help="where what was sorted lies now")
+    add("-o", "--output", metavar="FILE", help="new .html or .png file (default: replace both in SORTED)")
+    add("--input", metavar="INPUT", help="where the sorted file is now, if it has moved")
     add("--data-dir", metavar="DIR", help=DATA_DIR_HELP)
-    add("--quiet", action="store_true", help="say nothing")
+    add("--quiet", action="store_true", help="print nothing")
 
 
 def run_report(options: argparse.Namespace) -> None:

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastsort.cli.options import SEED_HELP, Commands, add_command
+from fastsort.cli.options import NO_BAR_HELP, SEED_HELP, Commands, add_command
 
 if TYPE_CHECKING:
     from fastsort._types import Images
     from fastsort.simulate.particles import Simulation
 
-_VOLUME_HELP = "globular, elongated, shell, two-lobed, or an .mrc file (default globular)"
+_VOLUME_HELP = "particle: globular, elongated, shell, two-lobed, or an .mrc file (default globular)"
 
 
 def add_simulate(commands: Commands) -> None:
@@ -24,18 +24,24 @@ def add_simulate(commands: Commands) -> None:
     parser = add_command(commands, "simulate", run_simulate, "-o DIR ", text, example)
     add = parser.add_argument
     add("-o", "--output", metavar="DIR", required=True, help="folder for the project")
-    add("--good", type=int, default=1000, metavar="N", help="particles (default 1000)")
-    add("--junk", type=int, default=1000, metavar="N", help="images of junk (default 1000)")
+    add("--good", type=int, default=1000, metavar="N", help="number of particles (default 1000)")
+    add("--junk", type=int, default=1000, metavar="N", help="number of junk images (default 1000)")
     add("--snr", type=float, default=0.02, metavar="X", help="signal-to-noise ratio (default 0.02)")
-    add("--box", type=int, default=64, metavar="PX", help="side of an image (default 64)")
+    add("--box", type=int, default=64, metavar="PX", help="size of the images (default 64)")
     add("--volume", default="globular", metavar="SHAPE|MRC", help=_VOLUME_HELP)
-    add("--recipe", choices=("paper", "all", "ppca"), default="paper", help="which junk and noise")
-    add("--ctf", action="store_true", help="contrast transfer function, not flipped")
-    add("--pixel-size", type=float, metavar="A", help="in angstroms; otherwise that of the volume")
-    add("--noise", choices=("white", "radial", "decaying"), help="otherwise that of the recipe")
+    add(
+        "--recipe",
+        choices=("paper", "all", "ppca"),
+        default="paper",
+        help="kinds of junk and of noise (default paper)",
+    )
+    add("--ctf", action="store_true", help="apply a CTF, and do not flip phases")
+    add("--pixel-size", type=float, metavar="A", help="in angstroms (default: so that the particle fits)")
+    noise = "spectrum of the noise (default: that of the recipe)"
+    add("--noise", choices=("white", "radial", "decaying"), help=noise)
     add("--seed", type=int, default=0, metavar="N", help=SEED_HELP)
     add("--overwrite", action="store_true", help="replace an earlier project in DIR")
-    add("--quiet", action="store_true", help="no progress bar, no summary")
+    add("--quiet", action="store_true", help=NO_BAR_HELP)
 
 
 def run_simulate(options: argparse.Namespace) -> None:

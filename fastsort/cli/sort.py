@@ -55,27 +55,38 @@ _N_LOOKED_FOR = 20
 
 def add_sort(commands: Commands) -> None:
     """Add the command."""
-    text = "Sort particle images and write what to keep."
+    text = "Sort particle images, and write which ones to keep."
     example = "fastsort sort particles.star --diameter 128 -o sorted/"
     parser = add_command(commands, "sort", run_sort, "INPUT -o DIR ", text, example)
     add = parser.add_argument
-    add("--method", choices=METHODS, help="how to sort; otherwise all three together")
+    add("--method", choices=METHODS, help="sort by one method alone (default: all three)")
     add_strictness(parser)
-    add("--preset", choices=("default", "published"), default="default", help="rules of the method")
-    add("--contrast", choices=("auto", "bright", "dark"), default="auto", help="of the particles")
-    add("--n-peaks", type=int, metavar="N", help="radial: peaks looked at in each image")
-    add("--n-subspaces", type=int, metavar="M", help="subspaces: how many; otherwise found")
-    add("--n-components", type=int, metavar="K", help="subspaces: dimensions of each; otherwise found")
-    add("--recentre", action="store_true", help="write where the particle lies as its origin")
-    add("--keep-off-centre", action="store_true", help="keep particles off the centre; use with --recentre")
-    add("--duplicate-distance", type=float, metavar="A", help="closer picks are one particle; 0: never")
-    add("--write-stack", action="store_true", help="copy the kept images to kept.mrcs")
-    add("--score-field", action="store_true", help="add the score to .cs files")
-    add("--update", action="store_true", help="INPUT has grown since the run in DIR: measure what is new")
-    add("--judge-again", action="store_true", help="with --update: old verdicts may change too")
-    add("--cluster", metavar="ADDRESS", help="of a Dask scheduler, whose workers do the work")
+    add(
+        "--preset",
+        choices=("default", "published"),
+        default="default",
+        help="rules of the method: ours, or those of its paper",
+    )
+    add(
+        "--contrast",
+        choices=("auto", "bright", "dark"),
+        default="auto",
+        help="whether the particles are bright or dark",
+    )
+    add("--n-peaks", type=int, metavar="N", help="radial: number of peaks to measure in each image")
+    add("--n-subspaces", type=int, metavar="M", help="subspaces: their number (default: from the data)")
+    add("--n-components", type=int, metavar="K", help="subspaces: dimensions (default: from the data)")
+    add("--recentre", action="store_true", help="write origins that centre each particle")
+    add("--keep-off-centre", action="store_true", help="keep off-centre particles; use with --recentre")
+    closer = "closer picks are one particle (default 20; 0: off)"
+    add("--duplicate-distance", type=float, metavar="A", help=closer)
+    add("--write-stack", action="store_true", help="also copy the kept images to kept.mrcs")
+    add("--score-field", action="store_true", help="append scores to .cs files")
+    add("--update", action="store_true", help="sort what was added to INPUT since the run in DIR")
+    add("--judge-again", action="store_true", help="with --update: earlier verdicts may change too")
+    add("--cluster", metavar="ADDRESS", help="address of a Dask scheduler, to use its workers")
     kinds = f"{KINDS}; not with --micrographs"
-    add_input(parser, kinds, "otherwise estimated", optional=True)
+    add_input(parser, kinds, "estimated", "default 36", optional=True)
     add_micrographs(parser)
     add(IS_JOB, action="store_true", help="run as an External job of RELION")
 
@@ -87,7 +98,7 @@ def run_sort(options: argparse.Namespace) -> None:
     folder = check_output_folder(options.output, options.overwrite or options.update)
     _check_combination(options)
     if options.update and not (folder / "results.npz").is_file():
-        raise InputError(f"{folder} holds no finished run: leave --update out, or give the folder of one.")
+        raise InputError(f"{folder} holds no finished run: leave out --update, or give its folder.")
     particles = open_input(options)
     _check_tables(particles, options)
     work = work_folder_of(options)
