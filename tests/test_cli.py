@@ -729,10 +729,18 @@ def test_interrupted_map_ends_with_the_same_files(project, tmp_path, monkeypatch
         patch.setattr("fastsort.classify.find_classes", stop)
         assert call("map", project, "-o", tmp_path / "out", *options) == 1
     assert names_in(tmp_path) == [".out.work"]
+    images = open_particles(project).store
+    original, paths = type(images).read, []
+
+    def watched(self, indices):
+        paths.extend(self.files())
+        return original(self, indices)
+
     with monkeypatch.context() as patch:
-        # The images are not read again.
-        patch.setattr(type(open_particles(project).store), "read", None)
+        patch.setattr(type(images), "read", watched)
         assert call("map", project, "-o", tmp_path / "out", *options) == 0
+    # What is read are the working images, and the images themselves never again.
+    assert paths and not {*paths} & {*images.files()}
     assert names_in(tmp_path) == ["out"]
     assert call("map", project, "-o", tmp_path / "straight", "--keep-work", *options) == 0
     assert names_in(tmp_path) == [".straight.work", "out", "straight"]
