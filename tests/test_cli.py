@@ -89,6 +89,8 @@ def test_help_fits_a_screen_and_shows_an_example(command):
     lines = done.stdout.splitlines()
     assert len(lines) <= 55 and max(map(len, lines)) <= 80
     assert any(line.startswith("example: fastsort ") for line in lines)
+    # The score above which images are rejected is a threshold; crop and extract have their own names.
+    assert "cut" not in done.stdout.split()
 
 
 def test_help_comes_at_once():

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from fastsort._checks import InputError
 
 IS_JOB = "--relion-job"
-# What RELION gives an External job to work on, as our options; what it adds; what cannot be sorted.
+# What RELION gives an External job to work on, as our options; and what it adds for itself.
 _INPUTS = {"--in_mics": ["--micrographs"], "--in_coords": ["--coordinates"], "--in_parts": []}
 _OF_NO_USE = ("--pipeline_control", "--pipeline-control")
 _RESULTS = "sorted"
