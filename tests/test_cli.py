@@ -456,7 +456,7 @@ PICKS = ["--micrographs", "a.mrc", "--coordinates", "a.box", "--box", "64"]
         (["apply", "LIST", "STACK", "--passthrough", "x.cs"], "--passthrough does nothing with images.mrcs"),
         (["apply", "LIST", *PICKS, "--bright"], "--bright does nothing with a list"),
         (["apply", "LIST", *PICKS, "--passthrough", "x.cs"], "--passthrough does nothing with a list"),
-        (["apply", "DONE", "--data-dir", "."], "say how much of done to keep: give one of --probability"),
+        (["apply", "DONE"], "say how much of done to keep: give one of --probability"),
         (["apply", "DONE", "--discard", "1", "--data-dir", "."], "--data-dir does nothing with"),
         (["apply", "DONE", "--discard", "1", "--bright", "--box", "9"], "--box and --bright do nothing with"),
         (["report", "DONE", "--data-dir", "."], "--data-dir does nothing with"),

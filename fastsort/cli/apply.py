@@ -88,12 +88,12 @@ def _apply_threshold(options: argparse.Namespace) -> None:
 
     useful = [*_ALWAYS, *STRICTNESS, "data_dir"]
     refuse_all_but(options, useful, "with a finished run, which has its own")
-    if not options.given & {*STRICTNESS}:
-        ways = ", ".join(f"--{name.replace('_', '-')}" for name in STRICTNESS)
-        raise InputError(f"say how much of {options.chosen} to keep: give one of {ways}.")
     finished = open_finished(options.chosen, options.input, data_dir=options.data_dir)
     particles = finished.particles
     check_data_dir(options, particles)
+    if not options.given & {*STRICTNESS}:
+        ways = ", ".join(f"--{name.replace('_', '-')}" for name in STRICTNESS)
+        raise InputError(f"say how much of {options.chosen} to keep: give one of {ways}.")
     result = cut_again(finished.result, **{name: getattr(options, name) for name in STRICTNESS})
     with results_folder(options.output, overwrite=options.overwrite, inputs=particles.files) as partial:
         summary = write_results(
