@@ -788,10 +788,10 @@ def read_again(particles: Any, full: Any, out: Path, rows: np.ndarray) -> None:
 
 def use_results(folder: Path, out: Path) -> bool:
     from fastsort import InputError
+    from fastsort.decide.verdict import cut_again
     from fastsort.report.finished import open_finished, read_earlier
     from fastsort.report.page import write_page
     from fastsort.report.results import write_results
-    from fastsort.sort import cut_again
 
     results = folder / "sorted"
     try:

@@ -348,7 +348,7 @@ def test_choice_of_all(project, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["LIST"], "is a list: say of which"),
+        (["LIST"], "is a list: say of which STAR file, .cs file or stack"),
         (["LIST", "STAR", "--fraction", "0.5"], "--fraction does nothing with a list"),
         (["LIST", "STAR", "--unanimous"], "--unanimous does nothing with a list"),
         (["nowhere.txt", "STAR"], "nowhere.txt does not exist"),

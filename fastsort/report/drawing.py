@@ -8,11 +8,11 @@ from pathlib import Path
 
 from fastsort._checks import InputError
 from fastsort._types import FilePath
+from fastsort.decide.result import SortResult
 from fastsort.particles.source import Particles
 from fastsort.report.finished import Finished
 from fastsort.report.folder import PAGE, PICTURE
 from fastsort.report.micrographs import find_micrographs
-from fastsort.sort import SortResult
 
 
 def draw_results(folder: FilePath, particles: Particles, result: SortResult) -> None:

@@ -15,12 +15,11 @@ import numpy as np
 from fastsort._checks import InputError, check_readable
 from fastsort._saved import load
 from fastsort._types import FilePath
+from fastsort.decide.result import SortResult
 from fastsort.particles.source import Particles, open_particles
 from fastsort.particles.star import shown
 from fastsort.report.folder import RESULTS, SCORES, SUMMARY
-from fastsort.sort import SortResult
 
-# How a summary says that its input was opened: options of `open_particles`, and the two files of picks.
 _OPTIONS: dict[str, Any] = {
     "pixel_size": (int, float),
     "data_dir": str,

@@ -6,10 +6,10 @@ import csv
 
 from fastsort._types import FilePath
 from fastsort.decide.micrographs import MicrographTable, summarize_micrographs
+from fastsort.decide.result import SortResult
 from fastsort.particles.places import micrograph_places
 from fastsort.particles.source import Particles
 from fastsort.report.tables import formatted
-from fastsort.sort import SortResult
 
 
 def find_micrographs(particles: Particles, result: SortResult) -> MicrographTable | None:

@@ -12,13 +12,13 @@ from typing import Any
 
 from fastsort._types import FilePath
 from fastsort.decide.micrographs import MicrographTable
+from fastsort.decide.result import SortResult
 from fastsort.particles.source import Particles
 from fastsort.report.page_data import class_data, count_data, group_data, image_codes, map_data, tile_data
 from fastsort.report.page_html import errors_html, micrographs_html, run_html, verdict_html
 from fastsort.report.page_tiles import choose_images, sprite_png
 from fastsort.report.tiles import read_tiles
 from fastsort.report.words import one_line
-from fastsort.sort import SortResult
 
 MAX_BYTES = 8_000_000
 _SLOT = re.compile(r"<!-- (\w+) -->")

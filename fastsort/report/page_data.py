@@ -12,11 +12,11 @@ import numpy.typing as npt
 from fastsort._reasons import NOISE, OUTSIDE, RARE_VIEW, REASONS, VALID
 from fastsort._types import Floats, Indices
 from fastsort.decide.rescue import Views
+from fastsort.decide.result import SortResult
 from fastsort.particles.source import Particles
 from fastsort.report.page_tiles import COLUMNS, Choice, fixed_images
 from fastsort.report.tiles import SIDE, Greys, average_tiles
 from fastsort.report.words import KINDS, LABELS, one_line
-from fastsort.sort import SortResult
 
 ImageCodes: TypeAlias = npt.NDArray[np.uint16]
 """What `image_codes` packs."""

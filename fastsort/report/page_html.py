@@ -12,10 +12,10 @@ import numpy as np
 from fastsort._reasons import REASONS, VALID
 from fastsort.decide.decoys import GOOD, Estimate, EstimatedErrors
 from fastsort.decide.micrographs import MicrographTable
+from fastsort.decide.result import SortResult
 from fastsort.particles.source import Particles
 from fastsort.report.tables import software_versions
 from fastsort.report.words import KINDS, LABELS, MEANINGS, diameter_words, flip_words, one_line
-from fastsort.sort import SortResult
 
 MAX_ROWS, MAX_LISTED = 2000, 200
 

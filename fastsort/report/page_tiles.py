@@ -10,10 +10,9 @@ import numpy as np
 
 from fastsort._reasons import BAD_PIXELS, DUPLICATE, FLAT, OUTSIDE, REASONS
 from fastsort._types import Bools, Floats, Indices
+from fastsort.decide.result import SortResult
 from fastsort.report.tiles import Greys
-from fastsort.sort import SortResult
 
-# Tiles in a row of a sprite, and tiles in a group.
 COLUMNS, N_TILES = 20, 24
 # The range of junk probabilities has so many parts; so many images of each are stored.
 N_STRATA, N_PER_STRATUM = 20, 12

@@ -10,12 +10,12 @@ import numpy as np
 from fastsort._reasons import BAD_PIXELS, FLAT, REASONS, VALID
 from fastsort._types import Bools, FilePath, Floats, Images, Indices, Singles
 from fastsort._version import __version__
+from fastsort.decide.result import SortResult
 from fastsort.particles.source import Particles
 from fastsort.report.layout import COLUMNS, GAP, LABEL, TILE, WIDTH
 from fastsort.report.learned import N_PAIRS, draw_learned, learned_height
 from fastsort.report.tiles import flip_as_sorted, read_tiles
 from fastsort.report.words import diameter_words, flip_words
-from fastsort.sort import SortResult
 
 N_TILES = 24
 _HEIGHT = 1520

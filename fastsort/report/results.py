@@ -7,12 +7,12 @@ from typing import Any
 
 from fastsort._saved import save
 from fastsort._types import FilePath
+from fastsort.decide.result import SortResult
 from fastsort.particles.source import Particles
 from fastsort.report.folder import MICROGRAPHS, RESULTS
 from fastsort.report.micrographs import find_micrographs, write_micrographs
 from fastsort.report.recentre import origin_columns
 from fastsort.report.tables import summarize, write_tables
-from fastsort.sort import SortResult
 
 
 def write_results(

@@ -25,7 +25,7 @@ from fastsort.report.subsets import subset_name, subsets, write_subset
 
 if TYPE_CHECKING:
     from fastsort.decide.micrographs import MicrographTable
-    from fastsort.sort import SortResult
+    from fastsort.decide.result import SortResult
     from fastsort.subspaces.mixture import SubspaceModel
 
 _ROWS_AT_ONCE = 50_000

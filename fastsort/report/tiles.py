@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsort._types import Bools, Floats, Images, Indices
+from fastsort.decide.result import SortResult
 from fastsort.images.crop import fourier_crop
 from fastsort.images.ctf import phase_flip
 from fastsort.particles.source import Particles
-from fastsort.sort import SortResult
 
 Greys: TypeAlias = npt.NDArray[np.uint8]
 """Grey values from 0, black, to 255, white."""

@@ -18,9 +18,8 @@ from fastsort._reasons import (
     REASONS,
     VALID,
 )
-from fastsort.sort import SortResult
+from fastsort.decide.result import SortResult
 
-# For each code of a reason: what happened to the image, and what the page calls the reason.
 KINDS = tuple({VALID: "kept", RARE_VIEW: "rescued"}.get(code, "rejected") for code in range(len(REASONS)))
 LABELS = tuple(
     {VALID: "kept", RARE_VIEW: "rescued: rare view"}.get(code, name) for code, name in enumerate(REASONS)
