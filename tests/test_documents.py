@@ -98,8 +98,10 @@ def inputs(tmp_path_factory):
     made = {"box": BOX, "pixel_size": PIXEL_SIZE, "fill": 2 / 3, "snr": 0.2, "junk": "all", "ctf": True}
     images, truth = fs.simulate_particles(2 * N_ALL // 3, N_ALL // 3, **made, seed=1)
     star = fs.write_project(folder, images, truth)
-    star.rename(folder / "later.star")
-    lines = (folder / "later.star").read_text().splitlines(keepends=True)
+    # Another name than the stacks have that the documents simulate: those of the working folder come first.
+    (folder / "Extract").rename(folder / "Stacks")
+    lines = star.read_text().replace("Extract/", "Stacks/").splitlines(keepends=True)
+    (folder / "later.star").write_text("".join(lines))
     rows = [number for number, line in enumerate(lines) if "@" in line]
     assert len(rows) == N_ALL
     (folder / "particles.star").write_text("".join(lines[: rows[N_FIRST]]))
