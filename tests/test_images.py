@@ -239,10 +239,16 @@ def fail_at(images, start, place):
     return start
 
 
-def wait_and_time(images, start):
-    begin = time.perf_counter()
-    time.sleep(0.03)
-    return begin, time.perf_counter(), threading.get_ident()
+def meet(images, start, meeting, log=None):
+    """Let the first batch take its time; each other one waits until as many run as are to meet."""
+    log = [] if log is None else log
+    log.append(("begin", start))
+    if start == 0:
+        time.sleep(0.03)
+    elif meeting is not None:
+        meeting.wait(60)
+    log.append(("end", start))
+    return threading.get_ident()
 
 
 @pytest.fixture
@@ -340,20 +346,19 @@ def test_blas_is_restored_when_nobody_reads_on(particles, two_blas_threads, n_jo
 
 
 def test_first_batch_runs_alone(particles):
-    times = list(map_batches(wait_and_time, particles, batch_size=10, n_jobs=2))
-    first_end = times[0][1]
-    assert all(begin >= first_end for begin, _, _ in times[1:])
-    assert times[0][2] == threading.get_ident()
-    # The others do not wait for one another.
-    assert any(times[i + 1][0] < times[i][1] for i in range(1, len(times) - 1))
+    log = []
+    # The others do not wait for one another: two of them meet.
+    workers = list(map_batches(meet, particles, threading.Barrier(2), log, batch_size=10, n_jobs=2))
+    assert log[:2] == [("begin", 0), ("end", 0)] and len(log) == 10
+    assert workers[0] == threading.get_ident()
 
 
 def test_outer_configuration_chooses_workers(particles):
     with joblib.parallel_config(backend="threading", n_jobs=3):
-        workers = {worker for _, _, worker in map_batches(wait_and_time, particles, batch_size=3)}
+        workers = set(map_batches(meet, particles, threading.Barrier(3), batch_size=8))
     assert len(workers) > 2
     with joblib.parallel_config(backend="threading", n_jobs=1):
-        alone = {worker for _, _, worker in map_batches(wait_and_time, particles, batch_size=10)}
+        alone = set(map_batches(meet, particles, None, batch_size=10))
     assert alone == {threading.get_ident()}
 
 
