@@ -361,7 +361,7 @@ def test_sort_by_subspaces(ctf_project, tmp_path, capsys):
     assert "_fastsortOffset" not in header
 
 
-def test_numbers_of_subspaces_and_components(ctf_project, tmp_path, capsys):
+def test_numbers_of_subspaces_and_components(ctf_project, tmp_path, capsys, no_pictures):
     arguments = ("sort", ctf_project, "--method", "subspaces", "-o", tmp_path / "out", "--overwrite")
     assert call(*arguments, "--n-subspaces", 3, "--n-components", 5) == 0
     assert "3 subspaces of 5 dimensions, learned in" in capsys.readouterr().out
@@ -431,7 +431,7 @@ def test_nothing_to_learn_from(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("method", [None, "radial", "subspaces", "invariants"])
-def test_same_seed_gives_the_same_files(project, tmp_path, method):
+def test_same_seed_gives_the_same_files(project, tmp_path, method, no_pictures):
     for name, jobs in (("a", 1), ("b", 2)):
         arguments = (*(["--method", method] if method else []), "--quiet", "--jobs", jobs)
         assert call("sort", project, "-o", tmp_path / name, *arguments) == 0
@@ -506,7 +506,7 @@ def test_reader_who_leaves_early_is_no_error(project, tmp_path):
     assert set(names_in(tmp_path / "out")) == STAR_RESULTS
 
 
-def test_work_folder_lies_beside_the_output(project, tmp_path, monkeypatch):
+def test_work_folder_lies_beside_the_output(project, tmp_path, monkeypatch, no_pictures):
     import fastsort.sort
 
     seen = []
@@ -526,7 +526,7 @@ def test_work_folder_lies_beside_the_output(project, tmp_path, monkeypatch):
     assert names_in(tmp_path / "deep") == ["out"]
 
 
-def test_interrupted_run_goes_on(project, tmp_path, monkeypatch, capsys):
+def test_interrupted_run_goes_on(project, tmp_path, monkeypatch, capsys, no_pictures):
     import fastsort.sort
 
     def interrupt(*arguments, **options):
@@ -544,7 +544,7 @@ def test_interrupted_run_goes_on(project, tmp_path, monkeypatch, capsys):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
 
 
-def test_how_much_is_kept(project, tmp_path):
+def test_how_much_is_kept(project, tmp_path, no_pictures):
     arguments = ("sort", project, "--method", "radial", "-o", tmp_path / "out", "--quiet", "--overwrite")
     for options, kept in ((["--discard", "20"], 100), (["--fraction", "0.25"], 30)):
         assert call(*arguments, *options) == 0
@@ -554,7 +554,7 @@ def test_how_much_is_kept(project, tmp_path):
         assert keep.sum() == kept and score[keep].max() <= score[~keep].min()
 
 
-def test_recentre_writes_origins(project, tmp_path, capsys):
+def test_recentre_writes_origins(project, tmp_path, capsys, no_pictures):
     out = tmp_path / "out"
     assert call("sort", project, "--recentre", "--keep-off-centre", "--diameter", 150, "-o", out) == 0
     table = starfile.read(out / "kept.star", always_dict=True)["particles"]
@@ -569,7 +569,7 @@ def test_recentre_writes_origins(project, tmp_path, capsys):
     assert_one_line(capsys.readouterr().err, "STAR file")
 
 
-def test_update_goes_on_from_the_folder(project, tmp_path, monkeypatch, capsys):
+def test_update_goes_on_from_the_folder(project, tmp_path, monkeypatch, capsys, no_pictures):
     from fastsort.sort import sort_particles
 
     seen = []
