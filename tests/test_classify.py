@@ -252,9 +252,17 @@ def test_summary_on_the_terminal(project, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("color", ["score", "displaced", "likeness"])
-def test_other_colors_make_another_map(project, finished, tmp_path, color):
-    folder = tmp_path / "out"
+def test_other_colors_make_another_map(project, result, finished, tmp_path, color, monkeypatch):
+    folder, asked = tmp_path / "out", []
+
+    def known(particles, **options):
+        asked.append(options)
+        return result
+
+    # The same classes as those of `finished`, found once.
+    monkeypatch.setattr("fastsort.classify.classify_particles", known)
     options = ("--classes", 4, "--embedding", "pca", "--quiet", "--color", color)
     assert call("map", project, "-o", folder, *options) == 0
     assert (folder / "map.png").read_bytes() != (finished / "map.png").read_bytes()
     assert (folder / "classes.mrcs").read_bytes() == (finished / "classes.mrcs").read_bytes()
+    assert (asked[0]["n_classes"], asked[0]["embedding"]) == (4, "pca")
