@@ -51,6 +51,11 @@ def sorted_project(project):
 
 
 @pytest.fixture(scope="module")
+def sorted_array(stack):
+    return sort_particles(stack[0], method="radial")
+
+
+@pytest.fixture(scope="module")
 def small():
     return simulate_particles(120, 80, snr=0.3, box=32, ctf=True, junk="all", n_micrographs=4, seed=11)
 
@@ -78,6 +83,11 @@ def tiny_project(tiny, tmp_path_factory):
 @pytest.fixture(scope="module")
 def tiny_result(tiny_project):
     return sort_particles(tiny_project)
+
+
+@pytest.fixture(scope="module")
+def tiny_array_result(tiny):
+    return sort_particles(tiny[0])
 
 
 def assert_identical(actual, expected):
@@ -122,25 +132,24 @@ def test_project_is_sorted(stack, sorted_project):
     )
 
 
-def test_array_and_stack_file_give_the_same(stack, tmp_path):
+def test_array_and_stack_file_give_the_same(stack, sorted_array, tmp_path):
     images, truth = stack
     with mrcfile.new(tmp_path / "particles.mrcs") as file:
         file.set_data(images)
         file.set_image_stack()
         file.voxel_size = truth.pixel_size
-    from_array = sort_particles(images, method="radial")
-    assert not from_array.phase_flipped
+    assert not sorted_array.phase_flipped
     for path in (tmp_path / "particles.mrcs", str(tmp_path / "particles.mrcs")):
         from_file = sort_particles(path, method="radial")
-        assert_identical(from_file, from_array)
-        assert from_file.diameter == pytest.approx(from_array.diameter_px * truth.pixel_size, rel=1e-4)
-    assert from_array.diameter == from_array.diameter_px
+        assert_identical(from_file, sorted_array)
+        assert from_file.diameter == pytest.approx(sorted_array.diameter_px * truth.pixel_size, rel=1e-4)
+    assert sorted_array.diameter == sorted_array.diameter_px
 
 
-def test_project_without_flipping_is_the_array(stack, project):
+def test_project_without_flipping_is_the_array(sorted_array, project):
     plain = sort_particles(project, method="radial", phase_flip="no")
     assert not plain.phase_flipped
-    assert_identical(plain, sort_particles(stack[0], method="radial"))
+    assert_identical(plain, sorted_array)
 
 
 def test_flipping_when_told_is_flipping_by_itself(project, sorted_project):
@@ -302,16 +311,15 @@ def test_votes_are_the_scores_of_the_single_methods(small_project, jointly):
     np.testing.assert_array_equal(jointly.measurements["against"], against)
 
 
-def test_array_and_stack_file_give_the_same_to_all_methods(tiny, tiny_project, tmp_path):
+def test_array_and_stack_file_give_the_same_to_all_methods(tiny, tiny_array_result, tiny_project, tmp_path):
     images, truth = tiny
     with mrcfile.new(tmp_path / "particles.mrcs") as file:
         file.set_data(images)
         file.set_image_stack()
         file.voxel_size = truth.pixel_size
-    expected = sort_particles(images)
-    assert_identical(sort_particles(tmp_path / "particles.mrcs"), expected)
+    assert_identical(sort_particles(tmp_path / "particles.mrcs"), tiny_array_result)
     # These particles were never picked twice.
-    assert_identical(sort_particles(tiny_project, phase_flip="no"), expected)
+    assert_identical(sort_particles(tiny_project, phase_flip="no"), tiny_array_result)
 
 
 def test_images_that_no_method_can_judge(small):
@@ -337,8 +345,8 @@ def test_only_images_that_cannot_be_judged():
     assert (result.junk_probability == 1).all()
 
 
-def test_scale_does_not_matter_to_all_methods(tiny):
-    expected = sort_particles(tiny[0])
+def test_scale_does_not_matter_to_all_methods(tiny, tiny_array_result):
+    expected = tiny_array_result
     found = sort_particles(tiny[0] * np.float32(3e-5) + np.float32(1e-3))
     assert (found.keep != expected.keep).mean() <= 0.01
     assert np.corrcoef(found.score, expected.score)[0, 1] > 0.999
@@ -558,10 +566,12 @@ def test_subspaces_of_other_methods_are_none(sorted_project):
 
 
 @pytest.mark.parametrize("preset", ["default", "published"])
-def test_subspaces_of_array_map_stack_and_star_are_the_same(stack, project, tmp_path, preset):
+def test_subspaces_of_array_map_stack_and_star_are_the_same(
+    stack, project, by_subspaces, by_published, tmp_path, preset
+):
     images, truth = stack
     options = {"method": "subspaces", "preset": preset}
-    expected = sort_particles(images, **options)
+    expected = by_subspaces if preset == "default" else by_published
     np.save(tmp_path / "images.npy", images)
     with mrcfile.new(tmp_path / "particles.mrcs") as file:
         file.set_data(images)
@@ -727,14 +737,14 @@ def test_published_subspaces_drop_a_twentieth(stack, by_published):
 
 
 @pytest.mark.parametrize("preset", ["default", "published"])
-def test_work_folder_of_subspaces_is_removed_in_the_end(stack, tmp_path, preset):
+def test_work_folder_of_subspaces_is_removed_in_the_end(stack, by_subspaces, by_published, tmp_path, preset):
     seen = []
     options = {"method": "subspaces", "preset": preset}
     result = sort_particles(
         stack[0], work=tmp_path, progress=lambda *_: seen.extend(tmp_path.rglob("*")), **options
     )
     assert "images.work" in {path.name for path in seen} and not tmp_path.exists()
-    assert_identical(result, sort_particles(stack[0], **options))
+    assert_identical(result, by_subspaces if preset == "default" else by_published)
 
 
 def test_work_folder_is_made_and_removed_with_its_parents(tiny_project, tiny_result, tmp_path):
@@ -828,12 +838,18 @@ def test_work_folder_with_files_of_others_is_left_alone(tiny_project, tmp_path):
         sort_particles(tiny_project, work=tmp_path / "thesis.tex")
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize("when", [0, -1])
-def test_temporary_folder_is_removed_after_a_failure(stack, tmp_path, monkeypatch, error, when):
+@pytest.fixture(scope="module")
+def steps(stack):
+    """All that the progress of a whole run is told."""
     calls = []
     sort_particles(stack[0], method="radial", progress=lambda *call: calls.append(call))
-    fatal = calls[when]
+    return calls
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("when", [0, -1])
+def test_temporary_folder_is_removed_after_a_failure(stack, steps, tmp_path, monkeypatch, error, when):
+    fatal = steps[when]
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     seen = []
 
