@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import shutil
+import signal
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import joblib
@@ -863,14 +866,28 @@ def test_temporary_folder_is_removed_after_a_failure(stack, steps, tmp_path, mon
     assert seen and list(tmp_path.iterdir()) == []
 
 
-def sort_and_save(folder):
+def sort_and_save(folder, progress=None):
     """Sort the project beside a folder, and leave everything but the time it took."""
-    result = sort_particles(folder.parent / "project" / "particles.star", work=folder / "work", n_jobs=1)
+    star = folder.parent / "project" / "particles.star"
+    result = sort_particles(star, work=folder / "work", n_jobs=1, progress=progress)
     save(folder / "result", result._replace(seconds={}))
 
 
+def end_beyond(share):
+    """Progress that kills its process once a run has done more than a share of its work."""
+
+    def end(done, total):
+        if done > share * total:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return end
+
+
 def kill_often(folder):
-    """Numbers of runs that were killed at random before one came to its end with the usual bits."""
+    """Kill runs, one on its way and others at random, until one comes to its end with the usual bits.
+
+    Returns how many were killed, for each of two folders.
+    """
     for name in ("first", "expected"):
         # The first one loads the kernels.
         (folder / name).mkdir()
@@ -879,10 +896,11 @@ def kill_often(folder):
         longest = time.perf_counter() - begin
     expected = (folder / "expected" / "result").read_bytes()
     n_killed = []
-    for seed in range(2):
+    for seed, share in enumerate((0.3, 0.7)):
         own = folder / str(seed)
         own.mkdir()
-        n_killed.append(killed.killed_at_random(sort_and_save, own, 1.3 * longest, seed))
+        n_killed.append(killed.killed_by_itself(partial(sort_and_save, progress=end_beyond(share)), own))
+        n_killed[-1] += killed.killed_at_random(sort_and_save, own, 1.3 * longest, seed)
         assert [path.name for path in own.iterdir()] == ["result"]
         assert (own / "result").read_bytes() == expected
     return n_killed
