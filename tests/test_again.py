@@ -211,6 +211,7 @@ def test_input_that_has_changed_is_refused(project, tmp_path):
 # The report, drawn again.
 
 
+@pytest.mark.slow
 def test_report_is_replaced(project, tmp_path):
     folder = finished_at(tmp_path / "out", project)
     for name in ("report.png", "report.html"):
@@ -223,6 +224,7 @@ def test_report_is_replaced(project, tmp_path):
     assert names_in(tmp_path) == ["out"] and set(names_in(folder)) <= set(RESULT_NAMES)
 
 
+@pytest.mark.slow
 def test_report_into_a_file(project, tmp_path, capsys):
     folder = finished_at(tmp_path / "out", project)
     before = names_in(folder)
@@ -392,6 +394,7 @@ def cut_into(tmp_path, folder, *options):
     return cli.main(["apply", str(folder), "-o", str(tmp_path / "new"), "--overwrite", *options])
 
 
+@pytest.mark.slow
 def test_another_cut_keeps_the_best(project, tmp_path, capsys):
     folder = finished_at(tmp_path / "out", project)
     score = make_result().score
