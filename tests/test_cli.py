@@ -263,6 +263,7 @@ def test_no_write_permission(project, tmp_path, capsys):
     assert_one_line(capsys.readouterr().err, "permission")
 
 
+@pytest.mark.slow
 def test_sort_of_a_project(project, tmp_path):
     before = {path: path.read_bytes() for path in project.parent.rglob("*") if path.is_file()}
     done = run("sort", project, "-o", tmp_path / "out", "--jobs", "2")
@@ -290,6 +291,7 @@ def test_sort_of_a_project(project, tmp_path):
     assert {path: path.read_bytes() for path in project.parent.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_sort_of_a_stack(stack, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ("sort", stack, "-o", out, "--diameter", "200", "--write-stack", "--method", "radial")
@@ -329,6 +331,7 @@ def scores_of(folder):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_sort_by_subspaces(ctf_project, tmp_path, capsys):
     out = tmp_path / "out"
     assert call("sort", ctf_project, "--method", "subspaces", "-o", out, "--jobs", "2") == 0
@@ -361,6 +364,7 @@ def test_sort_by_subspaces(ctf_project, tmp_path, capsys):
     assert "_fastsortOffset" not in header
 
 
+@pytest.mark.slow
 def test_numbers_of_subspaces_and_components(ctf_project, tmp_path, capsys, no_pictures):
     arguments = ("sort", ctf_project, "--method", "subspaces", "-o", tmp_path / "out", "--overwrite")
     assert call(*arguments, "--n-subspaces", 3, "--n-components", 5) == 0
@@ -372,6 +376,7 @@ def test_numbers_of_subspaces_and_components(ctf_project, tmp_path, capsys, no_p
     assert "1 subspace of 1 dimension, learned in" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_published_subspaces(ctf_project, tmp_path, capsys):
     out = tmp_path / "out"
     assert call("sort", ctf_project, "--method", "subspaces", "--preset", "published", "-o", out) == 0
@@ -430,6 +435,7 @@ def test_nothing_to_learn_from(tmp_path, capsys):
     assert (tmp_path / "out" / "report.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [None, "radial", "subspaces", "invariants"])
 def test_same_seed_gives_the_same_files(project, tmp_path, method, no_pictures):
     for name, jobs in (("a", 1), ("b", 2)):
@@ -439,6 +445,7 @@ def test_same_seed_gives_the_same_files(project, tmp_path, method, no_pictures):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["write_tables", "draw_report"])
 @pytest.mark.parametrize(
     ("error", "words"),
@@ -463,6 +470,7 @@ def test_failure_half_way_leaves_nothing(project, tmp_path, monkeypatch, capsys,
     assert names_in(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_full_disk_leaves_nothing(project, tmp_path):
     def limit():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -495,6 +503,7 @@ def test_missing_matplotlib_costs_only_the_picture(project, tmp_path, monkeypatc
     assert set(names_in(tmp_path / "out")) == STAR_RESULTS - {"report.png"}
 
 
+@pytest.mark.slow
 def test_reader_who_leaves_early_is_no_error(project, tmp_path):
     reading, writing = os.pipe()
     os.close(reading)
@@ -554,6 +563,7 @@ def test_how_much_is_kept(project, tmp_path, no_pictures):
         assert keep.sum() == kept and score[keep].max() <= score[~keep].min()
 
 
+@pytest.mark.slow
 def test_recentre_writes_origins(project, tmp_path, capsys, no_pictures):
     out = tmp_path / "out"
     assert call("sort", project, "--recentre", "--keep-off-centre", "--diameter", 150, "-o", out) == 0
@@ -678,6 +688,7 @@ def test_bad_simulation_is_one_line(arguments, word, tmp_path, monkeypatch, caps
     assert names_in(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_demo(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cli, "_N_DEMO", 150)
     monkeypatch.chdir(tmp_path)
