@@ -214,6 +214,7 @@ def test_workers_do_not_change_bits(project, sorted_project, n_jobs):
     assert_identical(sort_particles(project, method="radial", n_jobs=n_jobs), sorted_project)
 
 
+@pytest.mark.slow
 def test_processes_do_not_change_bits(project, sorted_project):
     images = simulate_particles(300, 300, snr=0.1, box=36, seed=3)[0]
     # Three batches and more, for any method.
@@ -248,6 +249,7 @@ def test_any_type_of_read_only_map(stack, dtype, tmp_path):
     assert_identical(sort_particles(mapped, method="radial"), sort_particles(exact, method="radial"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [None, *METHODS])
 @pytest.mark.parametrize(("n", "box"), [(1, 16), (1, 56), (2, 16), (4, 16), (49, 17), (60, 16)])
 def test_small_sets_and_small_boxes(n, box, method):
@@ -314,6 +316,7 @@ def test_votes_are_the_scores_of_the_single_methods(small_project, jointly):
     np.testing.assert_array_equal(jointly.measurements["against"], against)
 
 
+@pytest.mark.slow
 def test_array_and_stack_file_give_the_same_to_all_methods(tiny, tiny_array_result, tiny_project, tmp_path):
     images, truth = tiny
     with mrcfile.new(tmp_path / "particles.mrcs") as file:
@@ -325,6 +328,7 @@ def test_array_and_stack_file_give_the_same_to_all_methods(tiny, tiny_array_resu
     assert_identical(sort_particles(tiny_project, phase_flip="no"), tiny_array_result)
 
 
+@pytest.mark.slow
 def test_images_that_no_method_can_judge(small):
     images = small[0].copy()
     images[0] = 0.1
@@ -348,6 +352,7 @@ def test_only_images_that_cannot_be_judged():
     assert (result.junk_probability == 1).all()
 
 
+@pytest.mark.slow
 def test_scale_does_not_matter_to_all_methods(tiny, tiny_array_result):
     expected = tiny_array_result
     found = sort_particles(tiny[0] * np.float32(3e-5) + np.float32(1e-3))
@@ -355,6 +360,7 @@ def test_scale_does_not_matter_to_all_methods(tiny, tiny_array_result):
     assert np.corrcoef(found.score, expected.score)[0, 1] > 0.999
 
 
+@pytest.mark.slow
 def test_order_and_seed_matter_little_to_all_methods(small, jointly, small_project):
     star = shuffle_rows(small_project, "mixed.star", np.random.default_rng(8).permutation(len(jointly.keep)))
     position = {name: i for i, name in enumerate(open_particles(small_project).names)}
@@ -368,6 +374,7 @@ def test_order_and_seed_matter_little_to_all_methods(small, jointly, small_proje
     assert (other.keep != jointly.keep).mean() <= 0.05
 
 
+@pytest.mark.slow
 def test_particles_beside_the_centre_are_kept_on_demand(small_project, jointly):
     found = sort_particles(small_project, keep_off_centre=True)
     good = found.score < jointly.score
@@ -461,6 +468,7 @@ def test_unanimous_rejects_what_all_methods_reject(jointly):
     assert np.isnan(found.cut)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{"keep_at_least": 0.9}, {"discard": 70}, {"fraction": 0.4}, {"unanimous": True}], ids=str
 )
@@ -509,6 +517,7 @@ def test_impossible_cuts_are_told(jointly, options, message):
         cut_again(jointly, **options)
 
 
+@pytest.mark.slow
 def test_cuts_of_results_that_cannot_tell(small):
     few = sort_particles(small[0][:40])
     for options in ({"probability": 0.5}, {"keep_at_least": 0.9}):
@@ -568,6 +577,7 @@ def test_subspaces_of_other_methods_are_none(sorted_project):
     assert sorted_project.subspaces is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["default", "published"])
 def test_subspaces_of_array_map_stack_and_star_are_the_same(
     stack, project, by_subspaces, by_published, tmp_path, preset
@@ -592,6 +602,7 @@ def test_subspaces_of_array_map_stack_and_star_are_the_same(
     assert flipped.phase_flipped and not np.array_equal(flipped.score, expected.score)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["default", "published"])
 def test_workers_do_not_change_bits_of_subspaces(stack, tmp_path, preset):
     # Three batches, one of them smaller.
@@ -750,6 +761,7 @@ def test_work_folder_of_subspaces_is_removed_in_the_end(stack, by_subspaces, by_
     assert_identical(result, by_subspaces if preset == "default" else by_published)
 
 
+@pytest.mark.slow
 def test_work_folder_is_made_and_removed_with_its_parents(tiny_project, tiny_result, tmp_path):
     seen, work = [], tmp_path / "new" / "work"
     result = sort_particles(tiny_project, work=work, progress=lambda *_: seen.extend(work.rglob("*")))
@@ -791,6 +803,7 @@ def must_not_run(*_):
     raise AssertionError("something was done twice")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("share", "done"),
     [
@@ -811,6 +824,7 @@ def test_a_run_goes_on_where_it_was_stopped(tiny_project, tiny_result, tmp_path,
     assert not work.exists()
 
 
+@pytest.mark.slow
 def test_another_run_does_not_go_on_where_this_one_was_stopped(tiny_project, tiny_result, tmp_path):
     with pytest.raises(Stop):
         sort_particles(tiny_project, work=tmp_path, seed=5, diameter=300, progress=stop_beyond(0.75))
@@ -818,6 +832,7 @@ def test_another_run_does_not_go_on_where_this_one_was_stopped(tiny_project, tin
     assert_identical(sort_particles(tiny_project, work=tmp_path), tiny_result)
 
 
+@pytest.mark.slow
 def test_work_folder_is_kept_on_demand_and_read_again(tiny_project, tiny_result, tmp_path, monkeypatch):
     work = tmp_path / "work"
     assert_identical(sort_particles(tiny_project, work=work, keep_work=True), tiny_result)
@@ -906,6 +921,7 @@ def kill_often(folder):
     return n_killed
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(tiny_project, tmp_path):
     shutil.copytree(tiny_project.parent, tmp_path / "project")
     code = f"import test_sort; from pathlib import Path; print(test_sort.kill_often(Path({str(tmp_path)!r})))"
@@ -913,6 +929,7 @@ def test_killed_and_started_again(tiny_project, tmp_path):
     assert len(n_killed) == 2 and sum(n_killed) >= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "preset"),
     [
@@ -1059,6 +1076,7 @@ def ball():
 
 
 # Without noise to smooth it, the template of a structured particle follows its details, not its mass.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("volume", "snr", "centring", "correlation"), [("globular", 0.2, 0.05, 0.7), ("ball", 1.0, 0.02, 0.8)]
 )
@@ -1129,6 +1147,7 @@ def pairs(rows):
 NEAR, BESIDE = pairs(range(0, 40, 2)), pairs(range(40, 80, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "pixel_size", "label", "found"),
     [
@@ -1167,6 +1186,7 @@ def test_picks_close_to_each_other_are_one_particle(few, tmp_path, options, pixe
     np.testing.assert_array_equal(cut_again(result, fraction=1.0).keep, ~expected)
 
 
+@pytest.mark.slow
 def test_picks_of_two_micrographs_are_two_particles(few, tmp_path):
     images, alone = few
     rows = [(i, i % 2, 50.0, 100.0 * (i // 2)) for i in range(len(images))]
@@ -1175,6 +1195,7 @@ def test_picks_of_two_micrographs_are_two_particles(few, tmp_path):
     np.testing.assert_array_equal(result.keep, alone.keep)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distance", [20.0, 0.0])
 def test_sections_that_are_listed_twice_are_sorted_once(few, tmp_path, distance):
     images = few[0]
@@ -1197,6 +1218,7 @@ def test_sections_that_are_listed_twice_are_sorted_once(few, tmp_path, distance)
 # Real particles.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "diameter", "least"),
     [("apoferritin_curated", 128, 0.97), ("apoferritin_picks", 128, 0.95), ("betagal_curated", 180, 0.93)],
