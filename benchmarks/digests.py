@@ -44,27 +44,12 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 # By the names that every version knows.
 FIELDS = (
-    "keep",
-    "score",
-    "reason",
-    "suspicion",
-    "rescued",
-    "junk_probability",
-    "votes",
-    "offset",
-    "measurements",
+    *("keep", "score", "reason", "suspicion", "rescued", "junk_probability", "votes", "offset"),
+    *("measurements", "cut", "diameter", "diameter_px", "contrast", "phase_flipped", "errors", "views"),
 )
-NUMBERS = ("cut", "diameter", "diameter_px", "contrast", "phase_flipped", "errors", "views")
-TABLES = (
-    "kept.star",
-    "rejected.star",
-    "rescued.star",
-    "kept.cs",
-    "rejected.cs",
-    "scores.csv",
-    "micrographs.csv",
-)
-MAP_TABLES = ("particles.star", "kept.star", "rejected.star", "images.csv", "classes.star", "classes.mrcs")
+PARTS = [f"{part}.{suffix}" for part in ("kept", "rejected", "rescued") for suffix in ("star", "cs")]
+TABLES = [*PARTS, "scores.csv", "micrographs.csv"]
+MAP_TABLES = [*PARTS, "particles.star", "images.csv", "classes.star", "classes.mrcs"]
 
 
 def digest(value: Any) -> str:
