@@ -20,8 +20,14 @@ from fastsort.simulate import simulate_particles, write_project
 from fastsort.sort import cut_again, sort_particles
 from fastsort.update import ANEW, DRIFTED, KEPT, update_particles
 
-N_OLD, N_NEW, BOX = 800, 520, 48
+N_OLD, N_NEW, BOX = 480, 320, 48
 OF_VERDICTS = ("keep", "reason", "suspicion", "score", "junk_probability", "rescued", "offset")
+
+
+@pytest.fixture(autouse=True)
+def few_are_enough(monkeypatch):
+    """Let fewer images than usual be enough to learn models of their own."""
+    monkeypatch.setattr(update_module, "FEWEST", 300)
 
 
 @dataclass(frozen=True, eq=False)
