@@ -20,6 +20,8 @@ from fastsort.simulate import simulate_particles, write_project
 from fastsort.sort import cut_again, sort_particles
 from fastsort.update import ANEW, DRIFTED, KEPT, update_particles
 
+pytestmark = pytest.mark.slow
+
 N_OLD, N_NEW, BOX = 480, 320, 48
 OF_VERDICTS = ("keep", "reason", "suspicion", "score", "junk_probability", "rescued", "offset")
 
