@@ -18,6 +18,8 @@ from fastsort.particles.source import open_particles
 from fastsort.simulate.phantoms import phantom_blobs, phantom_volume
 from fastsort.sort import cut_again, sort_particles
 
+pytestmark = pytest.mark.slow
+
 RING = Path(__file__).parents[2] / "shared/data/volumes/sheath_ring_64px_4.4A.mrc"
 BOX = 64
 
