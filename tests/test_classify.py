@@ -26,6 +26,8 @@ from fastsort.report.classes import write_map
 from fastsort.report.selection import select_classes
 from fastsort.simulate import write_project
 
+pytestmark = pytest.mark.slow
+
 FILES = {
     "particles.star",
     "kept.star",
@@ -97,18 +99,24 @@ def test_workers_and_kind_of_source_do_not_change_bits(result, project, simulate
     assert (plain.classes.label == result.classes.label).mean() > 0.98
 
 
-def test_progress_reaches_the_end(project):
+@pytest.fixture(scope="module")
+def few(simulated):
+    images, truth = simulated
+    return fs.open_particles(images[:90], pixel_size=truth.pixel_size)
+
+
+def test_progress_reaches_the_end(few):
     seen = []
-    classify_particles(project, n_classes=2, embedding="pca", progress=lambda *step: seen.append(step))
+    classify_particles(few, n_classes=2, embedding="pca", progress=lambda *step: seen.append(step))
     done = [step[0] for step in seen]
     assert done == sorted(done)
-    assert seen[-1] == (360, 360)
+    assert seen[-1] == (90, 90)
 
 
-def test_working_size_is_that_of_the_averages(project):
-    small = classify_particles(project, n_classes=2, embedding="pca", working_size=32)
+def test_working_size_is_that_of_the_averages(few):
+    small = classify_particles(few, n_classes=2, embedding="pca", working_size=32)
     assert small.classes.averages.averages.shape[1:] == (32, 32)
-    assert small.pixel_size == pytest.approx(fs.open_particles(project).pixel_size * 48 / 32)
+    assert small.pixel_size == pytest.approx(few.pixel_size * 48 / 32)
 
 
 @pytest.mark.parametrize(
@@ -424,8 +432,22 @@ def test_choice_does_not_replace_its_map(finished, capsys):
     assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
 
 
-def test_summary_on_the_terminal(project, tmp_path, capsys):
+@pytest.fixture
+def asked(result, monkeypatch):
+    """What the command asks of a classification; it gets the one of `result`, which is that of `finished`."""
+    asked = []
+
+    def known(particles, **options):
+        asked.append(options)
+        return result
+
+    monkeypatch.setattr("fastsort.classify.classify_particles", known)
+    return asked
+
+
+def test_summary_on_the_terminal(project, asked, tmp_path, capsys):
     assert call("map", project, "-o", tmp_path / "out", "--classes", 3, "--embedding", "pca") == 0
+    assert (asked[0]["n_classes"], asked[0]["embedding"]) == (3, "pca")
     lines = capsys.readouterr().out.splitlines()
     n_classes = json.loads((tmp_path / "out" / "summary.json").read_text())["classes"]
     assert lines[0].startswith(f"360 images in {n_classes} class")
@@ -434,9 +456,10 @@ def test_summary_on_the_terminal(project, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("color", ["score", "displaced", "likeness"])
-def test_other_colors_make_another_map(project, finished, tmp_path, color):
+def test_other_colors_make_another_map(project, finished, asked, tmp_path, color):
     folder = tmp_path / "out"
     options = ("--classes", 4, "--embedding", "pca", "--quiet", "--color", color)
     assert call("map", project, "-o", folder, *options) == 0
     assert (folder / "map.png").read_bytes() != (finished / "map.png").read_bytes()
     assert (folder / "classes.mrcs").read_bytes() == (finished / "classes.mrcs").read_bytes()
+    assert (asked[0]["n_classes"], asked[0]["embedding"]) == (4, "pca")
