@@ -531,12 +531,13 @@ def _apply_list(options: argparse.Namespace) -> None:
     # Before the input, whose stacks may be many.
     check_readable(options.chosen).close()
     if options.micrographs is None:
-        source, (table, n_images) = options.input, open_table(options.input, options.passthrough)
+        source, table = options.input, open_table(options.input, options.passthrough)
+        n_images = len(table)
     else:
         particles = _open(options)
         source, table, n_images = options.coordinates, particles.table, len(particles)
     keep = read_list(options.chosen, n_images)
-    inputs = [options.chosen, *(table.files if table else [source])]
+    inputs = [options.chosen, *table.files]
     with results_folder(options.output, overwrite=options.overwrite, inputs=inputs) as partial:
         summary = write_choice(partial, table, keep, options.chosen, source)
     if not options.quiet:
@@ -592,7 +593,12 @@ def _report(options: argparse.Namespace) -> None:
 def _info(options: argparse.Namespace) -> int:
     from fastsort.particles.describe import describe
 
-    description = describe(options.input, pixel_size=options.pixel_size, data_dir=options.data_dir)
+    description = describe(
+        options.input,
+        pixel_size=options.pixel_size,
+        data_dir=options.data_dir,
+        passthrough=options.passthrough,
+    )
     _print_description(description)
     return DONE if description.usable else FAILED
 

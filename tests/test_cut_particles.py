@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fastsort.particles.coordinates import write_picks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mrcfile.dtypes import HEADER_DTYPE
 
 from fastsort._checks import InputError
 from fastsort.particles import micrographs as cutting
-from fastsort.particles.coordinates import write_picks
 from fastsort.particles.source import choose_particles, open_particles
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "real" / "micrographs"

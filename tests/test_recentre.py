@@ -132,7 +132,7 @@ def test_relion_centres_particles_by_these_origins(tmp_path, monkeypatch, dialec
     if dialect == "3.1":
         columns["_rlnAnglePsi"] = ["0"] * 16
     with open("centred.star", "wb") as file:
-        file.writelines(subset_bytes(particles.star, range(16), columns))
+        file.writelines(subset_bytes(particles.table.star, range(16), columns))
 
     command = ["relion_stack_create", "--i", "centred.star", "--o", "moved", "--apply_transformation"]
     subprocess.run(command, capture_output=True, check=True)

@@ -7,7 +7,7 @@ import numpy.typing as npt
 from scipy.spatial import cKDTree
 
 from fastsort._checks import InputError, check_positive
-from fastsort.particles.places import Places, are_segments, micrograph_places
+from fastsort.particles.places import Places, micrograph_places
 from fastsort.particles.source import Particles
 
 Floats = npt.NDArray[np.float64]
@@ -121,7 +121,7 @@ def find_all_duplicates(
         score = np.where(particles.outside, np.inf, score)
     duplicate = particles.store.repeated()
     places = micrograph_places(particles)
-    if places is None or places.x is None or places.y is None or are_segments(particles):
+    if places is None or places.x is None or places.y is None or particles.table.has_segments:
         return duplicate
     pixel_size = np.where(
         np.isfinite(places.coordinate_pixel_size), places.coordinate_pixel_size, particles.own_pixel_size

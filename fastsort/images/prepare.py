@@ -236,13 +236,7 @@ def ctf_to_flip(particles: Particles, phase_flip: str) -> CtfParameters | None:
 
 def is_corrected(particles: Particles) -> bool:
     """Whether the STAR file says that something has dealt with the phases already."""
-    if particles.star is None:
-        return False
-    for block in particles.star.blocks:
-        for label in ("_rlnCtfDataArePhaseFlipped", "_rlnCtfDataAreCtfPremultiplied"):
-            if label in block.labels and block.n_rows and np.all(block.floats(label) == 1):
-                return True
-    return False
+    return particles.table.correction != ""
 
 
 def sample_batches(

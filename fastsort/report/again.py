@@ -339,7 +339,7 @@ def _check_unchanged(folder: Path, particles: Particles, result: SortResult, sum
         what = f"it has {len(particles):,} images, and {n:,} were sorted"
     elif particles.box != box:
         what = f"its box is {particles.box} px, and was {box} px"
-    elif particles.table is not None:
+    elif particles.table.names is not None or particles.table.has_picks:
         what = _first_other_name(folder / _SCORES, particles.names)
     if what:
         raise InputError(
@@ -475,7 +475,7 @@ def read_list(path: str | os.PathLike[str], n_images: int) -> npt.NDArray[np.boo
 
 def write_choice(
     folder: str | os.PathLike[str],
-    table: Table | None,
+    table: Table,
     keep: npt.NDArray[np.bool_],
     chosen: str | os.PathLike[str],
     source: str | os.PathLike[str],
@@ -505,7 +505,7 @@ def write_choice(
     folder = Path(folder)
     parts = subsets(keep, np.zeros_like(keep))
     for name, indices in parts.items():
-        write_subset(folder, name, table, indices, n_images=len(keep))
+        write_subset(folder, name, table, indices)
     summary = {
         "input": os.path.abspath(source),
         "list": os.path.abspath(chosen),

@@ -16,10 +16,10 @@ import numpy.typing as npt
 
 from fastsort._checks import InputError, check_readable
 from fastsort.invariants.averages import filter_averages
-from fastsort.particles.cs import CsDataset, open_dataset
 from fastsort.particles.mrc import write_stack
-from fastsort.particles.source import Particles, Table
-from fastsort.particles.star import StarFile, read_star
+from fastsort.particles.open import TABLES, open_table
+from fastsort.particles.source import Particles
+from fastsort.particles.table import Added, NumberedImages, Table
 from fastsort.report.subsets import write_subset
 from fastsort.report.tables import formatted, software_versions, write_json, write_rows
 
@@ -58,15 +58,11 @@ def write_map(folder: str | os.PathLike[str], particles: Particles, result: MapR
     averages = classes.averages
     _write_images(folder / TABLE, particles, result)
     table = particles.table
-    more: dict[str, Any] = {}
-    if isinstance(table, CsDataset):
-        more["fields"] = {"fastsort/class": (classes.label + 1).astype(np.uint32)}
-    elif table is not None:
-        more["columns"] = _star_columns(result)
-    if isinstance(table, (StarFile, CsDataset)):
-        write_subset(folder, "particles", table, np.arange(len(particles)), **more)
+    added = Added(_star_columns(result), {"fastsort/class": (classes.label + 1).astype(np.uint32)})
+    if table.names is not None:
+        write_subset(folder, "particles", table, np.arange(len(particles)), added)
     for name, keep in (("kept", result.keep), ("rejected", ~result.keep)):
-        write_subset(folder, name, table, np.flatnonzero(keep), n_images=len(particles), **more)
+        write_subset(folder, name, table, np.flatnonzero(keep), added)
     if len(averages.size):
         stack = filter_averages(averages.averages, averages.frc)
         box = stack.shape[1]
@@ -177,7 +173,7 @@ class Selection(NamedTuple):
     keep : ndarray of bool, shape (n,)
     classes : list of int
         Numbers of the classes that are kept, from 1.
-    table : StarFile, CsDataset or None
+    table : Table
         The map's ``particles.star`` or ``particles.cs``.
     source : str
         Folder of the map.
@@ -185,7 +181,7 @@ class Selection(NamedTuple):
 
     keep: npt.NDArray[np.bool_]
     classes: list[int]
-    table: Table | None
+    table: Table
     source: str
 
 
@@ -227,14 +223,13 @@ def select_classes(
     with open(folder / TABLE, newline="", encoding="utf-8", errors="surrogateescape") as text:
         label = np.array([int(row["class"]) for row in csv.DictReader(text)], dtype=np.intp)
     kept = [k for k in range(1, n_classes + 1) if (k in numbers) == (keep is not None)]
-    return Selection(np.isin(label, kept), kept, _read_table(folder), str(folder))
+    return Selection(np.isin(label, kept), kept, _read_table(folder, len(label)), str(folder))
 
 
-def _read_table(folder: Path) -> Table | None:
-    star, cs = folder / "particles.star", folder / "particles.cs"
-    if star.is_file():
-        return read_star(star)
-    return open_dataset(str(cs)) if cs.is_file() else None
+def _read_table(folder: Path, n_images: int) -> Table:
+    tables = (folder / f"particles{suffix}" for suffix in TABLES)
+    table = next((path for path in tables if path.is_file()), None)
+    return NumberedImages(None, n_images) if table is None else open_table(table)
 
 
 def write_selection(folder: str | os.PathLike[str], selection: Selection) -> None:
@@ -253,7 +248,7 @@ def write_selection(folder: str | os.PathLike[str], selection: Selection) -> Non
     """
     folder = Path(folder)
     for name, chosen in (("kept", selection.keep), ("rejected", ~selection.keep)):
-        write_subset(folder, name, selection.table, np.flatnonzero(chosen), n_images=len(chosen))
+        write_subset(folder, name, selection.table, np.flatnonzero(chosen))
     kept = int(selection.keep.sum())
     summary = {
         "input": os.path.abspath(selection.source),
