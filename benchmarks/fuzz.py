@@ -772,7 +772,7 @@ def read_again(particles: Any, full: Any, out: Path, rows: np.ndarray) -> None:
         except InputError:
             # Few picks may all lie outside, which is refused.
             return
-    elif particles.table is None:
+    elif particles.table.names is None:
         expect(written == ["kept.txt"], f"{written} was written")
         keep = read_list(out / "kept.txt", len(particles))
         expect(np.array_equal(np.flatnonzero(keep), rows), "the list holds other images")
