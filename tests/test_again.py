@@ -16,13 +16,16 @@ import pytest
 from fastsort import InputError, cli
 from fastsort._saved import load, save
 from fastsort.decide.combine import OFFSET
-from fastsort.decide.votes import Judge, Learned
-from fastsort.particles.source import open_particles
-from fastsort.report import again
-from fastsort.report.again import open_finished, read_list, redraw, write_choice, write_results
+from fastsort.decide.result import SortResult
+from fastsort.decide.votes import LearnedMethods, LearnedVerdict
+from fastsort.particles.open import open_particles
+from fastsort.report import drawing
+from fastsort.report.drawing import redraw
+from fastsort.report.finished import open_finished
 from fastsort.report.folder import RESULT_NAMES
+from fastsort.report.lists import read_list, write_choice
+from fastsort.report.results import write_results
 from fastsort.simulate import simulate_particles, write_project
-from fastsort.sort import SortResult
 
 N = 60
 
@@ -33,9 +36,14 @@ def project(tmp_path_factory):
     return write_project(tmp_path_factory.mktemp("project") / "p", images, truth)
 
 
+@pytest.fixture(scope="module")
+def simulated():
+    return simulate_particles(30, 30, snr=0.5, box=32, seed=2)
+
+
 @pytest.fixture
-def stack(tmp_path):
-    images, truth = simulate_particles(30, 30, snr=0.5, box=32, seed=2)
+def stack(simulated, tmp_path):
+    images, truth = simulated
     path = tmp_path / "images.mrcs"
     with mrcfile.new(path) as file:
         file.set_data(images)
@@ -65,7 +73,7 @@ def make_result(n=N, seed=0, **changes):
             "pixel_mean": np.zeros(n, np.float32),
             "pixel_std": np.ones(n, np.float32),
         },
-        "cut": float(np.median(score)),
+        "threshold": float(np.median(score)),
         "diameter": 50.0,
         "diameter_px": 20.0,
         "diameter_estimated": True,
@@ -74,7 +82,9 @@ def make_result(n=N, seed=0, **changes):
         "subspaces": None,
         "errors": None,
         "views": None,
-        "judge": Judge(Learned(None, None, None), {"radial": 1.0, OFFSET: 0.0}, {}, (np.nan, np.nan)),
+        "learned": LearnedVerdict(
+            LearnedMethods(None, None, None), {"radial": 1.0, OFFSET: 0.0}, {}, (np.nan, np.nan)
+        ),
         "parameters": {"method": "radial", "seed": 0},
         "seconds": {"total": 1.0},
     }
@@ -97,9 +107,9 @@ def assert_equal(one, other):
             assert a.keys() == b.keys(), name
             for key in a:
                 np.testing.assert_array_equal(a[key], b[key], err_msg=f"{name} {key}")
-        elif isinstance(a, Judge):
+        elif isinstance(a, LearnedVerdict):
             assert_equal(a, b)
-        elif a is None or isinstance(a, Learned):
+        elif a is None or isinstance(a, LearnedMethods):
             assert a == b
         else:
             np.testing.assert_array_equal(a, b, err_msg=name)
@@ -206,6 +216,7 @@ def test_input_that_has_changed_is_refused(project, tmp_path):
 # The report, drawn again.
 
 
+@pytest.mark.slow
 def test_report_is_replaced(project, tmp_path):
     folder = finished_at(tmp_path / "out", project)
     for name in ("report.png", "report.html"):
@@ -218,6 +229,7 @@ def test_report_is_replaced(project, tmp_path):
     assert names_in(tmp_path) == ["out"] and set(names_in(folder)) <= set(RESULT_NAMES)
 
 
+@pytest.mark.slow
 def test_report_into_a_file(project, tmp_path, capsys):
     folder = finished_at(tmp_path / "out", project)
     before = names_in(folder)
@@ -244,7 +256,7 @@ def test_failed_report_leaves_the_old_one(project, tmp_path, monkeypatch, capsys
         path.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(again, "_draw", fail)
+    monkeypatch.setattr(drawing, "_draw", fail)
     assert cli.main(["report", str(folder)]) == 1
     assert "No space left" in capsys.readouterr().err
     assert (folder / "report.png").read_text() == "old" and names_in(tmp_path) == ["out"]
@@ -343,7 +355,7 @@ def test_choice_of_all(project, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["LIST"], "is a list: say of which"),
+        (["LIST"], "is a list: say of which STAR file, .cs file or stack"),
         (["LIST", "STAR", "--fraction", "0.5"], "--fraction does nothing with a list"),
         (["LIST", "STAR", "--unanimous"], "--unanimous does nothing with a list"),
         (["nowhere.txt", "STAR"], "nowhere.txt does not exist"),
@@ -375,7 +387,7 @@ def test_list_in_the_folder_that_is_replaced(project, tmp_path, capsys):
     assert "lies in the output folder" in capsys.readouterr().err and listed.exists()
 
 
-# A finished run with another cut.
+# A finished run with another threshold.
 
 
 def scores_of(folder):
@@ -387,6 +399,7 @@ def cut_into(tmp_path, folder, *options):
     return cli.main(["apply", str(folder), "-o", str(tmp_path / "new"), "--overwrite", *options])
 
 
+@pytest.mark.slow
 def test_another_cut_keeps_the_best(project, tmp_path, capsys):
     folder = finished_at(tmp_path / "out", project)
     score = make_result().score
@@ -403,14 +416,14 @@ def test_another_cut_keeps_the_best(project, tmp_path, capsys):
     assert {name: (folder / name).read_bytes() for name in names_in(folder)} == before
 
 
-def test_cut_by_probability(project, tmp_path):
+def test_cut_by_probability(project, tmp_path, no_pictures):
     folder = finished_at(tmp_path / "out", project)
     assert cut_into(tmp_path, folder, "--probability", "0.9", "--quiet") == 0
     keep = [row["keep"] == "1" for row in scores_of(tmp_path / "new")]
     assert keep == (make_result().junk_probability < 0.9).tolist()
 
 
-def test_cut_again_keeps_what_the_run_was_asked_for(project, tmp_path):
+def test_cut_again_keeps_what_the_run_was_asked_for(project, tmp_path, no_pictures):
     folder = tmp_path / "out"
     folder.mkdir()
     learned = {"number": 2, "components": 3}
@@ -421,7 +434,7 @@ def test_cut_again_keeps_what_the_run_was_asked_for(project, tmp_path):
     assert "_rlnOriginXAngst" in (tmp_path / "new" / "kept.star").read_text()
 
 
-def test_cut_in_place(project, tmp_path):
+def test_cut_in_place(project, tmp_path, no_pictures):
     folder = finished_at(tmp_path / "out", project)
     assert (
         cli.main(["apply", str(folder), "-o", str(folder), "--overwrite", "--discard", "1", "--quiet"]) == 0

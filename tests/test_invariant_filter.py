@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import joblib
@@ -16,11 +17,12 @@ from sklearn.metrics import roc_auc_score
 
 import fastsort as fs
 from fastsort import InputError
-from fastsort._bulk import Bulk, beyond, distance, fit_bulk
+from fastsort._bulk import Bulk, distance, excess_distance, fit_bulk
 from fastsort.invariants import filter as module
 from fastsort.invariants.features import invariant_features
 from fastsort.invariants.filter import invariant_filter
-from fastsort.particles.source import ArrayImages, Particles
+from fastsort.particles.source import Particles
+from fastsort.particles.store import ArrayImages
 
 seeds = st.integers(0, 2**32 - 1)
 few_examples = settings(max_examples=15, deadline=None)
@@ -59,11 +61,11 @@ def assert_sane(found, n):
     np.testing.assert_array_equal(found.reason[~found.keep], found.suspicion[~found.keep])
     assert set(found.suspicion[judged]) <= {"noise", "contamination"}
     if judged.sum() >= 50 and found.learned is not None:
-        np.testing.assert_array_equal(found.keep, found.score <= found.cut)
+        np.testing.assert_array_equal(found.keep, found.score <= found.threshold)
         order = np.argsort(found.score[judged])
         assert (np.diff(found.junk_probability[judged][order]) >= 0).all()
     else:
-        assert np.isnan(found.cut) and np.isnan(found.junk_probability[judged]).all()
+        assert np.isnan(found.threshold) and np.isnan(found.junk_probability[judged]).all()
         np.testing.assert_array_equal(found.keep, judged)
 
 
@@ -97,23 +99,29 @@ def test_clean_set_loses_few():
 # What does not matter.
 
 
+@functools.cache
+def learned_in(box):
+    """Images, what is learned from them, and their scores by that."""
+    images, _ = simulated(120, 80, 4, box)
+    learned = invariant_filter(images).learned
+    return images, learned, invariant_filter(images, learned=learned).score
+
+
 @pytest.mark.parametrize("box", [33, 48, 63])
 @pytest.mark.parametrize("turns", [1, 2, 3])
 def test_turns_do_not_change_scores(box, turns):
-    images, _ = simulated(120, 80, 4, box)
-    learned = invariant_filter(images).learned
+    images, learned, plain = learned_in(box)
     turned = np.rot90(images, turns, (1, 2))
     if box % 2 == 0:
         # Pixel box // 2 is the centre, and it is not the middle of the box.
         turned = np.roll(turned, {1: (1, 0), 2: (1, 1), 3: (0, 1)}[turns], (1, 2))
-    plain, other = (invariant_filter(some, learned=learned).score for some in (images, turned))
+    other = invariant_filter(turned, learned=learned).score
     assert np.abs(other - plain).max() < (0.02 if box <= 36 else 0.4) * plain.std()
 
 
 def test_handedness_does_not_change_scores():
-    images, _ = simulated(120, 80, 4, 33)
-    learned = invariant_filter(images).learned
-    plain, other = (invariant_filter(some, learned=learned).score for some in (images, images[:, ::-1]))
+    images, learned, plain = learned_in(33)
+    other = invariant_filter(images[:, ::-1], learned=learned).score
     assert np.abs(other - plain).max() < 0.02 * plain.std()
 
 
@@ -154,7 +162,7 @@ def test_workers_do_not_change_bits(mixed, result, backend):
 
 def test_seed_chooses_the_sample_of_a_large_set(monkeypatch):
     images, truth = simulated(150, 100)
-    monkeypatch.setattr(module, "N_TAUGHT", 200)
+    monkeypatch.setattr(module, "N_SAMPLED", 200)
     one, same, other = (invariant_filter(images, seed=seed) for seed in (1, 1, 2))
     assert_identical(one, same)
     assert (one.score != other.score).any()
@@ -253,7 +261,8 @@ def test_few_images(mixed, n):
     found = invariant_filter(mixed[0][:n])
     assert_sane(found, n)
     assert (found.learned is None) == (n <= 24)
-    assert np.isfinite(found.cut) == (n >= 50)
+    assert np.isfinite(found.threshold) == (n >= 50)
+    np.testing.assert_equal(found.cut, found.threshold)
     if found.learned is None:
         assert (found.score == 0).all()
 
@@ -328,7 +337,9 @@ def test_distances_are_those_of_mahalanobis_and_of_a_gaussian(seed, p):
     assert np.median(np.square(expected)) == pytest.approx(p - 0.7, rel=0.01)
     # And that is about right.
     assert p == 1 or scipy.stats.chi2.median(p) == pytest.approx(p - 0.7, rel=0.08)
-    np.testing.assert_allclose(beyond(values, found), np.maximum(np.array(expected) - p**0.5, 0), atol=1e-6)
+    np.testing.assert_allclose(
+        excess_distance(values, found), np.maximum(np.array(expected) - p**0.5, 0), atol=1e-6
+    )
 
 
 @few_examples
@@ -345,7 +356,7 @@ def test_a_tenth_of_outliers_does_not_move_the_bulk(seed):
     robust = MinCovDet(support_fraction=0.75, random_state=0).fit(dirty)
     assert distance(robust.location_[None], found)[0] < 0.5
     assert distance(dirty.mean(axis=0)[None], clean)[0] > 2
-    assert (beyond(dirty[:40], found) > 5).all()
+    assert (excess_distance(dirty[:40], found) > 5).all()
 
 
 @few_examples

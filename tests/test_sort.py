@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import shutil
+import signal
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
+from inspect import signature
 from pathlib import Path
+from typing import get_type_hints
 
 import joblib
 import killed
@@ -23,12 +28,24 @@ from fastsort import (
     open_particles,
     simulate_particles,
     sort_particles,
+    update_particles,
     write_project,
 )
 from fastsort._saved import save
 from fastsort.decide import votes
+from fastsort.decide.result import SortResult
+from fastsort.decide.settings import (
+    DUPLICATES,
+    OPTIONS,
+    RUN,
+    STRICTNESS,
+    VERDICT,
+    VOTES,
+    is_given,
+    option_names,
+)
 from fastsort.particles.mrc import write_stack
-from fastsort.particles.source import ImageStore
+from fastsort.particles.store import ImageStore
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "real"
 ARRAYS = ("keep", "score", "reason", "suspicion", "rescued", "junk_probability", "offset")
@@ -48,6 +65,11 @@ def project(stack, tmp_path_factory):
 @pytest.fixture(scope="module")
 def sorted_project(project):
     return sort_particles(project, method="radial")
+
+
+@pytest.fixture(scope="module")
+def sorted_array(stack):
+    return sort_particles(stack[0], method="radial")
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +102,11 @@ def tiny_result(tiny_project):
     return sort_particles(tiny_project)
 
 
+@pytest.fixture(scope="module")
+def tiny_array_result(tiny):
+    return sort_particles(tiny[0])
+
+
 def assert_identical(actual, expected):
     """Assert the same bits of everything that does not tell where the images came from."""
     for name in ARRAYS:
@@ -89,13 +116,13 @@ def assert_identical(actual, expected):
         assert list(some) == list(others)
         for key, values in others.items():
             np.testing.assert_array_equal(some[key], values, key)
-    for name in ("cut", "diameter_px", "contrast", "phase_flipped", "errors"):
+    for name in ("threshold", "diameter_px", "contrast", "phase_flipped", "errors"):
         np.testing.assert_equal(getattr(actual, name), getattr(expected, name), name)
     if expected.views is not None:
         # The pixel size depends on the source.
         np.testing.assert_equal(actual.views[:-1], expected.views[:-1])
-    np.testing.assert_equal(actual.judge.weights, expected.judge.weights)
-    np.testing.assert_equal(actual.judge.decoys, expected.judge.decoys)
+    np.testing.assert_equal(actual.learned.weights, expected.learned.weights)
+    np.testing.assert_equal(actual.learned.decoys, expected.learned.decoys)
 
 
 def area_under_curve(score, label):
@@ -118,29 +145,28 @@ def test_project_is_sorted(stack, sorted_project):
     np.testing.assert_array_equal(sorted_project.keep, sorted_project.reason == "valid")
     judged = np.isfinite(sorted_project.score)
     np.testing.assert_array_equal(
-        sorted_project.keep[judged], (sorted_project.score <= sorted_project.cut)[judged]
+        sorted_project.keep[judged], (sorted_project.score <= sorted_project.threshold)[judged]
     )
 
 
-def test_array_and_stack_file_give_the_same(stack, tmp_path):
+def test_array_and_stack_file_give_the_same(stack, sorted_array, tmp_path):
     images, truth = stack
     with mrcfile.new(tmp_path / "particles.mrcs") as file:
         file.set_data(images)
         file.set_image_stack()
         file.voxel_size = truth.pixel_size
-    from_array = sort_particles(images, method="radial")
-    assert not from_array.phase_flipped
+    assert not sorted_array.phase_flipped
     for path in (tmp_path / "particles.mrcs", str(tmp_path / "particles.mrcs")):
         from_file = sort_particles(path, method="radial")
-        assert_identical(from_file, from_array)
-        assert from_file.diameter == pytest.approx(from_array.diameter_px * truth.pixel_size, rel=1e-4)
-    assert from_array.diameter == from_array.diameter_px
+        assert_identical(from_file, sorted_array)
+        assert from_file.diameter == pytest.approx(sorted_array.diameter_px * truth.pixel_size, rel=1e-4)
+    assert sorted_array.diameter == sorted_array.diameter_px
 
 
-def test_project_without_flipping_is_the_array(stack, project):
+def test_project_without_flipping_is_the_array(sorted_array, project):
     plain = sort_particles(project, method="radial", phase_flip="no")
     assert not plain.phase_flipped
-    assert_identical(plain, sort_particles(stack[0], method="radial"))
+    assert_identical(plain, sorted_array)
 
 
 def test_flipping_when_told_is_flipping_by_itself(project, sorted_project):
@@ -202,6 +228,7 @@ def test_workers_do_not_change_bits(project, sorted_project, n_jobs):
     assert_identical(sort_particles(project, method="radial", n_jobs=n_jobs), sorted_project)
 
 
+@pytest.mark.slow
 def test_processes_do_not_change_bits(project, sorted_project):
     images = simulate_particles(300, 300, snr=0.1, box=36, seed=3)[0]
     # Three batches and more, for any method.
@@ -236,6 +263,7 @@ def test_any_type_of_read_only_map(stack, dtype, tmp_path):
     assert_identical(sort_particles(mapped, method="radial"), sort_particles(exact, method="radial"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [None, *METHODS])
 @pytest.mark.parametrize(("n", "box"), [(1, 16), (1, 56), (2, 16), (4, 16), (49, 17), (60, 16)])
 def test_small_sets_and_small_boxes(n, box, method):
@@ -246,9 +274,9 @@ def test_small_sets_and_small_boxes(n, box, method):
     assert list(result.votes) == ([method] if method else list(METHODS))
     np.testing.assert_array_equal(result.reason == "valid", result.keep)
     if n < 50:
-        assert result.keep.all() and np.isnan(result.cut) and np.isnan(result.junk_probability).all()
+        assert result.keep.all() and np.isnan(result.threshold) and np.isnan(result.junk_probability).all()
     else:
-        assert np.isfinite(result.cut) and np.isfinite(result.junk_probability).all()
+        assert np.isfinite(result.threshold) and np.isfinite(result.junk_probability).all()
 
 
 # All methods together.
@@ -270,12 +298,12 @@ def test_methods_together_tell_particles_from_junk(small, jointly):
 def test_verdict_of_all_methods_is_made_of_their_votes(jointly):
     n = len(jointly.keep)
     assert list(jointly.votes) == list(METHODS)
-    weights = jointly.judge.weights
+    weights = jointly.learned.weights
     score = sum(weights[name] * jointly.votes[name] for name in METHODS) + weights["offset"]
     np.testing.assert_allclose(jointly.score, score, rtol=1e-9, atol=1e-9)
     assert min(weights[name] for name in METHODS) >= 0
     duplicate = jointly.measurements["duplicate"]
-    np.testing.assert_array_equal(jointly.keep, (jointly.score <= jointly.cut) & ~duplicate)
+    np.testing.assert_array_equal(jointly.keep, (jointly.score <= jointly.threshold) & ~duplicate)
     np.testing.assert_array_equal(jointly.keep, jointly.reason == "valid")
     np.testing.assert_array_equal(jointly.rescued, jointly.reason == "rare_view")
     np.testing.assert_array_equal(duplicate, jointly.reason == "duplicate")
@@ -293,7 +321,7 @@ def test_votes_are_the_scores_of_the_single_methods(small_project, jointly):
         single = sort_particles(small_project, method=method)
         np.testing.assert_array_equal(single.score, jointly.votes[method])
         np.testing.assert_array_equal(single.votes[method], single.score)
-        np.testing.assert_array_equal(single.keep, single.score <= single.cut)
+        np.testing.assert_array_equal(single.keep, single.score <= single.threshold)
         np.testing.assert_array_equal(single.keep, single.reason == "valid")
         assert single.errors is None and single.views is None
         assert np.isnan(single.diameter) == (method == "invariants")
@@ -302,18 +330,19 @@ def test_votes_are_the_scores_of_the_single_methods(small_project, jointly):
     np.testing.assert_array_equal(jointly.measurements["against"], against)
 
 
-def test_array_and_stack_file_give_the_same_to_all_methods(tiny, tiny_project, tmp_path):
+@pytest.mark.slow
+def test_array_and_stack_file_give_the_same_to_all_methods(tiny, tiny_array_result, tiny_project, tmp_path):
     images, truth = tiny
     with mrcfile.new(tmp_path / "particles.mrcs") as file:
         file.set_data(images)
         file.set_image_stack()
         file.voxel_size = truth.pixel_size
-    expected = sort_particles(images)
-    assert_identical(sort_particles(tmp_path / "particles.mrcs"), expected)
+    assert_identical(sort_particles(tmp_path / "particles.mrcs"), tiny_array_result)
     # These particles were never picked twice.
-    assert_identical(sort_particles(tiny_project, phase_flip="no"), expected)
+    assert_identical(sort_particles(tiny_project, phase_flip="no"), tiny_array_result)
 
 
+@pytest.mark.slow
 def test_images_that_no_method_can_judge(small):
     images = small[0].copy()
     images[0] = 0.1
@@ -337,13 +366,15 @@ def test_only_images_that_cannot_be_judged():
     assert (result.junk_probability == 1).all()
 
 
-def test_scale_does_not_matter_to_all_methods(tiny):
-    expected = sort_particles(tiny[0])
+@pytest.mark.slow
+def test_scale_does_not_matter_to_all_methods(tiny, tiny_array_result):
+    expected = tiny_array_result
     found = sort_particles(tiny[0] * np.float32(3e-5) + np.float32(1e-3))
     assert (found.keep != expected.keep).mean() <= 0.01
     assert np.corrcoef(found.score, expected.score)[0, 1] > 0.999
 
 
+@pytest.mark.slow
 def test_order_and_seed_matter_little_to_all_methods(small, jointly, small_project):
     star = shuffle_rows(small_project, "mixed.star", np.random.default_rng(8).permutation(len(jointly.keep)))
     position = {name: i for i, name in enumerate(open_particles(small_project).names)}
@@ -357,13 +388,14 @@ def test_order_and_seed_matter_little_to_all_methods(small, jointly, small_proje
     assert (other.keep != jointly.keep).mean() <= 0.05
 
 
+@pytest.mark.slow
 def test_particles_beside_the_centre_are_kept_on_demand(small_project, jointly):
     found = sort_particles(small_project, keep_off_centre=True)
     good = found.score < jointly.score
     assert (good & found.keep).any() and not good[jointly.keep].any()
     assert (found.suspicion[good] == "off-centre").all()
     assert (found.junk_probability[good] <= jointly.junk_probability[good]).all()
-    np.testing.assert_array_equal(found.keep, jointly.keep | (found.score <= found.cut))
+    np.testing.assert_array_equal(found.keep, jointly.keep | (found.score <= found.threshold))
     np.testing.assert_array_equal(found.score[~good], jointly.score[~good])
     # Each is told where it lies, and that is beside the centre.
     assert (np.hypot(*found.offset[good].T) > 2).all()
@@ -374,7 +406,7 @@ def test_an_earlier_run_judges_the_same_images_alike(tiny, tiny_result, tiny_pro
     np.testing.assert_array_equal(found.score, tiny_result.score)
     np.testing.assert_array_equal(found.keep, tiny_result.keep)
     np.testing.assert_allclose(found.junk_probability, tiny_result.junk_probability, atol=1e-12)
-    assert found.cut == tiny_result.cut
+    assert found.threshold == tiny_result.threshold
     # A few that could not be judged alone.
     star = open_particles(first_of(tiny_project, 12))
     some = sort_particles(star, earlier=tiny_result)
@@ -393,13 +425,16 @@ def first_of(star, number):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"method": "radial"}, "all methods only"), ({"working_size": 16}, "had images of 18 working pixels")],
+    [
+        ({"method": "radial"}, "with all methods only"),
+        ({"working_size": 16}, "had images of 18 working pixels"),
+    ],
     ids=str,
 )
 def test_an_earlier_run_of_another_kind_is_refused(tiny_project, tiny_result, options, message):
     with pytest.raises(InputError, match=message):
         sort_particles(tiny_project, earlier=tiny_result, **options)
-    with pytest.raises(InputError, match="all methods only"):
+    with pytest.raises(InputError, match="with all methods only"):
         sort_particles(tiny_project, earlier=sort_particles(tiny_project, method="radial"))
 
 
@@ -416,7 +451,7 @@ def test_a_share_of_the_particles_is_kept(jointly, share):
     assert set(np.flatnonzero(found.keep)) == set(order[:number])
     assert particles[found.keep].sum() >= share * particles.sum() * (1 - 1e-6)
     assert particles[order[: number - 1]].sum() < share * particles.sum()
-    assert found.cut == jointly.score[found.keep].max()
+    assert found.threshold == jointly.score[found.keep].max()
 
 
 @pytest.mark.parametrize("number", [0, 1, 77, 200])
@@ -447,9 +482,10 @@ def test_unanimous_rejects_what_all_methods_reject(jointly):
     found = cut_again(jointly, unanimous=True)
     np.testing.assert_array_equal(found.keep, jointly.measurements["against"] < 3)
     assert np.count_nonzero(found.keep) > np.count_nonzero(jointly.keep)
-    assert np.isnan(found.cut)
+    assert np.isnan(found.threshold)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{"keep_at_least": 0.9}, {"discard": 70}, {"fraction": 0.4}, {"unanimous": True}], ids=str
 )
@@ -498,6 +534,7 @@ def test_impossible_cuts_are_told(jointly, options, message):
         cut_again(jointly, **options)
 
 
+@pytest.mark.slow
 def test_cuts_of_results_that_cannot_tell(small):
     few = sort_particles(small[0][:40])
     for options in ({"probability": 0.5}, {"keep_at_least": 0.9}):
@@ -536,7 +573,7 @@ def test_subspaces_tell_particles_from_junk(stack, by_subspaces):
     assert area_under_curve(by_subspaces.score, truth.label) > 0.93
     assert by_subspaces.keep[truth.label].mean() > 0.85
     assert by_subspaces.keep[~truth.label].mean() < 0.2
-    np.testing.assert_array_equal(by_subspaces.keep, by_subspaces.score <= by_subspaces.cut)
+    np.testing.assert_array_equal(by_subspaces.keep, by_subspaces.score <= by_subspaces.threshold)
     np.testing.assert_array_equal(by_subspaces.keep, by_subspaces.reason == "valid")
     np.testing.assert_array_equal(by_subspaces.keep, by_subspaces.junk_probability <= 0.5)
     assert by_subspaces.contrast == "bright" and by_subspaces.diameter_estimated
@@ -557,11 +594,14 @@ def test_subspaces_of_other_methods_are_none(sorted_project):
     assert sorted_project.subspaces is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["default", "published"])
-def test_subspaces_of_array_map_stack_and_star_are_the_same(stack, project, tmp_path, preset):
+def test_subspaces_of_array_map_stack_and_star_are_the_same(
+    stack, project, by_subspaces, by_published, tmp_path, preset
+):
     images, truth = stack
     options = {"method": "subspaces", "preset": preset}
-    expected = sort_particles(images, **options)
+    expected = by_subspaces if preset == "default" else by_published
     np.save(tmp_path / "images.npy", images)
     with mrcfile.new(tmp_path / "particles.mrcs") as file:
         file.set_data(images)
@@ -579,6 +619,7 @@ def test_subspaces_of_array_map_stack_and_star_are_the_same(stack, project, tmp_
     assert flipped.phase_flipped and not np.array_equal(flipped.score, expected.score)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["default", "published"])
 def test_workers_do_not_change_bits_of_subspaces(stack, tmp_path, preset):
     # Three batches, one of them smaller.
@@ -618,7 +659,7 @@ def test_images_that_subspaces_cannot_judge(stack, preset):
 @pytest.mark.parametrize("n", [2, 10, 49])
 def test_few_images_are_all_kept_by_subspaces(stack, n):
     result = sort_particles(stack[0][:n], method="subspaces")
-    assert result.keep.all() and np.isnan(result.cut) and np.isnan(result.junk_probability).all()
+    assert result.keep.all() and np.isnan(result.threshold) and np.isnan(result.junk_probability).all()
     assert np.isfinite(result.score).all()
     assert (result.reason == "valid").all()
 
@@ -627,13 +668,13 @@ def test_sixty_images_are_sorted_by_subspaces(stack):
     images, truth = stack
     chosen = np.concatenate([np.flatnonzero(truth.label)[:40], np.flatnonzero(~truth.label)[:20]])
     result = sort_particles(images[chosen], method="subspaces")
-    assert np.isfinite(result.cut) and np.isfinite(result.score).all()
+    assert np.isfinite(result.threshold) and np.isfinite(result.score).all()
     assert area_under_curve(result.score, truth.label[chosen]) > 0.75
 
 
 def test_one_image_is_kept_by_subspaces(stack):
     result = sort_particles(stack[0][:1], method="subspaces")
-    assert result.keep.all() and (result.reason == "valid").all() and np.isnan(result.cut)
+    assert result.keep.all() and (result.reason == "valid").all() and np.isnan(result.threshold)
     assert len(result.subspaces.model.trace.n_images) == 0
 
 
@@ -649,8 +690,8 @@ def test_subspaces_of_small_and_odd_boxes(box):
 def test_subspaces_of_only_junk():
     images = simulate_particles(0, 200, snr=0.1, box=36, junk="all", seed=4)[0]
     result = sort_particles(images, method="subspaces")
-    assert np.isfinite(result.score).all() and np.isfinite(result.cut)
-    np.testing.assert_array_equal(result.keep, result.score <= result.cut)
+    assert np.isfinite(result.score).all() and np.isfinite(result.threshold)
+    np.testing.assert_array_equal(result.keep, result.score <= result.threshold)
     # Nobody knows what was wanted, but not all of these look alike.
     assert result.keep.mean() < 0.75
 
@@ -717,7 +758,7 @@ def test_published_subspaces_drop_a_twentieth(stack, by_published):
     result = by_published
     trace = result.subspaces.model.trace.n_images
     assert trace[0] == len(stack[0]) and set(trace) <= {300, 285, 271, 257, 244}
-    assert result.keep.sum() < len(stack[0]) and np.isnan(result.cut)
+    assert result.keep.sum() < len(stack[0]) and np.isnan(result.threshold)
     np.testing.assert_array_equal(result.score, result.measurements["factor"])
     np.testing.assert_array_equal(result.junk_probability, (~result.keep).astype(float))
     assert set(result.reason[~result.keep]) == {"noise"}
@@ -727,16 +768,17 @@ def test_published_subspaces_drop_a_twentieth(stack, by_published):
 
 
 @pytest.mark.parametrize("preset", ["default", "published"])
-def test_work_folder_of_subspaces_is_removed_in_the_end(stack, tmp_path, preset):
+def test_work_folder_of_subspaces_is_removed_in_the_end(stack, by_subspaces, by_published, tmp_path, preset):
     seen = []
     options = {"method": "subspaces", "preset": preset}
     result = sort_particles(
         stack[0], work=tmp_path, progress=lambda *_: seen.extend(tmp_path.rglob("*")), **options
     )
     assert "images.work" in {path.name for path in seen} and not tmp_path.exists()
-    assert_identical(result, sort_particles(stack[0], **options))
+    assert_identical(result, by_subspaces if preset == "default" else by_published)
 
 
+@pytest.mark.slow
 def test_work_folder_is_made_and_removed_with_its_parents(tiny_project, tiny_result, tmp_path):
     seen, work = [], tmp_path / "new" / "work"
     result = sort_particles(tiny_project, work=work, progress=lambda *_: seen.extend(work.rglob("*")))
@@ -760,7 +802,7 @@ def stop_beyond(share):
 
 
 def forbid(patch, *names):
-    """Let images no longer be prepared, or a method no longer learn; it may still judge made junk."""
+    """Let images no longer be prepared, or a method no longer learn; it may still judge decoys."""
     for name in names:
         if name == "images":
             patch.setattr("fastsort.images.prepare._prepare", must_not_run)
@@ -778,6 +820,7 @@ def must_not_run(*_):
     raise AssertionError("something was done twice")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("share", "done"),
     [
@@ -798,6 +841,7 @@ def test_a_run_goes_on_where_it_was_stopped(tiny_project, tiny_result, tmp_path,
     assert not work.exists()
 
 
+@pytest.mark.slow
 def test_another_run_does_not_go_on_where_this_one_was_stopped(tiny_project, tiny_result, tmp_path):
     with pytest.raises(Stop):
         sort_particles(tiny_project, work=tmp_path, seed=5, diameter=300, progress=stop_beyond(0.75))
@@ -805,6 +849,7 @@ def test_another_run_does_not_go_on_where_this_one_was_stopped(tiny_project, tin
     assert_identical(sort_particles(tiny_project, work=tmp_path), tiny_result)
 
 
+@pytest.mark.slow
 def test_work_folder_is_kept_on_demand_and_read_again(tiny_project, tiny_result, tmp_path, monkeypatch):
     work = tmp_path / "work"
     assert_identical(sort_particles(tiny_project, work=work, keep_work=True), tiny_result)
@@ -828,12 +873,18 @@ def test_work_folder_with_files_of_others_is_left_alone(tiny_project, tmp_path):
         sort_particles(tiny_project, work=tmp_path / "thesis.tex")
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize("when", [0, -1])
-def test_temporary_folder_is_removed_after_a_failure(stack, tmp_path, monkeypatch, error, when):
+@pytest.fixture(scope="module")
+def steps(stack):
+    """All that the progress of a whole run is told."""
     calls = []
     sort_particles(stack[0], method="radial", progress=lambda *call: calls.append(call))
-    fatal = calls[when]
+    return calls
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("when", [0, -1])
+def test_temporary_folder_is_removed_after_a_failure(stack, steps, tmp_path, monkeypatch, error, when):
+    fatal = steps[when]
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     seen = []
 
@@ -847,14 +898,28 @@ def test_temporary_folder_is_removed_after_a_failure(stack, tmp_path, monkeypatc
     assert seen and list(tmp_path.iterdir()) == []
 
 
-def sort_and_save(folder):
+def sort_and_save(folder, progress=None):
     """Sort the project beside a folder, and leave everything but the time it took."""
-    result = sort_particles(folder.parent / "project" / "particles.star", work=folder / "work", n_jobs=1)
+    star = folder.parent / "project" / "particles.star"
+    result = sort_particles(star, work=folder / "work", n_jobs=1, progress=progress)
     save(folder / "result", result._replace(seconds={}))
 
 
+def end_beyond(share):
+    """Progress that kills its process once a run has done more than a share of its work."""
+
+    def end(done, total):
+        if done > share * total:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return end
+
+
 def kill_often(folder):
-    """Numbers of runs that were killed at random before one came to its end with the usual bits."""
+    """Kill runs, one on its way and others at random, until one comes to its end with the usual bits.
+
+    Returns how many were killed, for each of two folders.
+    """
     for name in ("first", "expected"):
         # The first one loads the kernels.
         (folder / name).mkdir()
@@ -863,15 +928,17 @@ def kill_often(folder):
         longest = time.perf_counter() - begin
     expected = (folder / "expected" / "result").read_bytes()
     n_killed = []
-    for seed in range(2):
+    for seed, share in enumerate((0.3, 0.7)):
         own = folder / str(seed)
         own.mkdir()
-        n_killed.append(killed.killed_at_random(sort_and_save, own, 1.3 * longest, seed))
+        n_killed.append(killed.killed_by_itself(partial(sort_and_save, progress=end_beyond(share)), own))
+        n_killed[-1] += killed.killed_at_random(sort_and_save, own, 1.3 * longest, seed)
         assert [path.name for path in own.iterdir()] == ["result"]
         assert (own / "result").read_bytes() == expected
     return n_killed
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(tiny_project, tmp_path):
     shutil.copytree(tiny_project.parent, tmp_path / "project")
     code = f"import test_sort; from pathlib import Path; print(test_sort.kill_often(Path({str(tmp_path)!r})))"
@@ -879,6 +946,7 @@ def test_killed_and_started_again(tiny_project, tmp_path):
     assert len(n_killed) == 2 and sum(n_killed) >= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "preset"),
     [
@@ -900,6 +968,25 @@ def test_progress_rises_to_the_end(method, preset, n):
     assert done == sorted(done)
     assert calls[-1] == (n, n)
     assert {total for _, total in calls} == {n}
+
+
+# Options.
+
+
+def test_every_option_is_known_in_one_place():
+    given = {name: parameter.default for name, parameter in signature(sort_particles).parameters.items()}
+    assert set(OPTIONS) == set(given) - {"particles", "earlier", "progress"}
+    # By default, nothing is asked for that not all methods know.
+    for name, option in OPTIONS.items():
+        assert not (option.method or option.together) or not is_given(name, given[name])
+    assert set(option_names(VOTES, VERDICT, STRICTNESS, DUPLICATES, RUN)) == set(OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "function", [sort_particles, cut_again, update_particles, SortResult], ids=lambda f: f.__name__
+)
+def test_annotations_can_be_read(function):
+    assert get_type_hints(function)
 
 
 # What cannot be.
@@ -1025,6 +1112,7 @@ def ball():
 
 
 # Without noise to smooth it, the template of a structured particle follows its details, not its mass.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("volume", "snr", "centring", "correlation"), [("globular", 0.2, 0.05, 0.7), ("ball", 1.0, 0.02, 0.8)]
 )
@@ -1095,6 +1183,7 @@ def pairs(rows):
 NEAR, BESIDE = pairs(range(0, 40, 2)), pairs(range(40, 80, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "pixel_size", "label", "found"),
     [
@@ -1133,6 +1222,7 @@ def test_picks_close_to_each_other_are_one_particle(few, tmp_path, options, pixe
     np.testing.assert_array_equal(cut_again(result, fraction=1.0).keep, ~expected)
 
 
+@pytest.mark.slow
 def test_picks_of_two_micrographs_are_two_particles(few, tmp_path):
     images, alone = few
     rows = [(i, i % 2, 50.0, 100.0 * (i // 2)) for i in range(len(images))]
@@ -1141,6 +1231,7 @@ def test_picks_of_two_micrographs_are_two_particles(few, tmp_path):
     np.testing.assert_array_equal(result.keep, alone.keep)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distance", [20.0, 0.0])
 def test_sections_that_are_listed_twice_are_sorted_once(few, tmp_path, distance):
     images = few[0]
@@ -1163,6 +1254,7 @@ def test_sections_that_are_listed_twice_are_sorted_once(few, tmp_path, distance)
 # Real particles.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "diameter", "least"),
     [("apoferritin_curated", 128, 0.97), ("apoferritin_picks", 128, 0.95), ("betagal_curated", 180, 0.93)],

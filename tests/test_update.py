@@ -14,14 +14,25 @@ import pytest
 
 import fastsort.update as update_module
 from fastsort import InputError, cli
-from fastsort.particles.source import StackImages, choose_particles, open_particles
-from fastsort.report.again import read_earlier
+from fastsort.decide.verdict import cut_again
+from fastsort.particles.open import open_particles
+from fastsort.particles.source import choose_particles
+from fastsort.particles.store import StackImages
+from fastsort.report.finished import read_earlier
 from fastsort.simulate import simulate_particles, write_project
-from fastsort.sort import cut_again, sort_particles
+from fastsort.sort import sort_particles
 from fastsort.update import ANEW, DRIFTED, KEPT, update_particles
 
-N_OLD, N_NEW, BOX = 800, 520, 48
+pytestmark = pytest.mark.slow
+
+N_OLD, N_NEW, BOX = 480, 320, 48
 OF_VERDICTS = ("keep", "reason", "suspicion", "score", "junk_probability", "rescued", "offset")
+
+
+@pytest.fixture(autouse=True)
+def few_are_enough(monkeypatch):
+    """Let fewer images than usual be enough to learn models of their own."""
+    monkeypatch.setattr(update_module, "FEWEST", 300)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +113,19 @@ def drifted(tmp_path_factory, grown):
     return open_particles(both, pixel_size=particles.pixel_size), label, numbered(N_OLD)
 
 
-def test_only_new_images_are_read_and_old_verdicts_stay(grown):
+def count_sorts(monkeypatch):
+    """Note of every sort within an update how many images it is about, and whether it uses earlier models."""
+    calls = []
+
+    def sort(particles, **options):
+        calls.append((len(particles), options.get("earlier") is not None))
+        return sort_particles(particles, **options)
+
+    monkeypatch.setattr(update_module, "sort_particles", sort)
+    return calls
+
+
+def test_only_new_images_are_read_and_old_verdicts_stay(grown, monkeypatch):
     star, label, names, earlier = grown
     order = np.random.default_rng(0).permutation(N_OLD + N_NEW)
     mixed = counted(write_rows(star, "mixed.star", order))
@@ -111,19 +134,20 @@ def test_only_new_images_are_read_and_old_verdicts_stay(grown):
     assert result.parameters["update"] == {"new_images": N_NEW, "models": KEPT}
     places = np.argsort(order)
     assert_same_verdicts(result, places[:N_OLD], earlier, slice(None))
-    assert result.cut == earlier.cut and "models" not in result.measurements
+    assert result.threshold == earlier.threshold and "models" not in result.measurements
     new = places[N_OLD:]
     np.testing.assert_array_equal(
         result.keep[new],
-        (result.score[new] <= earlier.cut) & ~result.measurements["duplicate"][new],
+        (result.score[new] <= earlier.threshold) & ~result.measurements["duplicate"][new],
     )
     together = sort_particles(star, n_jobs=2)
     expected = rates(label[N_OLD:], together.keep[N_OLD:])
     assert np.abs(rates(label[N_OLD:], result.keep[new]) - expected).max() <= 0.03
-    # Learning from all of them takes much longer than asking about a few.
+    # Nothing is learned to judge a few: they alone are sorted, with the models of before.
     few = open_particles(write_rows(star, "few.star", range(N_OLD + 20)))
-    quick = update_particles(few, earlier, names, n_jobs=2)
-    assert quick.seconds["total"] < 0.3 * together.seconds["total"]
+    calls = count_sorts(monkeypatch)
+    update_particles(few, earlier, names, n_jobs=2)
+    assert calls == [(20, True)]
 
 
 def test_one_new_image_is_judged_as_among_many(grown):
@@ -141,15 +165,16 @@ def test_one_new_image_is_judged_as_among_many(grown):
     assert result.parameters["update"] == {"new_images": 1, "models": KEPT}
 
 
-def test_nothing_new_changes_nothing(grown):
+def test_nothing_new_changes_nothing(grown, monkeypatch):
     star, _, names, earlier = grown
     order = np.random.default_rng(1).permutation(N_OLD)[: N_OLD - 100]
     same = counted(write_rows(star, "same.star", order))
+    calls = count_sorts(monkeypatch)
     result = update_particles(same, earlier, names)
-    assert not same.store.seen
+    assert not same.store.seen and calls == []
     assert_same_verdicts(result, slice(None), earlier, order)
     assert result.parameters == {**earlier.parameters, "update": {"new_images": 0, "models": KEPT}}
-    assert list(result.seconds) == ["total"] and result.seconds["total"] < earlier.seconds["total"]
+    assert list(result.seconds) == ["total"]
     np.testing.assert_array_equal(result.views.label, earlier.views.label[order])
     assert result.errors.by_kind == earlier.errors.by_kind
 
@@ -168,16 +193,16 @@ def test_drifted_images_get_models_of_their_own(grown, drifted, monkeypatch):
     result = update_particles(images, earlier, names, n_jobs=2)
     monkeypatch.undo()
     # The last call was without the old models.
-    assert alone.judge.weights != earlier.judge.weights and len(alone.keep) == N_NEW
+    assert alone.learned.weights != earlier.learned.weights and len(alone.keep) == N_NEW
     assert result.parameters["update"] == {"new_images": N_NEW, "models": ANEW}
     assert_same_verdicts(result, slice(N_OLD), earlier, slice(None))
     assert result.measurements["models"].tolist() == [0] * N_OLD + [1] * N_NEW
     pixels, pixel_size = images.store.array, images.pixel_size
     np.testing.assert_array_equal(result.junk_probability[N_OLD:], alone.junk_probability)
-    step = earlier.cut - alone.cut
+    step = earlier.threshold - alone.threshold
     np.testing.assert_allclose(result.score[N_OLD:], alone.score + step, rtol=1e-9)
     assert (result.keep[N_OLD:] != alone.keep).sum() <= 1
-    assert result.cut == earlier.cut
+    assert result.threshold == earlier.threshold
     assert (rates(label[N_OLD:], result.keep[N_OLD:]) > 0.95).all()
 
     # What follows is judged with the new models, on their scale.
@@ -229,7 +254,7 @@ def test_judging_again_calibrates_all_images(grown):
     order = np.argsort(result.score)
     assert (np.diff(result.junk_probability[order]) >= 0).all()
     np.testing.assert_array_equal(
-        result.keep, (result.score <= result.cut) & ~result.measurements["duplicate"]
+        result.keep, (result.score <= result.threshold) & ~result.measurements["duplicate"]
     )
     assert (rates(label, result.keep) > 0.9).all()
     some = open_particles(write_rows(star, "again.star", range(N_OLD)))
@@ -249,13 +274,13 @@ def test_strict_stays_strict(grown):
     strict = cut_again(earlier, fraction=0.2)
     result = update_particles(some, strict, names, n_jobs=2)
     assert_same_verdicts(result, slice(N_OLD), strict, slice(None))
-    assert result.cut == strict.cut and result.parameters["update"]["models"] == KEPT
+    assert result.threshold == strict.threshold and result.parameters["update"]["models"] == KEPT
     np.testing.assert_array_equal(result.junk_probability[new], usual.junk_probability[new])
-    np.testing.assert_array_equal(result.keep[new], ((result.score <= strict.cut) & alone)[new])
+    np.testing.assert_array_equal(result.keep[new], ((result.score <= strict.threshold) & alone)[new])
     assert 0 < result.keep[new].sum() < usual.keep[new].sum()
 
     result = update_particles(some, cut_again(earlier, unanimous=True), names, n_jobs=2)
-    assert np.isnan(result.cut)
+    assert np.isnan(result.threshold)
     np.testing.assert_array_equal(result.score, usual.score)
     np.testing.assert_array_equal(result.keep[new], ((result.measurements["against"] < 3) & alone)[new])
 
@@ -359,7 +384,9 @@ def live(tmp_path_factory):
     whole = star.read_text()
     early = write_rows(star, "early.star", range(140))
     star.write_text(early.read_text())
-    assert cli.main(["sort", str(star), "-o", str(folder / "sorted"), "--jobs", "2", "--quiet"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastsort.report.again.draw_results", lambda *_: None)
+        assert cli.main(["sort", str(star), "-o", str(folder / "sorted"), "--jobs", "2", "--quiet"]) == 0
     star.write_text(whole)
     return star, folder / "sorted"
 
@@ -368,15 +395,15 @@ def files_of(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_killed_update_leaves_the_old_results_and_the_next_one_goes_on(live):
+def test_killed_update_leaves_the_old_results_and_the_next_one_goes_on(live, no_pictures):
     star, folder = live
     before, (earlier, names) = files_of(folder), read_earlier(folder)
     arguments = ["sort", str(star), "-o", str(folder), "--update", "--jobs", "2", "--quiet"]
     code = (
         "import os, signal\n"
         "from fastsort import cli\n"
-        "from fastsort.report import again\n"
-        "again.draw_results = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from fastsort.report import drawing\n"
+        "drawing.draw_results = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"cli.main({arguments!r})\n"
     )
     root = str(Path(__file__).parent.parent)
