@@ -2,9 +2,16 @@
 
 import os
 
+import pytest
 from hypothesis import settings
 
 # The gate must say the same of the same commit; everybody else's runs look for new examples.
 settings.register_profile("gate", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("gate")
+
+
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Leave out the report of every sort: it takes longer than the sort of a small set."""
+    monkeypatch.setattr("fastsort.report.again.draw_results", lambda *_: None)

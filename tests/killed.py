@@ -63,6 +63,11 @@ def killed_at_random(job, folder, longest, seed):
     raise AssertionError("no run ends")
 
 
+def killed_by_itself(job, folder):
+    """Let a run kill itself; return 1 if it did so before its end, else 0."""
+    return int(not _ended(_start(job, folder)))
+
+
 def ended_within(job, folder, seconds):
     """Start a run, kill it after some time, and return whether it had come to its end."""
     child = _start(job, folder)

@@ -18,7 +18,7 @@ from fastsort._saved import load, save
 from fastsort.decide.combine import OFFSET
 from fastsort.decide.result import SortResult
 from fastsort.decide.votes import LearnedMethods, LearnedVerdict
-from fastsort.particles.source import open_particles
+from fastsort.particles.open import open_particles
 from fastsort.report import drawing
 from fastsort.report.drawing import redraw
 from fastsort.report.finished import open_finished
@@ -36,9 +36,14 @@ def project(tmp_path_factory):
     return write_project(tmp_path_factory.mktemp("project") / "p", images, truth)
 
 
+@pytest.fixture(scope="module")
+def simulated():
+    return simulate_particles(30, 30, snr=0.5, box=32, seed=2)
+
+
 @pytest.fixture
-def stack(tmp_path):
-    images, truth = simulate_particles(30, 30, snr=0.5, box=32, seed=2)
+def stack(simulated, tmp_path):
+    images, truth = simulated
     path = tmp_path / "images.mrcs"
     with mrcfile.new(path) as file:
         file.set_data(images)
@@ -211,6 +216,7 @@ def test_input_that_has_changed_is_refused(project, tmp_path):
 # The report, drawn again.
 
 
+@pytest.mark.slow
 def test_report_is_replaced(project, tmp_path):
     folder = finished_at(tmp_path / "out", project)
     for name in ("report.png", "report.html"):
@@ -223,6 +229,7 @@ def test_report_is_replaced(project, tmp_path):
     assert names_in(tmp_path) == ["out"] and set(names_in(folder)) <= set(RESULT_NAMES)
 
 
+@pytest.mark.slow
 def test_report_into_a_file(project, tmp_path, capsys):
     folder = finished_at(tmp_path / "out", project)
     before = names_in(folder)
@@ -392,6 +399,7 @@ def cut_into(tmp_path, folder, *options):
     return cli.main(["apply", str(folder), "-o", str(tmp_path / "new"), "--overwrite", *options])
 
 
+@pytest.mark.slow
 def test_another_cut_keeps_the_best(project, tmp_path, capsys):
     folder = finished_at(tmp_path / "out", project)
     score = make_result().score
@@ -408,14 +416,14 @@ def test_another_cut_keeps_the_best(project, tmp_path, capsys):
     assert {name: (folder / name).read_bytes() for name in names_in(folder)} == before
 
 
-def test_cut_by_probability(project, tmp_path):
+def test_cut_by_probability(project, tmp_path, no_pictures):
     folder = finished_at(tmp_path / "out", project)
     assert cut_into(tmp_path, folder, "--probability", "0.9", "--quiet") == 0
     keep = [row["keep"] == "1" for row in scores_of(tmp_path / "new")]
     assert keep == (make_result().junk_probability < 0.9).tolist()
 
 
-def test_cut_again_keeps_what_the_run_was_asked_for(project, tmp_path):
+def test_cut_again_keeps_what_the_run_was_asked_for(project, tmp_path, no_pictures):
     folder = tmp_path / "out"
     folder.mkdir()
     learned = {"number": 2, "components": 3}
@@ -426,7 +434,7 @@ def test_cut_again_keeps_what_the_run_was_asked_for(project, tmp_path):
     assert "_rlnOriginXAngst" in (tmp_path / "new" / "kept.star").read_text()
 
 
-def test_cut_in_place(project, tmp_path):
+def test_cut_in_place(project, tmp_path, no_pictures):
     folder = finished_at(tmp_path / "out", project)
     assert (
         cli.main(["apply", str(folder), "-o", str(folder), "--overwrite", "--discard", "1", "--quiet"]) == 0

@@ -21,10 +21,12 @@ import fastsort as fs
 from fastsort import InputError, cli
 from fastsort.classify import classify_particles
 from fastsort.particles.mrc import write_stack
-from fastsort.particles.source import ImageStore
+from fastsort.particles.store import ImageStore
 from fastsort.report.classes import write_map
 from fastsort.report.selection import select_classes
 from fastsort.simulate import write_project
+
+pytestmark = pytest.mark.slow
 
 FILES = {
     "particles.star",
@@ -97,18 +99,24 @@ def test_workers_and_kind_of_source_do_not_change_bits(result, project, simulate
     assert (plain.classes.label == result.classes.label).mean() > 0.98
 
 
-def test_progress_reaches_the_end(project):
+@pytest.fixture(scope="module")
+def few(simulated):
+    images, truth = simulated
+    return fs.open_particles(images[:90], pixel_size=truth.pixel_size)
+
+
+def test_progress_reaches_the_end(few):
     seen = []
-    classify_particles(project, n_classes=2, embedding="pca", progress=lambda *step: seen.append(step))
+    classify_particles(few, n_classes=2, embedding="pca", progress=lambda *step: seen.append(step))
     done = [step[0] for step in seen]
     assert done == sorted(done)
-    assert seen[-1] == (360, 360)
+    assert seen[-1] == (90, 90)
 
 
-def test_working_size_is_that_of_the_averages(project):
-    small = classify_particles(project, n_classes=2, embedding="pca", working_size=32)
+def test_working_size_is_that_of_the_averages(few):
+    small = classify_particles(few, n_classes=2, embedding="pca", working_size=32)
     assert small.classes.averages.averages.shape[1:] == (32, 32)
-    assert small.pixel_size == pytest.approx(fs.open_particles(project).pixel_size * 48 / 32)
+    assert small.pixel_size == pytest.approx(few.pixel_size * 48 / 32)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +238,7 @@ def same_result(one, other):
 
 
 @pytest.fixture
-def few(simulated, monkeypatch):
+def in_batches(simulated, monkeypatch):
     """Some images that are read in many batches, and known by their number alone."""
     monkeypatch.setattr("fastsort.images.batches.BATCH_BYTES", BATCH * 4 * 48 * 48)
     for module in ("prepare", "work"):
@@ -249,8 +257,8 @@ def undisturbed(simulated):
 
 
 @pytest.mark.parametrize("share", [0.01, 0.15, 0.29])
-def test_images_that_were_prepared_are_not_read_again(few, undisturbed, tmp_path, share):
-    work, first, second = tmp_path / "new" / "work", few(), few()
+def test_images_that_were_prepared_are_not_read_again(in_batches, undisturbed, tmp_path, share):
+    work, first, second = tmp_path / "new" / "work", in_batches(), in_batches()
     with pytest.raises(Stop):
         stop = stop_beyond(share, raise_stop)
         classify_particles(first, **FEW_OPTIONS, work=work, n_jobs=1, progress=stop)
@@ -265,14 +273,14 @@ def test_images_that_were_prepared_are_not_read_again(few, undisturbed, tmp_path
     ("share", "n_done"), [(0.31, 1), (0.45, 3), (0.56, 4), (0.7, 4), (0.77, 5), (0.9, 5), (0.99, 6)]
 )
 def test_stages_that_were_computed_are_not_computed_again(
-    few, undisturbed, tmp_path, monkeypatch, share, n_done
+    in_batches, undisturbed, tmp_path, monkeypatch, share, n_done
 ):
     with pytest.raises(Stop):
         stop = stop_beyond(share, raise_stop)
-        classify_particles(few(), **FEW_OPTIONS, work=tmp_path / "work", n_jobs=2, progress=stop)
+        classify_particles(in_batches(), **FEW_OPTIONS, work=tmp_path / "work", n_jobs=2, progress=stop)
     done = list(STAGES)[:n_done]
     assert {path.stem for path in (tmp_path / "work").glob("*.stage")} == set(done[1:])
-    again = few()
+    again = in_batches()
     with monkeypatch.context() as patch:
         for name in done:
             # The same function makes the map of the displaced images, which is not done.
@@ -283,16 +291,16 @@ def test_stages_that_were_computed_are_not_computed_again(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_kept_folder_serves_any_number_of_groups_but_no_other_option(few, undisturbed, tmp_path):
+def test_a_kept_folder_serves_any_number_of_groups_but_no_other_option(in_batches, undisturbed, tmp_path):
     work = tmp_path / "work"
-    same_result(classify_particles(few(), **FEW_OPTIONS, work=work, keep_work=True), undisturbed)
+    same_result(classify_particles(in_batches(), **FEW_OPTIONS, work=work, keep_work=True), undisturbed)
     assert {"images.work", *(f"{name}.stage" for name in list(STAGES)[1:])} <= {
         path.name for path in work.iterdir()
     }
-    grouped = few()
+    grouped = in_batches()
     assert classify_particles(grouped, **FEW_OPTIONS, n_groups=2, work=work, keep_work=True).keep.any()
     assert grouped.store.read_so_far == []
-    other = few()
+    other = in_batches()
     classify_particles(other, n_classes=3, embedding="pca", work=work)
     assert len(other.store.read_so_far) == N_FEW
     assert not work.exists()
@@ -424,8 +432,22 @@ def test_choice_does_not_replace_its_map(finished, capsys):
     assert {path.name: path.read_bytes() for path in finished.iterdir()} == before
 
 
-def test_summary_on_the_terminal(project, tmp_path, capsys):
+@pytest.fixture
+def asked(result, monkeypatch):
+    """What the command asks of a classification; it gets the one of `result`, which is that of `finished`."""
+    asked = []
+
+    def known(particles, **options):
+        asked.append(options)
+        return result
+
+    monkeypatch.setattr("fastsort.classify.classify_particles", known)
+    return asked
+
+
+def test_summary_on_the_terminal(project, asked, tmp_path, capsys):
     assert call("map", project, "-o", tmp_path / "out", "--classes", 3, "--embedding", "pca") == 0
+    assert (asked[0]["n_classes"], asked[0]["embedding"]) == (3, "pca")
     lines = capsys.readouterr().out.splitlines()
     n_classes = json.loads((tmp_path / "out" / "summary.json").read_text())["classes"]
     assert lines[0].startswith(f"360 images in {n_classes} class")
@@ -434,9 +456,10 @@ def test_summary_on_the_terminal(project, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("color", ["score", "displaced", "likeness"])
-def test_other_colors_make_another_map(project, finished, tmp_path, color):
+def test_other_colors_make_another_map(project, finished, asked, tmp_path, color):
     folder = tmp_path / "out"
     options = ("--classes", 4, "--embedding", "pca", "--quiet", "--color", color)
     assert call("map", project, "-o", folder, *options) == 0
     assert (folder / "map.png").read_bytes() != (finished / "map.png").read_bytes()
     assert (folder / "classes.mrcs").read_bytes() == (finished / "classes.mrcs").read_bytes()
+    assert (asked[0]["n_classes"], asked[0]["embedding"]) == (4, "pca")

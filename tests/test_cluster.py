@@ -28,6 +28,7 @@ dask = pytest.importorskip("dask")
 distributed = pytest.importorskip("distributed")
 
 ROOT = Path(fs.__file__).parents[1]
+pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module")
@@ -53,13 +54,13 @@ def workers(scheduler):
 
 @pytest.fixture(scope="module")
 def star(tmp_path_factory):
-    images, truth = fs.simulate_particles(600, 600, snr=0.1, box=64, ctf=True, seed=0)
+    images, truth = fs.simulate_particles(300, 300, snr=0.1, box=64, ctf=True, seed=0)
     return fs.write_project(tmp_path_factory.mktemp("project") / "set", images, truth)
 
 
 @pytest.fixture(scope="module")
 def small_batches():
-    """So small that each stage of a sort of 1,200 images has some for every worker."""
+    """So small that each stage of a sort of 600 images has some for every worker."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batches, "BATCH_BYTES", 1 << 20)
         for room in ("radial", "subspaces", "invariants"):
@@ -155,7 +156,7 @@ def test_a_sort_has_the_bits_of_one_process_and_small_tasks(star, expected, work
     stages = {"images.prepare", "radial.filter", "subspaces.filter", "invariants.filter"}
     assert {f"fastsort.{stage}" for stage in stages} <= set(functions)
     # A batch is 64 images of 64 x 64 px: 1 MiB of pixels.
-    assert sum(sent) < 1200 * 400
+    assert sum(sent) < 600 * 400
     assert max(sent) < 16 << 10
 
 
@@ -227,7 +228,7 @@ def test_a_worker_that_cannot_see_the_files_is_named(scheduler, star, small_batc
         # Files that it can see, and a work folder that it cannot.
         stack = tmp_path / "all.mrcs"
         particles = fs.open_particles(star)
-        fs.particles.mrc.write_stack(stack, [particles.read(0, 1200)], 2.0, 1200, 64)
+        fs.particles.mrc.write_stack(stack, [particles.read(0, 600)], 2.0, 600, 64)
         with (
             use_cluster(scheduler, [stack]),
             pytest.raises(InputError, match=f"^{where}: .*No such file") as caught,

@@ -72,7 +72,7 @@ def dataset(simulated, tmp_path):
     return save(tmp_path / "J24/cryosparc_P1_J24_particles.cs", rows), truth
 
 
-def test_a_dataset_comes_back_row_by_row(dataset, tmp_path):
+def test_a_dataset_comes_back_row_by_row(dataset, tmp_path, no_pictures):
     path, truth = dataset
     before = {file: file.read_bytes() for file in path.parent.iterdir()}
     out = tmp_path / "out"
@@ -98,7 +98,7 @@ def test_a_dataset_comes_back_row_by_row(dataset, tmp_path):
     assert (out / "micrographs.csv").is_file()
 
 
-def test_scores_go_into_a_dataset_when_asked_for(dataset, tmp_path):
+def test_scores_go_into_a_dataset_when_asked_for(dataset, tmp_path, no_pictures):
     path, _ = dataset
     assert call("sort", path, "-o", tmp_path / "out", "--quiet", "--score-field") == 0
     kept, rejected = np.load(tmp_path / "out/kept.cs"), np.load(tmp_path / "out/rejected.cs")
@@ -179,7 +179,7 @@ def numbers(path):
     return [int(line.split()[2]) for line in path.read_text().splitlines() if "# pick" in line]
 
 
-def test_picks_are_sorted_and_come_back_as_coordinate_files(picked, tmp_path, capsys):
+def test_picks_are_sorted_and_come_back_as_coordinate_files(picked, tmp_path, capsys, no_pictures):
     folder, truth = picked
     before = {file: file.read_bytes() for file in folder.iterdir()}
     out = tmp_path / "out"
@@ -227,7 +227,7 @@ def test_a_finished_run_on_micrographs_is_cut_and_drawn_again(picked, tmp_path, 
     assert (out / "kept" / "mine.txt").read_text() == "keep me"
 
 
-def test_new_micrographs_are_sorted_as_they_come(picked, tmp_path):
+def test_new_micrographs_are_sorted_as_they_come(picked, tmp_path, no_pictures):
     folder, truth = picked
     live = tmp_path / "live"
     live.mkdir()
@@ -276,7 +276,7 @@ def test_micrographs_need_a_box_in_python_too(picked):
 
 
 @pytest.mark.skipif(shutil.which("relion_preprocess") is None, reason="RELION is not installed")
-def test_relion_extracts_the_picks_that_are_kept(picked, tmp_path):
+def test_relion_extracts_the_picks_that_are_kept(picked, tmp_path, no_pictures):
     folder, truth = picked
     out = tmp_path / "out"
     assert call("sort", *sources(folder), "-o", out, "--quiet", "--write-stack") == 0
@@ -299,7 +299,7 @@ def test_relion_extracts_the_picks_that_are_kept(picked, tmp_path):
         assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.9999
 
 
-def test_relion_runs_the_command_as_a_job(simulated, tmp_path, monkeypatch):
+def test_relion_runs_the_command_as_a_job(simulated, tmp_path, monkeypatch, no_pictures):
     """Called as the pipeline does it; the pipeline itself is tried in test_relion_job."""
     images, truth = simulated
     star = write_project(tmp_path / "project", [images], truth)

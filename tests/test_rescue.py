@@ -15,9 +15,11 @@ from fastsort.decide import rescue as module
 from fastsort.decide.recentre import centred_scores
 from fastsort.decide.rescue import find_views
 from fastsort.decide.verdict import cut_again
-from fastsort.particles.source import open_particles
+from fastsort.particles.open import open_particles
 from fastsort.simulate.phantoms import phantom_blobs, phantom_volume
 from fastsort.sort import sort_particles
+
+pytestmark = pytest.mark.slow
 
 RING = Path(__file__).parents[2] / "shared/data/volumes/sheath_ring_64px_4.4A.mrc"
 BOX = 64
@@ -159,8 +161,13 @@ def found_in(rods, limit=5.0, radius=12.0, **more):
     return views, rare
 
 
-def test_end_views_are_rare_and_noise_is_not(rods):
-    views, rare = found_in(rods)
+@pytest.fixture(scope="module")
+def views_of_rods(rods):
+    return found_in(rods)
+
+
+def test_end_views_are_rare_and_noise_is_not(rods, views_of_rods):
+    views, rare = views_of_rods
     _, tilt, score = rods
     judged = np.isfinite(score)
     assert rare[(tilt == 90) & judged].mean() >= 0.9
@@ -171,10 +178,9 @@ def test_end_views_are_rare_and_noise_is_not(rods):
     assert np.linalg.norm(np.median(common, axis=0) - np.median(end, axis=0)) > common.std()
 
 
-def test_workers_and_a_second_run_do_not_change_bits(rods):
-    one = found_in(rods, n_jobs=1)
-    assert_identical(one, found_in(rods, n_jobs=1))
-    assert_identical(one, found_in(rods, n_jobs=2))
+def test_workers_and_a_second_run_do_not_change_bits(rods, views_of_rods):
+    assert_identical(views_of_rods, found_in(rods, n_jobs=1))
+    assert_identical(views_of_rods, found_in(rods, n_jobs=2))
 
 
 def test_rare_ones_beyond_the_sample_are_found(rods, monkeypatch):
@@ -207,8 +213,7 @@ def test_without_rejected_images_there_are_still_views():
     images, tilt = rod({0: 120}, 0)
     views, rare = found_in((open_particles(images), tilt, np.linspace(0, 1, 120)))
     assert not rare.any() and len(views.size)
-    for radius in (None, 12.0):
-        assert len(found_in((open_particles(images), tilt, np.linspace(0, 1, 120)), radius=radius)[0].size)
+    assert len(found_in((open_particles(images), tilt, np.linspace(0, 1, 120)), radius=None)[0].size)
 
 
 def test_too_few_kept_images_make_no_map():

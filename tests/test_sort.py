@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import shutil
+import signal
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import get_type_hints
@@ -42,7 +45,7 @@ from fastsort.decide.settings import (
     option_names,
 )
 from fastsort.particles.mrc import write_stack
-from fastsort.particles.source import ImageStore
+from fastsort.particles.store import ImageStore
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "real"
 ARRAYS = ("keep", "score", "reason", "suspicion", "rescued", "junk_probability", "offset")
@@ -62,6 +65,11 @@ def project(stack, tmp_path_factory):
 @pytest.fixture(scope="module")
 def sorted_project(project):
     return sort_particles(project, method="radial")
+
+
+@pytest.fixture(scope="module")
+def sorted_array(stack):
+    return sort_particles(stack[0], method="radial")
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +100,11 @@ def tiny_project(tiny, tmp_path_factory):
 @pytest.fixture(scope="module")
 def tiny_result(tiny_project):
     return sort_particles(tiny_project)
+
+
+@pytest.fixture(scope="module")
+def tiny_array_result(tiny):
+    return sort_particles(tiny[0])
 
 
 def assert_identical(actual, expected):
@@ -136,25 +149,24 @@ def test_project_is_sorted(stack, sorted_project):
     )
 
 
-def test_array_and_stack_file_give_the_same(stack, tmp_path):
+def test_array_and_stack_file_give_the_same(stack, sorted_array, tmp_path):
     images, truth = stack
     with mrcfile.new(tmp_path / "particles.mrcs") as file:
         file.set_data(images)
         file.set_image_stack()
         file.voxel_size = truth.pixel_size
-    from_array = sort_particles(images, method="radial")
-    assert not from_array.phase_flipped
+    assert not sorted_array.phase_flipped
     for path in (tmp_path / "particles.mrcs", str(tmp_path / "particles.mrcs")):
         from_file = sort_particles(path, method="radial")
-        assert_identical(from_file, from_array)
-        assert from_file.diameter == pytest.approx(from_array.diameter_px * truth.pixel_size, rel=1e-4)
-    assert from_array.diameter == from_array.diameter_px
+        assert_identical(from_file, sorted_array)
+        assert from_file.diameter == pytest.approx(sorted_array.diameter_px * truth.pixel_size, rel=1e-4)
+    assert sorted_array.diameter == sorted_array.diameter_px
 
 
-def test_project_without_flipping_is_the_array(stack, project):
+def test_project_without_flipping_is_the_array(sorted_array, project):
     plain = sort_particles(project, method="radial", phase_flip="no")
     assert not plain.phase_flipped
-    assert_identical(plain, sort_particles(stack[0], method="radial"))
+    assert_identical(plain, sorted_array)
 
 
 def test_flipping_when_told_is_flipping_by_itself(project, sorted_project):
@@ -216,6 +228,7 @@ def test_workers_do_not_change_bits(project, sorted_project, n_jobs):
     assert_identical(sort_particles(project, method="radial", n_jobs=n_jobs), sorted_project)
 
 
+@pytest.mark.slow
 def test_processes_do_not_change_bits(project, sorted_project):
     images = simulate_particles(300, 300, snr=0.1, box=36, seed=3)[0]
     # Three batches and more, for any method.
@@ -250,6 +263,7 @@ def test_any_type_of_read_only_map(stack, dtype, tmp_path):
     assert_identical(sort_particles(mapped, method="radial"), sort_particles(exact, method="radial"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [None, *METHODS])
 @pytest.mark.parametrize(("n", "box"), [(1, 16), (1, 56), (2, 16), (4, 16), (49, 17), (60, 16)])
 def test_small_sets_and_small_boxes(n, box, method):
@@ -316,18 +330,19 @@ def test_votes_are_the_scores_of_the_single_methods(small_project, jointly):
     np.testing.assert_array_equal(jointly.measurements["against"], against)
 
 
-def test_array_and_stack_file_give_the_same_to_all_methods(tiny, tiny_project, tmp_path):
+@pytest.mark.slow
+def test_array_and_stack_file_give_the_same_to_all_methods(tiny, tiny_array_result, tiny_project, tmp_path):
     images, truth = tiny
     with mrcfile.new(tmp_path / "particles.mrcs") as file:
         file.set_data(images)
         file.set_image_stack()
         file.voxel_size = truth.pixel_size
-    expected = sort_particles(images)
-    assert_identical(sort_particles(tmp_path / "particles.mrcs"), expected)
+    assert_identical(sort_particles(tmp_path / "particles.mrcs"), tiny_array_result)
     # These particles were never picked twice.
-    assert_identical(sort_particles(tiny_project, phase_flip="no"), expected)
+    assert_identical(sort_particles(tiny_project, phase_flip="no"), tiny_array_result)
 
 
+@pytest.mark.slow
 def test_images_that_no_method_can_judge(small):
     images = small[0].copy()
     images[0] = 0.1
@@ -351,13 +366,15 @@ def test_only_images_that_cannot_be_judged():
     assert (result.junk_probability == 1).all()
 
 
-def test_scale_does_not_matter_to_all_methods(tiny):
-    expected = sort_particles(tiny[0])
+@pytest.mark.slow
+def test_scale_does_not_matter_to_all_methods(tiny, tiny_array_result):
+    expected = tiny_array_result
     found = sort_particles(tiny[0] * np.float32(3e-5) + np.float32(1e-3))
     assert (found.keep != expected.keep).mean() <= 0.01
     assert np.corrcoef(found.score, expected.score)[0, 1] > 0.999
 
 
+@pytest.mark.slow
 def test_order_and_seed_matter_little_to_all_methods(small, jointly, small_project):
     star = shuffle_rows(small_project, "mixed.star", np.random.default_rng(8).permutation(len(jointly.keep)))
     position = {name: i for i, name in enumerate(open_particles(small_project).names)}
@@ -371,6 +388,7 @@ def test_order_and_seed_matter_little_to_all_methods(small, jointly, small_proje
     assert (other.keep != jointly.keep).mean() <= 0.05
 
 
+@pytest.mark.slow
 def test_particles_beside_the_centre_are_kept_on_demand(small_project, jointly):
     found = sort_particles(small_project, keep_off_centre=True)
     good = found.score < jointly.score
@@ -467,6 +485,7 @@ def test_unanimous_rejects_what_all_methods_reject(jointly):
     assert np.isnan(found.threshold)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{"keep_at_least": 0.9}, {"discard": 70}, {"fraction": 0.4}, {"unanimous": True}], ids=str
 )
@@ -515,6 +534,7 @@ def test_impossible_cuts_are_told(jointly, options, message):
         cut_again(jointly, **options)
 
 
+@pytest.mark.slow
 def test_cuts_of_results_that_cannot_tell(small):
     few = sort_particles(small[0][:40])
     for options in ({"probability": 0.5}, {"keep_at_least": 0.9}):
@@ -574,11 +594,14 @@ def test_subspaces_of_other_methods_are_none(sorted_project):
     assert sorted_project.subspaces is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["default", "published"])
-def test_subspaces_of_array_map_stack_and_star_are_the_same(stack, project, tmp_path, preset):
+def test_subspaces_of_array_map_stack_and_star_are_the_same(
+    stack, project, by_subspaces, by_published, tmp_path, preset
+):
     images, truth = stack
     options = {"method": "subspaces", "preset": preset}
-    expected = sort_particles(images, **options)
+    expected = by_subspaces if preset == "default" else by_published
     np.save(tmp_path / "images.npy", images)
     with mrcfile.new(tmp_path / "particles.mrcs") as file:
         file.set_data(images)
@@ -596,6 +619,7 @@ def test_subspaces_of_array_map_stack_and_star_are_the_same(stack, project, tmp_
     assert flipped.phase_flipped and not np.array_equal(flipped.score, expected.score)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["default", "published"])
 def test_workers_do_not_change_bits_of_subspaces(stack, tmp_path, preset):
     # Three batches, one of them smaller.
@@ -744,16 +768,17 @@ def test_published_subspaces_drop_a_twentieth(stack, by_published):
 
 
 @pytest.mark.parametrize("preset", ["default", "published"])
-def test_work_folder_of_subspaces_is_removed_in_the_end(stack, tmp_path, preset):
+def test_work_folder_of_subspaces_is_removed_in_the_end(stack, by_subspaces, by_published, tmp_path, preset):
     seen = []
     options = {"method": "subspaces", "preset": preset}
     result = sort_particles(
         stack[0], work=tmp_path, progress=lambda *_: seen.extend(tmp_path.rglob("*")), **options
     )
     assert "images.work" in {path.name for path in seen} and not tmp_path.exists()
-    assert_identical(result, sort_particles(stack[0], **options))
+    assert_identical(result, by_subspaces if preset == "default" else by_published)
 
 
+@pytest.mark.slow
 def test_work_folder_is_made_and_removed_with_its_parents(tiny_project, tiny_result, tmp_path):
     seen, work = [], tmp_path / "new" / "work"
     result = sort_particles(tiny_project, work=work, progress=lambda *_: seen.extend(work.rglob("*")))
@@ -795,6 +820,7 @@ def must_not_run(*_):
     raise AssertionError("something was done twice")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("share", "done"),
     [
@@ -815,6 +841,7 @@ def test_a_run_goes_on_where_it_was_stopped(tiny_project, tiny_result, tmp_path,
     assert not work.exists()
 
 
+@pytest.mark.slow
 def test_another_run_does_not_go_on_where_this_one_was_stopped(tiny_project, tiny_result, tmp_path):
     with pytest.raises(Stop):
         sort_particles(tiny_project, work=tmp_path, seed=5, diameter=300, progress=stop_beyond(0.75))
@@ -822,6 +849,7 @@ def test_another_run_does_not_go_on_where_this_one_was_stopped(tiny_project, tin
     assert_identical(sort_particles(tiny_project, work=tmp_path), tiny_result)
 
 
+@pytest.mark.slow
 def test_work_folder_is_kept_on_demand_and_read_again(tiny_project, tiny_result, tmp_path, monkeypatch):
     work = tmp_path / "work"
     assert_identical(sort_particles(tiny_project, work=work, keep_work=True), tiny_result)
@@ -845,12 +873,18 @@ def test_work_folder_with_files_of_others_is_left_alone(tiny_project, tmp_path):
         sort_particles(tiny_project, work=tmp_path / "thesis.tex")
 
 
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize("when", [0, -1])
-def test_temporary_folder_is_removed_after_a_failure(stack, tmp_path, monkeypatch, error, when):
+@pytest.fixture(scope="module")
+def steps(stack):
+    """All that the progress of a whole run is told."""
     calls = []
     sort_particles(stack[0], method="radial", progress=lambda *call: calls.append(call))
-    fatal = calls[when]
+    return calls
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("when", [0, -1])
+def test_temporary_folder_is_removed_after_a_failure(stack, steps, tmp_path, monkeypatch, error, when):
+    fatal = steps[when]
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     seen = []
 
@@ -864,14 +898,28 @@ def test_temporary_folder_is_removed_after_a_failure(stack, tmp_path, monkeypatc
     assert seen and list(tmp_path.iterdir()) == []
 
 
-def sort_and_save(folder):
+def sort_and_save(folder, progress=None):
     """Sort the project beside a folder, and leave everything but the time it took."""
-    result = sort_particles(folder.parent / "project" / "particles.star", work=folder / "work", n_jobs=1)
+    star = folder.parent / "project" / "particles.star"
+    result = sort_particles(star, work=folder / "work", n_jobs=1, progress=progress)
     save(folder / "result", result._replace(seconds={}))
 
 
+def end_beyond(share):
+    """Progress that kills its process once a run has done more than a share of its work."""
+
+    def end(done, total):
+        if done > share * total:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return end
+
+
 def kill_often(folder):
-    """Numbers of runs that were killed at random before one came to its end with the usual bits."""
+    """Kill runs, one on its way and others at random, until one comes to its end with the usual bits.
+
+    Returns how many were killed, for each of two folders.
+    """
     for name in ("first", "expected"):
         # The first one loads the kernels.
         (folder / name).mkdir()
@@ -880,15 +928,17 @@ def kill_often(folder):
         longest = time.perf_counter() - begin
     expected = (folder / "expected" / "result").read_bytes()
     n_killed = []
-    for seed in range(2):
+    for seed, share in enumerate((0.3, 0.7)):
         own = folder / str(seed)
         own.mkdir()
-        n_killed.append(killed.killed_at_random(sort_and_save, own, 1.3 * longest, seed))
+        n_killed.append(killed.killed_by_itself(partial(sort_and_save, progress=end_beyond(share)), own))
+        n_killed[-1] += killed.killed_at_random(sort_and_save, own, 1.3 * longest, seed)
         assert [path.name for path in own.iterdir()] == ["result"]
         assert (own / "result").read_bytes() == expected
     return n_killed
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(tiny_project, tmp_path):
     shutil.copytree(tiny_project.parent, tmp_path / "project")
     code = f"import test_sort; from pathlib import Path; print(test_sort.kill_often(Path({str(tmp_path)!r})))"
@@ -896,6 +946,7 @@ def test_killed_and_started_again(tiny_project, tmp_path):
     assert len(n_killed) == 2 and sum(n_killed) >= 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "preset"),
     [
@@ -1061,6 +1112,7 @@ def ball():
 
 
 # Without noise to smooth it, the template of a structured particle follows its details, not its mass.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("volume", "snr", "centring", "correlation"), [("globular", 0.2, 0.05, 0.7), ("ball", 1.0, 0.02, 0.8)]
 )
@@ -1131,6 +1183,7 @@ def pairs(rows):
 NEAR, BESIDE = pairs(range(0, 40, 2)), pairs(range(40, 80, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "pixel_size", "label", "found"),
     [
@@ -1169,6 +1222,7 @@ def test_picks_close_to_each_other_are_one_particle(few, tmp_path, options, pixe
     np.testing.assert_array_equal(cut_again(result, fraction=1.0).keep, ~expected)
 
 
+@pytest.mark.slow
 def test_picks_of_two_micrographs_are_two_particles(few, tmp_path):
     images, alone = few
     rows = [(i, i % 2, 50.0, 100.0 * (i // 2)) for i in range(len(images))]
@@ -1177,6 +1231,7 @@ def test_picks_of_two_micrographs_are_two_particles(few, tmp_path):
     np.testing.assert_array_equal(result.keep, alone.keep)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distance", [20.0, 0.0])
 def test_sections_that_are_listed_twice_are_sorted_once(few, tmp_path, distance):
     images = few[0]
@@ -1199,6 +1254,7 @@ def test_sections_that_are_listed_twice_are_sorted_once(few, tmp_path, distance)
 # Real particles.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "diameter", "least"),
     [("apoferritin_curated", 128, 0.97), ("apoferritin_picks", 128, 0.95), ("betagal_curated", 180, 0.93)],

@@ -528,6 +528,7 @@ def test_processes_do_not_change_bits(many, many_on_disk, learned, told):
         assert_same_bits(many_on_disk, learned, told)
 
 
+@pytest.mark.cluster
 def test_a_cluster_does_not_change_bits(many, many_on_disk, learned, told):
     distributed = pytest.importorskip("distributed")
     with (
