@@ -16,9 +16,9 @@ from fastsort.images.prepare import ctf_to_flip, prepare_images, working_radius
 from fastsort.images.work import fingerprint, work_folder
 from fastsort.invariants.classes import Classification, find_classes
 from fastsort.invariants.map import EMBEDDINGS
-from fastsort.particles.source import Particles, open_particles
+from fastsort.particles.open import open_particles
+from fastsort.particles.source import Particles
 
-# Larger images do not tell classes apart any better.
 WORKING_SIZE = 96
 # Reading counts as this part of the work in the progress that a user sees.
 READING = 0.3

@@ -15,7 +15,8 @@ from fastsort.decide.verdict import check_earlier, cut_again, decide
 from fastsort.decide.votes import ask_methods
 from fastsort.images.prepare import ctf_to_flip, prepare_images, working_radius
 from fastsort.images.work import fingerprint, work_folder
-from fastsort.particles.source import Particles, open_particles
+from fastsort.particles.open import open_particles
+from fastsort.particles.source import Particles
 
 STAGES = ("read and crop", "measure", "decide")
 # Where in the whole work the images are read, and where they are measured; the rest is the verdict.

@@ -23,7 +23,8 @@ from fastsort.decide.settings import DUPLICATES, RUN, STRICTNESS, VERDICT, VOTES
 from fastsort.decide.verdict import cut_again, kept_by_any, with_verdict
 from fastsort.decide.votes import METHODS
 from fastsort.images.prepare import is_corrected
-from fastsort.particles.source import Particles, choose_particles, open_particles
+from fastsort.particles.open import open_particles
+from fastsort.particles.source import Particles, choose_particles
 from fastsort.sort import sort_particles
 
 # Votes on the images that are kept have drifted where their distributions differ by so much (the

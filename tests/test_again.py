@@ -18,7 +18,7 @@ from fastsort._saved import load, save
 from fastsort.decide.combine import OFFSET
 from fastsort.decide.result import SortResult
 from fastsort.decide.votes import LearnedMethods, LearnedVerdict
-from fastsort.particles.source import open_particles
+from fastsort.particles.open import open_particles
 from fastsort.report import drawing
 from fastsort.report.drawing import redraw
 from fastsort.report.finished import open_finished

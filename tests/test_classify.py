@@ -21,7 +21,7 @@ import fastsort as fs
 from fastsort import InputError, cli
 from fastsort.classify import classify_particles
 from fastsort.particles.mrc import write_stack
-from fastsort.particles.source import ImageStore
+from fastsort.particles.store import ImageStore
 from fastsort.report.classes import write_map
 from fastsort.report.selection import select_classes
 from fastsort.simulate import write_project
@@ -238,7 +238,7 @@ def same_result(one, other):
 
 
 @pytest.fixture
-def few(simulated, monkeypatch):
+def in_batches(simulated, monkeypatch):
     """Some images that are read in many batches, and known by their number alone."""
     monkeypatch.setattr("fastsort.images.batches.BATCH_BYTES", BATCH * 4 * 48 * 48)
     for module in ("prepare", "work"):
@@ -257,8 +257,8 @@ def undisturbed(simulated):
 
 
 @pytest.mark.parametrize("share", [0.01, 0.15, 0.29])
-def test_images_that_were_prepared_are_not_read_again(few, undisturbed, tmp_path, share):
-    work, first, second = tmp_path / "new" / "work", few(), few()
+def test_images_that_were_prepared_are_not_read_again(in_batches, undisturbed, tmp_path, share):
+    work, first, second = tmp_path / "new" / "work", in_batches(), in_batches()
     with pytest.raises(Stop):
         stop = stop_beyond(share, raise_stop)
         classify_particles(first, **FEW_OPTIONS, work=work, n_jobs=1, progress=stop)
@@ -273,14 +273,14 @@ def test_images_that_were_prepared_are_not_read_again(few, undisturbed, tmp_path
     ("share", "n_done"), [(0.31, 1), (0.45, 3), (0.56, 4), (0.7, 4), (0.77, 5), (0.9, 5), (0.99, 6)]
 )
 def test_stages_that_were_computed_are_not_computed_again(
-    few, undisturbed, tmp_path, monkeypatch, share, n_done
+    in_batches, undisturbed, tmp_path, monkeypatch, share, n_done
 ):
     with pytest.raises(Stop):
         stop = stop_beyond(share, raise_stop)
-        classify_particles(few(), **FEW_OPTIONS, work=tmp_path / "work", n_jobs=2, progress=stop)
+        classify_particles(in_batches(), **FEW_OPTIONS, work=tmp_path / "work", n_jobs=2, progress=stop)
     done = list(STAGES)[:n_done]
     assert {path.stem for path in (tmp_path / "work").glob("*.stage")} == set(done[1:])
-    again = few()
+    again = in_batches()
     with monkeypatch.context() as patch:
         for name in done:
             # The same function makes the map of the displaced images, which is not done.
@@ -291,16 +291,16 @@ def test_stages_that_were_computed_are_not_computed_again(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_kept_folder_serves_any_number_of_groups_but_no_other_option(few, undisturbed, tmp_path):
+def test_a_kept_folder_serves_any_number_of_groups_but_no_other_option(in_batches, undisturbed, tmp_path):
     work = tmp_path / "work"
-    same_result(classify_particles(few(), **FEW_OPTIONS, work=work, keep_work=True), undisturbed)
+    same_result(classify_particles(in_batches(), **FEW_OPTIONS, work=work, keep_work=True), undisturbed)
     assert {"images.work", *(f"{name}.stage" for name in list(STAGES)[1:])} <= {
         path.name for path in work.iterdir()
     }
-    grouped = few()
+    grouped = in_batches()
     assert classify_particles(grouped, **FEW_OPTIONS, n_groups=2, work=work, keep_work=True).keep.any()
     assert grouped.store.read_so_far == []
-    other = few()
+    other = in_batches()
     classify_particles(other, n_classes=3, embedding="pca", work=work)
     assert len(other.store.read_so_far) == N_FEW
     assert not work.exists()

@@ -25,7 +25,7 @@ from fastsort.cli import demo
 from fastsort.cli.printing import print_verdicts
 from fastsort.particles.describe import describe
 from fastsort.particles.mrc import write_stack
-from fastsort.particles.source import open_particles
+from fastsort.particles.open import open_particles
 from fastsort.simulate import simulate_particles, write_project
 
 ROOT = Path(__file__).parents[1]

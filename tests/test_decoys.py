@@ -27,7 +27,7 @@ from fastsort.decide.decoys import (
     votes_on_decoys,
 )
 from fastsort.decide.votes import METHODS, ask_methods, explain
-from fastsort.particles.source import open_particles
+from fastsort.particles.open import open_particles
 from fastsort.subspaces.filter import EXCESS
 
 BOXES = (24, 25, 33)

@@ -39,7 +39,7 @@ import pytest
 from threadpoolctl import threadpool_info
 
 import fastsort as fs
-from fastsort.particles.source import CtfParameters
+from fastsort.particles.table import CtfParameters
 
 HERE = Path(__file__).parent
 # Each pixel of the small images becomes so many in a row: large enough for several batches, and quickly made.

@@ -21,7 +21,8 @@ from fastsort._bulk import Bulk, distance, excess_distance, fit_bulk
 from fastsort.invariants import filter as module
 from fastsort.invariants.features import invariant_features
 from fastsort.invariants.filter import invariant_filter
-from fastsort.particles.source import ArrayImages, Particles
+from fastsort.particles.source import Particles
+from fastsort.particles.store import ArrayImages
 
 seeds = st.integers(0, 2**32 - 1)
 few_examples = settings(max_examples=15, deadline=None)

@@ -27,7 +27,10 @@ from fastsort.decide.micrographs import MicrographTable
 from fastsort.decide.rescue import Views
 from fastsort.decide.result import SortResult
 from fastsort.images.ctf import phase_flip
-from fastsort.particles.source import CtfParameters, ImageStore, Particles, open_particles
+from fastsort.particles.open import open_particles
+from fastsort.particles.source import Particles
+from fastsort.particles.store import ImageStore
+from fastsort.particles.table import CtfParameters
 from fastsort.report import plots
 from fastsort.report.lists import read_list
 from fastsort.report.page import MAX_BYTES, write_page

@@ -26,7 +26,7 @@ from fastsort._reasons import REASONS
 from fastsort.decide.decoys import Estimate, EstimatedErrors
 from fastsort.decide.micrographs import MicrographTable
 from fastsort.images.ctf import phase_flip
-from fastsort.particles.source import open_particles
+from fastsort.particles.open import open_particles
 from fastsort.report import learned, plots
 from fastsort.report.accuracy import measure_accuracy
 from fastsort.report.folder import RESULT_NAMES, results_folder

@@ -15,7 +15,7 @@ from fastsort.decide import rescue as module
 from fastsort.decide.recentre import centred_scores
 from fastsort.decide.rescue import find_views
 from fastsort.decide.verdict import cut_again
-from fastsort.particles.source import open_particles
+from fastsort.particles.open import open_particles
 from fastsort.simulate.phantoms import phantom_blobs, phantom_volume
 from fastsort.sort import sort_particles
 

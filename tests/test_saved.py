@@ -26,7 +26,7 @@ from fastsort.decide.result import SortResult
 from fastsort.decide.verdict import cut_again
 from fastsort.images.normalize import PixelStatistics
 from fastsort.invariants.filter import InvariantResult
-from fastsort.particles.source import open_particles
+from fastsort.particles.open import open_particles
 from fastsort.radial import filter as radial_room
 from fastsort.simulate import simulate_particles, write_project
 from fastsort.sort import sort_particles

@@ -45,7 +45,7 @@ from fastsort.decide.settings import (
     option_names,
 )
 from fastsort.particles.mrc import write_stack
-from fastsort.particles.source import ImageStore
+from fastsort.particles.store import ImageStore
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "real"
 ARRAYS = ("keep", "score", "reason", "suspicion", "rescued", "junk_probability", "offset")

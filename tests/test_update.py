@@ -15,7 +15,9 @@ import pytest
 import fastsort.update as update_module
 from fastsort import InputError, cli
 from fastsort.decide.verdict import cut_again
-from fastsort.particles.source import StackImages, choose_particles, open_particles
+from fastsort.particles.open import open_particles
+from fastsort.particles.source import choose_particles
+from fastsort.particles.store import StackImages
 from fastsort.report.finished import read_earlier
 from fastsort.simulate import simulate_particles, write_project
 from fastsort.sort import sort_particles

@@ -22,7 +22,9 @@ from fastsort.images.normalize import PixelStatistics
 from fastsort.images.prepare import prepare_images
 from fastsort.images.work import fingerprint, hold_lock, source_identity, work_folder
 from fastsort.particles.mrc import write_stack
-from fastsort.particles.source import CtfParameters, ImageStore, open_particles
+from fastsort.particles.open import open_particles
+from fastsort.particles.store import ImageStore
+from fastsort.particles.table import CtfParameters
 from fastsort.report.folder import results_folder
 
 N, BOX, SIZE, BATCH = 150, 24, 16, 16

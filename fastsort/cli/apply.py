@@ -57,7 +57,7 @@ def run_apply(options: argparse.Namespace) -> None:
 
 def _apply_list(options: argparse.Namespace) -> None:
     from fastsort._checks import check_readable
-    from fastsort.particles.source import open_table
+    from fastsort.particles.open import open_table
     from fastsort.report.folder import results_folder
     from fastsort.report.lists import read_list, write_choice
 
@@ -69,12 +69,12 @@ def _apply_list(options: argparse.Namespace) -> None:
     check_readable(options.chosen).close()
     if options.micrographs is None:
         check_reading(options, options.input)
-        source, (table, n_images) = options.input, open_table(options.input, options.passthrough)
+        source, table = options.input, open_table(options.input, options.passthrough)
     else:
         particles = open_input(options)
-        source, table, n_images = options.coordinates, particles.table, len(particles)
-    keep = read_list(options.chosen, n_images)
-    inputs = [options.chosen, *(table.files if table else [source])]
+        source, table = options.coordinates, particles.table
+    keep = read_list(options.chosen, len(table))
+    inputs = [options.chosen, *table.files]
     with results_folder(options.output, overwrite=options.overwrite, inputs=inputs) as partial:
         summary = write_choice(partial, table, keep, options.chosen, source)
     if not options.quiet:

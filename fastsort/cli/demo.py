@@ -33,7 +33,7 @@ def add_demo(commands: Commands) -> None:
 def run_demo(options: argparse.Namespace) -> None:
     """Run the command."""
     from fastsort._checks import check_output_folder
-    from fastsort.particles.source import open_particles
+    from fastsort.particles.open import open_particles
     from fastsort.simulate import plan_particles
 
     folder = check_output_folder(options.output, options.overwrite)

@@ -190,7 +190,7 @@ def check_data_dir(options: argparse.Namespace, particles: Particles) -> None:
 
 def open_input(options: argparse.Namespace) -> Particles:
     """Open the particles that a command was given: a file, or micrographs and the picks in them."""
-    from fastsort.particles.source import open_particles
+    from fastsort.particles.open import open_particles
 
     reading = {"pixel_size": options.pixel_size, "data_dir": options.data_dir}
     if options.given & {"micrographs", "coordinates", "box"}:

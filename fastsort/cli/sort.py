@@ -127,7 +127,7 @@ def _check_tables(particles: Particles, options: argparse.Namespace) -> None:
     """Find now what would else fail when all the work is done, or have no effect."""
     import numpy as np
 
-    from fastsort.particles.places import are_segments, micrograph_places
+    from fastsort.particles.places import micrograph_places
     from fastsort.report.recentre import origin_columns
 
     places = micrograph_places(particles)
@@ -135,7 +135,7 @@ def _check_tables(particles: Particles, options: argparse.Namespace) -> None:
         n = len(particles)
         origin_columns(particles, np.zeros((n, 2)), np.zeros(n, bool))
     if options.duplicate_distance and options.method is None:
-        if are_segments(particles):
+        if particles.table.has_segments:
             refuse_given(options, ["duplicate_distance"], "with segments of filaments")
         if places is None or places.x is None:
             where = "where the input does not say where in a micrograph each particle was picked"

@@ -8,7 +8,7 @@ from scipy.spatial import cKDTree
 
 from fastsort._checks import InputError, check_positive
 from fastsort._types import Bools, Floats
-from fastsort.particles.places import Places, are_segments, micrograph_places
+from fastsort.particles.places import Places, micrograph_places
 from fastsort.particles.source import Particles
 
 
@@ -118,7 +118,7 @@ def find_all_duplicates(particles: Particles, distance: float, score: Floats) ->
         score = np.where(particles.outside, np.inf, score)
     duplicate = particles.store.repeated()
     places = micrograph_places(particles)
-    if places is None or places.x is None or places.y is None or are_segments(particles):
+    if places is None or places.x is None or places.y is None or particles.table.has_segments:
         return duplicate
     pixel_size = np.where(
         np.isfinite(places.coordinate_pixel_size), places.coordinate_pixel_size, particles.own_pixel_size

@@ -11,7 +11,7 @@ import scipy.fft
 from fastsort._checks import InputError, check_box, check_count, check_images, check_positive
 from fastsort._jit import kernel
 from fastsort._types import Floats, Images, Singles
-from fastsort.particles.source import CtfParameters
+from fastsort.particles.table import CtfParameters
 
 
 def contrast_transfer(ctf: CtfParameters, box: int, pixel_size: float) -> Singles:

@@ -26,7 +26,9 @@ from fastsort.images.ctf import phase_flip as flip_phases
 from fastsort.images.normalize import PixelStatistics, inspect_pixels, normalize_background
 from fastsort.images.work import fingerprint, source_identity
 from fastsort.particles.mrc import MrcHeader
-from fastsort.particles.source import CtfParameters, Particles, StackImages
+from fastsort.particles.source import Particles
+from fastsort.particles.store import StackImages
+from fastsort.particles.table import CtfParameters
 
 PHASE_FLIPS = ("auto", "yes", "no")
 WORKING = np.dtype(np.float16)
@@ -251,13 +253,7 @@ def ctf_to_flip(particles: Particles, phase_flip: str) -> CtfParameters | None:
 
 def is_corrected(particles: Particles) -> bool:
     """Return whether the STAR file says that the phases are flipped or multiplied already."""
-    if particles.star is None:
-        return False
-    for block in particles.star.blocks:
-        for label in ("_rlnCtfDataArePhaseFlipped", "_rlnCtfDataAreCtfPremultiplied"):
-            if label in block.labels and block.n_rows and np.all(block.floats(label) == 1):
-                return True
-    return False
+    return particles.table.correction != ""
 
 
 def sample_batches(

@@ -20,7 +20,8 @@ from fastsort._checks import InputError
 from fastsort._saved import load, save
 from fastsort._types import Array, FilePath
 from fastsort._version import __version__
-from fastsort.particles.source import ArrayImages, Particles
+from fastsort.particles.source import Particles
+from fastsort.particles.store import ArrayImages
 
 try:
     import fcntl

@@ -25,7 +25,8 @@ from fastsort.invariants.ring_statistics import (
     subtract_background,
 )
 from fastsort.invariants.zernike import zernike_basis, zernike_index
-from fastsort.particles.source import CtfParameters, Particles, as_particles
+from fastsort.particles.source import Particles, as_particles
+from fastsort.particles.table import CtfParameters
 
 Auto = Literal["auto"]
 

@@ -14,10 +14,9 @@ import numpy as np
 from fastsort._types import Array, FilePath
 from fastsort.classify import MapResult
 from fastsort.invariants.averages import filter_averages
-from fastsort.particles.cs import CsDataset
 from fastsort.particles.mrc import write_stack
 from fastsort.particles.source import Particles
-from fastsort.particles.star import StarFile
+from fastsort.particles.table import Added
 from fastsort.report.folder import CLASS_STACK, IMAGES, SUMMARY
 from fastsort.report.subsets import write_subset
 from fastsort.report.tables import formatted, software_versions, write_json, write_rows
@@ -52,15 +51,11 @@ def write_map(folder: FilePath, particles: Particles, result: MapResult) -> None
     averages = classes.averages
     _write_images(folder / IMAGES, particles, result)
     table = particles.table
-    more: dict[str, Any] = {}
-    if isinstance(table, CsDataset):
-        more["fields"] = {"fastsort/class": (classes.label + 1).astype(np.uint32)}
-    elif table is not None:
-        more["columns"] = _star_columns(result)
-    if isinstance(table, (StarFile, CsDataset)):
-        write_subset(folder, "particles", table, np.arange(len(particles)), **more)
+    added = Added(_star_columns(result), {"fastsort/class": (classes.label + 1).astype(np.uint32)})
+    if table.names is not None:
+        write_subset(folder, "particles", table, np.arange(len(particles)), added)
     for name, keep in (("kept", result.keep), ("rejected", ~result.keep)):
-        write_subset(folder, name, table, np.flatnonzero(keep), n_images=len(particles), **more)
+        write_subset(folder, name, table, np.flatnonzero(keep), added)
     if len(averages.size):
         stack = filter_averages(averages.averages, averages.frc)
         box = stack.shape[1]

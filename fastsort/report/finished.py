@@ -16,7 +16,8 @@ from fastsort._checks import InputError, check_readable
 from fastsort._saved import load
 from fastsort._types import FilePath
 from fastsort.decide.result import SortResult
-from fastsort.particles.source import Particles, open_particles
+from fastsort.particles.open import open_particles
+from fastsort.particles.source import Particles
 from fastsort.particles.star import shown
 from fastsort.report.folder import RESULTS, SCORES, SUMMARY
 
@@ -223,7 +224,7 @@ def _check_unchanged(folder: Path, particles: Particles, result: SortResult, sum
         difference = f"it has {len(particles):,} images, and {n:,} were sorted"
     elif particles.box != box:
         difference = f"its box is {particles.box} px, and was {box} px"
-    elif particles.table is not None:
+    elif particles.table.names is not None or particles.table.has_picks:
         difference = _first_difference(folder / SCORES, particles.names)
     if difference:
         raise InputError(

@@ -11,7 +11,7 @@ import numpy as np
 
 from fastsort._checks import InputError, check_readable
 from fastsort._types import Bools, FilePath
-from fastsort.particles.source import Table
+from fastsort.particles.table import Table
 from fastsort.report.folder import SUMMARY
 from fastsort.report.subsets import subsets, write_subset
 from fastsort.report.tables import software_versions, write_json
@@ -101,7 +101,7 @@ def _indices(path: FilePath, lines: list[str], n_images: int) -> list[int]:
 
 def write_choice(
     folder: FilePath,
-    table: Table | None,
+    table: Table,
     keep: Bools,
     chosen: FilePath,
     source: FilePath,
@@ -113,8 +113,8 @@ def write_choice(
     folder : path
         An existing folder. Gets ``kept`` and ``rejected`` as `write_subset` writes them, with the lines
         of a STAR file unchanged, and ``summary.json``.
-    table : StarFile, CsDataset, PickedFiles or None
-        The table that names the images; None for a stack.
+    table : Table
+        What names the images.
     keep : ndarray of bool, shape (n,)
     chosen, source : path
         The list, and the file whose images it lists; for the summary.
@@ -131,7 +131,7 @@ def write_choice(
     folder = Path(folder)
     parts = subsets(keep, np.zeros_like(keep))
     for name, indices in parts.items():
-        write_subset(folder, name, table, indices, n_images=len(keep))
+        write_subset(folder, name, table, indices)
     summary = {
         "input": os.path.abspath(source),
         "list": os.path.abspath(chosen),

@@ -13,9 +13,8 @@ import numpy as np
 
 from fastsort._checks import InputError, check_readable
 from fastsort._types import Bools, FilePath
-from fastsort.particles.cs import open_dataset
-from fastsort.particles.source import Table
-from fastsort.particles.star import read_star
+from fastsort.particles.open import TABLES, open_table
+from fastsort.particles.table import NumberedImages, Table
 from fastsort.report.folder import IMAGES, SUMMARY
 from fastsort.report.subsets import write_subset
 from fastsort.report.tables import software_versions, write_json
@@ -29,7 +28,7 @@ class Selection(NamedTuple):
     keep : ndarray of bool, shape (n,)
     classes : list of int
         Numbers of the classes that are kept, from 1.
-    table : StarFile, CsDataset or None
+    table : Table
         The map's ``particles.star`` or ``particles.cs``.
     source : str
         Folder of the map.
@@ -37,7 +36,7 @@ class Selection(NamedTuple):
 
     keep: Bools
     classes: list[int]
-    table: Table | None
+    table: Table
     source: str
 
 
@@ -80,14 +79,14 @@ def select_classes(
     with open(folder / IMAGES, newline="", encoding="utf-8", errors="surrogateescape") as text:
         label = np.array([int(row["class"]) for row in csv.DictReader(text)], dtype=np.intp)
     kept = [k for k in range(1, n_classes + 1) if (k in numbers) == (keep is not None)]
-    return Selection(np.isin(label, kept), kept, _read_table(folder), str(folder))
+    return Selection(np.isin(label, kept), kept, _read_table(folder, len(label)), str(folder))
 
 
-def _read_table(folder: Path) -> Table | None:
-    star, cs = folder / "particles.star", folder / "particles.cs"
-    if star.is_file():
-        return read_star(star)
-    return open_dataset(str(cs)) if cs.is_file() else None
+def _read_table(folder: Path, n_images: int) -> Table:
+    """Open what the map wrote of its images: a table in the format of the input, or nothing for a stack."""
+    tables = (folder / f"particles{suffix}" for suffix in TABLES)
+    table = next((path for path in tables if path.is_file()), None)
+    return NumberedImages(None, n_images) if table is None else open_table(table)
 
 
 def write_selection(folder: FilePath, selection: Selection) -> None:
@@ -106,7 +105,7 @@ def write_selection(folder: FilePath, selection: Selection) -> None:
     """
     folder = Path(folder)
     for name, chosen in (("kept", selection.keep), ("rejected", ~selection.keep)):
-        write_subset(folder, name, selection.table, np.flatnonzero(chosen), n_images=len(chosen))
+        write_subset(folder, name, selection.table, np.flatnonzero(chosen))
     kept = int(selection.keep.sum())
     summary = {
         "input": os.path.abspath(selection.source),

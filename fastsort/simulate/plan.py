@@ -14,7 +14,7 @@ from fastsort._brief import brief
 from fastsort._checks import InputError, check_box, check_choice, check_count, check_positive
 from fastsort._types import Array, Bools, FilePath, Floats, Images, Indices, Singles, Words
 from fastsort.images.ctf import contrast_transfer
-from fastsort.particles.source import CtfParameters
+from fastsort.particles.table import CtfParameters
 from fastsort.simulate import junk as contaminants
 from fastsort.simulate.noise import SPECTRA, noise_amplitude, noise_canvas, noise_gain
 from fastsort.simulate.phantoms import (
