@@ -272,7 +272,7 @@ def cs_picks() -> Project:
 
 def finished_run() -> Project:
     import fastsort
-    from fastsort.report.again import write_results
+    from fastsort.report.results import write_results
 
     images, _ = fastsort.simulate_particles(n_good=40, n_junk=40, box=32, snr=0.2, seed=0)
     with tempfile.TemporaryDirectory() as folder:
@@ -662,7 +662,8 @@ def check_message(error: Exception, folder: Path) -> None:
 def use_particles(project: Project, folder: Path, out: Path, chance: random.Random) -> bool:
     from fastsort import InputError, open_particles
     from fastsort.particles.describe import describe
-    from fastsort.particles.places import are_segments, micrograph_places
+    from fastsort.particles.places import micrograph_places
+    from fastsort.particles.table import Added
     from fastsort.report.subsets import write_subset
 
     source = project.source
@@ -676,7 +677,7 @@ def use_particles(project: Project, folder: Path, out: Path, chance: random.Rand
         images = particles.read(chosen)
         places = micrograph_places(particles)
         repeated = particles.store.repeated()
-        are_segments(particles)
+        expect(particles.table.has_segments in (False, True), "segments")
     except InputError as error:
         check_message(error, folder)
         particles = None
@@ -705,9 +706,10 @@ def use_particles(project: Project, folder: Path, out: Path, chance: random.Rand
         "kept",
         particles.table,
         rows,
-        columns={"_rlnParticleSelectZScore": [f"{value:.6f}" for value in values]},
-        fields={"fastsort/score": values.astype(np.float32)},
-        n_images=n,
+        Added(
+            {"_rlnParticleSelectZScore": [f"{value:.6f}" for value in values]},
+            {"fastsort/score": values.astype(np.float32)},
+        ),
     )
     read_again(particles, full, out, rows)
     return True
@@ -716,10 +718,10 @@ def use_particles(project: Project, folder: Path, out: Path, chance: random.Rand
 def count_rows(path: str, particles: Any, folder: Path) -> None:
     """Open a table without its images, which may do where opening all of it does not."""
     from fastsort import InputError
-    from fastsort.particles.source import open_table
+    from fastsort.particles.open import open_table
 
     try:
-        _, n_rows = open_table(path)
+        n_rows = len(open_table(path))
     except InputError as error:
         check_message(error, folder)
         expect(particles is None, f"opened, but not as a table: {error}")
@@ -760,7 +762,7 @@ def look(describe: Any, path: str, particles: Any, folder: Path) -> None:
 
 def read_again(particles: Any, full: Any, out: Path, rows: np.ndarray) -> None:
     from fastsort import InputError, open_particles
-    from fastsort.report.again import read_list
+    from fastsort.report.lists import read_list
 
     written = sorted(os.listdir(out))
     if isinstance(full, tuple):
@@ -770,7 +772,7 @@ def read_again(particles: Any, full: Any, out: Path, rows: np.ndarray) -> None:
         except InputError:
             # Few picks may all lie outside, which is refused.
             return
-    elif particles.table is None:
+    elif particles.table.names is None:
         expect(written == ["kept.txt"], f"{written} was written")
         keep = read_list(out / "kept.txt", len(particles))
         expect(np.array_equal(np.flatnonzero(keep), rows), "the list holds other images")
@@ -788,9 +790,10 @@ def read_again(particles: Any, full: Any, out: Path, rows: np.ndarray) -> None:
 
 def use_results(folder: Path, out: Path) -> bool:
     from fastsort import InputError
-    from fastsort.report.again import open_finished, read_earlier, write_results
+    from fastsort.decide.verdict import cut_again
+    from fastsort.report.finished import open_finished, read_earlier
     from fastsort.report.page import write_page
-    from fastsort.sort import cut_again
+    from fastsort.report.results import write_results
 
     results = folder / "sorted"
     try:

@@ -25,7 +25,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastsort.particles.source import StackImages
+from fastsort.particles.store import StackImages
 
 BOX = 280
 NARROW_BOX = 140

@@ -23,9 +23,11 @@ from tables import print_machine, print_table
 
 from fastsort import simulate_particles, sort_particles
 from fastsort._jit import kernel
+from fastsort._types import Images, Indices
 from fastsort.images.batches import default_batch_size
 from fastsort.particles.mrc import read_header, read_sections, write_stack
-from fastsort.particles.source import Images, ImageStore, Indices, Particles
+from fastsort.particles.source import Particles
+from fastsort.particles.store import ImageStore
 
 PIXEL_SIZE = 2.0
 SIMULATED = 2000

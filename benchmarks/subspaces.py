@@ -32,7 +32,7 @@ from tables import DATA, print_machine, print_table, seconds_in_turn
 from threadpoolctl import threadpool_limits
 
 import fastsort as fs
-from fastsort.sort import METHODS
+from fastsort.decide.votes import METHODS
 from fastsort.subspaces.mixture import Parameters, maximize, orthogonal
 from fastsort.subspaces.pswf import radial_modes
 from fastsort.subspaces.rows import open_rows

@@ -46,11 +46,12 @@ from tables import DATA, ROOT, print_machine, print_table, seconds_in_turn
 import fastsort as fs
 from fastsort._crop import crop_operator
 from fastsort._saved import load
+from fastsort.decide.result import SortResult
+from fastsort.decide.settings import WORKING_SIZE
 from fastsort.decide.votes import METHODS
 from fastsort.images.batches import map_batches
 from fastsort.particles.mrc import write_stack
 from fastsort.report.accuracy import measure_accuracy
-from fastsort.sort import WORKING_SIZE, SortResult
 
 WORKERS = 2
 N_BINS = 10

@@ -1,4 +1,4 @@
-"""Results as a notebook shows them: a line a field, and of arrays their kind and shape."""
+"""Short `repr` for results: one line for each field, and of an array only its type and shape."""
 
 from __future__ import annotations
 

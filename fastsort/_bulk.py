@@ -1,4 +1,4 @@
-"""Where most of a set of measurements lies, whatever the rest of them are."""
+"""Where most of a set of measurements lies, whatever the others are."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
+from fastsort._types import Floats
 
 
 class Bulk(NamedTuple):
@@ -21,12 +20,22 @@ class Bulk(NamedTuple):
         Inverse covariance, scaled so that the median squared distance of the particles is that of a Gaussian.
     """
 
-    mean: Array
-    precision: Array
+    mean: Floats
+    precision: Floats
 
 
-def fit_bulk(values: Array, floor: float = 1e-9) -> Bulk:
-    """Find where most of some measurements (n, p) lie; no variance is below the floor.
+def fit_bulk(values: Floats, floor: float = 1e-9) -> Bulk:
+    """Find where most of some measurements lie.
+
+    Parameters
+    ----------
+    values : ndarray of float64, shape (n, p)
+    floor : float
+        Added to each variance, so that none vanishes.
+
+    Returns
+    -------
+    bulk : Bulk
 
     Notes
     -----
@@ -47,13 +56,13 @@ def fit_bulk(values: Array, floor: float = 1e-9) -> Bulk:
     return bulk._replace(precision=bulk.precision * ((size - 0.7) / typical if typical > 0 else 1.0))
 
 
-def distance(values: Array, bulk: Bulk) -> Array:
-    """Mahalanobis distance of each row."""
+def distance(values: Floats, bulk: Bulk) -> Floats:
+    """Mahalanobis distance of each row from the bulk."""
     centred = values - bulk.mean
-    square: Array = np.sqrt(np.maximum(np.einsum("ij,ij->i", centred @ bulk.precision, centred), 0))
-    return square
+    distances: Floats = np.sqrt(np.maximum(np.einsum("ij,ij->i", centred @ bulk.precision, centred), 0))
+    return distances
 
 
-def beyond(values: Array, bulk: Bulk) -> Array:
-    """Distance from the bulk as far as it exceeds its expectation."""
+def excess_distance(values: Floats, bulk: Bulk) -> Floats:
+    """Mahalanobis distance of each row from the bulk, less its expectation sqrt(p), but never below 0."""
     return np.maximum(distance(values, bulk) - math.sqrt(len(bulk.mean)), 0)

@@ -1,7 +1,7 @@
-"""Every check of what a user gave, and the sentence that answers it.
+"""Checks of the user's input, each with its message.
 
-A message says what was wrong, what was seen and what to do. All of them are
-`InputError`, so that the command line can tell a user's mistake from a defect.
+A message says what was wrong, what was seen and what to do. Every error is an
+`InputError`, so that the command line can tell a mistake of the user from a defect.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import stat
 from collections.abc import Callable, Sequence
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from fastsort._types import Array, FilePath, Floats, Images
 
 MIN_BOX = 16
 MAX_BOX = 1024
@@ -39,14 +40,24 @@ def check_positive(name: str, value: float, unit: str = "") -> float:
     except (TypeError, ValueError):
         raise InputError(f"{name} must be a number; got {value!r}.") from None
     if not (math.isfinite(number) and number > 0):
-        raise InputError(f"{name} must be positive; got {number:g}{' ' + unit if unit else ''}.")
+        kind = "positive and finite" if number == math.inf else "positive"
+        raise InputError(f"{name} must be {kind}; got {number:g}{' ' + unit if unit else ''}.")
     return number
 
 
-def check_every(
-    name: str, values: npt.NDArray[np.float64], place: Callable[[int], str], positive: bool = False
-) -> None:
-    """Refuse numbers of which one is not finite or, if asked, not positive; `place` says where it stands."""
+def check_every(name: str, values: Floats, place: Callable[[int], str], positive: bool = False) -> None:
+    """Refuse numbers of which one is not finite or, with `positive`, not positive.
+
+    Parameters
+    ----------
+    name : str
+        What the numbers are.
+    values : ndarray of float64, shape (n,)
+    place : callable
+        Called as ``place(index)`` with the first wrong number: returns the end of the message, which says
+        where the number is and what to do.
+    positive : bool
+    """
     wrong = np.flatnonzero(~np.isfinite(values) | (positive & (values <= 0)))
     if len(wrong):
         row = int(wrong[0])
@@ -66,40 +77,56 @@ def check_count(name: str, value: int, minimum: int = 1) -> int:
     return whole
 
 
-def check_images(images: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """Return a stack as owned, C-ordered, native float32 (n, d, d)."""
+def check_images(images: npt.ArrayLike) -> Images:
+    """Return images as an owned, C-ordered, native float32 array (n, d, d); there may be none."""
     array = np.asarray(images)
-    if array.dtype.kind == "c":
-        raise InputError(
-            f"images must be real; got {array.dtype.name}: these look like Fourier transforms, not images."
-        )
-    if array.dtype.kind not in "fiub":
-        raise InputError(f"images must be numbers; got an array of {array.dtype}.")
-    if array.ndim != 3:
-        raise InputError(f"images must have shape (n, d, d); got {array.shape}: add the missing axis.")
-    check_box(array.shape[1], array.shape[2])
+    _check_pixels(array)
     return np.array(array, dtype=np.float32, order="C")
 
 
+def check_stack(images: Array) -> Array:
+    """Return `images` itself, not a copy, if it holds at least one image and all are real and square."""
+    _check_pixels(images)
+    check_not_empty(len(images), "the array")
+    return images
+
+
+def _check_pixels(images: Array) -> None:
+    if images.dtype.kind == "c":
+        raise InputError(
+            f"images must be real numbers; got an array of {images.dtype}: give the images, not their "
+            "Fourier transforms."
+        )
+    if images.dtype.kind not in "fiub":
+        raise InputError(
+            f"images must be real numbers; got an array of {images.dtype}: convert it to float32."
+        )
+    if images.ndim != 3:
+        advice = "images[np.newaxis] makes a stack of one image" if images.ndim == 2 else "give one stack"
+        raise InputError(f"images must have shape (n, d, d); got {images.shape}: {advice}.")
+    check_box(images.shape[1], images.shape[2])
+
+
 def check_box(ny: int, nx: int, where: str = "images") -> int:
-    """Return the box size of square images of a size that can be sorted."""
+    """Return the box in pixels if images of this height and width can be sorted."""
     if ny != nx:
         raise InputError(
             f"{where} must be square; got {nx} x {ny} px: extract the particles in a square box."
         )
     if not MIN_BOX <= nx <= MAX_BOX:
-        raise InputError(f"{where} must be {MIN_BOX} to {MAX_BOX} px wide; got {nx} px.")
+        change = "larger" if nx < MIN_BOX else "smaller"
+        raise InputError(f"{where} must be {MIN_BOX} to {MAX_BOX} px wide; got {nx} px: use a {change} box.")
     return nx
 
 
 def check_not_empty(n: int, where: str = "the set") -> None:
     """Refuse a set without images."""
     if n == 0:
-        raise InputError(f"{where} holds no images: nothing to sort.")
+        raise InputError(f"{where} holds no images: give at least one.")
 
 
 def check_radius(radius: float, box: int) -> float:
-    """Return the particle's radius in pixels if the box can hold the particle."""
+    """Return the radius of the particle in pixels if the particle fits into the box."""
     radius = check_positive("radius", radius, "px")
     if 2 * radius > box:
         raise InputError(
@@ -109,16 +136,19 @@ def check_radius(radius: float, box: int) -> float:
     return radius
 
 
-def check_output_folder(path: str | os.PathLike[str], overwrite: bool) -> Path:
-    """Return `path` if results may be written there."""
+def check_output_folder(path: FilePath, overwrite: bool) -> Path:
+    """Return the path of the output folder if results may be written there."""
     folder = Path(path)
     if not os.fspath(path) or "\0" in os.fspath(path):
-        raise InputError(f"{os.fspath(path)!r} cannot name a folder: give another output folder.")
+        raise InputError(f"{os.fspath(path)!r} cannot be the name of a folder: give another output folder.")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file, not a folder: give another output folder.")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise InputError(f"output folder {folder} exists and is not empty: give another, or add --overwrite.")
-    # Results are written beside the folder and renamed, so the folder above it must be open too.
+        raise InputError(
+            f"output folder {folder} exists and is not empty: give another one, or overwrite it "
+            "(--overwrite, or overwrite=True in Python)."
+        )
+    # Results are written beside the folder and then renamed, so the folder above it must be writable.
     parent = folder.absolute().parent
     while not parent.exists():
         parent = parent.parent
@@ -129,16 +159,16 @@ def check_output_folder(path: str | os.PathLike[str], overwrite: bool) -> Path:
     return folder
 
 
-def check_work_folder(path: str | os.PathLike[str] | None) -> None:
-    """Refuse a folder for intermediate files that does not exist."""
+def check_work_folder(path: FilePath | None) -> None:
+    """Refuse a work folder that does not exist."""
     if path is not None and not Path(path).is_dir():
-        raise InputError(f"work folder {path} does not exist: make it, or leave it out.")
+        raise InputError(f"work folder {path} does not exist: make it, or give none.")
 
 
-def check_readable(path: str | os.PathLike[str]) -> BufferedReader:
+def check_readable(path: FilePath) -> BufferedReader:
     """Return a regular file opened for reading."""
     try:
-        # Asked before opening, because opening a pipe would wait for its writer.
+        # The kind is asked first, because opening a pipe would wait for its writer.
         mode = os.stat(path).st_mode
         if stat.S_ISREG(mode):
             return open(path, "rb")
@@ -147,17 +177,6 @@ def check_readable(path: str | os.PathLike[str]) -> BufferedReader:
     except PermissionError:
         raise InputError(f"no permission to read {path}: ask its owner to let you read it.") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}.") from None
+        raise InputError(f"cannot read {path} ({error}): give a file that can be read.") from None
     kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
     raise InputError(f"{path} is {kind}, not a file: give a file.")
-
-
-def check_stack(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return `images` itself, not copied, if it is a stack of real square images."""
-    if images.dtype.kind not in "fiub":
-        raise InputError(f"images must be real numbers; got an array of {images.dtype}.")
-    if images.ndim != 3:
-        raise InputError(f"images must have shape (n, d, d); got {images.shape}: add the missing axis.")
-    check_not_empty(len(images), "the array")
-    check_box(images.shape[1], images.shape[2])
-    return images

@@ -1,16 +1,16 @@
-"""Crop in Fourier space as two matrix products: what brings images to another box and pixel size."""
+"""Crop in Fourier space, as two matrix products: it brings images to another box and pixel size."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
-import numpy.typing as npt
 
 from fastsort._checks import InputError, check_count
+from fastsort._types import Images, Singles
 
 
-def crop_operator(box: int, size: int, step: float | None = None) -> npt.NDArray[np.float32]:
+def crop_operator(box: int, size: int, step: float | None = None) -> Singles:
     """Return the matrix that crops one axis of an image in Fourier space.
 
     Parameters
@@ -18,8 +18,8 @@ def crop_operator(box: int, size: int, step: float | None = None) -> npt.NDArray
     box, size : int
         Length of the axis before and after, in pixels.
     step : float, optional
-        Width of a pixel after, in pixels before, at least 1; by default ``box / size``, by which the field
-        of view stays the same. A smaller one shows only the middle.
+        Width of a pixel after the crop, in pixels before it, at least 1. By default ``box / size``: the
+        field of view stays the same. A smaller step shows only the middle of the image.
 
     Returns
     -------
@@ -39,10 +39,12 @@ def crop_operator(box: int, size: int, step: float | None = None) -> npt.NDArray
     """
     size = check_count("working size", size)
     if size > box:
-        raise InputError(f"working size must not exceed the box of {box} px; got {size} px.")
+        raise InputError(
+            f"working size must not exceed the box of {box} px; got {size} px: give a smaller one."
+        )
     if size == box and step is None:
         return np.eye(box, dtype=np.float32)
-    # How many of the new pixels the old box would hold.
+    # Side of the old box in new pixels.
     width = size if step is None else box / step
     new = (np.arange(size) - size // 2)[:, None] / width
     old = (np.arange(box) - box // 2)[None, :] / box
@@ -57,7 +59,7 @@ def crop_operator(box: int, size: int, step: float | None = None) -> npt.NDArray
     return (operator / box).astype(np.float32)
 
 
-def apply_crop(images: npt.NDArray[np.float32], operator: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def apply_crop(images: Images, operator: Singles) -> Images:
     """Crop a batch with a matrix from `crop_operator`.
 
     Parameters
@@ -73,6 +75,6 @@ def apply_crop(images: npt.NDArray[np.float32], operator: npt.NDArray[np.float32
     size = len(operator)
     if size == box:
         return images.copy()
-    # One large product for the long axis: BLAS runs it several times faster than n small ones.
+    # One large product for the long axis: BLAS computes it several times faster than n small ones.
     rows = (images.reshape(n * box, box) @ operator.T).reshape(n, box, size)
     return np.matmul(operator, rows)

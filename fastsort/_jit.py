@@ -8,8 +8,8 @@ from typing import Any
 
 import numba
 
-# nnan and ninf are left out on purpose: kernels must be able to see a NaN or an infinity. They do so by
-# comparing with infinity, which no NaN is below: numba makes x - x of isfinite(x), and reassoc 0 of that.
+# nnan and ninf are left out on purpose: kernels must be able to see a NaN or an infinity. They ask whether
+# abs(x) < infinity. isfinite(x) does not work: numba compiles it as x - x, and reassoc turns that into 0.
 _FLAGS: dict[str, Any] = {
     "nogil": True,
     "error_model": "numpy",
@@ -34,8 +34,8 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile a kernel's helper into the kernel itself.
 
-    A helper that is too large for the compiler to do so by itself exists twice, once optimised alone and
-    once within the kernel; which of them runs depends on whether the kernel comes from the cache, and
-    their last bits may differ.
+    A helper that is too large for the compiler to inline by itself exists twice: optimised alone, and
+    within the kernel. Which of them runs depends on whether the kernel comes from the cache, and their
+    last bits may differ.
     """
     return numba.njit(inline="always", **_FLAGS)(function)

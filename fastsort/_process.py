@@ -1,7 +1,6 @@
-"""What the whole process shares, changed for a while and put back: BLAS threads and warning filters.
+"""Settings of the whole process, changed for a while: number of BLAS threads, warning filters.
 
-Callers in several threads overlap. One that puts back what it found must not have found what another one
-had set.
+Callers in several threads overlap, so the first caller saves the settings and the last one restores them.
 """
 
 from __future__ import annotations
@@ -14,11 +13,12 @@ from contextlib import contextmanager
 from typing import Any
 
 _counting = threading.Lock()
-_inside: set[object] = set()
-_silent: set[object] = set()
-# By file: the library, and how many threads it had before the first caller came.
-_found: dict[str, tuple[Any, int]] = {}
-# What has the warning filters of before the first caller.
+# Callers that hold BLAS to one thread, and callers that ignore warnings.
+_blas_callers: set[object] = set()
+_silent_callers: set[object] = set()
+# For each file of a BLAS: the library, and its number of threads before the first caller.
+_threads_before: dict[str, tuple[Any, int]] = {}
+# Holds the warning filters from before the first caller.
 _filters = warnings.catch_warnings()
 
 
@@ -29,25 +29,25 @@ def one_blas_thread() -> Iterator[None]:
     Notes
     -----
     More threads would multiply with the workers and, since their number changes the order of sums, the
-    bits of the result. Of two overlapping limits of `threadpoolctl`, the second may be without effect; the
-    end of the first gives BLAS its threads back too early, and the end of the second takes them for ever.
+    bits of the result. The limits of `threadpoolctl` cannot overlap: the end of the first would give BLAS its
+    threads back too early, and the end of the second would leave it with one for ever.
     """
     from threadpoolctl import ThreadpoolController
 
-    # Each time, for libraries may have been loaded since.
+    # Looked for each time, because libraries may have been loaded since.
     libraries = ThreadpoolController().select(user_api="blas").lib_controllers
     caller, own = object(), []
     with _counting:
-        _inside.add(caller)
+        _blas_callers.add(caller)
         for library in libraries:
             number = library.get_num_threads()
             if number == 1:
                 continue
-            # With OpenMP each thread has a number of its own.
+            # OpenMP keeps a number for each thread.
             if getattr(library, "threading_layer", "") == "openmp":
                 own.append((library, number))
             else:
-                _found.setdefault(library.filepath, (library, number))
+                _threads_before.setdefault(library.filepath, (library, number))
             _set_threads(library, 1)
     try:
         yield
@@ -55,9 +55,9 @@ def one_blas_thread() -> Iterator[None]:
         for library, number in own:
             _set_threads(library, number)
         with _counting:
-            _inside.discard(caller)
-            if not _inside:
-                _put_back()
+            _blas_callers.discard(caller)
+            if not _blas_callers:
+                _restore_threads()
 
 
 @contextmanager
@@ -67,45 +67,45 @@ def without_warnings() -> Iterator[None]:
 
     caller = object()
     with _counting:
-        if not _silent:
+        if not _silent_callers:
             _filters = warnings.catch_warnings()
             _filters.__enter__()
             warnings.simplefilter("ignore")
-        _silent.add(caller)
+        _silent_callers.add(caller)
     try:
         yield
     finally:
         with _counting:
-            if caller in _silent:
-                _silent.remove(caller)
-                if not _silent:
+            if caller in _silent_callers:
+                _silent_callers.remove(caller)
+                if not _silent_callers:
                     _filters.__exit__(None, None, None)
 
 
 def _set_threads(library: Any, number: int) -> None:
-    """Set the number even where threadpoolctl lets another thread alone do so."""
+    """Set the number of threads, even if threadpoolctl would let only another thread do so."""
     release = getattr(library, "clear_controlling_thread", lambda force: None)
     release(force=True)
     library.set_num_threads(number)
     release(force=True)
 
 
-def _put_back() -> None:
-    for library, number in _found.values():
+def _restore_threads() -> None:
+    for library, number in _threads_before.values():
         _set_threads(library, number)
-    _found.clear()
+    _threads_before.clear()
 
 
-def _begin_again() -> None:
-    """In a forked child, whose callers in other threads will never leave."""
+def _forget_callers() -> None:
+    """Restore the settings in a forked child, where the callers in other threads do not exist."""
     global _counting
     _counting = threading.Lock()
-    _inside.clear()
-    _put_back()
-    if _silent:
-        _silent.clear()
+    _blas_callers.clear()
+    _restore_threads()
+    if _silent_callers:
+        _silent_callers.clear()
         _filters.__exit__(None, None, None)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_again)
+    os.register_at_fork(after_in_child=_forget_callers)

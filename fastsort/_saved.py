@@ -1,7 +1,7 @@
 """Results as files: nested tuples of arrays, written whole or not at all and read back bit for bit.
 
 A file holds data alone. Reading one never runs anything that it names: the only types that it can ask
-for are the NamedTuples of this package.
+for are those of the table below.
 """
 
 from __future__ import annotations
@@ -9,24 +9,116 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import re
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from operator import index
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from fastsort._checks import InputError, check_readable
+from fastsort._types import Array, FilePath
 from fastsort._version import __version__
 
-FORMAT = 1
+# Where the types stand that a file can hold, by the names that files have for them. A type may move or be
+# renamed: its line changes here, and files do not. What changes its fields needs another format, and a
+# line in `_FORMER` that says what they were.
+SAVED_TYPES = {
+    "sort-result": "fastsort.decide.result:SortResult",
+    "estimated-errors": "fastsort.decide.decoys:EstimatedErrors",
+    "estimate": "fastsort.decide.decoys:Estimate",
+    "views": "fastsort.decide.rescue:Views",
+    "learned-verdict": "fastsort.decide.votes:LearnedVerdict",
+    "learned-methods": "fastsort.decide.votes:LearnedMethods",
+    "radial-result": "fastsort.radial.filter:RadialResult",
+    "learned-radial": "fastsort.radial.learn:LearnedRadial",
+    "radial-template": "fastsort.radial.template:RadialTemplate",
+    "discriminant": "fastsort.radial.discriminant:Discriminant",
+    "subspace-result": "fastsort.subspaces.filter:SubspaceResult",
+    "learned-shapes": "fastsort.subspaces.learn:LearnedShapes",
+    "shape": "fastsort.subspaces.shapes:Shape",
+    "pswf-basis": "fastsort.subspaces.pswf:PswfBasis",
+    "subspace-model": "fastsort.subspaces.mixture:SubspaceModel",
+    "fit-trace": "fastsort.subspaces.mixture:FitTrace",
+    "strength": "fastsort.subspaces.mixture:Strength",
+    "model-arrays": "fastsort.subspaces.mixture:ModelArrays",
+    "standardized-model": "fastsort.subspaces.scores:StandardizedModel",
+    "invariant-result": "fastsort.invariants.filter:InvariantResult",
+    "learned-invariants": "fastsort.invariants.filter:LearnedInvariants",
+    "bulk": "fastsort._bulk:Bulk",
+    "map-result": "fastsort.classify:MapResult",
+    "classification": "fastsort.invariants.classes:Classification",
+    "class-ranking": "fastsort.invariants.classes:ClassRanking",
+    "class-averages": "fastsort.invariants.averages:ClassAverages",
+    "particle-map": "fastsort.invariants.map:ParticleMap",
+    "pixel-statistics": "fastsort.images.normalize:PixelStatistics",
+}
+FORMAT = 2
 _STRUCTURE = "structure"
 _KINDS = "biufcSU"
-_NAME = re.compile(r"(fastsort(?:\.[a-z_]\w*)*):([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)", re.ASCII)
 
 
-def save(path: str | os.PathLike[str], value: Any) -> None:
+class _Former(NamedTuple):
+    """What an earlier format called things.
+
+    Attributes
+    ----------
+    types : dict of str to str
+        Names of types, and what they are called now.
+    fields : dict of str to dict of str to str
+        For types as they are called now: fields that had other names, and what they are called now.
+    keys : dict of str to str
+        The same of keys in dicts.
+    """
+
+    types: dict[str, str]
+    fields: dict[str, dict[str, str]]
+    keys: dict[str, str]
+
+
+# Files of version 0.1.0 name the modules in which the types stood.
+_FORMER = {
+    1: _Former(
+        types={
+            "fastsort.sort:SortResult": "sort-result",
+            "fastsort.decide.decoys:EstimatedErrors": "estimated-errors",
+            "fastsort.decide.decoys:Estimate": "estimate",
+            "fastsort.decide.rescue:Views": "views",
+            "fastsort.decide.votes:Judge": "learned-verdict",
+            "fastsort.decide.votes:Learned": "learned-methods",
+            "fastsort.radial.filter:RadialResult": "radial-result",
+            "fastsort.radial.filter:LearnedRadial": "learned-radial",
+            "fastsort.radial.template:RadialTemplate": "radial-template",
+            "fastsort.radial.discriminant:Discriminant": "discriminant",
+            "fastsort.subspaces.filter:SubspaceResult": "subspace-result",
+            "fastsort.subspaces.filter:LearnedShapes": "learned-shapes",
+            "fastsort.subspaces.shapes:Shape": "shape",
+            "fastsort.subspaces.pswf:PswfBasis": "pswf-basis",
+            "fastsort.subspaces.mixture:SubspaceModel": "subspace-model",
+            "fastsort.subspaces.mixture:FitTrace": "fit-trace",
+            "fastsort.subspaces.mixture:Strength": "strength",
+            "fastsort.subspaces.mixture:Stack": "model-arrays",
+            "fastsort.subspaces.scores:Prepared": "standardized-model",
+            "fastsort.invariants.filter:InvariantResult": "invariant-result",
+            "fastsort.invariants.filter:LearnedInvariants": "learned-invariants",
+            "fastsort._bulk:Bulk": "bulk",
+        },
+        fields={
+            "sort-result": {"cut": "threshold", "judge": "learned"},
+            "learned-verdict": {"learned": "methods"},
+            "radial-result": {"cut": "threshold"},
+            "learned-radial": {"height": "typical_height", "second": "second_height"},
+            "standardized-model": {"model": "arrays"},
+            "subspace-result": {"cut": "threshold"},
+        },
+        # A kind of decoys.
+        keys={"surroundings": "background"},
+    ),
+    FORMAT: _Former(types={name: name for name in SAVED_TYPES}, fields={}, keys={}),
+}
+
+
+def save(path: FilePath, value: Any) -> None:
     """Write a value to a file, which appears under its name only when it is complete.
 
     Parameters
@@ -34,7 +126,7 @@ def save(path: str | os.PathLike[str], value: Any) -> None:
     path : path
         Replaced if it is there. Until then the file grows beside it, as ``path.partial``.
     value
-        Made of NamedTuples of this package, dicts with str as keys, tuples, lists, arrays and NumPy
+        Made of the NamedTuples in `SAVED_TYPES`, dicts with str as keys, tuples, lists, arrays and NumPy
         scalars of numbers, bool or text, float, int, bool, str and None.
 
     Raises
@@ -44,7 +136,7 @@ def save(path: str | os.PathLike[str], value: Any) -> None:
     OSError
         When the disk refuses; no file is left behind.
     """
-    arrays: dict[str, npt.NDArray[Any]] = {}
+    arrays: dict[str, Array] = {}
     structure = {"format": FORMAT, "version": __version__, "value": _encode(value, arrays)}
     arrays[_STRUCTURE] = np.frombuffer(json.dumps(structure).encode(), dtype=np.uint8)
     partial = f"{os.fspath(path)}.partial"
@@ -60,7 +152,7 @@ def save(path: str | os.PathLike[str], value: Any) -> None:
         raise
 
 
-def load(path: str | os.PathLike[str]) -> Any:
+def load(path: FilePath) -> Any:
     """Read what `save` has written.
 
     Parameters
@@ -76,26 +168,30 @@ def load(path: str | os.PathLike[str]) -> Any:
     Raises
     ------
     InputError
-        When the file cannot be read, is damaged, or was written by something else.
+        When the file cannot be read, is damaged, was written by something else, or has a format that
+        this version does not know.
     """
     with check_readable(path) as file:
         # A damaged file makes the readers underneath raise nearly anything.
         try:
             with np.load(file, allow_pickle=False) as arrays:
                 structure = json.loads(arrays[_STRUCTURE].tobytes())
-                written = structure["format"], structure["version"]
-                if written != (FORMAT, __version__):
-                    raise ValueError(f"it is of version {written[1]}, this is {__version__}")
-                return _decode(structure["value"], arrays)
+                written = index(structure["format"])
+                if written in _FORMER:
+                    return _decode(structure["value"], arrays, _FORMER[written])
         except Exception as error:
             text = " ".join(str(error).split()) or type(error).__name__
             raise InputError(
-                f"{os.fspath(path)} was not written by this version of fastsort: {text}: "
+                f"{os.fspath(path)} is damaged, or was not written by fastsort: {text}: "
                 "remove it, and make it again."
             ) from None
+    raise InputError(
+        f"{os.fspath(path)} has format {written}, and this version of fastsort, {__version__}, reads formats "
+        f"up to {FORMAT}: update fastsort."
+    )
 
 
-def _encode(value: Any, arrays: dict[str, npt.NDArray[Any]]) -> Any:
+def _encode(value: Any, arrays: dict[str, Array]) -> Any:
     """Return a value as JSON can hold it, its arrays laid aside."""
     kind = type(value)
     if value is None or kind in (bool, int, float, str):
@@ -113,17 +209,30 @@ def _encode(value: Any, arrays: dict[str, npt.NDArray[Any]]) -> Any:
             raise TypeError("a dict can be saved only if all its keys are str.")
         return {"dict": {key: _encode(item, arrays) for key, item in value.items()}}
     if isinstance(value, tuple) and hasattr(kind, "_fields"):
-        name = f"{kind.__module__}:{kind.__qualname__}"
-        try:
-            findable = _named_tuple(name) is kind
-        except (ValueError, ImportError, AttributeError):
-            findable = False
-        if findable:
-            return {"named": name, "fields": _encode(dict(zip(kind._fields, value, strict=True)), arrays)}
+        fields = dict(zip(kind._fields, value, strict=True))
+        return {"named": _saved_name(kind), "fields": _encode(fields, arrays)}
     raise TypeError(f"a {kind.__module__}.{kind.__qualname__} cannot be saved.")
 
 
-def _decode(node: Any, arrays: Mapping[str, npt.NDArray[Any]]) -> Any:
+def _saved_name(kind: type) -> str:
+    """Return the name that files have for a type."""
+    place = f"{kind.__module__}:{kind.__qualname__}"
+    for name, registered in SAVED_TYPES.items():
+        if registered == place and _saved_type(name) is kind:
+            return name
+    raise TypeError(
+        f"a {kind.__module__}.{kind.__qualname__} cannot be saved: "
+        f'add a line "its-name": "{place}" to SAVED_TYPES in fastsort/_saved.py.'
+    )
+
+
+def _saved_type(name: str) -> Any:
+    """Return the type that files have a name for."""
+    module, _, qualname = SAVED_TYPES[name].partition(":")
+    return getattr(importlib.import_module(module), qualname)
+
+
+def _decode(node: Any, arrays: Mapping[str, Array], former: _Former) -> Any:
     if not isinstance(node, dict):
         if isinstance(node, list):
             raise ValueError("its structure is unknown")
@@ -134,37 +243,33 @@ def _decode(node: Any, arrays: Mapping[str, npt.NDArray[Any]]) -> Any:
         case {"scalar": str(place), **rest} if not rest:
             return _array(arrays, place)[()]
         case {"list": list(items), **rest} if not rest:
-            return [_decode(item, arrays) for item in items]
+            return [_decode(item, arrays, former) for item in items]
         case {"tuple": list(items), **rest} if not rest:
-            return tuple(_decode(item, arrays) for item in items)
+            return tuple(_decode(item, arrays, former) for item in items)
         case {"dict": dict(items), **rest} if not rest:
-            return {key: _decode(item, arrays) for key, item in items.items()}
-        case {"named": str(name), "fields": {"dict": dict(items)}, **rest} if not rest:
-            kind = _named_tuple(name)
-            odd = set(items) ^ set(kind._fields)
+            keys = _renamed(items, former.keys)
+            return {keys[key]: _decode(item, arrays, former) for key, item in items.items()}
+        case {"named": str(written), "fields": {"dict": dict(items)}, **rest} if not rest:
+            if written not in former.types:
+                raise ValueError(f"it names {written!r}, which is no result of fastsort")
+            name = former.types[written]
+            keys = _renamed(items, former.fields.get(name, {}))
+            fields = {keys[key]: _decode(item, arrays, former) for key, item in items.items()}
+            kind = _saved_type(name)
+            odd = set(fields) ^ set(kind._fields)
             if odd:
-                raise ValueError(f"{name} with or without {min(odd)} is not the one that is known")
-            return kind(**{key: _decode(item, arrays) for key, item in items.items()})
+                raise ValueError(f"it has a {written} with or without {min(odd)}, unlike this version")
+            return kind(**fields)
     raise ValueError("its structure is unknown")
 
 
-def _array(arrays: Mapping[str, npt.NDArray[Any]], place: str) -> npt.NDArray[Any]:
+def _renamed(items: dict[str, Any], names: dict[str, str]) -> dict[str, str]:
+    """Return what keys are called now."""
+    return {key: names.get(key, key) for key in items}
+
+
+def _array(arrays: Mapping[str, Array], place: str) -> Array:
     array = arrays[place]
     if not isinstance(array, np.ndarray):  # NumPy gives the bytes of what does not begin as an array
         raise ValueError(f"its array {place} is damaged")
     return array
-
-
-def _named_tuple(name: str) -> Any:
-    """Return the NamedTuple class of this package that is called ``module:qualname``."""
-    match = _NAME.fullmatch(name)
-    # What stands in a __main__ runs when it is imported.
-    if match is None or match[1].endswith("__main__"):
-        raise ValueError(f"it names {name!r}, which is no result of fastsort")
-    found: Any = importlib.import_module(match[1])
-    for attribute in match[2].split("."):
-        found = getattr(found, attribute)
-    is_class = isinstance(found, type) and issubclass(found, tuple) and hasattr(found, "_fields")
-    if not is_class or found.__module__ != match[1]:
-        raise ValueError(f"it names {name!r}, which is no result of fastsort")
-    return found

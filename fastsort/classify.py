@@ -1,27 +1,26 @@
-"""The map of a data set: particles go in, classes, their averages and a rank of each come out."""
+"""Classify a set: particles go in, classes come out, with an average and a rank of each."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from fastsort._brief import brief
-from fastsort._checks import InputError, check_choice, check_count, check_work_folder
+from fastsort._checks import InputError, check_choice, check_count
 from fastsort._crop import crop_operator
+from fastsort._progress import Progress, part_of
+from fastsort._types import Array, Bools, FilePath, Floats
 from fastsort.images.prepare import ctf_to_flip, prepare_images, working_radius
-from fastsort.invariants.classes import Classification, classify_images
+from fastsort.images.work import fingerprint, work_folder
+from fastsort.invariants.classes import Classification, find_classes
 from fastsort.invariants.map import EMBEDDINGS
-from fastsort.particles.source import Particles, open_particles
+from fastsort.particles.open import open_particles
+from fastsort.particles.source import Particles
 
-# Finer detail tells classes of single images no better.
 WORKING_SIZE = 96
-# Reading is this part of the work; the progress that a user sees says so.
+# Reading counts as this part of the work in the progress that a user sees.
 READING = 0.3
 
 
@@ -32,24 +31,24 @@ class MapResult(NamedTuple):
     Attributes
     ----------
     classes : Classification
-        Of the working images; shifts are in working pixels.
+        Classes of the working images; shifts are in working pixels.
     keep : ndarray of bool, shape (n,)
-        Whether the image stands in a class that is no junk.
+        Whether the image belongs to a class that is no junk.
     score : ndarray of float64, shape (n,)
-        That of the class: larger for junk, infinite for images without a class.
+        Score of the image's class: larger for junk, infinite for images without a class.
     pixel_size : float
-        Of the class averages, in angstroms; NaN where it is unknown.
+        Pixel size of the class averages in angstroms; NaN if it is unknown.
     phase_flipped : bool
-        Whether the phases were flipped here.
+        Whether phases were flipped here.
     parameters : dict
-        What the run was asked for.
+        The options of the run.
     seconds : dict of str to float
         Wall time of each stage.
     """
 
     classes: Classification
-    keep: npt.NDArray[np.bool_]
-    score: npt.NDArray[np.float64]
+    keep: Bools
+    score: Floats
     pixel_size: float
     phase_flipped: bool
     parameters: dict[str, Any]
@@ -57,7 +56,7 @@ class MapResult(NamedTuple):
 
 
 def classify_particles(
-    particles: str | os.PathLike[str] | npt.NDArray[Any] | Particles,
+    particles: FilePath | Array | Particles,
     *,
     diameter: float | None = None,
     n_classes: int | None = None,
@@ -65,32 +64,38 @@ def classify_particles(
     embedding: str = "auto",
     phase_flip: str = "auto",
     working_size: int | None = None,
-    work: str | os.PathLike[str] | None = None,
+    work: FilePath | None = None,
+    keep_work: bool = False,
     n_jobs: int | None = None,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> MapResult:
-    """Divide particle images into classes, average the classes and say which of them are junk.
+    """Divide particle images into classes, average the classes and find which of them are junk.
 
     Parameters
     ----------
     particles : path, ndarray (n, d, d) or Particles
         As for `open_particles`. Read once, never changed.
     diameter : float, optional
-        Of the particle in angstroms; by default 0.8 of the box.
+        Diameter of the particle in angstroms; by default 0.8 of the box.
     n_classes, n_groups, embedding
         As for `classify_images`.
     phase_flip : {"auto", "yes", "no"}
-        Whether to flip phases; "auto" does where the source knows the defocus and does not say that
-        it was done.
+        Whether to flip phases. "auto" flips them if the source gives the defocus and does not say that they
+        were flipped before.
     working_size : int, optional
-        Box in pixels to which images are cropped in Fourier space, and that of the class averages; by
-        default 96, or the box where that is smaller.
+        Side in pixels to which images are cropped in Fourier space, and side of the class averages; by
+        default 96, or the box if that is smaller.
     work : path, optional
-        Existing folder for temporary files of 2 bytes a working pixel; by default the system's.
+        Folder for temporary files of 2 bytes a working pixel; made if it is missing. By default a temporary
+        folder of the system. Call again with the same folder after a run was killed, and it goes on where
+        it was and gives the same bits.
+    keep_work : bool
+        Whether to keep the folder when all went well.
     n_jobs : int, optional
         Workers, as joblib counts them. Results do not depend on it.
     seed : int
+        Random seed of the map.
     progress : callable, optional
         Called as ``progress(images_done, images_in_all)``.
 
@@ -101,7 +106,18 @@ def classify_particles(
     Raises
     ------
     InputError
-        If the source cannot be read or a parameter is out of range.
+        If the source cannot be read, a parameter is out of range, or the work folder is in use or holds
+        files of anyone else.
+
+    Examples
+    --------
+    >>> import fastsort as fs
+    >>> images, truth = fs.simulate_particles(60, 0, box=32, snr=2, seed=1)
+    >>> result = fs.classify_particles(images, n_classes=2, embedding="pca")
+    >>> result.keep.shape, result.classes.averages.averages.shape[1:]
+    ((60,), (32, 32))
+    >>> bool(result.keep.mean() > 0.9)
+    True
     """
     particles = open_particles(particles)
     n, box = len(particles), particles.box
@@ -113,37 +129,6 @@ def classify_particles(
     ctf = ctf_to_flip(particles, phase_flip)
     if n_classes is not None and check_count("n_classes", n_classes) > n:
         raise InputError(f"{n_classes} classes need as many images; got {n}: give fewer classes.")
-    check_work_folder(work)
-
-    def report(part: float, share: float) -> Callable[[int, int], None] | None:
-        return progress and (lambda done, total: progress(round(n * (part + share * done / total)), n))
-
-    begin = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="fastsort-", dir=work) as folder:
-        working, _ = prepare_images(
-            particles,
-            operator,
-            os.path.join(folder, "images"),
-            radius=radius,
-            ctf=ctf,
-            n_jobs=n_jobs,
-            progress=report(0, READING),
-        )
-        prepared = time.perf_counter()
-        classes = classify_images(
-            working,
-            n_classes,
-            radius=radius,
-            n_groups=n_groups,
-            embedding=embedding,
-            n_jobs=n_jobs,
-            seed=seed,
-            progress=report(READING, 1 - READING),
-        )
-    done = time.perf_counter()
-    # One more entry at the end, for images without a class.
-    score = np.append(classes.ranking.score, np.inf)[classes.label]
-    keep = ~np.append(classes.ranking.junk, True)[classes.label]
     parameters = {
         "diameter": diameter,
         "n_classes": n_classes,
@@ -153,5 +138,35 @@ def classify_particles(
         "working_size": size,
         "seed": seed,
     }
-    seconds = {"read and crop": prepared - begin, "map": done - prepared, "total": done - begin}
+    # Groups come last: everything in the work folder is the same for any number of them.
+    kept_for = {**parameters, "n_groups": None}
+    mark = "" if work is None else fingerprint("classify", particles, kept_for)
+    begin = time.perf_counter()
+    with work_folder(work, fingerprint=mark, keep=keep_work) as folder:
+        working, _ = prepare_images(
+            particles,
+            operator,
+            folder.path("images"),
+            radius=radius,
+            ctf=ctf,
+            n_jobs=n_jobs,
+            progress=part_of(progress, 0, READING, n),
+        )
+        prepared = time.perf_counter()
+        classes = find_classes(
+            working,
+            n_classes,
+            stage=folder.stage,
+            radius=radius,
+            n_groups=n_groups,
+            embedding=embedding,
+            n_jobs=n_jobs,
+            seed=seed,
+            progress=part_of(progress, READING, 1, n),
+        )
+    end = time.perf_counter()
+    seconds = {"read and crop": prepared - begin, "map": end - prepared, "total": end - begin}
+    # One more entry at the end, for images without a class.
+    score = np.append(classes.ranking.score, np.inf)[classes.label]
+    keep = ~np.append(classes.ranking.junk, True)[classes.label]
     return MapResult(classes, keep, score, working.pixel_size, ctf is not None, parameters, seconds)

@@ -16,13 +16,16 @@ import pytest
 from fastsort import InputError, cli
 from fastsort._saved import load, save
 from fastsort.decide.combine import OFFSET
-from fastsort.decide.votes import Judge, Learned
-from fastsort.particles.source import open_particles
-from fastsort.report import again
-from fastsort.report.again import open_finished, read_list, redraw, write_choice, write_results
+from fastsort.decide.result import SortResult
+from fastsort.decide.votes import LearnedMethods, LearnedVerdict
+from fastsort.particles.open import open_particles
+from fastsort.report import drawing
+from fastsort.report.drawing import redraw
+from fastsort.report.finished import open_finished
 from fastsort.report.folder import RESULT_NAMES
+from fastsort.report.lists import read_list, write_choice
+from fastsort.report.results import write_results
 from fastsort.simulate import simulate_particles, write_project
-from fastsort.sort import SortResult
 
 N = 60
 
@@ -70,7 +73,7 @@ def make_result(n=N, seed=0, **changes):
             "pixel_mean": np.zeros(n, np.float32),
             "pixel_std": np.ones(n, np.float32),
         },
-        "cut": float(np.median(score)),
+        "threshold": float(np.median(score)),
         "diameter": 50.0,
         "diameter_px": 20.0,
         "diameter_estimated": True,
@@ -79,7 +82,9 @@ def make_result(n=N, seed=0, **changes):
         "subspaces": None,
         "errors": None,
         "views": None,
-        "judge": Judge(Learned(None, None, None), {"radial": 1.0, OFFSET: 0.0}, {}, (np.nan, np.nan)),
+        "learned": LearnedVerdict(
+            LearnedMethods(None, None, None), {"radial": 1.0, OFFSET: 0.0}, {}, (np.nan, np.nan)
+        ),
         "parameters": {"method": "radial", "seed": 0},
         "seconds": {"total": 1.0},
     }
@@ -102,9 +107,9 @@ def assert_equal(one, other):
             assert a.keys() == b.keys(), name
             for key in a:
                 np.testing.assert_array_equal(a[key], b[key], err_msg=f"{name} {key}")
-        elif isinstance(a, Judge):
+        elif isinstance(a, LearnedVerdict):
             assert_equal(a, b)
-        elif a is None or isinstance(a, Learned):
+        elif a is None or isinstance(a, LearnedMethods):
             assert a == b
         else:
             np.testing.assert_array_equal(a, b, err_msg=name)
@@ -251,7 +256,7 @@ def test_failed_report_leaves_the_old_one(project, tmp_path, monkeypatch, capsys
         path.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(again, "_draw", fail)
+    monkeypatch.setattr(drawing, "_draw", fail)
     assert cli.main(["report", str(folder)]) == 1
     assert "No space left" in capsys.readouterr().err
     assert (folder / "report.png").read_text() == "old" and names_in(tmp_path) == ["out"]
@@ -350,7 +355,7 @@ def test_choice_of_all(project, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["LIST"], "is a list: say of which"),
+        (["LIST"], "is a list: say of which STAR file, .cs file or stack"),
         (["LIST", "STAR", "--fraction", "0.5"], "--fraction does nothing with a list"),
         (["LIST", "STAR", "--unanimous"], "--unanimous does nothing with a list"),
         (["nowhere.txt", "STAR"], "nowhere.txt does not exist"),
@@ -382,7 +387,7 @@ def test_list_in_the_folder_that_is_replaced(project, tmp_path, capsys):
     assert "lies in the output folder" in capsys.readouterr().err and listed.exists()
 
 
-# A finished run with another cut.
+# A finished run with another threshold.
 
 
 def scores_of(folder):

@@ -8,6 +8,7 @@ import scipy.ndimage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fastsort as fs
 from fastsort import InputError
 from fastsort.invariants.align import Alignment, align_images, apply_alignment, match_to_references
 
@@ -291,3 +292,22 @@ def test_features_must_fit():
         match_to_references(images, images, features=np.ones((4, 2)), reference_features=np.ones((4, 3)))
     with pytest.raises(InputError, match="needs features"):
         match_to_references(images, images, n_candidates=2)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        fs.invariant_features,
+        fs.invariant_filter,
+        fs.zernike_moments,
+        fs.map_particles,
+        fs.classify_images,
+        lambda images: fs.align_images(images, np.eye(16)),
+        lambda images: fs.match_to_references(images, np.eye(16)[None]),
+        lambda images: fs.class_averages(images, [0]),
+        lambda images: fs.apply_alignment(images, align_images(np.eye(16)[None], np.eye(16))),
+    ],
+)
+def test_methods_open_no_paths(method, tmp_path):
+    with pytest.raises(InputError, match="open it with open_particles first"):
+        method(tmp_path / "particles.mrcs")

@@ -13,8 +13,11 @@ from fastsort._checks import InputError
 from fastsort.invariants.averages import ClassAverages
 from fastsort.invariants.classes import Classification, ClassRanking
 from fastsort.invariants.map import ParticleMap
-from fastsort.report import atlas
-from fastsort.report.atlas import draw_classes, draw_map, montage_columns, place_tiles
+from fastsort.report import atlas, montage
+from fastsort.report.atlas import draw_map
+from fastsort.report.class_looks import class_tiles, style_of
+from fastsort.report.montage import draw_classes, montage_columns
+from fastsort.report.placement import place_tiles
 
 pytest.importorskip("matplotlib")
 
@@ -186,7 +189,7 @@ def test_another_map_makes_another_picture(tmp_path):
 
 def test_colours_of_points_and_labels_agree():
     found = classification(24, junk=4)
-    style = atlas._style(found, None)
+    style = style_of(found, None)
     np.testing.assert_array_equal(style.of_image, style.of_class[found.label])
     looks = {(tuple(color), shape) for color, shape in zip(style.of_class.tolist(), style.shape, strict=True)}
     # Three greys for four classes of junk; all others differ.
@@ -262,7 +265,7 @@ def test_what_the_montage_says_of_a_class(tmp_path, texts):
 
 
 def test_the_montage_ends_with_the_first_classes(tmp_path, texts, monkeypatch):
-    monkeypatch.setattr(atlas, "MAX_TILES", 12)
+    monkeypatch.setattr(montage, "MAX_TILES", 12)
     draw_classes(tmp_path / "a.png", classification(15, junk=0), 1.5)
     assert "12" in texts
     assert "13" not in texts
@@ -273,7 +276,7 @@ def test_tiles_are_grey_where_nothing_is_and_not_filtered_to_nothing():
     found = classification(3)
     found.averages.averages[1] = 0
     found.averages.frc[2] = 0
-    tiles = atlas._tiles(found, np.arange(3))
+    tiles = class_tiles(found, np.arange(3))
     assert tiles.min() == 0
     assert tiles.max() == 1
     np.testing.assert_array_equal(tiles[1], 0.5)

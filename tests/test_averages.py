@@ -11,9 +11,10 @@ from scipy.spatial.transform import Rotation
 
 import fastsort as fs
 from fastsort import InputError
-from fastsort.invariants import averages as module
+from fastsort.invariants import members
 from fastsort.invariants.align import align_images, apply_alignment
-from fastsort.invariants.averages import class_averages, filter_averages, fourier_ring_correlation
+from fastsort.invariants.averages import class_averages
+from fastsort.invariants.ring_correlation import filter_averages, fourier_ring_correlation
 from fastsort.simulate.phantoms import phantom_blobs, phantom_volume
 
 BOX, DIAMETER = 64, 40
@@ -130,7 +131,7 @@ def test_same_bits_for_two_workers_and_without_room(monkeypatch):
     images = images[:, 16:48, 16:48].copy()
     one = class_averages(images, label, n_iterations=1, n_jobs=1)
     two = class_averages(images, label, n_iterations=1, n_jobs=2)
-    monkeypatch.setattr(module, "CACHE_BYTES", 0)
+    monkeypatch.setattr(members, "CACHE_BYTES", 0)
     none = class_averages(images, label, n_iterations=1, n_jobs=2)
     for a, b, c in zip(one, two, none, strict=True):
         assert np.array_equal(a, b, equal_nan=True)

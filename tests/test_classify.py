@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import signal
 import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import mrcfile
 import numpy as np
@@ -15,7 +20,10 @@ import starfile
 import fastsort as fs
 from fastsort import InputError, cli
 from fastsort.classify import classify_particles
-from fastsort.report.classes import select_classes, write_map
+from fastsort.particles.mrc import write_stack
+from fastsort.particles.store import ImageStore
+from fastsort.report.classes import write_map
+from fastsort.report.selection import select_classes
 from fastsort.simulate import write_project
 
 pytestmark = pytest.mark.slow
@@ -121,7 +129,8 @@ def test_working_size_is_that_of_the_averages(few):
         ({"phase_flip": "maybe"}, "phase_flip must be one of"),
         ({"working_size": 64}, "working size must not exceed the box of 48 px"),
         ({"diameter": 1e5}, "diameter"),
-        ({"work": "/nowhere/at/all"}, "work folder"),
+        ({"work": __file__}, r"work folder .* is a file"),
+        ({"keep_work": True}, "a temporary work folder cannot be kept"),
         ({"seed": -1}, "seed"),
     ],
 )
@@ -152,6 +161,179 @@ def test_a_single_image(simulated, tmp_path):
 def test_no_usable_image(tmp_path):
     with pytest.raises(InputError, match="all 5 images are flat"):
         classify_particles(np.full((5, 32, 32), np.nan, dtype=np.float32))
+
+
+# The work folder.
+
+N_FEW, BATCH = 120, 16
+FEW_OPTIONS = {"n_classes": 2, "embedding": "pca"}
+# What runs in each stage, in the order of the stages.
+STAGES = {
+    "images": "fastsort.images.prepare._prepare",
+    "features": "fastsort.invariants.classes.invariant_features",
+    "map": "fastsort.invariants.classes.map_features",
+    "first_averages": "fastsort.invariants.classes._Search.first_averages",
+    "round_1": "fastsort.invariants.classes._Search.first_round",
+    "round_2": "fastsort.invariants.classes._Search.second_round",
+    "displaced": "fastsort.invariants.classes._Search.displaced_apart",
+}
+
+
+class Stop(BaseException):
+    """What no code that means well would catch."""
+
+
+class Counted(ImageStore):
+    """A store that remembers which images were read."""
+
+    def __init__(self, images):
+        self.images, self.read_so_far = images, []
+
+    def __len__(self):
+        return len(self.images)
+
+    def name(self, index):
+        return str(index)
+
+    def read(self, indices):
+        self.read_so_far.extend(indices.tolist())
+        return self.images[indices]
+
+
+def stop_beyond(share, how):
+    """Progress that ends a run once it has done more than a share of its work."""
+
+    def stop(done, total):
+        if done > share * total:
+            how()
+
+    return stop
+
+
+def raise_stop():
+    raise Stop
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def must_not_run(*_, **__):
+    raise AssertionError("something was done twice")
+
+
+def assert_identical(one, other):
+    if isinstance(one, tuple):
+        for a, b in zip(one, other, strict=True):
+            assert_identical(a, b)
+    elif isinstance(one, np.ndarray):
+        assert one.dtype == other.dtype and one.shape == other.shape
+        assert one.tobytes() == other.tobytes()
+    else:
+        assert one == other
+
+
+def same_result(one, other):
+    assert_identical(one._replace(seconds=None), other._replace(seconds=None))
+
+
+@pytest.fixture
+def in_batches(simulated, monkeypatch):
+    """Some images that are read in many batches, and known by their number alone."""
+    monkeypatch.setattr("fastsort.images.batches.BATCH_BYTES", BATCH * 4 * 48 * 48)
+    for module in ("prepare", "work"):
+        monkeypatch.setattr(
+            f"fastsort.images.{module}.source_identity", lambda particles: str(len(particles))
+        )
+    chosen = np.r_[: N_FEW - 20, 340:360]
+    return lambda: replace(fs.open_particles(simulated[0][chosen]), store=Counted(simulated[0][chosen]))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(simulated):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastsort.images.batches.BATCH_BYTES", BATCH * 4 * 48 * 48)
+        return classify_particles(simulated[0][np.r_[: N_FEW - 20, 340:360]], **FEW_OPTIONS, n_jobs=1)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.15, 0.29])
+def test_images_that_were_prepared_are_not_read_again(in_batches, undisturbed, tmp_path, share):
+    work, first, second = tmp_path / "new" / "work", in_batches(), in_batches()
+    with pytest.raises(Stop):
+        stop = stop_beyond(share, raise_stop)
+        classify_particles(first, **FEW_OPTIONS, work=work, n_jobs=1, progress=stop)
+    n_prepared = len(first.store.read_so_far)
+    assert n_prepared < N_FEW or share == 0.29
+    same_result(classify_particles(second, **FEW_OPTIONS, work=work), undisturbed)
+    assert second.store.read_so_far == list(range(n_prepared, N_FEW))
+    assert not work.exists()
+
+
+@pytest.mark.parametrize(
+    ("share", "n_done"), [(0.31, 1), (0.45, 3), (0.56, 4), (0.7, 4), (0.77, 5), (0.9, 5), (0.99, 6)]
+)
+def test_stages_that_were_computed_are_not_computed_again(
+    in_batches, undisturbed, tmp_path, monkeypatch, share, n_done
+):
+    with pytest.raises(Stop):
+        stop = stop_beyond(share, raise_stop)
+        classify_particles(in_batches(), **FEW_OPTIONS, work=tmp_path / "work", n_jobs=2, progress=stop)
+    done = list(STAGES)[:n_done]
+    assert {path.stem for path in (tmp_path / "work").glob("*.stage")} == set(done[1:])
+    again = in_batches()
+    with monkeypatch.context() as patch:
+        for name in done:
+            # The same function makes the map of the displaced images, which is not done.
+            if name != "map":
+                patch.setattr(STAGES[name], must_not_run)
+        same_result(classify_particles(again, **FEW_OPTIONS, work=tmp_path / "work"), undisturbed)
+    assert again.store.read_so_far == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kept_folder_serves_any_number_of_groups_but_no_other_option(in_batches, undisturbed, tmp_path):
+    work = tmp_path / "work"
+    same_result(classify_particles(in_batches(), **FEW_OPTIONS, work=work, keep_work=True), undisturbed)
+    assert {"images.work", *(f"{name}.stage" for name in list(STAGES)[1:])} <= {
+        path.name for path in work.iterdir()
+    }
+    grouped = in_batches()
+    assert classify_particles(grouped, **FEW_OPTIONS, n_groups=2, work=work, keep_work=True).keep.any()
+    assert grouped.store.read_so_far == []
+    other = in_batches()
+    classify_particles(other, n_classes=3, embedding="pca", work=work)
+    assert len(other.store.read_so_far) == N_FEW
+    assert not work.exists()
+
+
+def killed_run(stack, work, share):
+    """Classify a stack until a share of the work is done, and die."""
+    classify_particles(
+        fs.open_particles(stack), **FEW_OPTIONS, work=work, n_jobs=1, progress=stop_beyond(share, die)
+    )
+
+
+def test_a_run_that_was_killed_goes_on(simulated, tmp_path, monkeypatch):
+    stack = tmp_path / "few.mrcs"
+    write_stack(stack, [simulated[0][:N_FEW]], 2.0, N_FEW, 48)
+    expected = classify_particles(stack, **FEW_OPTIONS, n_jobs=1)
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
+    for share in (0.2, 0.6):
+        arguments = f"{str(stack)!r}, {str(tmp_path / 'w')!r}, {share}"
+        code = f"import test_classify; test_classify.killed_run({arguments})"
+        done = subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, check=False
+        )
+        assert done.returncode == -signal.SIGKILL
+        assert (tmp_path / "w" / "images.work").exists()
+    monkeypatch.setattr(STAGES["images"], must_not_run)
+    monkeypatch.setattr(STAGES["first_averages"], must_not_run)
+    same_result(classify_particles(stack, **FEW_OPTIONS, work=tmp_path / "w"), expected)
+    assert [path.name for path in tmp_path.iterdir()] == ["few.mrcs"]
+
+
+# Files.
 
 
 def test_files(finished, project, result):

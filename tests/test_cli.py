@@ -11,6 +11,7 @@ import resource
 import signal
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,8 +21,11 @@ import pytest
 import starfile
 
 from fastsort import __version__, cli
+from fastsort.cli import demo
+from fastsort.cli.printing import print_verdicts
+from fastsort.particles.describe import describe
 from fastsort.particles.mrc import write_stack
-from fastsort.particles.source import open_particles
+from fastsort.particles.open import open_particles
 from fastsort.simulate import simulate_particles, write_project
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +37,10 @@ STAR_RESULTS = STACK_RESULTS - {"kept.txt", "rejected.txt"} | {
     "rejected.star",
     "micrographs.csv",
 }
+
+needs_passthrough = pytest.mark.skipif(
+    "passthrough" not in signature(describe).parameters, reason="describe takes no passthrough file yet"
+)
 
 
 def run(*arguments, **options):
@@ -72,7 +80,7 @@ def names_in(folder):
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["sort"], ["apply"], ["report"], ["info"], ["map"], ["simulate"], ["demo"]]
+    "command", [[], *([name] for name in "sort apply report info map simulate demo guide".split())], ids=str
 )
 def test_help_fits_a_screen_and_shows_an_example(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
@@ -82,6 +90,8 @@ def test_help_fits_a_screen_and_shows_an_example(command, capsys, monkeypatch):
     lines = captured.out.splitlines()
     assert len(lines) <= 55 and max(map(len, lines)) <= 80
     assert any(line.startswith("example: fastsort ") for line in lines)
+    # The score above which images are rejected is a threshold; crop and extract have their own names.
+    assert "cut" not in captured.out.split()
 
 
 def packages_loaded_by(code):
@@ -123,6 +133,8 @@ def test_version(capsys):
         ["sort", "a.star", "-o", "out", "--discard", "3", "--fraction", "0.5"],
         ["sort", "a.star", "-o", "out", "--unanimous", "--keep-at-least", "0.5"],
         ["sort", "a.star", "-o", "out", "--discard", "many"],
+        ["sort", "a.star", "-o", "out", "--jobs", "0"],
+        ["sort", "a.star", "-o", "out", "--jobs", "many"],
         ["apply", "list.txt", "a.star"],
         ["apply", "-o", "out"],
         ["apply", "sorted", "-o", "out", "--probability", "0.5", "--unanimous"],
@@ -425,6 +437,153 @@ def test_options_that_do_nothing_or_cannot_be(project, tmp_path, capsys, method,
     assert captured.out == "" and set(names_in(tmp_path)) <= {".out.work"}
 
 
+PICKS = ["--micrographs", "a.mrc", "--coordinates", "a.box", "--box", "64"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sort", "STACK", "--data-dir", "."], "--data-dir does nothing with images.mrcs"),
+        (["sort", "STACK", "--passthrough", "x.cs"], "--passthrough does nothing with images.mrcs"),
+        (["sort", *PICKS, "--passthrough", "x.cs"], "--passthrough does nothing with --micrographs"),
+        (["sort", *PICKS, "--data-dir", "."], "--data-dir does nothing without a STAR file"),
+        (["sort", *PICKS, "--score-field"], "--score-field does nothing without a .cs file"),
+        (["sort", "STACK", "--duplicate-distance", "30"], "--duplicate-distance does nothing where"),
+        (["sort", "TUBES", "--duplicate-distance", "30"], "--duplicate-distance does nothing with segments"),
+        (["sort", "STACK", "--cluster", "tcp://x:1", "--jobs", "-1"], "--jobs does nothing with --cluster"),
+        (
+            ["sort", "STACK", "--method", "radial", "--preset", "published", "--contrast", "dark"],
+            "--contrast does nothing with the published rules",
+        ),
+        (["apply", "LIST", "STACK", "--bright"], "--bright does nothing with a list"),
+        (["apply", "LIST", "STACK", "--data-dir", "."], "--data-dir does nothing with a list"),
+        (["apply", "LIST", "STACK", "--passthrough", "x.cs"], "--passthrough does nothing with images.mrcs"),
+        (["apply", "LIST", *PICKS, "--bright"], "--bright does nothing with a list"),
+        (["apply", "LIST", *PICKS, "--passthrough", "x.cs"], "--passthrough does nothing with a list"),
+        (["apply", "DONE"], "say how much of done to keep: give one of --probability"),
+        (["apply", "DONE", "--discard", "1", "--data-dir", "."], "--data-dir does nothing with"),
+        (["apply", "DONE", "--discard", "1", "--bright", "--box", "9"], "--box and --bright do nothing with"),
+        (["report", "DONE", "--data-dir", "."], "--data-dir does nothing with"),
+        (["info", "STACK", "--data-dir", "."], "--data-dir does nothing with images.mrcs"),
+        (["info", "TUBES", "--passthrough", "x.cs"], "--passthrough does nothing with tubes.star"),
+        (["map", "STACK", "--data-dir", "."], "--data-dir does nothing with images.mrcs"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_options_without_effect_are_refused_by_name(
+    finished_stack, tmp_path, monkeypatch, capsys, arguments, words
+):
+    monkeypatch.chdir(finished_stack)
+    places = {"STACK": "images.mrcs", "TUBES": "tubes.star", "LIST": "list.txt", "DONE": "done"}
+    output = [] if arguments[0] in ("info", "report") else ["-o", tmp_path / "out"]
+    before = names_in(finished_stack)
+    assert call(*(places.get(word, word) for word in arguments), *output) == 1
+    assert_one_line(capsys.readouterr().err, words)
+    assert names_in(finished_stack) == before and names_in(tmp_path) == []
+
+
+@pytest.fixture(scope="module")
+def finished_stack(tmp_path_factory):
+    """A stack sorted into done, a list of its images, and a table of segments of filaments."""
+    folder = tmp_path_factory.mktemp("finished")
+    images, truth = simulate_particles(30, 20, snr=0.5, box=32, junk="paper", seed=2)
+    write_stack(folder / "images.mrcs", [images], truth.pixel_size, 50, 32)
+    (folder / "list.txt").write_text("1\n3\n")
+    columns = "_rlnImageName\n_rlnMicrographName\n_rlnCoordinateX\n_rlnCoordinateY\n_rlnHelicalTubeID"
+    rows = "\n".join(f"{i + 1}@images.mrcs a.mrc {10 * i} 5 1" for i in range(50))
+    (folder / "tubes.star").write_text(f"data_\n\nloop_\n{columns}\n{rows}\n")
+    arguments = ("--method", "radial", "-o", folder / "done", "--quiet")
+    assert call("sort", folder / "images.mrcs", *arguments) == 0
+    return folder
+
+
+@pytest.mark.parametrize("choice", ["--keep-classes", "--discard-classes"])
+def test_a_choice_of_classes_takes_the_map_as_it_is(choice, tmp_path, capsys):
+    options = [
+        "--diameter",
+        "--classes",
+        "--groups",
+        "--embedding",
+        "--color",
+        "--phase-flip",
+        "--pixel-size",
+    ]
+    options += ["--data-dir", "--passthrough", "--working-size", "--jobs", "--seed", "--work", "--keep-work"]
+    # Given as they are by default, too.
+    usual = {"--groups": "1", "--embedding": "auto", "--color": "class", "--phase-flip": "auto"}
+    values = {**dict.fromkeys(options, "1"), **usual, "--jobs": "-1", "--seed": "0"}
+    for option in options:
+        words = [option] if option == "--keep-work" else [option, values[option]]
+        assert call("map", "nowhere", choice, "1,2", *words, "-o", tmp_path / "out") == 1
+        assert_one_line(capsys.readouterr().err, f"{option} does nothing with {choice}", "leave it out")
+    assert call("map", "nowhere", choice, "1", "--seed", 1, "--jobs", 2, "-o", tmp_path / "out") == 1
+    assert_one_line(capsys.readouterr().err, "--jobs and --seed do nothing", "leave them out")
+    assert names_in(tmp_path) == []
+
+
+def write_dataset(folder):
+    """Write a cryoSPARC dataset of four images, and its stack."""
+    noise = np.random.default_rng(0).normal(size=(4, 32, 32)).astype(np.float32)
+    write_stack(folder / "a.mrc", [noise], 3.0, 4, 32)
+    fields = [("uid", "<u8"), ("blob/path", "S20"), ("blob/idx", "<u4"), ("blob/shape", "<u4", 2)]
+    rows = np.zeros(4, [*fields, ("blob/psize_A", "<f4"), ("blob/sign", "<f4")])
+    rows["uid"], rows["blob/idx"], rows["blob/path"] = np.arange(4), np.arange(4), b"a.mrc"
+    rows["blob/shape"], rows["blob/psize_A"], rows["blob/sign"] = 32, 3.0, 1
+    with open(folder / "particles.cs", "wb") as file:
+        np.save(file, rows)
+    more = np.zeros(4, [("uid", "<u8"), ("location/micrograph_path", "S20")])
+    more["uid"], more["location/micrograph_path"] = np.arange(4), [b"m1", b"m1", b"m2", b"m3"]
+    with open(folder / "other.cs", "wb") as file:
+        np.save(file, more)
+    return folder / "particles.cs"
+
+
+@needs_passthrough
+def test_info_reads_the_passthrough_file(tmp_path, capsys):
+    path = write_dataset(tmp_path)
+    assert call("info", path) == 0
+    assert "not named" in capsys.readouterr().out
+    assert call("info", path, "--passthrough", tmp_path / "other.cs") == 0
+    assert "micrographs   3" in capsys.readouterr().out
+    assert call("info", path, "--passthrough", tmp_path / "nowhere.cs") == 1
+    assert_one_line(capsys.readouterr().err, "nowhere.cs")
+
+
+def parsed_job(monkeypatch, tmp_path, *arguments):
+    """Return the options with which a job of RELION sorts."""
+    seen = []
+    monkeypatch.setattr("fastsort.cli.sort.run_sort", seen.append)
+    monkeypatch.chdir(tmp_path)
+    job = ["sort", "--relion-job", "--o", "External/job001/", "--in_parts", "p.star"]
+    assert call(*job, *arguments) == 0
+    return seen[0]
+
+
+def test_threads_of_a_relion_job(monkeypatch, tmp_path):
+    """RELION always says how many; what its user says counts for more, and a cluster has its own."""
+    assert parsed_job(monkeypatch, tmp_path, "--j", 3).jobs == 3
+    assert parsed_job(monkeypatch, tmp_path, "--jobs", 2, "--j", 1).jobs == 2
+    options = parsed_job(monkeypatch, tmp_path, "--cluster", "tcp://x:1", "--j", 1)
+    assert "jobs" not in options.given and options.input == "p.star"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--in_tomograms", "t.star"], ["--in_tomograms is of no use"]),
+        (["--in_3dref", "v.mrc"], ["--in_3dref is of no use"]),
+        (["--output", "elsewhere"], ["--output does nothing with --relion-job"]),
+        (["-oelsewhere"], ["-oelsewhere does nothing with --relion-job"]),
+    ],
+)
+def test_what_a_relion_job_cannot_use_is_refused(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("fastsort.cli.sort.run_sort", None)
+    monkeypatch.chdir(tmp_path)
+    assert call("sort", "--relion-job", "--o", "job/", "--in_parts", "p.star", *arguments) == 1
+    assert_one_line(capsys.readouterr().err, *words)
+    assert names_in(tmp_path / "job") == ["RELION_JOB_EXIT_FAILURE"]
+
+
 def test_nothing_to_learn_from(tmp_path, capsys):
     images = np.ones((5, 32, 32), np.float32)
     images[2] = np.random.default_rng(0).normal(size=(32, 32))
@@ -455,9 +614,9 @@ def test_same_seed_gives_the_same_files(project, tmp_path, method, no_pictures):
     ],
 )
 def test_failure_half_way_leaves_nothing(project, tmp_path, monkeypatch, capsys, when, error, words):
-    from fastsort.report import again, plots
+    from fastsort.report import plots, results
 
-    module = {"write_tables": again, "draw_report": plots}[when]
+    module = {"write_tables": results, "draw_report": plots}[when]
     original = getattr(module, when)
 
     def fail(*arguments, **options):
@@ -484,12 +643,12 @@ def test_full_disk_leaves_nothing(project, tmp_path):
 
 
 def test_defect_shows_its_traceback(project, tmp_path, monkeypatch):
-    from fastsort.report import again
+    from fastsort.report import results
 
     def fail(*arguments, **options):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(again, "write_tables", fail)
+    monkeypatch.setattr(results, "write_tables", fail)
     with pytest.raises(ZeroDivisionError):
         call("sort", project, "-o", tmp_path / "out", "--method", "radial")
     assert names_in(tmp_path) == []
@@ -553,6 +712,52 @@ def test_interrupted_run_goes_on(project, tmp_path, monkeypatch, capsys, no_pict
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_interrupted_map_goes_on(project, tmp_path, monkeypatch, capsys, named):
+    """Its work folder is where that of sorting would be; here without the work."""
+    seen = []
+
+    def interrupt(particles, *, work, keep_work, **parameters):
+        seen.append((work, keep_work))
+        work.mkdir(exist_ok=True)
+        raise KeyboardInterrupt
+
+    work = tmp_path / ("w" if named else ".out.work")
+    arguments = ["map", project, "-o", tmp_path / "out", *(["--work", work, "--keep-work"] if named else [])]
+    monkeypatch.setattr("fastsort.classify.classify_particles", interrupt)
+    assert call(*arguments) == 1
+    assert_one_line(capsys.readouterr().err, f"interrupted: the same command goes on from {work}\n")
+    assert seen == [(work, named)] and names_in(tmp_path) == [work.name]
+
+
+def test_interrupted_map_ends_with_the_same_files(project, tmp_path, monkeypatch):
+    def stop(*arguments, **options):
+        raise KeyboardInterrupt
+
+    options = ("--classes", 3, "--embedding", "pca", "--quiet")
+    with monkeypatch.context() as patch:
+        patch.setattr("fastsort.classify.find_classes", stop)
+        assert call("map", project, "-o", tmp_path / "out", *options) == 1
+    assert names_in(tmp_path) == [".out.work"]
+    images = open_particles(project).store
+    original, paths = type(images).read, []
+
+    def watched(self, indices):
+        paths.extend(self.files())
+        return original(self, indices)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(images), "read", watched)
+        assert call("map", project, "-o", tmp_path / "out", *options) == 0
+    # What is read are the working images, and the images themselves never again.
+    assert paths and not {*paths} & {*images.files()}
+    assert names_in(tmp_path) == ["out"]
+    assert call("map", project, "-o", tmp_path / "straight", "--keep-work", *options) == 0
+    assert names_in(tmp_path) == [".straight.work", "out", "straight"]
+    for name in ("particles.star", "kept.star", "images.csv", "classes.mrcs"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
+
+
 def test_how_much_is_kept(project, tmp_path, no_pictures):
     arguments = ("sort", project, "--method", "radial", "-o", tmp_path / "out", "--quiet", "--overwrite")
     for options, kept in ((["--discard", "20"], 100), (["--fraction", "0.25"], 30)):
@@ -584,7 +789,7 @@ def test_update_goes_on_from_the_folder(project, tmp_path, monkeypatch, capsys, 
 
     seen = []
 
-    def update_particles(particles, earlier, names, *, judge_again=False, **parameters):
+    def update_particles(particles, earlier, names, *, judge_again=False, progress=None, **parameters):
         # What the folder holds is needed until the new results are whole.
         assert len(earlier.keep) == len(names) == len(particles)
         seen.append((names_in(out), judge_again, parameters))
@@ -603,6 +808,10 @@ def test_update_goes_on_from_the_folder(project, tmp_path, monkeypatch, capsys, 
     assert names_in(tmp_path) == ["out"] and len(seen) == 1
     # What was not asked for now is not overruled.
     assert parameters == {"seed": 3, "n_jobs": -1, "work": tmp_path / ".out.work"}
+    # What was asked for counts, even if it is what is usual.
+    usual = ["--seed", 0, "--contrast", "auto", "--jobs", -1]
+    assert call("sort", project, "-o", out, "--update", *usual, "--quiet") == 0
+    assert seen[1][2] == {"seed": 0, "contrast": "auto", "n_jobs": -1, "work": tmp_path / ".out.work"}
 
 
 def verdicts(capsys, **changes):
@@ -617,7 +826,7 @@ def verdicts(capsys, **changes):
         "micrographs": None,
         "input": "/data/particles.star",
     }
-    cli._print_verdicts({**summary, **changes})
+    print_verdicts({**summary, **changes})
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) < 100
     return text
@@ -688,9 +897,26 @@ def test_bad_simulation_is_one_line(arguments, word, tmp_path, monkeypatch, caps
     assert names_in(tmp_path) == []
 
 
+def test_guides_are_listed_and_printed_as_they_stand(capsys):
+    folder = ROOT / "fastsort" / "guides"
+    names = sorted(path.stem for path in folder.glob("*.md"))
+    assert "relion" in names
+    assert call("guide") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == names
+    for name, line in zip(names, lines, strict=True):
+        text = (folder / f"{name}.md").read_text(encoding="utf-8")
+        assert len(line) < 100 and text.startswith(f"# {line.split(maxsplit=1)[1]}\n")
+        assert call("guide", name) == 0
+        assert capsys.readouterr().out == text
+    for unknown in ("nowhere", "../README", "relion.md", ""):
+        assert call("guide", unknown) == 1
+        assert_one_line(capsys.readouterr().err, f"no guide {unknown!r}", ", ".join(names))
+
+
 @pytest.mark.slow
 def test_demo(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_N_DEMO", 150)
+    monkeypatch.setattr(demo, "N_IMAGES", 150)
     monkeypatch.chdir(tmp_path)
     assert call("demo", "--seed", 1) == 0
     text = capsys.readouterr().out
@@ -702,5 +928,5 @@ def test_demo(tmp_path, monkeypatch, capsys):
     assert area > 0.8
     assert call("demo") == 1
     assert_one_line(capsys.readouterr().err, "fastsort-demo")
-    monkeypatch.setattr(cli, "_N_DEMO", 25)
+    monkeypatch.setattr(demo, "N_IMAGES", 25)
     assert call("demo", "--overwrite", "--quiet") == 0

@@ -37,12 +37,10 @@ def scheduler():
     patient = {"distributed.deploy.lost-worker-timeout": "1h"}
     with (
         dask.config.set(patient),
-        pytest.MonkeyPatch.context() as patch,
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0"
         ) as local,
     ):
-        patch.setattr(cluster, "ANOTHER", 30.0)
         yield local.scheduler_address
 
 
@@ -190,7 +188,7 @@ def running(command):
         yield process
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(120)
 
 
 def worker_command(scheduler):
@@ -277,16 +275,20 @@ def test_arguments_go_to_each_worker_once_and_survive_it(many, workers, tmp_path
     workers.wait_for_workers(2)
 
 
-def test_workers_do_not_run_far_ahead(many, workers, tmp_path):
-    log = tmp_path / "done"
+def test_workers_do_not_run_far_ahead(many, workers, tmp_path, monkeypatch):
+    log, sent, pack = tmp_path / "done", [], batches.pack_task
+    monkeypatch.setattr(batches, "pack_task", lambda *task: sent.append(task[1]) or pack(*task))
     results = map_batches(process_and_start, many, 0.0, str(log), batch_size=1)
+    # The first one is done at home; with the second one the workers get as many as they may have in hand.
     next(results), next(results)
-    done, before = 0, -1
-    # Until they have done more than was read, and then no more within a second.
-    while done <= 4 or done > before:
-        time.sleep(1)
-        done, before = len(log.read_text().split()), done
-    assert done < 20
+    room = cluster.AHEAD * sum(workers.ncores().values())
+    # Batch 1 is packed once more, to see how large a task is.
+    assert sent == [1, *range(1, 1 + room)]
+    while len(log.read_text().split()) < 1 + room:
+        time.sleep(0.05)
+    # All that is in hand is done by now, and nobody has taken it: so nothing more is sent.
+    assert sorted(map(int, log.read_text().split())) == list(range(1 + room))
+    assert len(sent) == 1 + room
     results.close()
 
 
@@ -341,7 +343,7 @@ def test_a_batch_that_ends_workers_is_given_up(many):
 
 
 def test_no_scheduler(monkeypatch):
-    monkeypatch.setattr(cluster, "CONNECT", 0.5)
+    monkeypatch.setattr(cluster, "SCHEDULER_WAIT", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         silent = f"tcp://127.0.0.1:{mute.getsockname()[1]}"
         for address in ("tcp://127.0.0.1:1", "nonsense", "", silent):
@@ -360,19 +362,27 @@ def test_no_workers():
                 pass
 
 
+def hang(images, start, last):
+    """Never end after the last batch that is to end."""
+    while start > last:
+        time.sleep(0.05)
+    return start
+
+
 def test_all_workers_gone(many, monkeypatch):
-    monkeypatch.setattr(cluster, "LOOK", 0.1)
-    monkeypatch.setattr(cluster, "ANOTHER", 0.5)
-    with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=1, processes=True, dashboard_address=":0"
-    ) as local:
-        with use_cluster(local.scheduler_address) as n_threads:
-            assert n_threads == 1
-            results = map_batches(process_and_start, many, 0.05, batch_size=1)
-            next(results), next(results)
-            local.scale(0)
-            with pytest.raises(InputError, match="all workers of the Dask cluster have gone"):
-                list(results)
+    monkeypatch.setattr(cluster, "LOOK_INTERVAL", 0.1)
+    monkeypatch.setattr(cluster, "NEW_WORKER_WAIT", 0.5)
+    with (
+        distributed.LocalCluster(n_workers=0, dashboard_address=":0") as local,
+        running(worker_command(local.scheduler_address)) as worker,
+        use_cluster(local.scheduler_address) as n_threads,
+    ):
+        assert n_threads == 1
+        results = map_batches(hang, many, 1, batch_size=1)
+        next(results), next(results)
+        worker.kill()
+        with pytest.raises(InputError, match="all workers of the Dask cluster have gone"):
+            list(results)
 
 
 def test_without_dask(monkeypatch):
@@ -393,7 +403,8 @@ main(["--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--scheduler-file"
 def test_a_scheduler_without_fastsort_that_is_lost(many, tmp_path):
     file = tmp_path / "scheduler.json"
     with running([sys.executable, "-c", SCHEDULER, str(file)]) as scheduler:
-        while not file.exists():
+        # It is not written at once.
+        while not (file.exists() and file.read_text().rstrip().endswith("}")):
             assert scheduler.poll() is None
             time.sleep(0.05)
         address = json.loads(file.read_text())["address"]
@@ -429,7 +440,7 @@ def test_dask_prints_nothing(scheduler, tmp_path):
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -439,7 +450,7 @@ def test_dask_prints_nothing(scheduler, tmp_path):
 def test_the_command_on_a_cluster(scheduler, star, expected, tmp_path, capsys, monkeypatch):
     from fastsort.cli import main
 
-    monkeypatch.setattr(cluster, "CONNECT", 1.0)
+    monkeypatch.setattr(cluster, "SCHEDULER_WAIT", 1.0)
     arguments = ["sort", str(star), "-o", str(tmp_path / "out"), "--cluster", scheduler]
     assert main([*arguments, "--quiet"]) == 0
     with np.load(tmp_path / "out" / "results.npz") as saved:

@@ -13,10 +13,11 @@ from sklearn.metrics import roc_auc_score
 
 import fastsort as fs
 from fastsort import InputError
-from fastsort._cut import balanced_cut
+from fastsort._threshold import balanced_threshold
 from fastsort.decide import combine as module
-from fastsort.decide.combine import OFFSET, choose_cut, combine_votes, confident, probability_by_odds
-from fastsort.sort import cut_again, sort_particles
+from fastsort.decide.combine import OFFSET, apply_strictness, combine_votes, confident, probability_by_odds
+from fastsort.decide.verdict import cut_again
+from fastsort.sort import sort_particles
 
 NAMES = ("radial", "subspaces", "invariants")
 seeds = st.integers(0, 2**32 - 1)
@@ -24,7 +25,7 @@ few_examples = settings(max_examples=12, deadline=None)
 
 
 def gaussian_votes(n_good, n_junk, distance=3.0, seed=0, names=NAMES, n_known=600):
-    """Votes that are normal on either side, junk further up, on images and on made junk; which is junk."""
+    """Votes that are normal on either side, junk further up, on images and on decoys; which is junk."""
     rng = np.random.default_rng(seed)
     is_junk = rng.permutation(np.arange(n_good + n_junk) < n_junk)
     votes = {name: rng.standard_normal(len(is_junk)) + distance * is_junk for name in names}
@@ -89,7 +90,7 @@ def test_share_is_the_most_likely_one(seed, share, distance):
     x = rng.normal(0, 1, 800) + distance * (rng.random(800) < share)
     odds = distance * x - distance**2 / 2
     expected = naive.likeliest_share(odds)
-    found = 1 / (1 + np.exp(balanced_cut(odds) - 1e-6))
+    found = 1 / (1 + np.exp(balanced_threshold(odds) - 1e-6))
     if distance > 2 and expected > 0.05:
         assert found == pytest.approx(expected, abs=2e-4)
     # The way to a share of nothing is long: of all images together it matters little where it ends.
@@ -149,7 +150,7 @@ def test_score_is_the_weighted_sum_and_the_cut_is_halfway_to_one_half(seed, shar
     assert set(found.weights) == {*votes, OFFSET}
     assert ((found.junk_probability >= 0) & (found.junk_probability <= 1)).all()
     limit = 0.5 * (found.junk_probability.mean() + 0.5)
-    np.testing.assert_array_equal(found.score <= found.cut, found.junk_probability <= limit)
+    np.testing.assert_array_equal(found.score <= found.threshold, found.junk_probability <= limit)
 
 
 @few_examples
@@ -191,7 +192,7 @@ def test_images_that_cannot_be_judged_do_not_count(seed, n_bad):
     np.testing.assert_array_equal(found.junk_probability[~bad], clean.junk_probability)
     assert np.isposinf(found.score[bad]).all()
     assert (found.junk_probability[bad] == 1).all()
-    assert (found.cut, found.weights, found.shares) == (clean.cut, clean.weights, clean.shares)
+    assert (found.threshold, found.weights, found.shares) == (clean.threshold, clean.weights, clean.shares)
 
 
 @pytest.mark.parametrize(("n", "n_known"), [(49, 600), (1, 600), (0, 600), (300, 0)])
@@ -199,7 +200,7 @@ def test_too_little_is_known_for_probabilities(n, n_known):
     votes, known, _ = gaussian_votes(n, 0, n_known=n_known)
     votes = {name: np.append(vote, np.inf) for name, vote in votes.items()}
     found = combine_votes(votes, known)
-    assert np.isnan(found.cut) and np.isnan(found.shares).all()
+    assert np.isnan(found.threshold) and np.isnan(found.shares).all()
     assert np.isnan(found.junk_probability[:n]).all() and found.junk_probability[n] == 1
     np.testing.assert_allclose(found.score[:n], sum(votes.values())[:n] / 3)
     assert found.score[n] == np.inf
@@ -208,7 +209,7 @@ def test_too_little_is_known_for_probabilities(n, n_known):
 
 def test_fifty_images_are_enough():
     found = combine_votes(*gaussian_votes(30, 20, 6.0)[:2])
-    assert np.isfinite(found.cut) and np.isfinite(found.junk_probability).all()
+    assert np.isfinite(found.threshold) and np.isfinite(found.junk_probability).all()
 
 
 @pytest.mark.parametrize("noisy", NAMES)
@@ -232,11 +233,11 @@ def test_clean_set_is_kept_and_junk_is_not(n, distance):
     for seed in range(3):
         votes, known, _ = gaussian_votes(n, 0, distance, seed)
         found = combine_votes(votes, known)
-        assert (found.score > found.cut).mean() <= 0.03
+        assert (found.score > found.threshold).mean() <= 0.03
         assert found.junk_probability.mean() <= 0.03
         votes, known, _ = gaussian_votes(0, n, distance, seed)
         found = combine_votes(votes, known)
-        assert (found.score > found.cut).mean() >= 0.97
+        assert (found.score > found.threshold).mean() >= 0.97
         assert found.junk_probability.mean() >= 0.97
 
 
@@ -245,7 +246,7 @@ def test_any_share_of_junk(n_good, n_junk):
     for seed in range(2):
         votes, known, is_junk = gaussian_votes(n_good, n_junk, 3.5, seed)
         found = combine_votes(votes, known)
-        keep = found.score <= found.cut
+        keep = found.score <= found.threshold
         # Where particles are few, not all that are sure at first are particles.
         assert keep[~is_junk].mean() >= (0.97 if is_junk.mean() < 0.7 else 0.9)
         assert keep[is_junk].mean() <= max(0.03, 3 / n_junk)
@@ -266,11 +267,11 @@ def test_probabilities_are_calibrated():
 
 def test_junk_that_was_not_made_is_found_too():
     votes, known, is_junk = gaussian_votes(800, 200, 4.0)
-    # Of a kind that the made junk does not show: one vote sees it from afar, and another one hardly.
+    # Of a kind that the decoys do not show: one vote sees it from afar, and another one hardly.
     votes["radial"][is_junk] += 4
     votes["subspaces"][is_junk] -= 1.5
     found = combine_votes(votes, known)
-    keep = found.score <= found.cut
+    keep = found.score <= found.threshold
     assert keep[~is_junk].mean() >= 0.97 and keep[is_junk].mean() <= 0.03
 
 
@@ -327,14 +328,14 @@ def verdicts(seed, n=40, digits=None):
 def test_each_strictness_is_what_brute_force_finds(seed, digits, share, limit):
     score, probability = verdicts(seed, digits=digits)
     n = len(score)
-    keep = choose_cut(score, probability, probability=limit)
+    keep = apply_strictness(score, probability, probability=limit)
     expected = [np.isfinite(s) and p <= limit for s, p in zip(score, probability, strict=True)]
     np.testing.assert_array_equal(keep, expected)
-    keep = choose_cut(score, probability, fraction=share)
+    keep = apply_strictness(score, probability, fraction=share)
     np.testing.assert_array_equal(keep, naive.best_images(score, round(share * n)))
-    keep = choose_cut(score, probability, discard=int(share * n))
+    keep = apply_strictness(score, probability, discard=int(share * n))
     np.testing.assert_array_equal(keep, naive.best_images(score, n - int(share * n)))
-    keep = choose_cut(score, probability, keep_at_least=share)
+    keep = apply_strictness(score, probability, keep_at_least=share)
     number = naive.fewest_that_hold(score, probability, share)
     np.testing.assert_array_equal(keep, naive.best_images(score, number))
 
@@ -343,18 +344,18 @@ def test_ends_of_each_strictness():
     score, probability = verdicts(3)
     judged = np.isfinite(score)
     for options in ({"probability": 1}, {"fraction": 1}, {"discard": 0}, {"keep_at_least": 1}):
-        np.testing.assert_array_equal(choose_cut(score, probability, **options), judged)
+        np.testing.assert_array_equal(apply_strictness(score, probability, **options), judged)
     for options in ({"probability": 0}, {"discard": 40}, {"fraction": 0.01}):
-        assert not choose_cut(score, probability, **options).any()
+        assert not apply_strictness(score, probability, **options).any()
 
 
 def test_without_probabilities_numbers_are_still_possible():
     score, unknown = np.arange(20.0), np.full(20, np.nan)
-    assert choose_cut(score, unknown, discard=5).sum() == 15
-    assert choose_cut(score, unknown, fraction=0.5).sum() == 10
+    assert apply_strictness(score, unknown, discard=5).sum() == 15
+    assert apply_strictness(score, unknown, fraction=0.5).sum() == 10
     for options in ({"probability": 0.5}, {"keep_at_least": 0.9}):
         with pytest.raises(InputError, match="too few images for junk probabilities"):
-            choose_cut(score, unknown, **options)
+            apply_strictness(score, unknown, **options)
 
 
 @pytest.mark.parametrize(
@@ -377,7 +378,7 @@ def test_without_probabilities_numbers_are_still_possible():
 )
 def test_wrong_strictness_is_refused(options, words):
     with pytest.raises(InputError, match=words):
-        choose_cut(np.arange(20.0), np.linspace(0, 1, 20), **options)
+        apply_strictness(np.arange(20.0), np.linspace(0, 1, 20), **options)
 
 
 # The sorting as a whole.
@@ -414,11 +415,11 @@ def test_particles_and_junk_are_told_apart(stack, result):
     assert result.keep[label].mean() > 0.95
     assert (~result.keep)[~label].mean() > 0.95
     assert not result.rescued.any()
-    np.testing.assert_array_equal(result.keep, result.score <= result.cut)
+    np.testing.assert_array_equal(result.keep, result.score <= result.threshold)
     np.testing.assert_array_equal(result.keep, result.reason == "valid")
     np.testing.assert_array_equal(result.reason[~result.keep], result.suspicion[~result.keep])
     assert list(result.votes) == list(NAMES)
-    np.testing.assert_allclose(result.judge.score(result.votes), result.score, rtol=1e-9)
+    np.testing.assert_allclose(result.learned.score(result.votes), result.score, rtol=1e-9)
     assert result.errors.known
     for rate, truth in (
         (result.errors.true_positive_rate, result.keep[label].mean()),
@@ -463,8 +464,8 @@ def test_another_cut(result, options):
     assert result.keep.sum() != other.keep.sum()
     # The best of what is rejected is no better than the worst of what is kept.
     if "unanimous" not in options:
-        assert score[other.keep].max() == other.cut
-        assert score[~other.keep].min() > other.cut
+        assert score[other.keep].max() == other.threshold
+        assert score[~other.keep].min() > other.threshold
 
 
 def test_strictness_of_the_sorting_is_that_of_another_cut(stack, result):
@@ -494,7 +495,7 @@ def test_unanimous_needs_several_methods(stack):
 def test_few_images_are_all_kept(stack, n):
     found = sort_particles(stack[0][:n])
     assert found.keep.all() and not found.rescued.any()
-    assert np.isnan(found.cut) and np.isnan(found.junk_probability).all()
+    assert np.isnan(found.threshold) and np.isnan(found.junk_probability).all()
     assert cut_again(found, discard=1).keep.sum() == n - 1
     with pytest.raises(InputError, match="too few images"):
         cut_again(found, probability=0.5)
@@ -519,7 +520,7 @@ def test_off_centre_particles_are_kept_when_asked_for():
     assert asked.keep[named].mean() >= 0.9
     assert asked.keep[truth.label].mean() >= 0.95
     assert asked.keep[truth.kind == "noise"].mean() <= 0.05
-    np.testing.assert_array_equal(asked.keep, asked.score <= asked.cut)
+    np.testing.assert_array_equal(asked.keep, asked.score <= asked.threshold)
     np.testing.assert_array_equal(asked.keep, asked.reason == "valid")
     # Where they lie is told, so that they can be extracted anew.
     moved = asked.offset[whole & asked.keep] - truth.shift[whole & asked.keep].reshape(-1, 2)

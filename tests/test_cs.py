@@ -18,16 +18,11 @@ from hypothesis import strategies as st
 from numpy.lib import recfunctions
 
 from fastsort._checks import InputError
-from fastsort.particles.cs import (
-    CsDataset,
-    open_cs,
-    passthrough_rows,
-    read_cs,
-    subset_cs,
-    write_cs,
-)
+from fastsort.particles.cs import CsDataset
+from fastsort.particles.cs_file import read_cs, subset_cs, write_cs
 from fastsort.particles.mrc import write_stack
-from fastsort.particles.source import open_particles
+from fastsort.particles.open import open_particles
+from fastsort.particles.table import Added
 
 SAMPLES = Path(__file__).parents[2] / "shared" / "data" / "formats"
 needs_samples = pytest.mark.skipif(not SAMPLES.is_dir(), reason=f"the sample files {SAMPLES} are not here")
@@ -123,7 +118,7 @@ def only(rows, *names):
 def refused(path, *parts, **options):
     """Open what cannot be opened; return the message, one line that holds all parts."""
     with pytest.raises(InputError) as caught:
-        open_cs(str(path), **options)
+        open_particles(str(path), **options)
     message = str(caught.value)
     assert len(message.splitlines()) == 1
     for part in parts:
@@ -162,7 +157,7 @@ def test_sample_of_a_refinement_names_a_project_that_is_not_there():
 @pytest.mark.parametrize("name", ["empiar_10076_7.cs", "cryosparc_P12_J24_001_particles.cs"])
 def test_rows_of_samples_come_back_byte_for_byte(tmp_path, name):
     dataset = CsDataset(str(SAMPLES / name), read_cs(SAMPLES / name))
-    write_cs(tmp_path / "all.cs", dataset, np.arange(len(dataset)), {})
+    write_cs(tmp_path / "all.cs", dataset.rows, np.arange(len(dataset)), {})
     ours, theirs = np.load(tmp_path / "all.cs"), np.load(SAMPLES / name)
     assert ours.dtype.descr == theirs.dtype.descr
     assert ours.tobytes() == theirs.tobytes()
@@ -170,7 +165,7 @@ def test_rows_of_samples_come_back_byte_for_byte(tmp_path, name):
 
 def test_images_are_found_from_the_job_folder(project):
     rows = make_rows()
-    particles = open_cs(save(project / "J24" / "J24_particles.cs", rows))
+    particles = open_particles(save(project / "J24" / "J24_particles.cs", rows))
     assert (len(particles), particles.box, particles.pixel_size) == (7, BOX, 1.5)
     np.testing.assert_array_equal(particles.read(0, 7), pixels(project))
     assert particles.names[:] == [
@@ -187,9 +182,9 @@ def test_images_are_found_from_the_working_folder_and_from_data_dir(project, tmp
     refused(path, "2 of 2 stacks", "Looked in", tmp_path / "elsewhere", tmp_path / "export", "--data-dir")
     refused(path, "is not a folder", data_dir=tmp_path / "nowhere")
     expected = pixels(project)
-    np.testing.assert_array_equal(open_cs(path, data_dir=project).read(0, 7), expected)
+    np.testing.assert_array_equal(open_particles(path, data_dir=project).read(0, 7), expected)
     monkeypatch.chdir(project)
-    np.testing.assert_array_equal(open_cs(path).read(0, 7), expected)
+    np.testing.assert_array_equal(open_particles(path).read(0, 7), expected)
 
 
 def test_marks_and_kinds_of_text_do_not_matter(project):
@@ -199,7 +194,7 @@ def test_marks_and_kinds_of_text_do_not_matter(project):
     marked["blob/path"][2] = rows["blob/path"][2]
     unicode = rows.astype([(n, "U40") if n == "blob/path" else (n, rows.dtype[n]) for n in rows.dtype.names])
     for number, other in enumerate((marked, unicode)):
-        particles = open_cs(save(project / "J24" / f"{number}.cs", other))
+        particles = open_particles(save(project / "J24" / f"{number}.cs", other))
         np.testing.assert_array_equal(particles.read(0, 7), pixels(project))
         assert len(particles.store.stacks) == 2
         assert particles.names[0] == "000001@J19/extract/a.mrc"
@@ -213,14 +208,14 @@ def test_names_that_are_not_utf8_are_found(project):
         pytest.skip("the file system takes UTF-8 names only")
     rows = make_rows(3)
     rows["blob/path"] = b"J19/extract/\xff.mrc"
-    particles = open_cs(save(project / "J24" / "x.cs", rows))
+    particles = open_particles(save(project / "J24" / "x.cs", rows))
     np.testing.assert_array_equal(particles.read(0, 3), pixels(project)[:3])
 
 
 def test_any_order_of_rows_and_stacks_is_kept(project):
     order = np.random.default_rng(2).permutation(7)
     rows = make_rows()[order]
-    particles = open_cs(save(project / "J24" / "x.cs", rows))
+    particles = open_particles(save(project / "J24" / "x.cs", rows))
     np.testing.assert_array_equal(particles.read([5, 0, 3]), pixels(project)[order[[5, 0, 3]]])
     np.testing.assert_allclose(particles.ctf.defocus_u, rows["ctf/df1_A"])
 
@@ -228,16 +223,16 @@ def test_any_order_of_rows_and_stacks_is_kept(project):
 def test_sign_multiplies_pixels(project):
     rows = make_rows()
     rows["blob/sign"] = [1, -1, 1, -1, -1, 1, 1]
-    particles = open_cs(save(project / "J24" / "x.cs", rows))
+    particles = open_particles(save(project / "J24" / "x.cs", rows))
     expected = pixels(project) * rows["blob/sign"][:, None, None]
     np.testing.assert_array_equal(particles.read(0, 7), expected)
     np.testing.assert_array_equal(particles.part(2, 5).read(0, 3), expected[2:5])
-    assert open_cs(save(project / "J24" / "y.cs", make_rows())).store.sign_of is None
+    assert open_particles(save(project / "J24" / "y.cs", make_rows())).store.sign_of is None
 
 
 def test_ctf_is_in_angstroms_and_degrees(project):
     rows = make_rows()
-    ctf = open_cs(save(project / "J24" / "x.cs", rows)).ctf
+    ctf = open_particles(save(project / "J24" / "x.cs", rows)).ctf
     np.testing.assert_array_equal(ctf.defocus_u, rows["ctf/df1_A"].astype(float))
     np.testing.assert_array_equal(ctf.defocus_v, rows["ctf/df2_A"].astype(float))
     np.testing.assert_allclose(ctf.defocus_angle, rows["ctf/df_angle_rad"] * (180 / np.pi), rtol=1e-6)
@@ -250,11 +245,11 @@ def test_ctf_is_in_angstroms_and_degrees(project):
 def test_ctf_needs_all_but_the_phase_shift(project):
     rows = make_rows()
     path = save(project / "J24" / "x.cs", without(rows, "ctf/phase_shift_rad"))
-    assert (open_cs(path).ctf.phase_shift == 0).all()
+    assert (open_particles(path).ctf.phase_shift == 0).all()
     for name in ("ctf/df1_A", "ctf/df_angle_rad", "ctf/cs_mm"):
-        assert open_cs(save(Path(path), without(rows, name))).ctf is None
+        assert open_particles(save(Path(path), without(rows, name))).ctf is None
     rows["ctf/df1_A"] = rows["ctf/df2_A"] = rows["ctf/accel_kv"] = 0
-    assert open_cs(save(Path(path), rows)).ctf is None
+    assert open_particles(save(Path(path), rows)).ctf is None
 
 
 @pytest.mark.parametrize(
@@ -288,8 +283,8 @@ def test_defocus_of_nothing_is_named(project):
 
 def test_given_pixel_size_wins_and_headers_stand_in(project):
     path = save(project / "J24" / "x.cs", make_rows())
-    assert open_cs(path, pixel_size=3.0).pixel_size == 3
-    assert open_cs(save(Path(path), without(make_rows(), "blob/psize_A"))).pixel_size == 9
+    assert open_particles(path, pixel_size=3.0).pixel_size == 3
+    assert open_particles(save(Path(path), without(make_rows(), "blob/psize_A"))).pixel_size == 9
 
 
 @pytest.mark.parametrize(
@@ -337,7 +332,7 @@ def test_passthrough_may_have_another_order_and_more_rows(project):
     rest = recfunctions.repack_fields(rest)[order]
     path = save(project / "J24" / "particles.cs", main)
     second = save(project / "J20" / "more.cs", rest)
-    particles = open_cs(path, passthrough=second)
+    particles = open_particles(path, passthrough=second)
     np.testing.assert_array_equal(particles.read(0, 7), pixels(project))
     assert particles.micrographs == ["J2/a_doseweighted.mrc"] * 3 + ["J2/b.mrc"] * 4
     assert particles.ctf is not None
@@ -346,14 +341,12 @@ def test_passthrough_may_have_another_order_and_more_rows(project):
     assert particles.table.field("no/such") is None
 
     kept = [6, 1, 3]
-    write_cs(project / "kept.cs", particles.table, kept, {})
-    others = passthrough_rows(particles.table, kept)
-    write_cs(project / "kept_passthrough.cs", particles.table.passthrough, others, {})
+    particles.table.write_part(project, "kept", np.array(kept), Added())
     np.testing.assert_array_equal(np.load(project / "kept.cs"), main[[1, 3, 6]])
     written = np.load(project / "kept_passthrough.cs")
     np.testing.assert_array_equal(written, rest[np.isin(rest["uid"], rows["uid"][kept])])
     # What was written is found again without being named.
-    again = open_cs(str(project / "kept.cs"))
+    again = open_particles(str(project / "kept.cs"))
     np.testing.assert_array_equal(again.read(0, 3), pixels(project)[[1, 3, 6]])
 
 
@@ -362,7 +355,7 @@ def test_first_file_wins_over_the_passthrough(project):
     other = rows.copy()
     other["ctf/df1_A"] = 1
     second = save(project / "J20" / "more.cs", other)
-    ctf = open_cs(save(project / "J24" / "x.cs", rows), passthrough=second).ctf
+    ctf = open_particles(save(project / "J24" / "x.cs", rows), passthrough=second).ctf
     np.testing.assert_allclose(ctf.defocus_u, rows["ctf/df1_A"])
 
 
@@ -381,13 +374,13 @@ def test_passthrough_of_the_job_is_found_beside_it(project):
     save(folder / "P12_J7_passthrough_particles.cs", wrong)
     refused(path, "no blob/path", "passthrough")
     found = save(folder / "P12_J24_passthrough_particles.cs", only(rows, "uid", *blob)[::-1])
-    particles = open_cs(path)
+    particles = open_particles(path)
     assert particles.table.passthrough.path == found
     np.testing.assert_array_equal(particles.read(0, 7), pixels(project))
     # A file that has all is opened without looking further.
     whole = save(folder / "J24_particles.cs", rows)
     Path(found).write_bytes(b"damaged")
-    assert open_cs(whole).table.passthrough is None
+    assert open_particles(whole).table.passthrough is None
     refused(path, found, "is not a cryoSPARC dataset")
 
 
@@ -397,7 +390,7 @@ def test_passthrough_that_has_most_of_what_is_missing_is_taken(project):
     save(project / "J24" / "J24_passthrough_particles_a.cs", only(rows, "uid", "location/micrograph_path"))
     second = save(project / "J24" / "J24_passthrough_particles_b.cs", rows)
     save(project / "J24" / "J24_passthrough_particles_c.cs", rows)
-    assert open_cs(path).table.passthrough.path == second
+    assert open_particles(path).table.passthrough.path == second
 
 
 def test_passthrough_that_does_not_fit_is_told(project):
@@ -413,11 +406,6 @@ def test_passthrough_that_does_not_fit_is_told(project):
     refused(path, "no field uid", second, passthrough=save(second, without(rows, "uid")))
     blind = save(project / "J24" / "blind.cs", only(rows, "uid", "ctf/df1_A"))
     refused(blind, "neither", "blob/path", passthrough=save(second, only(rows, "uid", "ctf/df2_A")))
-
-
-def test_dataset_without_passthrough_has_no_rows_of_one():
-    with pytest.raises(ValueError, match="no passthrough"):
-        passthrough_rows(CsDataset("x.cs", make_rows()), [0])
 
 
 @settings(max_examples=60, deadline=None)
@@ -436,11 +424,10 @@ def test_subset_keeps_bytes_and_types_and_appends(tmp_path_factory, data):
     for name in texts:  # not every number is a character
         rows[name] = "ab"
     kept = data.draw(st.lists(st.integers(0, n - 1), unique=True)) if n else []
-    dataset = CsDataset("x.cs", rows)
     path = tmp_path_factory.mktemp("cs") / "some.cs"
     score = noise.normal(size=n)
     for fields in ({}, {"fastsort/score": score, "fastsort/pair": np.zeros((n, 2), np.int32)}):
-        write_cs(path, dataset, kept, fields)
+        write_cs(path, rows, kept, fields)
         some = np.load(path)
         assert some.dtype.descr[: len(rows.dtype.descr)] == rows.dtype.descr
         for name in rows.dtype.names:
@@ -458,7 +445,7 @@ def test_padding_and_titles_come_back(tmp_path):
     for number, dtype in enumerate((aligned, titled)):
         rows = np.ones(4, dtype)
         path = Path(save(tmp_path / f"{number}.cs", rows))
-        write_cs(path, CsDataset("x.cs", read_cs(path)), [0, 2], {"fastsort/score": np.arange(4.0)})
+        write_cs(path, read_cs(path), [0, 2], {"fastsort/score": np.arange(4.0)})
         some = np.load(path)
         assert some.dtype.descr[:-1] == dtype.descr
         assert some["fastsort/score"].tolist() == [0, 2]
@@ -467,12 +454,11 @@ def test_padding_and_titles_come_back(tmp_path):
 
 def test_field_that_is_there_is_overwritten_or_replaced():
     rows = make_rows(5)
-    dataset = CsDataset("x.cs", rows)
     new = np.arange(5.0)
-    some = subset_cs(dataset, np.arange(5), {"ctf/df1_A": new})
+    some = subset_cs(rows, np.arange(5), {"ctf/df1_A": new})
     assert some.dtype == rows.dtype
     np.testing.assert_array_equal(some["ctf/df1_A"], new)
-    some = subset_cs(dataset, [4, 2], {"alignments3D/split": new, "alignments3D/pose": new})
+    some = subset_cs(rows, [4, 2], {"alignments3D/split": new, "alignments3D/pose": new})
     assert some.dtype["alignments3D/split"] == np.float64
     assert some.dtype["alignments3D/pose"] == np.float64
     assert some.dtype.names == rows.dtype.names
@@ -482,24 +468,24 @@ def test_field_that_is_there_is_overwritten_or_replaced():
 
 
 def test_further_fields_have_types_that_cryosparc_knows():
-    dataset = CsDataset("x.cs", make_rows(2))
+    rows = make_rows(2)
     fields = {
         "a/keep": np.array([True, False]),
         "a/reason": np.array(["flat", "é"]),
         "a/half": np.ones(2, "e"),
     }
-    some = subset_cs(dataset, [0, 1], fields)
+    some = subset_cs(rows, [0, 1], fields)
     assert (some["a/keep"].dtype, some["a/half"].dtype) == (np.uint8, np.float32)
     assert some["a/reason"].tolist() == [b"flat", "é".encode()]
     assert some["a/keep"].tolist() == [1, 0]
 
 
 def test_subset_asks_for_an_entry_for_every_particle():
-    dataset = CsDataset("x.cs", make_rows(5))
+    rows = make_rows(5)
     with pytest.raises(ValueError, match=r"must have 5 entries; got shape \(2,\)"):
-        subset_cs(dataset, [0, 1], {"fastsort/score": np.zeros(2)})
+        subset_cs(rows, [0, 1], {"fastsort/score": np.zeros(2)})
     with pytest.raises(IndexError):
-        subset_cs(dataset, [5], {})
+        subset_cs(rows, [5], {})
 
 
 def test_failed_writing_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -511,7 +497,7 @@ def test_failed_writing_leaves_nothing_behind(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space"):
-        write_cs(path, CsDataset("x.cs", make_rows()), [0], {})
+        write_cs(path, make_rows(), [0], {})
     assert os.listdir(tmp_path) == ["kept.cs"]
     assert path.read_bytes() == b"before"
 
@@ -524,7 +510,7 @@ def test_long_headers_and_other_letters_come_back_without_warning(tmp_path):
         (many, [*many, *[(f"x/{i}", "<f4") for i in range(2000)]], [("é/日", "<f4")])
     ):
         rows = np.ones(2, [("uid", "<u8"), *fields])
-        write_cs(tmp_path / f"{number}.cs", CsDataset("x.cs", rows), [1], {})
+        write_cs(tmp_path / f"{number}.cs", rows, [1], {})
         again = read_cs(tmp_path / f"{number}.cs")
         assert again.dtype == rows.dtype
         assert again.tobytes() == rows[1:].tobytes()
@@ -670,10 +656,10 @@ def test_damaged_files_are_refused_or_sound(project, seed):
     tracemalloc.start()
     begin = time.thread_time()
     try:
-        particles = open_cs(str(path))
+        particles = open_particles(str(path))
         assert particles.names[len(particles) - 1].startswith("00000")
         assert particles.ctf is None or all(np.isfinite(column).all() for column in particles.ctf)
-        assert len(subset_cs(particles.table, np.arange(len(particles)), {})) == len(particles)
+        assert len(subset_cs(particles.table.rows, np.arange(len(particles)), {})) == len(particles)
     except InputError as error:
         assert len(str(error).splitlines()) == 1
     finally:
@@ -698,11 +684,11 @@ def calls_to_open(project, n):
 
     sys.setprofile(count)
     try:
-        particles = open_cs(path)
+        particles = open_particles(path)
     finally:
         sys.setprofile(before)
     begin = time.thread_time()
-    assert len(particles.names) == len(open_cs(path)) == n
+    assert len(particles.names) == len(open_particles(path)) == n
     assert time.thread_time() - begin < 2
     return calls.values()
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from mrcfile.dtypes import HEADER_DTYPE
 
 from fastsort._checks import InputError
-from fastsort.particles import micrographs as cutting
-from fastsort.particles.coordinates import write_picks
-from fastsort.particles.source import choose_particles, open_particles
+from fastsort.particles import extract
+from fastsort.particles.open import open_particles
+from fastsort.particles.source import choose_particles
+from fastsort.particles.table import Added
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "real" / "micrographs"
 needs_data = pytest.mark.skipif(not REAL.is_dir(), reason=f"the shared data folder {REAL} is not here")
@@ -144,7 +145,7 @@ def test_order_repeats_and_bands_change_nothing(tmp_path, monkeypatch):
     expected = np.concatenate(expected)
     particles = open_particles((micrographs, files), box=BOX)
     for band_bytes in (1, 20 * 200 * 2, 1 << 20):
-        monkeypatch.setattr(cutting, "_BAND_BYTES", band_bytes)
+        monkeypatch.setattr(extract, "_BAND_BYTES", band_bytes)
         chosen = rng.integers(0, 60, 90)
         np.testing.assert_allclose(particles.read(chosen), expected[chosen], atol=2e-5)
     some = pickle.loads(pickle.dumps(particles.part(25, 37)))
@@ -239,7 +240,7 @@ def test_what_is_known_of_a_set(one):
     assert particles.micrographs == [micrograph] * 3
     table = particles.table
     assert table.path == particles.path == coordinates
-    assert table.micrographs == [micrograph] and table.micrograph_of.tolist() == [0] * 3
+    assert table.names_of_micrographs == [micrograph] and table.micrograph_of.tolist() == [0] * 3
     assert np.array_equal(np.stack([table.x, table.y], axis=1), picks)
     assert (table.files, table.pixel_size, table.defocus) == ([coordinates], 1.5, None)
     assert particles.store.files() == [os.path.abspath(micrograph)]
@@ -353,6 +354,13 @@ def test_a_particle_table_brings_its_micrographs_and_its_ctf(tmp_path):
     assert particles.pixel_size == 1.5
     refused("2 picks are of 1 micrographs that are not given", "Old/job1/b.mrc",
             micrographs=tmp_path / "mics" / "a.mrc", coordinates=table)  # fmt: skip
+
+
+def write_picks(folder, table, rows, labels=None, fields=None):
+    """Write some of the picks; return the names of the files."""
+    chosen = np.arange(len(table))[np.asarray(rows, bool if np.asarray(rows).dtype == bool else int)]
+    table.write_files(folder, chosen, Added(labels or {}, fields or {}))
+    return table.files_of_part
 
 
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
@@ -554,7 +562,7 @@ def test_coordinates_that_cannot_be_used_are_refused(one, tmp_path):
     bad("1 2 3 4\n1 2 x 4\n", "line 2 of", "'1 2 x 4'", name="a.box")
     bad("1 2 3 4\n\n1 nan 3 4\n", "line 3 of", "finite", name="a.box")
     bad("", "hold no picks", name="a.box")
-    bad("", "must be a .star, .box or .cs file", name="a.txt")
+    bad("", "no file of picks that can be read", ".star, .cs, .box", name="a.dat")
     refused("no file matches", micrographs=one[0], coordinates=str(tmp_path / "*.cs"))
     refused("does not exist", micrographs=one[0], coordinates=tmp_path / "none.star")
     refused("belong to no micrograph", "b.star", micrographs=one[0],
@@ -598,7 +606,7 @@ def test_files_are_read_in_bands_of_bounded_size(tmp_path):
     particles.read(0, 50)
     most = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert most < cutting._BAND_BYTES + 2 * 50 * 32 * 32 * 4
+    assert most < extract._BAND_BYTES + 2 * 50 * 32 * 32 * 4
 
 
 @needs_data

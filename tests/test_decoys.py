@@ -18,16 +18,16 @@ from fastsort.decide.decoys import (
     JUNK,
     MIN_IMAGES,
     MULTIPLE,
-    N_TEACH,
-    N_TEST,
+    N_TO_LEARN,
+    N_TO_TEST,
     OFF_CENTRE,
     PARTIAL,
     estimate_errors,
-    known_images,
     make_decoys,
+    votes_on_decoys,
 )
 from fastsort.decide.votes import METHODS, ask_methods, explain
-from fastsort.particles.source import open_particles
+from fastsort.particles.open import open_particles
 from fastsort.subspaces.filter import EXCESS
 
 BOXES = (24, 25, 33)
@@ -99,9 +99,9 @@ def test_scrambled_ones_have_the_spectrum_of_their_source_and_nothing_else(box):
 
 
 @pytest.mark.parametrize("box", BOXES)
-def test_surroundings_lie_half_a_box_away(box):
+def test_background_lies_half_a_box_away(box):
     others = noise(4, box)
-    made = make_decoys(noise(1, box, 1), others, np.random.default_rng(0), 12)["surroundings"]
+    made = make_decoys(noise(1, box, 1), others, np.random.default_rng(0), 12)["background"]
     expected = [normalised(np.roll(other, (box // 2, box // 2), (0, 1))) for other in others]
     found = [int(np.argmin([np.abs(decoy - one).max() for one in expected])) for decoy in made]
     assert len(set(found)) > 1
@@ -147,7 +147,7 @@ def test_multiple_ones_are_two_on_opposite_sides(box):
 
 
 @pytest.mark.parametrize("box", BOXES)
-def test_noise_has_the_spectrum_of_the_surroundings_and_is_gaussian(box):
+def test_noise_has_the_spectrum_of_the_background_and_is_gaussian(box):
     rng = np.random.default_rng(4)
     others = scipy.ndimage.gaussian_filter(rng.standard_normal((60, box, box)), (0, 1, 1), mode="wrap")
     made = make_decoys(noise(1, box), others.astype(np.float32), rng, 400)["noise"]
@@ -267,39 +267,39 @@ def test_radial_explains_first_and_others_where_it_sees_but_noise(asked):
 
 
 @pytest.mark.parametrize("names", [METHODS, ("radial", "invariants")])
-def test_known_images_are_those_of_the_seed(asked, names):
+def test_votes_on_decoys_are_those_of_the_seed(asked, names):
     particles, found = asked
     votes = {name: found.votes[name] for name in names}
     first, again, two, other = (
-        known_images(particles, votes, found.learned, n_jobs=n_jobs, seed=seed)
+        votes_on_decoys(particles, votes, found.learned, n_jobs=n_jobs, seed=seed)
         for n_jobs, seed in ((1, 0), (1, 0), (2, 0), (1, 1))
     )
-    assert tuple(first.teach) == names
-    assert tuple(first.test) == (*JUNK, GOOD)
+    assert tuple(first.to_learn) == names
+    assert tuple(first.to_test) == (*JUNK, GOOD)
     for name in names:
-        assert first.teach[name].shape == (len(JUNK) * N_TEACH,)
-        np.testing.assert_array_equal(first.teach[name], again.teach[name])
-        np.testing.assert_array_equal(first.teach[name], two.teach[name])
-        assert (first.teach[name] != other.teach[name]).any()
-        for kind in first.test:
-            assert first.test[kind][name].shape == (N_TEST,)
-            np.testing.assert_array_equal(first.test[kind][name], two.test[kind][name])
+        assert first.to_learn[name].shape == (len(JUNK) * N_TO_LEARN,)
+        np.testing.assert_array_equal(first.to_learn[name], again.to_learn[name])
+        np.testing.assert_array_equal(first.to_learn[name], two.to_learn[name])
+        assert (first.to_learn[name] != other.to_learn[name]).any()
+        for kind in first.to_test:
+            assert first.to_test[kind][name].shape == (N_TO_TEST,)
+            np.testing.assert_array_equal(first.to_test[kind][name], two.to_test[kind][name])
     # Junk looks worse than copies of the best.
-    good = np.median(first.test[GOOD]["radial"])
-    assert np.median(first.teach["radial"]) > good
-    assert all(np.median(first.test[kind]["radial"]) > good for kind in JUNK)
+    good = np.median(first.to_test[GOOD]["radial"])
+    assert np.median(first.to_learn["radial"]) > good
+    assert all(np.median(first.to_test[kind]["radial"]) > good for kind in JUNK)
 
 
 @pytest.mark.parametrize("n", [0, 3, 4, 5])
-def test_known_images_of_next_to_nothing(asked, n):
+def test_votes_on_decoys_of_next_to_nothing(asked, n):
     particles, found = asked
     some = {
         name: np.where(np.arange(len(vote)) < 200 + n, vote, np.inf) for name, vote in found.votes.items()
     }
     some = {name: np.where(np.arange(len(vote)) >= 200, vote, np.inf) for name, vote in some.items()}
-    known = known_images(particles, {"radial": some["radial"]}, found.learned)
-    assert len(known.teach["radial"]) == (0 if n < 4 else len(JUNK) * N_TEACH)
-    assert bool(known.test) == (n >= 4)
+    known = votes_on_decoys(particles, {"radial": some["radial"]}, found.learned)
+    assert len(known.to_learn["radial"]) == (0 if n < 4 else len(JUNK) * N_TO_LEARN)
+    assert bool(known.to_test) == (n >= 4)
 
 
 # Estimating errors.
@@ -413,14 +413,32 @@ def decoys(share, kinds=JUNK, good=0.0):
         (MIN_IMAGES - 1, 0.3, (0.3, 0.3), decoys(1), f"{MIN_IMAGES - 1} images are too few"),
         (MIN_IMAGES, 0.3, (0.3, 0.3), decoys(1), ""),
         (400, 0.3, (0.3, 0.5), decoys(1), ""),
-        (400, 0.3, (0.3, 0.6), decoys(1), "the junk is 30 % by the shape of the scores and 60 %"),
-        (400, 0.3, (0.6, 0.3), decoys(1), "the junk is 60 % by the shape of the scores and 30 %"),
+        (
+            400,
+            0.3,
+            (0.3, 0.6),
+            decoys(1),
+            "the junk is 30 % by the shape of the scores and 60 % by the scores taken",
+        ),
+        (
+            400,
+            0.3,
+            (0.6, 0.3),
+            decoys(1),
+            "the junk is 60 % by the shape of the scores and 30 % by the scores taken",
+        ),
         (400, 0.96, (0.96, 0.5), decoys(1), "hardly any image looks like a particle"),
         (400, 0.94, (0.94, 0.94), decoys(1), ""),
         (400, 0.96, (0.96, 0.96), decoys(1), "hardly any image looks like a particle"),
         (400, 0.3, (0.3, 0.3), decoys(0.5), ""),
-        (400, 0.3, (0.3, 0.3), decoys(0.4), "only 40 % of the junk that was made"),
-        (400, 0.3, (0.3, 0.3), decoys(0.4, ("noise",), 1), "only 0 % of the particles that were copied"),
+        (400, 0.3, (0.3, 0.3), decoys(0.4), "only 40 % of the decoys that are junk are rejected"),
+        (
+            400,
+            0.3,
+            (0.3, 0.3),
+            decoys(0.4, ("noise",), 1),
+            "only 0 % of the decoys that are particles are kept",
+        ),
         (400, 0.3, (0.3, 0.3), {}, ""),
     ],
 )

@@ -14,8 +14,8 @@ from scipy.spatial import cKDTree
 from fastsort._checks import InputError
 from fastsort.decide.duplicates import find_duplicates
 from fastsort.particles.mrc import write_stack
+from fastsort.particles.open import open_particles
 from fastsort.particles.places import Places
-from fastsort.particles.source import open_particles
 
 
 def places_at(x, y, micrograph=None):

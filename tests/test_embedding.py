@@ -39,7 +39,7 @@ import pytest
 from threadpoolctl import threadpool_info
 
 import fastsort as fs
-from fastsort.particles.source import CtfParameters
+from fastsort.particles.table import CtfParameters
 
 HERE = Path(__file__).parent
 # Each pixel of the small images becomes so many in a row: large enough for several batches, and quickly made.
@@ -411,7 +411,8 @@ WHOLE_WAY = """
 import gc, json, os, sys
 import numpy as np, fastsort as fs
 import matplotlib
-from fastsort.report.again import draw_results, write_results
+from fastsort.report.drawing import draw_results
+from fastsort.report.results import write_results
 path, folder = json.loads(PATHS)
 settings = dict(dict.items(matplotlib.rcParams))
 particles = fs.open_particles(path)

@@ -16,7 +16,8 @@ import pytest
 from fastsort._checks import InputError
 from fastsort.cli import main
 from fastsort.particles.describe import describe
-from fastsort.particles.source import Particles, open_particles
+from fastsort.particles.open import open_particles
+from fastsort.particles.source import Particles
 from fastsort.report.folder import RESULT_NAMES
 
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "fuzz.py"

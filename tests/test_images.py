@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import joblib
 import naive
@@ -15,6 +14,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from fastsort import InputError, fourier_crop, open_particles
 from fastsort._reasons import BAD_PIXELS, FLAT, VALID
+from fastsort.images import normalize
 from fastsort.images.batches import default_batch_size, map_batches
 from fastsort.images.normalize import inspect_pixels, normalize_background
 
@@ -222,6 +222,15 @@ def test_brightness_does_not_decide_what_is_hot(seed, box, exponent):
     np.testing.assert_array_equal(inspect_pixels(images).codes, [VALID, BAD_PIXELS, VALID])
 
 
+def test_codes_are_those_of_today_and_not_of_the_compiler(monkeypatch):
+    images = noise(9, 3, 20)
+    images[0, 3, 3], images[1] = np.nan, 4
+    assert inspect_pixels(images.copy()).codes.tolist() == [BAD_PIXELS, FLAT, VALID]
+    for name, code in (("BAD_PIXELS", 51), ("FLAT", 52), ("VALID", 53)):
+        monkeypatch.setattr(normalize, name, code)
+    assert inspect_pixels(images.copy()).codes.tolist() == [51, 52, 53]
+
+
 # Batches.
 
 
@@ -239,16 +248,17 @@ def fail_at(images, start, place):
     return start
 
 
-def meet(images, start, meeting, log=None):
-    """Let the first batch take its time; each other one waits until as many run as are to meet."""
-    log = [] if log is None else log
-    log.append(("begin", start))
-    if start == 0:
-        time.sleep(0.03)
-    elif meeting is not None:
-        meeting.wait(60)
-    log.append(("end", start))
+def meet_others(images, start, others, log):
+    """Wait for others, but the first batch for nobody; a meeting that does not come about breaks the test."""
+    log.append(("begins", start))
+    if start:
+        others.wait()
+    log.append(("ends", start))
     return threading.get_ident()
+
+
+def meeting(number):
+    return threading.Barrier(number, timeout=60)
 
 
 @pytest.fixture
@@ -347,18 +357,19 @@ def test_blas_is_restored_when_nobody_reads_on(particles, two_blas_threads, n_jo
 
 def test_first_batch_runs_alone(particles):
     log = []
-    # The others do not wait for one another: two of them meet.
-    workers = list(map_batches(meet, particles, threading.Barrier(2), log, batch_size=10, n_jobs=2))
-    assert log[:2] == [("begin", 0), ("end", 0)] and len(log) == 10
+    # The four others meet two by two, so they do not wait for one another.
+    workers = list(map_batches(meet_others, particles, meeting(2), log, batch_size=10, n_jobs=2))
+    assert log[:2] == [("begins", 0), ("ends", 0)]
     assert workers[0] == threading.get_ident()
+    assert sorted(log) == sorted((what, start) for start in range(0, 50, 10) for what in ("begins", "ends"))
 
 
 def test_outer_configuration_chooses_workers(particles):
     with joblib.parallel_config(backend="threading", n_jobs=3):
-        workers = set(map_batches(meet, particles, threading.Barrier(3), batch_size=8))
+        workers = set(map_batches(meet_others, particles, meeting(3), [], batch_size=5))
     assert len(workers) > 2
     with joblib.parallel_config(backend="threading", n_jobs=1):
-        alone = set(map_batches(meet, particles, None, batch_size=10))
+        alone = set(map_batches(meet_others, particles, meeting(1), [], batch_size=10))
     assert alone == {threading.get_ident()}
 
 

@@ -261,7 +261,7 @@ def test_new_micrographs_are_sorted_as_they_come(picked, tmp_path, no_pictures):
         (["--box", "64"], ["--box needs --micrographs"]),
         (["x.star", "--box", "64"], ["either INPUT or micrographs"]),
         (["x.star", "--bright"], ["--bright does nothing"]),
-        (["x.star", "--passthrough", "y.cs"], ["passthrough file belongs to a .cs file"]),
+        (["x.star", "--passthrough", "y.cs"], ["--passthrough does nothing with x.star", "no .cs file"]),
         (["--micrographs", "no*.mrc", "--coordinates", "b.star", "--box", "64"], ["no*.mrc"]),
         (["x.star", "--score-field"], ["--score-field does nothing"]),
     ],

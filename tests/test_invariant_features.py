@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from fastsort import InputError, contrast_transfer, open_particles, phase_flip
 from fastsort.images.batches import default_batch_size
-from fastsort.invariants.features import SAMPLE, feature_index, invariant_features, ring_statistics
+from fastsort.invariants.features import feature_index, invariant_features
+from fastsort.invariants.ring_statistics import SAMPLE, ring_statistics
 from fastsort.invariants.zernike import radial_polynomials, zernike_basis, zernike_index, zernike_moments
-from fastsort.particles.source import CtfParameters
+from fastsort.particles.table import CtfParameters
 
 examples = settings(max_examples=10, deadline=None)
 PLAIN = {"noise_floor": None, "oversampling": 1, "disk": "pixels", "unit": False}

@@ -17,11 +17,12 @@ from sklearn.metrics import roc_auc_score
 
 import fastsort as fs
 from fastsort import InputError
-from fastsort._bulk import Bulk, beyond, distance, fit_bulk
+from fastsort._bulk import Bulk, distance, excess_distance, fit_bulk
 from fastsort.invariants import filter as module
 from fastsort.invariants.features import invariant_features
 from fastsort.invariants.filter import invariant_filter
-from fastsort.particles.source import ArrayImages, Particles
+from fastsort.particles.source import Particles
+from fastsort.particles.store import ArrayImages
 
 seeds = st.integers(0, 2**32 - 1)
 few_examples = settings(max_examples=15, deadline=None)
@@ -60,11 +61,11 @@ def assert_sane(found, n):
     np.testing.assert_array_equal(found.reason[~found.keep], found.suspicion[~found.keep])
     assert set(found.suspicion[judged]) <= {"noise", "contamination"}
     if judged.sum() >= 50 and found.learned is not None:
-        np.testing.assert_array_equal(found.keep, found.score <= found.cut)
+        np.testing.assert_array_equal(found.keep, found.score <= found.threshold)
         order = np.argsort(found.score[judged])
         assert (np.diff(found.junk_probability[judged][order]) >= 0).all()
     else:
-        assert np.isnan(found.cut) and np.isnan(found.junk_probability[judged]).all()
+        assert np.isnan(found.threshold) and np.isnan(found.junk_probability[judged]).all()
         np.testing.assert_array_equal(found.keep, judged)
 
 
@@ -161,7 +162,7 @@ def test_workers_do_not_change_bits(mixed, result, backend):
 
 def test_seed_chooses_the_sample_of_a_large_set(monkeypatch):
     images, truth = simulated(150, 100)
-    monkeypatch.setattr(module, "N_TAUGHT", 200)
+    monkeypatch.setattr(module, "N_SAMPLED", 200)
     one, same, other = (invariant_filter(images, seed=seed) for seed in (1, 1, 2))
     assert_identical(one, same)
     assert (one.score != other.score).any()
@@ -260,7 +261,8 @@ def test_few_images(mixed, n):
     found = invariant_filter(mixed[0][:n])
     assert_sane(found, n)
     assert (found.learned is None) == (n <= 24)
-    assert np.isfinite(found.cut) == (n >= 50)
+    assert np.isfinite(found.threshold) == (n >= 50)
+    np.testing.assert_equal(found.cut, found.threshold)
     if found.learned is None:
         assert (found.score == 0).all()
 
@@ -335,7 +337,9 @@ def test_distances_are_those_of_mahalanobis_and_of_a_gaussian(seed, p):
     assert np.median(np.square(expected)) == pytest.approx(p - 0.7, rel=0.01)
     # And that is about right.
     assert p == 1 or scipy.stats.chi2.median(p) == pytest.approx(p - 0.7, rel=0.08)
-    np.testing.assert_allclose(beyond(values, found), np.maximum(np.array(expected) - p**0.5, 0), atol=1e-6)
+    np.testing.assert_allclose(
+        excess_distance(values, found), np.maximum(np.array(expected) - p**0.5, 0), atol=1e-6
+    )
 
 
 @few_examples
@@ -352,7 +356,7 @@ def test_a_tenth_of_outliers_does_not_move_the_bulk(seed):
     robust = MinCovDet(support_fraction=0.75, random_state=0).fit(dirty)
     assert distance(robust.location_[None], found)[0] < 0.5
     assert distance(dirty.mean(axis=0)[None], clean)[0] > 2
-    assert (beyond(dirty[:40], found) > 5).all()
+    assert (excess_distance(dirty[:40], found) > 5).all()
 
 
 @few_examples

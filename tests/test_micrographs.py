@@ -12,8 +12,8 @@ from scipy.stats import beta, spearmanr
 from fastsort._checks import InputError
 from fastsort.decide.micrographs import summarize_micrographs
 from fastsort.particles.mrc import write_stack
+from fastsort.particles.open import open_particles
 from fastsort.particles.places import Places, micrograph_places
-from fastsort.particles.source import open_particles
 from fastsort.report.micrographs import write_micrographs
 
 

@@ -1,4 +1,4 @@
-"""The page: what it says before it is touched, that it stays small and harmless, and what its cut does."""
+"""The page: what it says before it is touched, that it stays small and harmless, and its threshold."""
 
 from __future__ import annotations
 
@@ -18,26 +18,32 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.image import imread
 
 from fastsort._reasons import REASONS
 from fastsort.decide.decoys import Estimate, EstimatedErrors
 from fastsort.decide.micrographs import MicrographTable
 from fastsort.decide.rescue import Views
+from fastsort.decide.result import SortResult
 from fastsort.images.ctf import phase_flip
-from fastsort.particles.source import CtfParameters, ImageStore, Particles, open_particles
-from fastsort.report.again import read_list
-from fastsort.report.page import MAX_BYTES, image_codes, write_page
+from fastsort.particles.open import open_particles
+from fastsort.particles.source import Particles
+from fastsort.particles.store import ImageStore
+from fastsort.particles.table import CtfParameters
+from fastsort.report import plots
+from fastsort.report.lists import read_list
+from fastsort.report.page import MAX_BYTES, write_page
+from fastsort.report.page_data import image_codes
 from fastsort.report.page_tiles import (
     FIXED,
     choose_images,
     grey_png,
-    picture_tiles,
-    read_tiles,
     sprite_png,
 )
-from fastsort.simulate import simulate_particles
-from fastsort.sort import SortResult
+from fastsort.report.plots import draw_report
+from fastsort.report.tiles import average_tiles, read_tiles
+from fastsort.simulate import simulate_particles, write_project
 
 EVIL = "</script /><b class=evil>&\"'<img src=x onerror=boom()><!--<script "
 
@@ -66,7 +72,7 @@ def make_result(n, seed=0, **changes):
         "votes": {"radial": 10 * p - 5},
         "offset": rng.normal(0, 4, (n, 2)).astype(np.float32),
         "measurements": {},
-        "cut": 0.0,
+        "threshold": 0.0,
         "diameter": 60.0,
         "diameter_px": 20.0,
         "diameter_estimated": True,
@@ -204,7 +210,28 @@ def test_tiles_show_phases_as_they_were_sorted():
     assert (shown != read_tiles(particles, make_result(6), chosen)).mean() > 0.5
 
 
-def test_a_level_is_a_cut_in_thousandths():
+def test_picture_and_page_show_the_same_pixels(tmp_path, monkeypatch):
+    images, truth = simulate_particles(40, 40, snr=0.5, box=48, ctf=True, seed=2)
+    particles = open_particles(write_project(tmp_path / "project", images, truth))
+    images[7, 20, 21] = np.nan
+    particles = replace(particles, store=open_particles(images).store)
+    result = make_result(80, phase_flipped=True)
+    drawn, show = [], Axes.imshow
+    monkeypatch.setattr(Axes, "imshow", lambda *args, **look: drawn.append(show(*args, **look)) or drawn[-1])
+    draw_report(tmp_path / "report.png", particles, result)
+    text, data = page_of(tmp_path, result, particles=particles)
+    sprite = base64.b64decode(re.search(r'id="tiles"[^>]*base64,([^"]*)"', text)[1])
+    sheet = np.rint(255 * imread(io.BytesIO(sprite), format="png"))
+    in_picture = np.concatenate(list(plots._choices(result).values()))
+    assert len(in_picture) == len(drawn) == 72 and 7 in in_picture
+    for index, picture in zip(in_picture.tolist(), drawn, strict=True):
+        row, column = divmod(data["tiles"]["index"].index(index), data["tiles"]["columns"])
+        tile = sheet[48 * row : 48 * (row + 1), 48 * column : 48 * (column + 1)]
+        np.testing.assert_array_equal(picture.get_array(), tile)
+        assert picture.get_clim() == (0, 255) and np.ptp(tile) > 200
+
+
+def test_a_level_is_a_threshold_in_thousandths():
     rng = np.random.default_rng(0)
     grid = np.arange(1001) / 1000
     p = np.concatenate([rng.random(3000), rng.random(3000) ** 20, grid, [np.nan]])
@@ -250,7 +277,7 @@ def test_expected_numbers_are_those_of_the_probabilities(tmp_path):
     kept = sum(n - junk for code, n, junk in data["counts"] if code >> 14 & 1)
     assert kept == pytest.approx((1 - result.junk_probability)[result.keep].sum(), abs=0.01)
     whole = sum(n - junk for _, n, junk in data["counts"])
-    # What is over an edge is none of the particles that a cut could keep.
+    # What is over an edge is none of the particles that a threshold could keep.
     judged = result.reason != "outside"
     assert whole == pytest.approx((1 - result.junk_probability)[judged].sum(), abs=0.05)
 
@@ -372,7 +399,7 @@ def test_a_few_points_far_out_do_not_shrink_the_map(tmp_path):
 def test_pictures_without_contrast_are_grey():
     pictures = np.zeros((2, 80, 80), np.float32)
     pictures[1, 40:, :] = 1
-    tiles = picture_tiles(pictures)
+    tiles = average_tiles(pictures)
     assert tiles.shape == (2, 64, 64) and np.ptp(tiles[0]) == 0 and np.ptp(tiles[1]) > 200
 
 
@@ -570,7 +597,7 @@ def test_page_opens_with_the_verdict(opened):
     assert said == [f"{100 * precision:.1f} %", f"{100 * found:.1f} %"]
 
 
-def test_slider_moves_the_cut_by_keys_and_reset_brings_it_back(opened):
+def test_slider_moves_the_threshold_by_keys_and_reset_brings_it_back(opened):
     browser, result = opened
     start = browser.run("document.getElementById('group-border').innerHTML")
     browser.run("document.getElementById('slider').focus()")

@@ -25,7 +25,7 @@ from mrcfile.dtypes import HEADER_DTYPE
 from fastsort._checks import InputError
 from fastsort.particles import mrc
 from fastsort.particles.mrc import read_header, read_sections, write_stack
-from fastsort.particles.source import open_particles
+from fastsort.particles.open import open_particles
 from fastsort.particles.star import read_star, subset_bytes
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -841,7 +841,7 @@ def test_a_part_is_small_and_reads_the_same(tmp_path):
     copy = pickle.loads(sent)
     assert (len(copy), copy.box, copy.pixel_size, copy.path) == (10, 16, 1.5, particles.path)
     assert [Path(file).name for file in copy.store.files()] == ["a.mrcs", "b.mrcs"]
-    assert copy.star is None and copy.ctf is None and copy.micrographs is None
+    assert copy.table.names is None and copy.ctf is None and copy.micrographs is None
     assert copy.names[:] == particles.names[695:705]
     np.testing.assert_array_equal(copy.read(0, 10), particles.read(695, 705))
 
@@ -861,7 +861,7 @@ def test_names_of_a_bare_stack_are_made_on_demand(tmp_path):
     assert len(list(particles.names)) == 20
     with pytest.raises(IndexError):
         particles.names[20]
-    assert particles.ctf is particles.micrographs is particles.star is None
+    assert particles.ctf is particles.micrographs is particles.table.names is None
 
 
 @pytest.mark.parametrize("dtype", ["f4", ">f4", "f8", "f2", "i2", ">u2", "i1", "?"])

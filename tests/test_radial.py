@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastsort import radial_filter, simulate_particles
-from fastsort._cut import fit_scores, junk_probability
+from fastsort._threshold import fit_scores, junk_probability
 from fastsort.images.normalize import normalize_background
 from fastsort.radial.discriminant import (
     Discriminant,
-    beyond,
     discriminant_score,
     fit_discriminant,
+    outlyingness,
 )
 from fastsort.radial.evidence import N_FEATURES, radial_features
 from fastsort.radial.published import cluster_peaks
@@ -50,7 +50,7 @@ FIELDS = (
     "second_peak",
     "outlyingness",
     "junk_probability",
-    "cut",
+    "threshold",
     "radius",
     "contrast",
 )
@@ -203,7 +203,7 @@ def test_discriminant_finds_fishers_direction(seed):
     actual, expected = root.T @ fitted.direction, root.T @ fisher
     assert actual @ expected > 0.95 * np.linalg.norm(actual) * np.linalg.norm(expected)
     assert area_under_curve(discriminant_score(centred, fitted), label) > 0.99
-    assert np.median(beyond(centred[label], fitted)) < 0.5
+    assert np.median(outlyingness(centred[label], fitted)) < 0.5
 
 
 def test_units_of_the_features_do_not_matter_to_the_discriminant():
@@ -237,12 +237,12 @@ def test_cut_between_two_bulks_is_where_their_densities_cross(share):
     grid = np.linspace(0, 6, 6001)
     junk = (1 - share) * scipy.stats.norm.pdf(grid, 6, 1.3)
     crossing = grid[np.argmax(junk > share * scipy.stats.norm.pdf(grid, 0, 1))]
-    assert model.cut == pytest.approx(crossing, abs=0.4)
+    assert model.threshold == pytest.approx(crossing, abs=0.4)
     assert model.weights[0] == pytest.approx(share, abs=0.03)
     probability = junk_probability(np.linspace(-20, 50, 500), model)
     assert (np.diff(probability) >= -1e-12).all()
     assert probability[0] < 0.05 and probability[-1] > 0.95
-    assert (junk_probability(scores[scores > model.cut], model) > 0.49).all()
+    assert (junk_probability(scores[scores > model.threshold], model) > 0.49).all()
 
 
 # The template.
@@ -330,7 +330,7 @@ def test_nothing_but_noise_gives_a_verdict():
     images, _ = simulate_particles(0, 400, junk="noise", box=33, seed=7)
     result = radial_filter(images)
     assert_sane(result, 400)
-    assert np.isfinite(result.cut)
+    assert np.isfinite(result.threshold) and result.cut == result.threshold
 
 
 # What must not matter.
@@ -372,7 +372,7 @@ def test_few_images_are_all_kept(mixed, n):
     result = radial_filter(mixed[0][:n])
     assert_sane(result, n)
     assert result.keep.all()
-    assert math.isnan(result.cut)
+    assert math.isnan(result.threshold)
     assert np.isnan(result.junk_probability).all()
 
 
@@ -465,7 +465,7 @@ def test_what_was_learned_gives_the_same_scores_again(mixed, mixed_result):
 
 
 @pytest.mark.parametrize("n", [1, 3, 40])
-def test_a_few_images_are_scored_by_what_many_have_taught(mixed, mixed_result, n):
+def test_a_few_images_are_scored_by_what_was_learned_from_many(mixed, mixed_result, n):
     found = radial_filter(mixed[0][100 : 100 + n], learned=mixed_result.learned)
     # Sums over other batches differ in their last bits.
     np.testing.assert_allclose(found.score, mixed_result.score[100 : 100 + n], rtol=1e-4, atol=1e-4)

@@ -12,7 +12,7 @@ import pytest
 import fastsort as fs
 from fastsort._checks import InputError
 from fastsort.particles.mrc import write_stack
-from fastsort.particles.source import open_particles
+from fastsort.particles.open import open_particles
 from fastsort.particles.star import read_star, subset_bytes
 from fastsort.report.recentre import origin_columns
 
@@ -132,7 +132,7 @@ def test_relion_centres_particles_by_these_origins(tmp_path, monkeypatch, dialec
     if dialect == "3.1":
         columns["_rlnAnglePsi"] = ["0"] * 16
     with open("centred.star", "wb") as file:
-        file.writelines(subset_bytes(particles.star, range(16), columns))
+        file.writelines(subset_bytes(particles.table.star, range(16), columns))
 
     command = ["relion_stack_create", "--i", "centred.star", "--o", "moved", "--apply_transformation"]
     subprocess.run(command, capture_output=True, check=True)

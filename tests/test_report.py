@@ -26,7 +26,7 @@ from fastsort._reasons import REASONS
 from fastsort.decide.decoys import Estimate, EstimatedErrors
 from fastsort.decide.micrographs import MicrographTable
 from fastsort.images.ctf import phase_flip
-from fastsort.particles.source import open_particles
+from fastsort.particles.open import open_particles
 from fastsort.report import learned, plots
 from fastsort.report.accuracy import measure_accuracy
 from fastsort.report.folder import RESULT_NAMES, results_folder
@@ -537,7 +537,7 @@ def test_two_runs_cannot_write_the_same_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "left", ["kept.star", "kept.mrcs.123.partial", "results.npz.partial", "models.npz", "report.html"]
+    "left", ["kept.star", "kept.mrcs.123.partial", "results.npz.partial", "images.csv", "report.html"]
 )
 def test_what_a_killed_run_left_is_cleared_away(tmp_path, left):
     (tmp_path / ".out.lock").touch()
@@ -559,7 +559,7 @@ def test_leavings_that_somebody_has_changed_are_never_touched(tmp_path, folder, 
         (tmp_path / folder / foreign).write_text("precious")
         (tmp_path / folder / "summary.json").write_text("{}")
     before = names_in(tmp_path)
-    with pytest.raises(InputError, match=r"is to hold unfinished results, but .* is none of them: move it"):
+    with pytest.raises(InputError, match=r"is for unfinished results, but .* is none of them: move it"):
         with results_folder(tmp_path / "out", overwrite=True):
             pass
     assert names_in(tmp_path) == before
@@ -729,7 +729,7 @@ def words(axes):
 
 def test_axes_say_their_variance_and_subspaces_their_share():
     first, second, pairs, likelihood, noise, images = painted(make_subspaces())
-    assert words(pairs) == ["none is kept"]
+    assert words(pairs) == ["no image is kept"]
     assert first.get_title(loc="left") == "Subspaces: 2 of 3 dimensions"
     # Squared lengths 16, 4 and 16 / 9 over a noise variance of 1 / 4.
     for axes, share in ((first, "33.3 %"), (second, "66.7 %")):
@@ -740,7 +740,7 @@ def test_axes_say_their_variance_and_subspaces_their_share():
         ]
         assert share in words(axes)[0] and len(axes.images) == 4
     for axes, unit, values in (
-        (likelihood, "nats an image", [-500, -499, -498]),
+        (likelihood, "nats per image", [-500, -499, -498]),
         (noise, "background = 1", [2, 1.9, 1.8]),
         (images, "images", [40, 40, 38]),
     ):
@@ -802,7 +802,7 @@ def test_images_to_denoise_are_those_that_were_sorted(project):
 
 def test_nothing_learned_is_said():
     (axes,) = painted(make_subspaces(1, 1, ()))
-    assert words(axes) == ["none: fewer than two images could be learned from"]
+    assert words(axes) == ["none: there were fewer than two images to learn from"]
     assert len(axes.images) == 0
 
 
@@ -857,7 +857,7 @@ def test_choices_are_in_order_and_leave_out_unjudged_images():
     np.testing.assert_array_equal(borderline, np.sort(nearest))
 
 
-def test_without_a_cut_the_border_lies_between_kept_and_rejected():
+def test_without_a_threshold_the_border_lies_between_kept_and_rejected():
     result = make_learned_result(800, cut=np.nan)
     rejected = np.flatnonzero(~result.keep & ~np.isin(result.reason, ["flat", "bad_pixels"]))
     chosen = list(plots._choices(result).values())[1]
@@ -865,7 +865,7 @@ def test_without_a_cut_the_border_lies_between_kept_and_rejected():
     np.testing.assert_array_equal(result.score[chosen[:12]], np.sort(result.score[result.keep])[-12:])
     np.testing.assert_array_equal(result.score[chosen[12:]], np.sort(result.score[rejected])[:12])
     all_kept = make_learned_result(30, cut=np.nan, keep=np.ones(30, bool))
-    assert len(plots._choices(all_kept)["Borderline: no cut"]) == 0
+    assert len(plots._choices(all_kept)["Borderline: no threshold"]) == 0
 
 
 def test_picture_without_matplotlib_says_how_to_get_it(tmp_path, monkeypatch):

@@ -14,9 +14,10 @@ import fastsort as fs
 from fastsort.decide import rescue as module
 from fastsort.decide.recentre import centred_scores
 from fastsort.decide.rescue import find_views
-from fastsort.particles.source import open_particles
+from fastsort.decide.verdict import cut_again
+from fastsort.particles.open import open_particles
 from fastsort.simulate.phantoms import phantom_blobs, phantom_volume
-from fastsort.sort import cut_again, sort_particles
+from fastsort.sort import sort_particles
 
 pytestmark = pytest.mark.slow
 
@@ -109,7 +110,7 @@ def test_rare_view_of_the_ring_is_rescued(ring, sorted_ring):
     np.testing.assert_array_equal(result.rescued, result.reason == "rare_view")
     np.testing.assert_array_equal(result.rescued, result.measurements["rare_view"])
     assert "rare_view" not in result.suspicion
-    assert_sound(result.views, result.rescued, result.score, result.score <= result.cut)
+    assert_sound(result.views, result.rescued, result.score, result.score <= result.threshold)
     assert result.views.rare.sum() == 1
 
 
@@ -127,7 +128,7 @@ def test_no_junk_of_any_kind_is_rescued():
     assert result.keep[truth.label].mean() > 0.9
     assert (~result.keep)[~truth.label].mean() > 0.8
     assert not result.rescued.any() and not result.views.rare.any()
-    assert_sound(result.views, result.rescued, result.score, result.score <= result.cut)
+    assert_sound(result.views, result.rescued, result.score, result.score <= result.threshold)
 
 
 # The views alone.
@@ -248,16 +249,16 @@ def test_moved_particles_are_good_in_the_middle(centred):
     working = open_particles(moved)
 
     def at(which, offset, **more):
-        return centred_scores(working, which, offset[which].astype(float), 9.6, result.judge, **more)
+        return centred_scores(working, which, offset[which].astype(float), 9.6, result.learned, **more)
 
     found = at(good, steps)
-    assert (found <= result.cut).mean() >= 0.95
+    assert (found <= result.threshold).mean() >= 0.95
     # But for rounding, it is the score of the image that was not moved.
     assert np.corrcoef(found, result.score[good])[0, 1] > 0.999
     # Where they are not, there is nothing.
-    assert (at(good, -np.sign(steps + 0.5) * 12) <= result.cut).mean() <= 0.1
+    assert (at(good, -np.sign(steps + 0.5) * 12) <= result.threshold).mean() <= 0.1
     noise = np.flatnonzero(truth.kind == "noise")
-    assert (at(noise, steps) <= result.cut).mean() <= 0.1
+    assert (at(noise, steps) <= result.threshold).mean() <= 0.1
     np.testing.assert_array_equal(at(good, steps, n_jobs=2), found)
 
 
@@ -268,6 +269,6 @@ def test_particles_over_the_edge_are_not_asked_about(centred):
     offset = np.zeros((40, 2))
     offset[:20, 0], offset[20:30, 1] = 15, -15
     for radius, expected in ((9.0, np.ones(40, bool)), (9.5, np.arange(40) >= 30)):
-        found = centred_scores(working, good, offset, radius, result.judge)
+        found = centred_scores(working, good, offset, radius, result.learned)
         np.testing.assert_array_equal(np.isfinite(found), expected)
-    assert centred_scores(working, good[:0], offset[:0], 9.0, result.judge).shape == (0,)
+    assert centred_scores(working, good[:0], offset[:0], 9.0, result.learned).shape == (0,)

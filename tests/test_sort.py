@@ -11,7 +11,9 @@ import tempfile
 import time
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
+from typing import get_type_hints
 
 import joblib
 import killed
@@ -26,12 +28,24 @@ from fastsort import (
     open_particles,
     simulate_particles,
     sort_particles,
+    update_particles,
     write_project,
 )
 from fastsort._saved import save
 from fastsort.decide import votes
+from fastsort.decide.result import SortResult
+from fastsort.decide.settings import (
+    DUPLICATES,
+    OPTIONS,
+    RUN,
+    STRICTNESS,
+    VERDICT,
+    VOTES,
+    is_given,
+    option_names,
+)
 from fastsort.particles.mrc import write_stack
-from fastsort.particles.source import ImageStore
+from fastsort.particles.store import ImageStore
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "real"
 ARRAYS = ("keep", "score", "reason", "suspicion", "rescued", "junk_probability", "offset")
@@ -102,13 +116,13 @@ def assert_identical(actual, expected):
         assert list(some) == list(others)
         for key, values in others.items():
             np.testing.assert_array_equal(some[key], values, key)
-    for name in ("cut", "diameter_px", "contrast", "phase_flipped", "errors"):
+    for name in ("threshold", "diameter_px", "contrast", "phase_flipped", "errors"):
         np.testing.assert_equal(getattr(actual, name), getattr(expected, name), name)
     if expected.views is not None:
         # The pixel size depends on the source.
         np.testing.assert_equal(actual.views[:-1], expected.views[:-1])
-    np.testing.assert_equal(actual.judge.weights, expected.judge.weights)
-    np.testing.assert_equal(actual.judge.decoys, expected.judge.decoys)
+    np.testing.assert_equal(actual.learned.weights, expected.learned.weights)
+    np.testing.assert_equal(actual.learned.decoys, expected.learned.decoys)
 
 
 def area_under_curve(score, label):
@@ -131,7 +145,7 @@ def test_project_is_sorted(stack, sorted_project):
     np.testing.assert_array_equal(sorted_project.keep, sorted_project.reason == "valid")
     judged = np.isfinite(sorted_project.score)
     np.testing.assert_array_equal(
-        sorted_project.keep[judged], (sorted_project.score <= sorted_project.cut)[judged]
+        sorted_project.keep[judged], (sorted_project.score <= sorted_project.threshold)[judged]
     )
 
 
@@ -260,9 +274,9 @@ def test_small_sets_and_small_boxes(n, box, method):
     assert list(result.votes) == ([method] if method else list(METHODS))
     np.testing.assert_array_equal(result.reason == "valid", result.keep)
     if n < 50:
-        assert result.keep.all() and np.isnan(result.cut) and np.isnan(result.junk_probability).all()
+        assert result.keep.all() and np.isnan(result.threshold) and np.isnan(result.junk_probability).all()
     else:
-        assert np.isfinite(result.cut) and np.isfinite(result.junk_probability).all()
+        assert np.isfinite(result.threshold) and np.isfinite(result.junk_probability).all()
 
 
 # All methods together.
@@ -284,12 +298,12 @@ def test_methods_together_tell_particles_from_junk(small, jointly):
 def test_verdict_of_all_methods_is_made_of_their_votes(jointly):
     n = len(jointly.keep)
     assert list(jointly.votes) == list(METHODS)
-    weights = jointly.judge.weights
+    weights = jointly.learned.weights
     score = sum(weights[name] * jointly.votes[name] for name in METHODS) + weights["offset"]
     np.testing.assert_allclose(jointly.score, score, rtol=1e-9, atol=1e-9)
     assert min(weights[name] for name in METHODS) >= 0
     duplicate = jointly.measurements["duplicate"]
-    np.testing.assert_array_equal(jointly.keep, (jointly.score <= jointly.cut) & ~duplicate)
+    np.testing.assert_array_equal(jointly.keep, (jointly.score <= jointly.threshold) & ~duplicate)
     np.testing.assert_array_equal(jointly.keep, jointly.reason == "valid")
     np.testing.assert_array_equal(jointly.rescued, jointly.reason == "rare_view")
     np.testing.assert_array_equal(duplicate, jointly.reason == "duplicate")
@@ -307,7 +321,7 @@ def test_votes_are_the_scores_of_the_single_methods(small_project, jointly):
         single = sort_particles(small_project, method=method)
         np.testing.assert_array_equal(single.score, jointly.votes[method])
         np.testing.assert_array_equal(single.votes[method], single.score)
-        np.testing.assert_array_equal(single.keep, single.score <= single.cut)
+        np.testing.assert_array_equal(single.keep, single.score <= single.threshold)
         np.testing.assert_array_equal(single.keep, single.reason == "valid")
         assert single.errors is None and single.views is None
         assert np.isnan(single.diameter) == (method == "invariants")
@@ -381,7 +395,7 @@ def test_particles_beside_the_centre_are_kept_on_demand(small_project, jointly):
     assert (good & found.keep).any() and not good[jointly.keep].any()
     assert (found.suspicion[good] == "off-centre").all()
     assert (found.junk_probability[good] <= jointly.junk_probability[good]).all()
-    np.testing.assert_array_equal(found.keep, jointly.keep | (found.score <= found.cut))
+    np.testing.assert_array_equal(found.keep, jointly.keep | (found.score <= found.threshold))
     np.testing.assert_array_equal(found.score[~good], jointly.score[~good])
     # Each is told where it lies, and that is beside the centre.
     assert (np.hypot(*found.offset[good].T) > 2).all()
@@ -392,7 +406,7 @@ def test_an_earlier_run_judges_the_same_images_alike(tiny, tiny_result, tiny_pro
     np.testing.assert_array_equal(found.score, tiny_result.score)
     np.testing.assert_array_equal(found.keep, tiny_result.keep)
     np.testing.assert_allclose(found.junk_probability, tiny_result.junk_probability, atol=1e-12)
-    assert found.cut == tiny_result.cut
+    assert found.threshold == tiny_result.threshold
     # A few that could not be judged alone.
     star = open_particles(first_of(tiny_project, 12))
     some = sort_particles(star, earlier=tiny_result)
@@ -411,13 +425,16 @@ def first_of(star, number):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"method": "radial"}, "all methods only"), ({"working_size": 16}, "had images of 18 working pixels")],
+    [
+        ({"method": "radial"}, "with all methods only"),
+        ({"working_size": 16}, "had images of 18 working pixels"),
+    ],
     ids=str,
 )
 def test_an_earlier_run_of_another_kind_is_refused(tiny_project, tiny_result, options, message):
     with pytest.raises(InputError, match=message):
         sort_particles(tiny_project, earlier=tiny_result, **options)
-    with pytest.raises(InputError, match="all methods only"):
+    with pytest.raises(InputError, match="with all methods only"):
         sort_particles(tiny_project, earlier=sort_particles(tiny_project, method="radial"))
 
 
@@ -434,7 +451,7 @@ def test_a_share_of_the_particles_is_kept(jointly, share):
     assert set(np.flatnonzero(found.keep)) == set(order[:number])
     assert particles[found.keep].sum() >= share * particles.sum() * (1 - 1e-6)
     assert particles[order[: number - 1]].sum() < share * particles.sum()
-    assert found.cut == jointly.score[found.keep].max()
+    assert found.threshold == jointly.score[found.keep].max()
 
 
 @pytest.mark.parametrize("number", [0, 1, 77, 200])
@@ -465,7 +482,7 @@ def test_unanimous_rejects_what_all_methods_reject(jointly):
     found = cut_again(jointly, unanimous=True)
     np.testing.assert_array_equal(found.keep, jointly.measurements["against"] < 3)
     assert np.count_nonzero(found.keep) > np.count_nonzero(jointly.keep)
-    assert np.isnan(found.cut)
+    assert np.isnan(found.threshold)
 
 
 @pytest.mark.slow
@@ -556,7 +573,7 @@ def test_subspaces_tell_particles_from_junk(stack, by_subspaces):
     assert area_under_curve(by_subspaces.score, truth.label) > 0.93
     assert by_subspaces.keep[truth.label].mean() > 0.85
     assert by_subspaces.keep[~truth.label].mean() < 0.2
-    np.testing.assert_array_equal(by_subspaces.keep, by_subspaces.score <= by_subspaces.cut)
+    np.testing.assert_array_equal(by_subspaces.keep, by_subspaces.score <= by_subspaces.threshold)
     np.testing.assert_array_equal(by_subspaces.keep, by_subspaces.reason == "valid")
     np.testing.assert_array_equal(by_subspaces.keep, by_subspaces.junk_probability <= 0.5)
     assert by_subspaces.contrast == "bright" and by_subspaces.diameter_estimated
@@ -642,7 +659,7 @@ def test_images_that_subspaces_cannot_judge(stack, preset):
 @pytest.mark.parametrize("n", [2, 10, 49])
 def test_few_images_are_all_kept_by_subspaces(stack, n):
     result = sort_particles(stack[0][:n], method="subspaces")
-    assert result.keep.all() and np.isnan(result.cut) and np.isnan(result.junk_probability).all()
+    assert result.keep.all() and np.isnan(result.threshold) and np.isnan(result.junk_probability).all()
     assert np.isfinite(result.score).all()
     assert (result.reason == "valid").all()
 
@@ -651,13 +668,13 @@ def test_sixty_images_are_sorted_by_subspaces(stack):
     images, truth = stack
     chosen = np.concatenate([np.flatnonzero(truth.label)[:40], np.flatnonzero(~truth.label)[:20]])
     result = sort_particles(images[chosen], method="subspaces")
-    assert np.isfinite(result.cut) and np.isfinite(result.score).all()
+    assert np.isfinite(result.threshold) and np.isfinite(result.score).all()
     assert area_under_curve(result.score, truth.label[chosen]) > 0.75
 
 
 def test_one_image_is_kept_by_subspaces(stack):
     result = sort_particles(stack[0][:1], method="subspaces")
-    assert result.keep.all() and (result.reason == "valid").all() and np.isnan(result.cut)
+    assert result.keep.all() and (result.reason == "valid").all() and np.isnan(result.threshold)
     assert len(result.subspaces.model.trace.n_images) == 0
 
 
@@ -673,8 +690,8 @@ def test_subspaces_of_small_and_odd_boxes(box):
 def test_subspaces_of_only_junk():
     images = simulate_particles(0, 200, snr=0.1, box=36, junk="all", seed=4)[0]
     result = sort_particles(images, method="subspaces")
-    assert np.isfinite(result.score).all() and np.isfinite(result.cut)
-    np.testing.assert_array_equal(result.keep, result.score <= result.cut)
+    assert np.isfinite(result.score).all() and np.isfinite(result.threshold)
+    np.testing.assert_array_equal(result.keep, result.score <= result.threshold)
     # Nobody knows what was wanted, but not all of these look alike.
     assert result.keep.mean() < 0.75
 
@@ -741,7 +758,7 @@ def test_published_subspaces_drop_a_twentieth(stack, by_published):
     result = by_published
     trace = result.subspaces.model.trace.n_images
     assert trace[0] == len(stack[0]) and set(trace) <= {300, 285, 271, 257, 244}
-    assert result.keep.sum() < len(stack[0]) and np.isnan(result.cut)
+    assert result.keep.sum() < len(stack[0]) and np.isnan(result.threshold)
     np.testing.assert_array_equal(result.score, result.measurements["factor"])
     np.testing.assert_array_equal(result.junk_probability, (~result.keep).astype(float))
     assert set(result.reason[~result.keep]) == {"noise"}
@@ -785,7 +802,7 @@ def stop_beyond(share):
 
 
 def forbid(patch, *names):
-    """Let images no longer be prepared, or a method no longer learn; it may still judge made junk."""
+    """Let images no longer be prepared, or a method no longer learn; it may still judge decoys."""
     for name in names:
         if name == "images":
             patch.setattr("fastsort.images.prepare._prepare", must_not_run)
@@ -951,6 +968,25 @@ def test_progress_rises_to_the_end(method, preset, n):
     assert done == sorted(done)
     assert calls[-1] == (n, n)
     assert {total for _, total in calls} == {n}
+
+
+# Options.
+
+
+def test_every_option_is_known_in_one_place():
+    given = {name: parameter.default for name, parameter in signature(sort_particles).parameters.items()}
+    assert set(OPTIONS) == set(given) - {"particles", "earlier", "progress"}
+    # By default, nothing is asked for that not all methods know.
+    for name, option in OPTIONS.items():
+        assert not (option.method or option.together) or not is_given(name, given[name])
+    assert set(option_names(VOTES, VERDICT, STRICTNESS, DUPLICATES, RUN)) == set(OPTIONS)
+
+
+@pytest.mark.parametrize(
+    "function", [sort_particles, cut_again, update_particles, SortResult], ids=lambda f: f.__name__
+)
+def test_annotations_can_be_read(function):
+    assert get_type_hints(function)
 
 
 # What cannot be.

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fastsort.particles import star as star_module
 from fastsort.particles.mrc import write_stack
-from fastsort.particles.source import open_particles
+from fastsort.particles.open import open_particles
 from fastsort.particles.star import read_star, subset_bytes
 
 KNOWN = [b"007", b"-0", b"1e-5", b"None", b"nan", b'""', b"''", b"000017@Extract/job012/Movies/a.mrcs"]

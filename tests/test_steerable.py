@@ -253,7 +253,7 @@ def test_unfit_rows_are_left_out(value):
 @pytest.mark.parametrize(
     ("rows", "arguments", "message"),
     [
-        (np.zeros((4, 9)), {}, f"must have the {LENGTH} columns of those that taught; got 9"),
+        (np.zeros((4, 9)), {}, f"must have {LENGTH} columns; got 9: make them with the same basis"),
         (np.zeros(LENGTH), {}, "must have shape"),
         (np.zeros((0, LENGTH)), {}, "no rows"),
         (np.zeros((4, LENGTH), dtype=complex), {}, "real numbers; got an array of complex128"),
@@ -271,5 +271,5 @@ def test_impossible_requests_are_refused(rows, arguments, message):
 
 def test_coefficients_of_another_basis_have_no_energy():
     pca = steerable_pca(noise(0, 20), BASIS, 3)
-    with pytest.raises(InputError, match=f"the {LENGTH} columns"):
+    with pytest.raises(InputError, match=f"must have {LENGTH} columns"):
         relative_energy(np.zeros((2, LENGTH + 1)), pca)

@@ -1,4 +1,4 @@
-"""Shapes of particles and of their surroundings, the filter built on them, and where it cuts."""
+"""Shapes of particles and background, the filter built on them, and its threshold."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastsort as fs
-from fastsort._cut import balanced_cut, valley
+from fastsort._bulk import fit_bulk
+from fastsort._threshold import balanced_threshold, valley
 from fastsort.report.accuracy import measure_accuracy
-from fastsort.subspaces.filter import eigenimages, fit_bulk, frequency_bands
+from fastsort.subspaces.evidence import frequency_bands
+from fastsort.subspaces.pictures import eigenimages
 from fastsort.subspaces.pswf import angular_blocks, pswf_basis, pswf_coefficients
 from fastsort.subspaces.shapes import distances, fit_shape, log_ratio, regularize
 
@@ -193,25 +195,25 @@ def test_bulk_is_where_most_are():
         assert np.isfinite(fit_bulk(degenerate).precision).all()
 
 
-# The cut.
+# The threshold.
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.7])
-def test_balanced_cut_finds_the_share_of_junk(share):
+def test_balanced_threshold_finds_the_share_of_junk(share):
     rng = np.random.default_rng(13)
     n, distance = 20000, 3.0
     junk = rng.random(n) < share
     # The log-likelihood ratio of two normal distributions.
     values = rng.normal(np.where(junk, distance, 0.0))
     scores = distance * values - 0.5 * distance**2
-    assert balanced_cut(scores) == pytest.approx(np.log((1 - share) / share), abs=0.15)
+    assert balanced_threshold(scores) == pytest.approx(np.log((1 - share) / share), abs=0.15)
 
 
 @pytest.mark.parametrize(
     "scores", [np.full(100, -5.0), np.full(100, 5.0), np.zeros(100), np.array([1e300, -1e300])]
 )
-def test_balanced_cut_of_odd_sets_is_finite(scores):
-    assert np.isfinite(balanced_cut(scores))
+def test_balanced_threshold_of_odd_sets_is_finite(scores):
+    assert np.isfinite(balanced_threshold(scores))
 
 
 def test_valley_lies_between_two_peaks_only():
@@ -268,10 +270,11 @@ def test_estimates_of_radius_and_contrast(hard, sorted_hard):
     np.testing.assert_allclose(dark.score, sorted_hard.score, atol=0.05)
 
 
-def test_probability_belongs_to_the_cut(sorted_hard):
+def test_probability_belongs_to_the_threshold(sorted_hard):
     order = np.argsort(sorted_hard.score)
     assert (np.diff(sorted_hard.junk_probability[order]) >= 0).all()
-    np.testing.assert_array_equal(sorted_hard.keep, sorted_hard.score <= sorted_hard.cut)
+    np.testing.assert_array_equal(sorted_hard.keep, sorted_hard.score <= sorted_hard.threshold)
+    assert sorted_hard.cut == sorted_hard.threshold
     np.testing.assert_array_equal(sorted_hard.junk_probability > 0.5, ~sorted_hard.keep)
     np.testing.assert_array_equal(sorted_hard.reason == "valid", sorted_hard.keep)
 
@@ -289,7 +292,7 @@ def test_suspicions_are_the_reasons_of_what_is_rejected(hard, sorted_hard):
 def test_verdict_does_not_depend_on_the_description(hard):
     images = hard[0][:300]
     described, plain = (fs.subspace_filter(images, describe=describe) for describe in (True, False))
-    for name in ("keep", "score", "reason", "suspicion", "junk_probability", "excess", "cut", "radius"):
+    for name in ("keep", "score", "reason", "suspicion", "junk_probability", "excess", "threshold", "radius"):
         np.testing.assert_array_equal(getattr(plain, name), getattr(described, name), name)
     assert np.isnan(plain.factor).all() and np.isnan(plain.log_likelihood).all()
     assert np.isfinite(described.factor).all() and len(described.model.trace.n_images)
@@ -374,7 +377,7 @@ def test_published_preset_drops_what_lies_off_its_subspaces():
 def test_small_sets_are_kept(n, hard):
     result = fs.subspace_filter(hard[0][:n])
     assert result.keep.all()
-    assert np.isnan(result.cut)
+    assert np.isnan(result.threshold)
     assert not np.isnan(result.score).any()
     assert np.isnan(result.junk_probability).all()
 

@@ -14,10 +14,13 @@ import pytest
 
 import fastsort.update as update_module
 from fastsort import InputError, cli
-from fastsort.particles.source import StackImages, choose_particles, open_particles
-from fastsort.report.again import read_earlier
+from fastsort.decide.verdict import cut_again
+from fastsort.particles.open import open_particles
+from fastsort.particles.source import choose_particles
+from fastsort.particles.store import StackImages
+from fastsort.report.finished import read_earlier
 from fastsort.simulate import simulate_particles, write_project
-from fastsort.sort import cut_again, sort_particles
+from fastsort.sort import sort_particles
 from fastsort.update import ANEW, DRIFTED, KEPT, update_particles
 
 pytestmark = pytest.mark.slow
@@ -131,11 +134,11 @@ def test_only_new_images_are_read_and_old_verdicts_stay(grown, monkeypatch):
     assert result.parameters["update"] == {"new_images": N_NEW, "models": KEPT}
     places = np.argsort(order)
     assert_same_verdicts(result, places[:N_OLD], earlier, slice(None))
-    assert result.cut == earlier.cut and "models" not in result.measurements
+    assert result.threshold == earlier.threshold and "models" not in result.measurements
     new = places[N_OLD:]
     np.testing.assert_array_equal(
         result.keep[new],
-        (result.score[new] <= earlier.cut) & ~result.measurements["duplicate"][new],
+        (result.score[new] <= earlier.threshold) & ~result.measurements["duplicate"][new],
     )
     together = sort_particles(star, n_jobs=2)
     expected = rates(label[N_OLD:], together.keep[N_OLD:])
@@ -190,16 +193,16 @@ def test_drifted_images_get_models_of_their_own(grown, drifted, monkeypatch):
     result = update_particles(images, earlier, names, n_jobs=2)
     monkeypatch.undo()
     # The last call was without the old models.
-    assert alone.judge.weights != earlier.judge.weights and len(alone.keep) == N_NEW
+    assert alone.learned.weights != earlier.learned.weights and len(alone.keep) == N_NEW
     assert result.parameters["update"] == {"new_images": N_NEW, "models": ANEW}
     assert_same_verdicts(result, slice(N_OLD), earlier, slice(None))
     assert result.measurements["models"].tolist() == [0] * N_OLD + [1] * N_NEW
     pixels, pixel_size = images.store.array, images.pixel_size
     np.testing.assert_array_equal(result.junk_probability[N_OLD:], alone.junk_probability)
-    step = earlier.cut - alone.cut
+    step = earlier.threshold - alone.threshold
     np.testing.assert_allclose(result.score[N_OLD:], alone.score + step, rtol=1e-9)
     assert (result.keep[N_OLD:] != alone.keep).sum() <= 1
-    assert result.cut == earlier.cut
+    assert result.threshold == earlier.threshold
     assert (rates(label[N_OLD:], result.keep[N_OLD:]) > 0.95).all()
 
     # What follows is judged with the new models, on their scale.
@@ -251,7 +254,7 @@ def test_judging_again_calibrates_all_images(grown):
     order = np.argsort(result.score)
     assert (np.diff(result.junk_probability[order]) >= 0).all()
     np.testing.assert_array_equal(
-        result.keep, (result.score <= result.cut) & ~result.measurements["duplicate"]
+        result.keep, (result.score <= result.threshold) & ~result.measurements["duplicate"]
     )
     assert (rates(label, result.keep) > 0.9).all()
     some = open_particles(write_rows(star, "again.star", range(N_OLD)))
@@ -271,13 +274,13 @@ def test_strict_stays_strict(grown):
     strict = cut_again(earlier, fraction=0.2)
     result = update_particles(some, strict, names, n_jobs=2)
     assert_same_verdicts(result, slice(N_OLD), strict, slice(None))
-    assert result.cut == strict.cut and result.parameters["update"]["models"] == KEPT
+    assert result.threshold == strict.threshold and result.parameters["update"]["models"] == KEPT
     np.testing.assert_array_equal(result.junk_probability[new], usual.junk_probability[new])
-    np.testing.assert_array_equal(result.keep[new], ((result.score <= strict.cut) & alone)[new])
+    np.testing.assert_array_equal(result.keep[new], ((result.score <= strict.threshold) & alone)[new])
     assert 0 < result.keep[new].sum() < usual.keep[new].sum()
 
     result = update_particles(some, cut_again(earlier, unanimous=True), names, n_jobs=2)
-    assert np.isnan(result.cut)
+    assert np.isnan(result.threshold)
     np.testing.assert_array_equal(result.score, usual.score)
     np.testing.assert_array_equal(result.keep[new], ((result.measurements["against"] < 3) & alone)[new])
 
@@ -399,8 +402,8 @@ def test_killed_update_leaves_the_old_results_and_the_next_one_goes_on(live, no_
     code = (
         "import os, signal\n"
         "from fastsort import cli\n"
-        "from fastsort.report import again\n"
-        "again.draw_results = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "from fastsort.report import drawing\n"
+        "drawing.draw_results = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"cli.main({arguments!r})\n"
     )
     root = str(Path(__file__).parent.parent)

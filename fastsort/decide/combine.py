@@ -7,37 +7,35 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import scipy.optimize
 
 from fastsort._brief import brief
 from fastsort._checks import InputError, check_count, check_positive
-from fastsort._cut import MIN_JUDGED, balanced_cut, fit_scores, junk_probability
 from fastsort._process import one_blas_thread
+from fastsort._threshold import MIN_JUDGED, balanced_threshold, fit_scores, junk_probability
+from fastsort._types import Bools, Floats, Indices
 
-# Votes that know where the particle lies. The others may refine what these have found, but not decide
-# what is looked for: a vote that is blind to it can tell made junk from real images, not from particles.
+# Votes that know where the particle lies. The other votes may refine the result of these, but must not
+# decide what a particle is: a vote that ignores the place can tell decoys from images, not from particles.
 KNOW_THE_CENTRE = ("radial", "subspaces")
 # Weights are learned from at most so many images.
-MAX_TAUGHT = 10_000
-# The share of the images that stand for particles at first: those that no vote speaks against.
+MAX_LEARNED_FROM = 10_000
+# At first, this share of the images stands for the particles: those that no vote speaks against.
 CONFIDENT = 0.3
 N_ROUNDS = 20
-# Weight of an image that looks like junk, against that of made junk: junk of other kinds counts, but
-# cannot run away with the particles.
+# Weight of an image that looks like junk, where a decoy has 1: junk of other kinds than the decoys counts,
+# but cannot outweigh the particles.
 UNLABELLED = 0.4
 RIDGE = 1.0
-# What is added to the sum of the votes stands among their weights under this name.
+# The number that is added to the sum of the votes stands among their weights under this name.
 OFFSET = "offset"
-# Beyond these estimated shares the set is all of one kind, and no second kind is looked for.
+# With a smaller share of junk, or a larger one, the images are all of one kind, and no other is looked for.
 CLEAN, EMPTY = 0.05, 0.9
-# Part of the second count in the probabilities of other sets: where kinds overlap, the first is not sure
-# enough of itself, and the second too sure.
-SECOND = 0.3
-# No set is so clean, or so bad, that the share of either kind is below one half per cent, in nats.
+# Weight of the odds in the probabilities of all other sets, the rest being that of the shape of the scores:
+# where the kinds overlap, the shape is not sure enough, and the odds are too sure.
+WEIGHT_OF_ODDS = 0.3
+# In every set, either kind has a share of at least one half per cent; as log-odds.
 SUREST = math.log(0.995 / 0.005)
-
-Array = npt.NDArray[np.float64]
 
 
 @brief
@@ -47,27 +45,31 @@ class Combination(NamedTuple):
     Attributes
     ----------
     score : ndarray of float64, shape (n,)
-        Weighted sum of the votes, about the logarithm of the odds that an image is like the made junk;
-        infinite for images that cannot be judged.
+        Weighted sum of the votes: about the logarithm of the odds that an image is junk like the decoys.
+        Infinite for images that cannot be judged.
     junk_probability : ndarray of float64, shape (n,)
-        Of two images, the one with the higher votes has no lower one. NaN with fewer than 50 images, or
-        where the votes say nothing.
-    cut : float
+        Never falls where all votes rise. NaN with fewer than 50 images, or where the votes say nothing.
+    threshold : float
         Images with a larger score are better rejected; NaN where there are no probabilities.
     weights : dict of str to float
         Of the votes, and "offset", which is added.
     shares : tuple of float
-        Share of junk as the shape of the scores has it, and as the made junk has it.
+        Share of junk, estimated in two ways: from the shape of the scores, and from scores taken for odds.
     """
 
-    score: Array
-    junk_probability: Array
-    cut: float
+    score: Floats
+    junk_probability: Floats
+    threshold: float
     weights: dict[str, float]
     shares: tuple[float, float]
 
+    @property
+    def cut(self) -> float:
+        """The name of `threshold` in version 0.1.0."""
+        return self.threshold
 
-def confident(votes: Mapping[str, Array]) -> npt.NDArray[np.intp]:
+
+def confident(votes: Mapping[str, Floats]) -> Indices:
     """Return the images that no vote which knows the centre speaks against, in ascending order.
 
     Parameters
@@ -80,10 +82,10 @@ def confident(votes: Mapping[str, Array]) -> npt.NDArray[np.intp]:
     indices : ndarray of intp
         About 30 % of the images that can be judged.
     """
-    known = [votes[name] for name in votes if name in KNOW_THE_CENTRE] or list(votes.values())
-    judged = np.flatnonzero(np.isfinite(known[0]))
+    decisive = [votes[name] for name in votes if name in KNOW_THE_CENTRE] or list(votes.values())
+    judged = np.flatnonzero(np.isfinite(decisive[0]))
     worst = np.zeros(len(judged), dtype=np.intp)
-    for vote in known:
+    for vote in decisive:
         rank = np.empty(len(judged), dtype=np.intp)
         rank[np.argsort(vote[judged], kind="stable")] = np.arange(len(judged))
         worst = np.maximum(worst, rank)
@@ -91,7 +93,7 @@ def confident(votes: Mapping[str, Array]) -> npt.NDArray[np.intp]:
     return np.sort(judged[chosen])
 
 
-def combine_votes(votes: Mapping[str, Array], junk: Mapping[str, Array]) -> Combination:
+def combine_votes(votes: Mapping[str, Floats], junk: Mapping[str, Floats]) -> Combination:
     """Weigh votes against each other and say how likely each image is junk.
 
     Parameters
@@ -99,7 +101,7 @@ def combine_votes(votes: Mapping[str, Array], junk: Mapping[str, Array]) -> Comb
     votes : mapping of str to ndarray of float64, shape (n,)
         Score of each method, larger for junk; infinite, in all of them, for images that cannot be judged.
     junk : mapping of str to ndarray of float64, shape (m,)
-        What the same methods say of junk made from the same images (`make_decoys`).
+        Scores of the same methods for decoys that are junk, made from the same images (`make_decoys`).
 
     Returns
     -------
@@ -107,77 +109,95 @@ def combine_votes(votes: Mapping[str, Array], junk: Mapping[str, Array]) -> Comb
 
     Notes
     -----
-    Learning from known junk and unlabelled images: a logistic model with weights that are not negative,
-    hence monotone in every vote, is fitted by expectation maximisation. Made junk is junk; an image is a
-    particle as far as the model of the round before says so, and counts 0.4 as junk as far as not (after
-    Elkan & Noto, Learning classifiers from only positive and unlabeled data, KDD 2008, where the known
-    class is ours of junk). The start takes the 30 % of the images that no vote speaks against for the
-    particles. Votes that do not know where the particle lies join in the last round.
+    The weights are learned from decoys and from images without labels. A logistic model whose weights are
+    not negative, and which therefore rises with every vote, is fitted by expectation maximisation. Decoys
+    are junk. An image counts as a particle with the probability that the last round gave it, and counts
+    0.4 as junk with the rest (after Elkan & Noto, Learning classifiers from only positive and unlabeled
+    data, KDD 2008, where particles would be the known class; here it is junk). In the first round, the
+    30 % of the images that no vote speaks against are the particles. Votes that do not know where the
+    particle lies join in the last round.
 
-    The score then has two counts of the junk: the mixture of `fit_scores`, and the share that makes
-    the scores most likely when they are taken for log-odds (Saerens, Latinne & Decaestecker, Neural
-    Computation 14, 2002). The second one tells sets that are all particles or all junk, and decides
-    there. Otherwise the probability is 0.7 of the first, which knows the shape of the particles' scores,
-    and 0.3 of the second.
+    Then the share of junk is estimated from the scores in two ways: by the mixture of `fit_scores`, and as
+    the share that makes the scores most likely when they are taken for log-odds (Saerens, Latinne &
+    Decaestecker, Neural Computation 14, 2002). The second estimate recognises sets that are all particles
+    or all junk, and decides there. Elsewhere the probability is 0.7 of the first, which knows the shape of
+    the particles' scores, and 0.3 of the second.
 
-    Balanced accuracy would be highest with the cut where the junk probability is the share of junk. A
-    lost particle costs more than junk that is kept: the cut is halfway from there to one half, where
-    junk becomes likelier than a particle.
+    The expected balanced accuracy is highest where images are rejected whose junk probability is above the
+    share of junk. A lost particle costs more than junk that is kept, so the limit lies halfway between that
+    share and one half.
+
+    Examples
+    --------
+    Two methods, of which the second only guesses:
+
+    >>> import numpy as np
+    >>> import fastsort as fs
+    >>> rng = np.random.default_rng(0)
+    >>> is_junk = np.arange(400) < 100
+    >>> votes = {"good": rng.normal(4.0 * is_junk), "guess": rng.normal(size=400)}
+    >>> decoys = {"good": rng.normal(4.0, size=300), "guess": rng.normal(size=300)}
+    >>> combination = fs.combine_votes(votes, decoys)
+    >>> combination.weights["good"] > 10 * combination.weights["guess"]
+    True
+    >>> keep = combination.score <= combination.threshold
+    >>> bool(keep[~is_junk].mean() > 0.95 and keep[is_junk].mean() < 0.05)
+    True
     """
     names = list(votes)
     judged = np.isfinite(votes[names[0]])
-    n = int(judged.sum())
     score = np.full(len(judged), np.inf)
     probability = np.where(judged, np.nan, 1.0)
     rows = np.column_stack([votes[name][judged] for name in names])
-    known = np.column_stack([junk[name][np.isfinite(junk[name])] for name in names])
-    if n < MIN_JUDGED or not len(known) or not np.ptp(rows, axis=0).any():
+    decoys = np.column_stack([junk[name][np.isfinite(junk[name])] for name in names])
+    if len(rows) < MIN_JUDGED or not len(decoys) or not np.ptp(rows, axis=0).any():
         # Too few images, or votes that say nothing.
         score[judged] = rows.mean(axis=1)
         equal = {**dict.fromkeys(names, 1 / len(names)), OFFSET: 0.0}
         return Combination(score, probability, math.nan, equal, (math.nan, math.nan))
     with one_blas_thread():
-        learned, offset = _learn_weights(rows, known, names)
-    score[judged] = rows @ learned + offset
-    cut, found, shares = calibrate(score[judged], known @ learned + offset)
-    probability[judged] = found
-    weights = {**dict(zip(names, learned.tolist(), strict=True)), OFFSET: offset}
-    return Combination(score, probability, cut, weights, shares)
+        weights, offset = _learn_weights(rows, decoys, names)
+    score[judged] = rows @ weights + offset
+    threshold, probability[judged], shares = calibrate(score[judged], decoys @ weights + offset)
+    by_name = {**dict(zip(names, weights.tolist(), strict=True)), OFFSET: offset}
+    return Combination(score, probability, threshold, by_name, shares)
 
 
-def _learn_weights(rows: Array, known: Array, names: list[str]) -> tuple[Array, float]:
-    rows = rows[:: -(-len(rows) // MAX_TAUGHT)]
-    sure = confident({name: rows[:, k] for k, name in enumerate(names)})
-    # What is beyond all that is known says no more than what is at its end.
-    low = np.quantile(rows[sure], 0.1, axis=0)
-    high = np.maximum(np.quantile(rows, 0.9, axis=0), np.quantile(known, 0.95, axis=0))
-    rows, known = np.clip(rows, low, high), np.clip(known, low, high)
+def _learn_weights(rows: Floats, decoys: Floats, names: list[str]) -> tuple[Floats, float]:
+    """Learn the weights of the votes in the columns, and the offset, by expectation maximisation."""
+    rows = rows[:: -(-len(rows) // MAX_LEARNED_FROM)]
+    particles = confident({name: rows[:, k] for k, name in enumerate(names)})
+    # A vote outside the range of particles and decoys says no more than the end of that range.
+    low = np.quantile(rows[particles], 0.1, axis=0)
+    high = np.maximum(np.quantile(rows, 0.9, axis=0), np.quantile(decoys, 0.95, axis=0))
+    rows, decoys = np.clip(rows, low, high), np.clip(decoys, low, high)
     n = len(rows)
-    sees = [k for k, name in enumerate(names) if name in KNOW_THE_CENTRE] or list(range(len(names)))
+    decisive = [k for k, name in enumerate(names) if name in KNOW_THE_CENTRE] or list(range(len(names)))
 
-    def fit(columns: list[int], parts: list[tuple[Array, float, Array]]) -> tuple[Array, float]:
+    def fit(columns: list[int], parts: list[tuple[Floats, float, Floats]]) -> tuple[Floats, float]:
         values = np.concatenate([part[:, columns] for part, _, _ in parts])
         target = np.concatenate([np.full(len(part), label) for part, label, _ in parts])
-        return _fit_logistic(values, target, np.concatenate([weight for _, _, weight in parts]))
+        return _fit_logistic(values, target, np.concatenate([amount for _, _, amount in parts]))
 
-    share = np.full(len(known), n / len(known))
-    weights, offset = fit(sees, [(rows[sure], 0.0, np.full(len(sure), n / len(sure))), (known, 1.0, share)])
+    of_decoys = np.full(len(decoys), n / len(decoys))
+    of_particles = np.full(len(particles), n / len(particles))
+    weights, offset = fit(decisive, [(rows[particles], 0.0, of_particles), (decoys, 1.0, of_decoys)])
     for step in range(N_ROUNDS):
-        odds = rows[:, sees] @ weights + offset
+        odds = rows[:, decisive] @ weights + offset
         doubt = 1 / (1 + np.exp(np.clip(-odds, -30, 30)))
-        share = np.full(len(known), (1 - doubt).sum() / len(known))
-        columns = list(range(len(names))) if step == N_ROUNDS - 1 else sees
-        parts = [(rows, 1.0, UNLABELLED * doubt), (rows, 0.0, 1 - doubt), (known, 1.0, share)]
+        of_decoys = np.full(len(decoys), (1 - doubt).sum() / len(decoys))
+        columns = list(range(len(names))) if step == N_ROUNDS - 1 else decisive
+        parts = [(rows, 1.0, UNLABELLED * doubt), (rows, 0.0, 1 - doubt), (decoys, 1.0, of_decoys)]
         weights, offset = fit(columns, parts)
     return weights, offset
 
 
-def _fit_logistic(values: Array, target: Array, amount: Array) -> tuple[Array, float]:
+def _fit_logistic(values: Floats, target: Floats, amount: Floats) -> tuple[Floats, float]:
     """Logistic regression of weighted rows with weights that are not negative: weights and offset."""
     mean, spread = values.mean(axis=0), values.std(axis=0) + 1e-9
     rows = (values - mean) / spread
 
-    def loss(parameters: Array) -> tuple[float, Array]:
+    def loss(parameters: Floats) -> tuple[float, Floats]:
         odds = rows @ parameters[1:] + parameters[0]
         pull = amount * (1 / (1 + np.exp(-odds)) - target)
         value = (
@@ -187,40 +207,42 @@ def _fit_logistic(values: Array, target: Array, amount: Array) -> tuple[Array, f
 
     start = np.concatenate([[0.0], np.full(rows.shape[1], 0.5)])
     bounds = [(None, None)] + [(0, None)] * rows.shape[1]
-    found = scipy.optimize.minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B").x
-    weights: Array = found[1:] / spread
-    return weights, float(found[0] - weights @ mean)
+    best = scipy.optimize.minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B").x
+    weights: Floats = best[1:] / spread
+    return weights, float(best[0] - weights @ mean)
 
 
-def calibrate(score: Array, known: Array) -> tuple[float, Array, tuple[float, float]]:
+def calibrate(score: Floats, decoys: Floats) -> tuple[float, Floats, tuple[float, float]]:
     """Turn scores into junk probabilities.
 
     Parameters
     ----------
     score : ndarray of float64, shape (n,)
         Finite; about the logarithm of odds.
-    known : ndarray of float64, shape (m,)
-        Scores of made junk.
+    decoys : ndarray of float64, shape (m,)
+        Scores of decoys that are junk.
 
     Returns
     -------
-    cut : float
+    threshold : float
         The highest score that is kept.
     junk_probability : ndarray of float64, shape (n,)
     shares : tuple of float
         As `Combination.shares`.
     """
     by_odds = probability_by_odds(score)
-    by_shape = junk_probability(score, fit_scores(score, known))
+    by_shape = junk_probability(score, fit_scores(score, decoys))
     shares = float(by_shape.mean()), float(by_odds.mean())
-    found = (1 - SECOND) * by_shape + SECOND * by_odds if CLEAN <= shares[1] <= EMPTY else by_odds
-    keep = found <= 0.5 * (float(found.mean()) + 0.5)
-    cut = float(score[keep].max()) if keep.any() else float(np.nextafter(score.min(), -np.inf))
-    return cut, found, shares
+    probability = by_odds
+    if CLEAN <= shares[1] <= EMPTY:
+        probability = (1 - WEIGHT_OF_ODDS) * by_shape + WEIGHT_OF_ODDS * by_odds
+    keep = probability <= 0.5 * (float(probability.mean()) + 0.5)
+    threshold = float(score[keep].max()) if keep.any() else float(np.nextafter(score.min(), -np.inf))
+    return threshold, probability, shares
 
 
-def probability_by_odds(score: Array) -> Array:
-    """Junk probabilities of scores that are taken for log-odds, with the likeliest share of junk.
+def probability_by_odds(score: Floats) -> Floats:
+    """Return the junk probabilities of scores that are taken for log-odds, with the likeliest share of junk.
 
     Parameters
     ----------
@@ -234,21 +256,21 @@ def probability_by_odds(score: Array) -> Array:
     judged = np.isfinite(score)
     probability = np.ones(len(score))
     if judged.any():
-        balance = float(np.clip(balanced_cut(score[judged]), -SUREST, SUREST))
+        balance = float(np.clip(balanced_threshold(score[judged]), -SUREST, SUREST))
         probability[judged] = 1 / (1 + np.exp(np.clip(balance - score[judged], -700, 700)))
     return probability
 
 
-def choose_cut(
-    score: Array,
-    junk_probability: Array,
+def apply_strictness(
+    score: Floats,
+    junk_probability: Floats,
     *,
     probability: float | None = None,
     keep_at_least: float | None = None,
     discard: int | None = None,
     fraction: float | None = None,
-) -> npt.NDArray[np.bool_]:
-    """Apply a strictness that a user asks for.
+) -> Bools:
+    """Keep as much as a user asks for.
 
     Parameters
     ----------
@@ -257,9 +279,9 @@ def choose_cut(
     probability : float, optional
         Reject images with a larger junk probability.
     keep_at_least : float, optional
-        Keep the best images until they hold this share of all particles, as the probabilities have it.
+        Keep the best images until they hold this share of all particles, by the junk probabilities.
     discard : int, optional
-        Reject so many, the worst.
+        Reject this many images, the worst.
     fraction : float, optional
         Keep this share of all images, the best.
 
@@ -288,7 +310,7 @@ def choose_cut(
         if check_positive("keep_at_least", keep_at_least) > 1:
             raise InputError(f"keep_at_least must be a share from 0 to 1; got {keep_at_least:g}.")
         particles = np.cumsum((1 - junk_probability)[order])
-        # Rounding must not ask for one more image.
+        # Rounding must not make it one image more.
         number = int(np.searchsorted(particles, keep_at_least * particles[-1] * (1 - 1e-9))) + 1
         number *= bool(particles[-1] > 0)
     elif discard is not None:

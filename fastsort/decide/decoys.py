@@ -1,4 +1,4 @@
-"""Errors of a verdict, estimated without labels: known junk and known particles, made from the images."""
+"""Decoys: junk and particles made from the set's own images, and the errors of a verdict they show."""
 
 from __future__ import annotations
 
@@ -7,29 +7,27 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from scipy.ndimage import affine_transform
 
+from fastsort._types import Bools, Floats, Images, Indices
 from fastsort.decide.combine import confident
-from fastsort.decide.votes import Learned, ask_methods
+from fastsort.decide.votes import LearnedMethods, ask_methods
 from fastsort.images.normalize import normalize_background
 from fastsort.particles.source import Particles
 
-# How many decoys of each kind teach the weights of the votes, and how many others test the verdict.
-N_TEACH, N_TEST = 200, 150
-JUNK = ("off-centre", "partial", "multiple", "scrambled", "noise", "surroundings")
+# How many decoys of each kind the weights of the votes are learned from, and how many test the verdict.
+N_TO_LEARN, N_TO_TEST = 200, 150
+JUNK = ("off-centre", "partial", "multiple", "scrambled", "noise", "background")
 GOOD = "particle"
 # Distances from the centre, in parts of the box.
 OFF_CENTRE, PARTIAL, MULTIPLE = (0.20, 0.33), (0.40, 0.55), (0.18, 0.30)
-# How far a copy of a particle is moved in pixels, and how much noise is added to it, in parts of what
-# it has.
+# How far the copy of a particle is moved, in pixels, and how much noise is added to it, in parts of the
+# noise that it has.
 MOVED, NOISIER = 1.0, 0.3
-# With fewer images than this, or with two counts of the junk further apart, nothing is known.
+# With fewer images than this, or with two estimates of the share of junk that differ by more than this,
+# the errors are not known.
 MIN_IMAGES, DISAGREE = 200, 0.25
 Z95 = 1.96
-
-Images = npt.NDArray[np.float32]
-Array = npt.NDArray[np.float64]
 
 
 class Estimate(NamedTuple):
@@ -54,14 +52,14 @@ class EstimatedErrors(NamedTuple):
     junk_share : Estimate
         Of all images.
     by_kind : dict of str to Estimate
-        Share of the decoys of each kind of junk that are rejected; "particle": share of the known
-        particles that are kept.
+        For each kind of junk, the share of its decoys that are rejected; for "particle", the share of its
+        decoys that are kept.
     n_decoys : dict of str to int
         How many decoys of each kind there were.
     known : bool
         Whether the figures can be trusted.
     remark : str
-        Why they cannot be, or what to keep in mind; empty if there is nothing to say.
+        Why they cannot be trusted; empty if they can.
     """
 
     true_positive_rate: Estimate
@@ -74,29 +72,29 @@ class EstimatedErrors(NamedTuple):
     remark: str
 
 
-class KnownImages(NamedTuple):
+class DecoyVotes(NamedTuple):
     """Votes on decoys.
 
     Attributes
     ----------
-    teach : dict of str to ndarray of float64, shape (m,)
-        Of each method, on junk from which the weights of the votes are learned.
-    test : dict of str to dict of str to ndarray of float64
-        On each kind of other decoys, of each method: on these the verdict is tested.
+    to_learn : dict of str to ndarray of float64, shape (m,)
+        Of each method, on junk: the weights of the votes are learned from these.
+    to_test : dict of str to dict of str to ndarray of float64
+        On each kind of other decoys, of each method: the verdict is tested with these.
     """
 
-    teach: dict[str, Array]
-    test: dict[str, dict[str, Array]]
+    to_learn: dict[str, Floats]
+    to_test: dict[str, dict[str, Floats]]
 
 
-def known_images(
+def votes_on_decoys(
     working: Particles,
-    votes: Mapping[str, Array],
-    learned: Learned,
+    votes: Mapping[str, Floats],
+    learned: LearnedMethods,
     *,
     n_jobs: int | None = None,
     seed: int = 0,
-) -> KnownImages:
+) -> DecoyVotes:
     """Make decoys and ask the methods for their votes on them.
 
     Parameters
@@ -104,115 +102,127 @@ def known_images(
     working : Particles
         Working images.
     votes : mapping of str to ndarray of float64, shape (n,)
-        Of the methods, on these.
-    learned : Learned
-        What the methods have learned from these.
+        Of the methods, on these images.
+    learned : LearnedMethods
+        What the methods have learned from these images.
     n_jobs : int, optional
     seed : int
 
     Returns
     -------
-    known : KnownImages
-        Empty arrays where no image can be judged. Particles from which decoys that teach are made are not
-        those from which decoys that test are made.
+    votes : DecoyVotes
+        Empty where fewer than 4 images can be judged. No image is the source of both a decoy to learn from
+        and a decoy to test with, unless only one image looks like a particle.
     """
-    teach_seed, test_seed, order_seed = np.random.SeedSequence(seed).spawn(3)
+    learn_seed, test_seed, order_seed = np.random.SeedSequence(seed).spawn(3)
     judged = np.flatnonzero(np.isfinite(next(iter(votes.values()))))
     if len(judged) < 4:
-        return KnownImages({name: np.empty(0) for name in votes}, {})
+        return DecoyVotes({name: np.empty(0) for name in votes}, {})
     rng = np.random.default_rng(order_seed)
-    sure, others = rng.permutation(confident(votes)), rng.permutation(judged)
+    particles, any_images = rng.permutation(confident(votes)), rng.permutation(judged)
 
     def ask(
         part: int, number: int, source: np.random.SeedSequence, good: bool
-    ) -> dict[str, dict[str, Array]]:
-        images, rest = (working.read(np.sort(chosen[part::2][:number])) for chosen in (sure, others))
-        made = make_decoys(images, rest, np.random.default_rng(source), number, good=good)
-        asked = ask_methods(np.concatenate(list(made.values())), list(votes), learned=learned, n_jobs=n_jobs)
-        parts = {name: np.split(vote, len(made)) for name, vote in asked.votes.items()}
-        return {kind: {name: parts[name][k] for name in votes} for k, kind in enumerate(made)}
+    ) -> dict[str, dict[str, Floats]]:
+        chosen = (np.sort(indices[part::2][:number]) for indices in (particles, any_images))
+        images, others = (working.read(indices) for indices in chosen)
+        decoys = make_decoys(images, others, np.random.default_rng(source), number, good=good)
+        together = np.concatenate(list(decoys.values()))
+        results = ask_methods(together, list(votes), learned=learned, n_jobs=n_jobs)
+        by_kind = {name: np.split(vote, len(decoys)) for name, vote in results.votes.items()}
+        return {kind: {name: by_kind[name][k] for name in votes} for k, kind in enumerate(decoys)}
 
-    taught = ask(0, N_TEACH, teach_seed, False)
-    return KnownImages(
-        {name: np.concatenate([kind[name] for kind in taught.values()]) for name in votes},
-        ask(min(1, len(sure) - 1), N_TEST, test_seed, True),
+    junk = ask(0, N_TO_LEARN, learn_seed, False).values()
+    return DecoyVotes(
+        {name: np.concatenate([kind[name] for kind in junk]) for name in votes},
+        ask(min(1, len(particles) - 1), N_TO_TEST, test_seed, True),
     )
 
 
 def make_decoys(
     images: Images, others: Images, rng: np.random.Generator, number: int, *, good: bool = False
 ) -> dict[str, Images]:
-    """Make images of which it is known what they are.
+    """Make images of which it is known what they show, from images of the set.
 
     Parameters
     ----------
     images : ndarray of float32, shape (m, d, d)
-        Particles beyond doubt.
+        Those that surely show particles.
     others : ndarray of float32, shape (k, d, d)
         Any images of the set.
     rng : Generator
     number : int
-        Of each kind.
+        How many decoys of each kind.
     good : bool
-        Whether to make copies of particles, too.
+        Whether to make particles too, as copies of others.
 
     Returns
     -------
     decoys : dict of str to ndarray of float32, shape (number, d, d)
-        "off-centre", "partial" (pushed over the edge), "multiple" (two added), "scrambled" (the phases
-        of another image's noise under the particle's own spectrum), "noise" (Gaussian, with the mean
-        spectrum of the surroundings), "surroundings" (what lies half a box away), and "particle"
-        (turned, moved a little, with more noise). Background mean 0, deviation 1.
+        "off-centre"; "partial": moved over the edge; "multiple": two particles added; "scrambled": the
+        spectrum of a particle with random phases; "noise": Gaussian, with the mean spectrum of the
+        background; "background": an image of which the middle shows what lies half a box away; and
+        "particle": turned, moved a little, with more noise. Their background has mean 0 and deviation 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsort as fs
+    >>> images, truth = fs.simulate_particles(20, 20, snr=0.2, box=32, seed=1)
+    >>> decoys = fs.make_decoys(images[truth.label], images, np.random.default_rng(0), 5, good=True)
+    >>> list(decoys)
+    ['off-centre', 'partial', 'multiple', 'scrambled', 'noise', 'background', 'particle']
+    >>> decoys["noise"].shape
+    (5, 32, 32)
     """
     box = images.shape[1]
 
     def some(source: Images) -> Images:
         return source[rng.integers(0, len(source), number)]
 
-    def pushed(source: Images, reach: tuple[float, float]) -> Images:
+    def moved(source: Images, reach: tuple[float, float]) -> Images:
         return _rolled(source, *_steps(rng, number, reach, box))
 
     rows, columns = _steps(rng, number, MULTIPLE, box)
-    surroundings = np.roll(some(others), (box // 2, box // 2), (1, 2))
-    spectrum = np.sqrt(np.mean(np.abs(np.fft.rfft2(surroundings)) ** 2, axis=0)) / box
+    background = np.roll(some(others), (box // 2, box // 2), (1, 2))
+    spectrum = np.sqrt(np.mean(np.abs(np.fft.rfft2(background)) ** 2, axis=0)) / box
     white = rng.standard_normal((2, number, box, box))
-    particles = some(images)
-    amplitudes = np.abs(np.fft.rfft2(particles))
+    amplitudes = np.abs(np.fft.rfft2(some(images)))
     phases = np.fft.rfft2(white[0])
-    found = {
-        "off-centre": pushed(some(images), OFF_CENTRE),
-        "partial": pushed(some(images), PARTIAL),
+    decoys = {
+        "off-centre": moved(some(images), OFF_CENTRE),
+        "partial": moved(some(images), PARTIAL),
         "multiple": _rolled(some(images), rows, columns) + _rolled(some(images), -rows, -columns),
         "scrambled": np.fft.irfft2(amplitudes * phases / np.maximum(np.abs(phases), 1e-12), (box, box)),
         "noise": np.fft.irfft2(np.fft.rfft2(white[1]) * spectrum, (box, box)),
-        "surroundings": surroundings,
+        "background": background,
     }
     if good:
-        found[GOOD] = _copies(some(images), rng) + NOISIER * np.fft.irfft2(
+        decoys[GOOD] = _copies(some(images), rng) + NOISIER * np.fft.irfft2(
             np.fft.rfft2(rng.standard_normal((number, box, box))) * spectrum, (box, box)
         )
-    for kind, decoys in found.items():
-        found[kind] = np.ascontiguousarray(decoys, dtype=np.float32)
-        normalize_background(found[kind], 0.5 * box)
-    return found
+    for kind, made in decoys.items():
+        decoys[kind] = np.ascontiguousarray(made, dtype=np.float32)
+        normalize_background(decoys[kind], 0.5 * box)
+    return decoys
 
 
 def _steps(
     rng: np.random.Generator, number: int, reach: tuple[float, float], box: int
-) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Steps in whole pixels, in any direction and within a reach in parts of the box."""
+) -> tuple[Indices, Indices]:
+    """Draw steps in whole pixels: any direction, and a length between two parts of the box."""
     angle, length = rng.uniform(0, 2 * np.pi, number), rng.uniform(*reach, number) * box
     return np.rint(length * np.sin(angle)).astype(np.intp), np.rint(length * np.cos(angle)).astype(np.intp)
 
 
-def _rolled(images: Images, rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp]) -> Images:
+def _rolled(images: Images, rows: Indices, columns: Indices) -> Images:
     return np.stack(
         [np.roll(image, (y, x), (0, 1)) for image, y, x in zip(images, rows, columns, strict=True)]
     )
 
 
 def _copies(images: Images, rng: np.random.Generator) -> Images:
-    """Turn each image by any angle about its centre, and move it by up to a pixel."""
+    """Turn each image by a random angle about its centre, and move it by up to a pixel."""
     box = images.shape[1]
     centre = np.full(2, box // 2)
     copies = np.empty_like(images)
@@ -225,12 +235,12 @@ def _copies(images: Images, rng: np.random.Generator) -> Images:
 
 
 def estimate_errors(
-    keep: npt.NDArray[np.bool_],
-    junk_probability: Array,
-    rejected: Mapping[str, npt.NDArray[np.bool_]],
+    keep: Bools,
+    junk_probability: Floats,
+    rejected: Mapping[str, Bools],
     shares: tuple[float, float],
     *,
-    other: Array | None = None,
+    other: Floats | None = None,
 ) -> EstimatedErrors:
     """Say how well a set was sorted, from its own probabilities and from decoys.
 
@@ -240,11 +250,11 @@ def estimate_errors(
     junk_probability : ndarray of float64, shape (n,)
         1 for images that cannot be judged.
     rejected : mapping of str to ndarray of bool
-        For each kind of decoys, whether each would be rejected. None of them was learned from.
+        For each kind of decoys, whether each would be rejected. Nothing was learned from these decoys.
     shares : tuple of float
-        Share of junk, counted in two ways, as `Combination.shares`.
+        Share of junk, estimated in two ways, as `Combination.shares`.
     other : ndarray of float64, shape (n,), optional
-        Junk probabilities as the other count has them (`probability_by_odds`).
+        Junk probabilities by the second of the two ways (`probability_by_odds`).
 
     Returns
     -------
@@ -252,10 +262,24 @@ def estimate_errors(
 
     Notes
     -----
-    Sums of calibrated probabilities are expected numbers of particles and of junk, kept and rejected.
-    Their intervals hold the scatter of so many images, and what the other count of the junk says. Decoys
-    say how each kind of junk fares, with Wilson's intervals. The particles among the decoys are copies of
-    the clearest ones: their share is an upper limit.
+    Sums of calibrated probabilities are the expected numbers of particles and of junk, kept and rejected.
+    Their intervals cover the scatter of so many images and the result of the other estimate. The decoys
+    show how each kind of junk fares, with Wilson's intervals. The particles among the decoys are copies of
+    the clearest ones, so their share is an upper limit.
+
+    Examples
+    --------
+    400 images, a quarter of them junk, where the probabilities leave little doubt:
+
+    >>> import numpy as np
+    >>> import fastsort as fs
+    >>> junk_probability = np.repeat([0.02, 0.98], [300, 100])
+    >>> decoys = {"noise": np.ones(150, dtype=bool), "particle": np.arange(150) < 3}
+    >>> errors = fs.estimate_errors(junk_probability < 0.5, junk_probability, decoys, (0.26, 0.27))
+    >>> errors.known
+    True
+    >>> round(errors.true_positive_rate.value, 3), round(errors.by_kind["particle"].value, 3)
+    (0.993, 0.98)
     """
     judged = np.isfinite(junk_probability)
     p, kept = junk_probability[judged], keep[judged]
@@ -264,21 +288,21 @@ def estimate_errors(
         value, low, high = by_kind[GOOD]
         by_kind[GOOD] = Estimate(1 - value, 1 - high, 1 - low)
     counts = {kind: len(hit) for kind, hit in rejected.items()}
-    junk, particles = float(p.sum()), float((1 - p).sum())
     rates = _rates(p, kept)
-    others = rates if other is None else _rates(other[judged], kept)
+    other_rates = rates if other is None else _rates(other[judged], kept)
     doubtful = not math.isfinite(sum(shares))
-    spread = (_interval(*pair, doubtful) for pair in zip(rates, others, strict=True))
-    # Images that could be judged, were there not too few of them, have no probability.
+    kept_particles, rejected_junk, precision, share = (
+        _interval(*pair, doubtful) for pair in zip(rates, other_rates, strict=True)
+    )
+    # Images that could be judged if there were not too few of them have no probability.
     number = int((~judged).sum()) if (p == 1).all() and not judged.all() else len(p)
-    remark = _remark(number, junk, particles, shares, by_kind)
-    kept_particles, rejected_junk, precision, share = spread
+    remark = _remark(number, float((1 - p).sum()), shares, by_kind)
     return EstimatedErrors(
         kept_particles, rejected_junk, precision, share, by_kind, counts, not remark, remark
     )
 
 
-def _rates(p: Array, kept: npt.NDArray[np.bool_]) -> tuple[tuple[float, float], ...]:
+def _rates(p: Floats, kept: Bools) -> tuple[tuple[float, float], ...]:
     """Expected parts and wholes: particles kept, junk rejected, particles among the kept, junk of all."""
     good = 1 - p
     return (
@@ -290,7 +314,10 @@ def _rates(p: Array, kept: npt.NDArray[np.bool_]) -> tuple[tuple[float, float], 
 
 
 def _interval(share: tuple[float, float], other: tuple[float, float], doubtful: bool) -> Estimate:
-    """A share of an expected number, with an interval that holds the scatter and the other count."""
+    """Return a share with an interval that covers the scatter and the other estimate.
+
+    Either share is a part and a whole, both as expected numbers of images.
+    """
     if doubtful or share[1] < 1:
         return Estimate(math.nan, math.nan, math.nan)
     value = min(share[0] / share[1], 1.0)
@@ -307,10 +334,8 @@ def _wilson(hits: int, number: int) -> Estimate:
     return Estimate(value, max(middle - wide, 0.0), min(middle + wide, 1.0))
 
 
-def _remark(
-    n: int, junk: float, particles: float, shares: tuple[float, float], by_kind: Mapping[str, Estimate]
-) -> str:
-    """Why the figures are not to be trusted; empty if they are."""
+def _remark(n: int, particles: float, shares: tuple[float, float], by_kind: Mapping[str, Estimate]) -> str:
+    """Say why the figures are not to be trusted; empty if they are."""
     if n < MIN_IMAGES:
         return f"{n} images are too few to say; it takes {MIN_IMAGES}"
     if particles < 0.05 * n:
@@ -318,11 +343,11 @@ def _remark(
     if not math.isfinite(sum(shares)) or abs(shares[0] - shares[1]) > DISAGREE:
         return (
             f"particles and junk are not told apart well enough: the junk is {100 * shares[0]:.0f} % by the "
-            f"shape of the scores and {100 * shares[1]:.0f} % by the made junk"
+            f"shape of the scores and {100 * shares[1]:.0f} % by the scores taken for odds"
         )
     if GOOD in by_kind and by_kind[GOOD].value < 0.5:
-        return f"only {100 * by_kind[GOOD].value:.0f} % of the particles that were copied to try are kept"
+        return f"only {100 * by_kind[GOOD].value:.0f} % of the decoys that are particles are kept"
     caught = [by_kind[kind].value for kind in JUNK if kind in by_kind]
     if caught and float(np.mean(caught)) < 0.5:
-        return f"only {100 * float(np.mean(caught)):.0f} % of the junk that was made to try is recognised"
+        return f"only {100 * float(np.mean(caught)):.0f} % of the decoys that are junk are rejected"
     return ""

@@ -7,15 +7,14 @@ import numpy.typing as npt
 from scipy.spatial import cKDTree
 
 from fastsort._checks import InputError, check_positive
-from fastsort.particles.places import Places, are_segments, micrograph_places
+from fastsort._types import Bools, Floats
+from fastsort.particles.places import Places, micrograph_places
 from fastsort.particles.source import Particles
-
-Floats = npt.NDArray[np.float64]
 
 
 def find_duplicates(
     places: Places, distance_px: float, score: npt.ArrayLike, *, offset_px: npt.ArrayLike | None = None
-) -> npt.NDArray[np.bool_]:
+) -> Bools:
     """Find particles that were picked more than once in the same micrograph.
 
     The images of a micrograph are visited from the lowest score to the highest,
@@ -73,7 +72,7 @@ def find_duplicates(
     return duplicate
 
 
-def _near_an_earlier(points: Floats, distance: float) -> npt.NDArray[np.bool_]:
+def _near_an_earlier(points: Floats, distance: float) -> Bools:
     """Tell which points lie closer than the distance to an earlier one that does not itself."""
     # Points in one place would be as many pairs as their number squared; the first stands for all.
     places, first = np.unique(points, axis=0, return_index=True)
@@ -86,17 +85,15 @@ def _near_an_earlier(points: Floats, distance: float) -> npt.NDArray[np.bool_]:
     pairs = pairs[np.hypot(apart[:, 0], apart[:, 1]) < distance]
     pairs = np.sort(first[pairs], axis=1)
     pairs = pairs[np.argsort(pairs[:, 1])]
-    # By the time an image comes first in a pair, all pairs in which it comes second have been seen.
+    # When an image comes first in a pair, all pairs in which it comes second have been looked at.
     for earlier, later in pairs.tolist():
         if not near[earlier]:
             near[later] = True
     return near
 
 
-def find_all_duplicates(
-    particles: Particles, distance: float, score: npt.NDArray[np.float64]
-) -> npt.NDArray[np.bool_]:
-    """Find images that show a particle which a better image shows, too.
+def find_all_duplicates(particles: Particles, distance: float, score: Floats) -> Bools:
+    """Find images of particles that a better image shows too.
 
     Parameters
     ----------
@@ -111,17 +108,17 @@ def find_all_duplicates(
     Returns
     -------
     duplicate : ndarray of bool, shape (n,)
-        All but the best of the images that were picked closer together than the distance, and of those that
-        are one section of one stack.
+        Of images that were picked closer together than the distance, all but the best; and of rows that
+        name the same section of a stack, all but the first.
     """
     if not distance:
         return np.zeros(len(particles), dtype=bool)
     if particles.outside is not None:
-        # They are not kept in any case, so no other image may go for their sake.
+        # These images are rejected anyway, so no other image may be a duplicate of them.
         score = np.where(particles.outside, np.inf, score)
     duplicate = particles.store.repeated()
     places = micrograph_places(particles)
-    if places is None or places.x is None or places.y is None or are_segments(particles):
+    if places is None or places.x is None or places.y is None or particles.table.has_segments:
         return duplicate
     pixel_size = np.where(
         np.isfinite(places.coordinate_pixel_size), places.coordinate_pixel_size, particles.own_pixel_size

@@ -10,23 +10,22 @@ import numpy.typing as npt
 from scipy.special import betaincinv, stdtr
 
 from fastsort._checks import InputError
+from fastsort._types import Array, Bools, Floats, Indices
 from fastsort.particles.places import Places
-
-Floats = npt.NDArray[np.float64]
 
 PRIOR_IMAGES = 20
 MOSTLY_JUNK = 0.5
 DEVIATIONS = 3
 _CONFIDENCE = 0.95
 _SIGNIFICANCE = 0.001
-# Of fewer, Student's distribution says too little: three ranks agree in one case of six.
+# With fewer pairs chance explains too much: three ranks agree in one case of six.
 _ENOUGH_PAIRS = 10
 # Median absolute deviation of a normal distribution, in standard deviations.
 _NORMAL_MAD = 0.6744897501960817
 
 
 class MicrographTable(NamedTuple):
-    """What was found in each micrograph.
+    """What each micrograph holds.
 
     Attributes
     ----------
@@ -50,12 +49,12 @@ class MicrographTable(NamedTuple):
     """
 
     name: list[str]
-    n_images: npt.NDArray[np.intp]
-    n_kept: npt.NDArray[np.intp]
+    n_images: Indices
+    n_kept: Indices
     junk_share: Floats
     mean_score: Floats
     defocus: Floats
-    drop: npt.NDArray[np.bool_]
+    drop: Bools
     trends: dict[str, float]
 
 
@@ -130,7 +129,7 @@ def summarize_micrographs(
     )
 
 
-def _sums(places: Places, values: npt.NDArray[np.float64 | np.bool_]) -> Floats:
+def _sums(places: Places, values: Array) -> Floats:
     sums = np.zeros(len(places.names))
     np.add.at(sums, places.micrograph, values)
     return sums
@@ -142,7 +141,7 @@ def _means(places: Places, values: Floats) -> Floats:
         return _sums(places, np.where(finite, values, 0)) / _sums(places, finite)
 
 
-def _better_left_out(share: Floats, n_images: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
+def _better_left_out(share: Floats, n_images: Indices) -> Bools:
     if len(share) == 0:
         return np.zeros(0, bool)
     junk = share * n_images
@@ -164,8 +163,8 @@ def _trends(places: Places, junk: Floats, share: Floats, defocus: Floats) -> dic
         if len(junk):
             edges = [x - x.min(), x.max() - x, y - y.min(), y.max() - y]
             pairs |= {"edge_distance": (junk, np.min(edges, axis=0)), "x": (junk, x), "y": (junk, y)}
-    found = {name: _rank_correlation(*pair) for name, pair in pairs.items()}
-    return {name: correlation for name, (correlation, p) in found.items() if p < _SIGNIFICANCE}
+    trends = {name: _rank_correlation(*pair) for name, pair in pairs.items()}
+    return {name: correlation for name, (correlation, p) in trends.items() if p < _SIGNIFICANCE}
 
 
 def _rank_correlation(a: Floats, b: Floats) -> tuple[float, float]:

@@ -1,17 +1,17 @@
-"""Rare views: images about to be rejected that form a class of their own and average to a sharp image."""
+"""Rare views: rejected images that form a class whose average is as sharp as those of kept images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from scipy.cluster.vq import kmeans2
 
 from fastsort._brief import brief
-from fastsort._cut import MIN_JUDGED
 from fastsort._process import one_blas_thread
+from fastsort._progress import Progress
+from fastsort._threshold import MIN_JUDGED
+from fastsort._types import Bools, Floats, Images, Indices, Singles
 from fastsort.images.batches import map_batches
 from fastsort.invariants.align import match_to_references
 from fastsort.invariants.averages import (
@@ -32,18 +32,16 @@ MEMBERS, MOST = 40, 12
 # Principal components among which classes are looked for.
 N_COMPONENTS = 10
 MAX_ORDER = 20
-# A rare view has so many members. Beside the usual class of kept images, it is so sharp for its size and
-# so like its members, in parts, and has so little outside the particle's disk, in differences.
-FEWEST, SHARP, LIKE, OUTSIDE = 8, 0.6, 0.6, 0.05
-# What is more frequent than this, in parts of the images that are kept, is not rare.
+# A rare view has at least so many members. Compared with the usual class of kept images, its sharpness for
+# its size and its likeness to its members are at least these parts, and the contrast of its disk to the
+# background is lower by no more than this.
+FEWEST, SHARP, LIKE, BELOW = 8, 0.6, 0.6, 0.05
+# More images than this, in parts of those that are kept, are no rare view.
 RARE = 0.2
 # Where the usual class of kept images resolves fewer rings than this, junk is as sharp.
 RESOLVED = 5
 # How far members may be moved to align them, in parts of the box: a particle is near the middle.
 REACH = 0.06
-
-Indices = npt.NDArray[np.intp]
-Array = npt.NDArray[np.float64]
 
 
 @brief
@@ -68,25 +66,57 @@ class Views(NamedTuple):
         Of the averages, in angstroms; NaN where it is unknown.
     """
 
-    coordinates: npt.NDArray[np.float32]
-    label: npt.NDArray[np.intp]
-    averages: npt.NDArray[np.float32]
-    size: npt.NDArray[Any]
-    resolution: npt.NDArray[np.float64]
-    rare: npt.NDArray[np.bool_]
+    coordinates: Singles
+    label: Indices
+    averages: Images
+    size: Indices
+    resolution: Floats
+    rare: Bools
     pixel_size: float
+
+
+class _Space(NamedTuple):
+    """The space in which classes are looked for: the first principal components of the features.
+
+    Attributes
+    ----------
+    noise : ndarray of float64
+        Noise floor of the features.
+    axes : ndarray of float64, shape (k, number of features)
+    middle : ndarray of float64, shape (k,)
+        Where the mean of the sample lies.
+    """
+
+    noise: Floats
+    axes: Floats
+    middle: Floats
+
+
+class _Classes(NamedTuple):
+    """Classes of the sample; those of rejected images have the numbers from `first` on.
+
+    Attributes
+    ----------
+    label : ndarray of intp, shape (m,)
+    means : ndarray of float64, shape (C, k)
+    first : int
+    """
+
+    label: Indices
+    means: Floats
+    first: int
 
 
 def find_views(
     working: Particles,
-    score: Array,
-    keep: npt.NDArray[np.bool_],
+    score: Floats,
+    keep: Bools,
     radius: float | None,
     *,
     n_jobs: int | None = None,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[Views, npt.NDArray[np.bool_]]:
+    progress: Progress | None = None,
+) -> tuple[Views, Bools]:
     """Map a sample of the images, average its classes, and find rare views among the rejected.
 
     Parameters
@@ -110,80 +140,51 @@ def find_views(
 
     Notes
     -----
-    At most 300 kept and 600 rejected images, evenly spread over the scores, get `invariant_features`;
-    k-means among their leading principal components makes classes, of kept and of rejected images
-    apart, which are aligned and averaged in two halves. A class of rejected images is a rare view if it
-    is as good as the usual class of kept images: as sharp for its size, as like its members, and as
-    empty outside the particle's disk (`rank_classes`, in which the size of a class is no term). Where the
-    classes of kept images are not resolved, nothing can be said. Images outside the sample go to the
-    class with the nearest features. What amounts to more than a fifth of the kept images is not rare.
+    At most 300 kept and 600 rejected images, evenly spread over the scores, get `invariant_features`.
+    k-means among the first principal components makes classes, separately for kept and for rejected
+    images; each class is aligned and averaged in two halves. A class of rejected images is a rare view if
+    it is as good as the usual class of kept images: as sharp for its size, as like its members, and as
+    empty outside the particle's disk (`rank_classes`, where the size of a class does not count). Where the
+    classes of kept images are not resolved, there is nothing to compare with. Rejected images outside the
+    sample go to the class with the nearest features. If more than a fifth of the number of kept images
+    would be rescued, they are not rare, and none is.
     """
     n = len(working)
-    judged = np.isfinite(score)
     order = np.argsort(score, kind="stable")
-    kept, rejected = order[keep[order]], order[judged[order] & ~keep[order]]
+    kept, rejected = order[keep[order]], order[np.isfinite(score)[order] & ~keep[order]]
     if len(kept) < MIN_JUDGED:
-        return nowhere(n, working), np.zeros(n, dtype=bool)
-    chosen = [_evenly(kept, N_KEPT), _evenly(rejected, N_REJECTED)]
-    sample = np.concatenate(chosen)
+        return no_views(n, working), np.zeros(n, dtype=bool)
+    sampled = [_evenly(kept, N_KEPT), _evenly(rejected, N_REJECTED)]
+    sample = np.concatenate(sampled)
     images = working.read(sample)
-    noise = ring_statistics(images, n_jobs=1).noise
     with one_blas_thread():
-        features = invariant_features(images, MAX_ORDER, noise_floor=noise, n_jobs=n_jobs).astype(np.float64)
-        origin = features.mean(axis=0)
-        axes = np.linalg.svd(features - origin, full_matrices=False)[2][:N_COMPONENTS]
-        places = (features - origin) @ axes.T
-        label, means, first = _classes(places, [len(part) for part in chosen], seed)
+        space, places = _feature_space(images, n_jobs)
+        classes = _classes(places, [len(part) for part in sampled], seed)
     averages = class_averages(
         images,
-        label,
-        n_classes=len(means),
+        classes.label,
+        n_classes=len(classes.means),
         max_shift=REACH * working.box,
         radius=radius,
         n_jobs=n_jobs,
         progress=progress,
     )
-    ranking = rank_classes(averages, label, places, radius=radius)
-    rare = _as_good(averages, ranking, first)
-    where = np.zeros(n, dtype=bool)
+    ranking = rank_classes(averages, classes.label, places, radius=radius)
+    rare = _as_good(averages, ranking, classes.first)
+    rescued = np.zeros(n, dtype=bool)
     if rare.any():
-        # Features of single images are noisy: many members have gone to other classes.
-        match = match_to_references(
-            images[label >= first],
-            averages_to_match(averages)[first:],
-            max_shift=REACH * working.box,
-            n_jobs=n_jobs,
-        )
-        where[chosen[1][rare[first + match.reference]]] = True
-    where[sample[rare[label]]] = True
-    if rare.any() and len(rejected) > len(chosen[1]):
-        others = np.setdiff1d(rejected, chosen[1])
-        found = [
-            places_of @ axes.T
-            for places_of in map_batches(
-                _features, choose_particles(working, others), noise, batch_size=512, n_jobs=n_jobs
-            )
-        ]
-        nearest = _nearest(np.concatenate(found) - origin @ axes.T, means, first)
-        where[others[rare[nearest]]] = True
-    if where.sum() > RARE * len(kept):
-        rare[:], where[:] = False, False
-    return _views(working, sample, places, label, averages, rare), where
+        rescued[sample[rare[classes.label]]] = True
+        rescued[sampled[1][_match_rare(images, averages, classes, rare, n_jobs)]] = True
+        others = np.setdiff1d(rejected, sampled[1])
+        if len(others):
+            near = _near_rare(choose_particles(working, others), space, classes, rare, n_jobs)
+            rescued[others[near]] = True
+    if rescued.sum() > RARE * len(kept):
+        rare[:], rescued[:] = False, False
+    return _views(working, sample, places, classes.label, averages, rare), rescued
 
 
-def _as_good(averages: ClassAverages, ranking: ClassRanking, first: int) -> npt.NDArray[np.bool_]:
-    """Which classes from `first` on are as good as the usual one before it."""
-    usual_rings, sharp, like, contrast = (
-        np.median(np.repeat(values[:first], averages.size[:first]))
-        for values in (resolved_rings(averages.frc), ranking.sharpness, ranking.likeness, ranking.contrast)
-    )
-    rare = np.arange(len(averages.size)) >= first
-    rare &= (averages.size >= FEWEST) & (usual_rings >= RESOLVED)
-    rare &= (ranking.sharpness >= SHARP * sharp) & (ranking.likeness >= LIKE * like)
-    return rare & (ranking.contrast >= contrast - OUTSIDE)
-
-
-def nowhere(n: int, working: Particles) -> Views:
+def no_views(n: int, working: Particles) -> Views:
     """Views of a set of which too little is kept to make a map."""
     box = working.box
     return Views(
@@ -197,10 +198,6 @@ def nowhere(n: int, working: Particles) -> Views:
     )
 
 
-def _features(images: npt.NDArray[np.float32], start: int, noise: Array) -> Array:
-    return invariant_features(images, MAX_ORDER, noise_floor=noise, n_jobs=1).astype(np.float64)
-
-
 def _evenly(indices: Indices, number: int) -> Indices:
     """Return some of the indices, evenly spaced, in ascending order."""
     if len(indices) > number:
@@ -208,8 +205,17 @@ def _evenly(indices: Indices, number: int) -> Indices:
     return np.sort(indices)
 
 
-def _classes(places: Array, sizes: list[int], seed: int) -> tuple[Indices, Array, int]:
-    """Divide kept and rejected images into classes: labels, means, and the first class of the rejected."""
+def _feature_space(images: Images, n_jobs: int | None) -> tuple[_Space, Floats]:
+    """Find the principal components of the images' features, and where the images lie among them."""
+    noise = ring_statistics(images, n_jobs=1).noise
+    features = invariant_features(images, MAX_ORDER, noise_floor=noise, n_jobs=n_jobs).astype(np.float64)
+    mean = features.mean(axis=0)
+    axes = np.linalg.svd(features - mean, full_matrices=False)[2][:N_COMPONENTS]
+    return _Space(noise, axes, mean @ axes.T), (features - mean) @ axes.T
+
+
+def _classes(places: Floats, sizes: list[int], seed: int) -> _Classes:
+    """Divide kept and rejected images into classes, each of the two by itself."""
     labels, means, count, first, start = [], [], 0, 0, 0
     rng = np.random.default_rng(seed)
     for size in sizes:
@@ -221,33 +227,73 @@ def _classes(places: Array, sizes: list[int], seed: int) -> tuple[Indices, Array
             labels.append(label.astype(np.intp) + count)
             means.append(centres)
             count += number
-    return np.concatenate(labels), np.concatenate(means), first if sizes[1] else count
+    return _Classes(np.concatenate(labels), np.concatenate(means), first if sizes[1] else count)
 
 
-def _nearest(places: Array, means: Array, first: int) -> Indices:
-    square = np.square(means[first:]).sum(axis=1) - 2 * places @ means[first:].T
-    return first + square.argmin(axis=1)
+def _as_good(averages: ClassAverages, ranking: ClassRanking, first: int) -> Bools:
+    """Tell which classes from `first` on are as good as the usual class before it."""
+    usual_rings, sharp, like, contrast = (
+        np.median(np.repeat(values[:first], averages.size[:first]))
+        for values in (resolved_rings(averages.frc), ranking.sharpness, ranking.likeness, ranking.contrast)
+    )
+    good = np.arange(len(averages.size)) >= first
+    good &= (averages.size >= FEWEST) & (usual_rings >= RESOLVED)
+    good &= (ranking.sharpness >= SHARP * sharp) & (ranking.likeness >= LIKE * like)
+    return good & (ranking.contrast >= contrast - BELOW)
+
+
+def _match_rare(
+    images: Images, averages: ClassAverages, classes: _Classes, rare: Bools, n_jobs: int | None
+) -> Bools:
+    """Tell which rejected images of the sample look most like the average of a rare view.
+
+    Features of single images are noisy: k-means has put many members of a rare view into other classes.
+    """
+    match = match_to_references(
+        images[classes.label >= classes.first],
+        averages_to_match(averages)[classes.first :],
+        max_shift=REACH * images.shape[1],
+        n_jobs=n_jobs,
+    )
+    return rare[classes.first + match.reference]
+
+
+def _near_rare(others: Particles, space: _Space, classes: _Classes, rare: Bools, n_jobs: int | None) -> Bools:
+    """Tell which images outside the sample have features nearest to those of a rare view."""
+    batches = map_batches(_features, others, space.noise, batch_size=512, n_jobs=n_jobs)
+    places = np.concatenate([features @ space.axes.T for features in batches]) - space.middle
+    means = classes.means[classes.first :]
+    square = np.square(means).sum(axis=1) - 2 * places @ means.T
+    return rare[classes.first + square.argmin(axis=1)]
+
+
+def _features(images: Images, start: int, noise: Floats) -> Floats:
+    return invariant_features(images, MAX_ORDER, noise_floor=noise, n_jobs=1).astype(np.float64)
 
 
 def _views(
     working: Particles,
     sample: Indices,
-    places: Array,
+    places: Floats,
     label: Indices,
     averages: ClassAverages,
-    rare: npt.NDArray[np.bool_],
+    rare: Bools,
 ) -> Views:
-    """Put it together; the classes of kept images first, the largest of them in front."""
+    """Number the classes anew: those of kept images first, and of either sort the largest first."""
     filled = np.flatnonzero(averages.size > 0)
     order = filled[np.lexsort((-averages.size[filled], rare[filled]))]
     number = np.full(len(averages.size), -1, dtype=np.intp)
     number[order] = np.arange(len(order))
-    views = nowhere(len(working), working)
-    views.coordinates[sample] = places[:, :2]
-    views.label[sample] = number[label]
-    return views._replace(
-        averages=filter_averages(averages.averages[order], averages.frc[order]),
-        size=averages.size[order],
-        resolution=averages.resolution[order].astype(np.float64),
-        rare=rare[order],
+    coordinates = np.full((len(working), 2), np.nan, dtype=np.float32)
+    coordinates[sample] = places[:, :2]
+    label_of_all = np.full(len(working), -1, dtype=np.intp)
+    label_of_all[sample] = number[label]
+    return Views(
+        coordinates,
+        label_of_all,
+        filter_averages(averages.averages[order], averages.frc[order]),
+        averages.size[order],
+        averages.resolution[order].astype(np.float64),
+        rare[order],
+        working.pixel_size,
     )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from fastsort._brief import brief
+from fastsort._progress import Progress, part_of
+from fastsort._reasons import CONTAMINATION, NOISE, OFF_CENTRE, REASONS
+from fastsort._types import Codes, FilePath, Floats, Images, Words
 from fastsort.decide.combine import OFFSET
 from fastsort.invariants.filter import InvariantResult, LearnedInvariants, invariant_filter
 from fastsort.particles.source import Particles
@@ -16,13 +19,11 @@ from fastsort.radial.filter import LearnedRadial, RadialResult, radial_filter
 from fastsort.subspaces.filter import EXCESS, LearnedShapes, SubspaceResult, subspace_filter
 
 METHODS = ("radial", "subspaces", "invariants")
-# What the methods cost, in parts of each other.
-SHARES = {"radial": 0.25, "subspaces": 0.5, "invariants": 0.25}
-
-Array = npt.NDArray[np.float64]
+# Time that the methods take, in parts of that of all three.
+TIMES = {"radial": 0.25, "subspaces": 0.5, "invariants": 0.25}
 
 
-class Learned(NamedTuple):
+class LearnedMethods(NamedTuple):
     """What each method has learned; None for one that was not asked, or could not learn.
 
     Attributes
@@ -38,35 +39,56 @@ class Learned(NamedTuple):
 
 
 @brief
-class Judge(NamedTuple):
-    """What a verdict rests on: enough to judge more images, or the same ones at another cut.
+class LearnedVerdict(NamedTuple):
+    """What a verdict rests on: enough to judge more images, or the same ones with another threshold.
 
     Attributes
     ----------
-    learned : Learned
+    methods : LearnedMethods
     weights : dict of str to float
         Of the votes in the score, and "offset", which is added.
     decoys : dict of str to ndarray of float64
-        Scores of images of which it is known what they are, by kind; none with one method.
+        Scores of the decoys that test the verdict, by kind; none with one method.
     shares : tuple of float
-        Share of junk, counted in two ways, as `Combination.shares`; NaN with one method.
+        Share of junk, estimated in two ways, as `Combination.shares`; NaN with one method.
     """
 
-    learned: Learned
+    methods: LearnedMethods
     weights: dict[str, float]
-    decoys: dict[str, Array]
+    decoys: dict[str, Floats]
     shares: tuple[float, float]
 
-    def score(self, votes: Mapping[str, Array]) -> Array:
+    @property
+    def learned(self) -> LearnedMethods:
+        """The name of `methods` in version 0.1.0."""
+        return self.methods
+
+    def score(self, votes: Mapping[str, Floats]) -> Floats:
         """Weigh the votes on some images; infinite where one of them is."""
-        rows = np.column_stack([votes[name] for name in votes])
-        judged = np.isfinite(rows).all(axis=1)
-        score = np.full(len(rows), np.inf)
-        score[judged] = rows[judged] @ [self.weights[name] for name in votes] + self.weights[OFFSET]
-        return score
+        return weighted(votes, self.weights)
 
 
-class Asked(NamedTuple):
+def weighted(votes: Mapping[str, Floats], weights: Mapping[str, float]) -> Floats:
+    """Return the score of images: the weighted sum of the votes; infinite where one of them is.
+
+    Parameters
+    ----------
+    votes : mapping of str to ndarray of float64, shape (n,)
+    weights : mapping of str to float
+        Of each vote, and "offset", which is added.
+
+    Returns
+    -------
+    score : ndarray of float64, shape (n,)
+    """
+    rows = np.column_stack([votes[name] for name in votes])
+    judged = np.isfinite(rows).all(axis=1)
+    score = np.full(len(rows), np.inf)
+    score[judged] = rows[judged] @ [weights[name] for name in votes] + weights[OFFSET]
+    return score
+
+
+class MethodResults(NamedTuple):
     """Results of the methods; None for one that was not asked.
 
     Attributes
@@ -81,28 +103,39 @@ class Asked(NamedTuple):
     invariants: InvariantResult | None
 
     @property
-    def votes(self) -> dict[str, Array]:
+    def votes(self) -> dict[str, Floats]:
         """Score of each method that was asked."""
         return {name: result.score for name, result in zip(METHODS, self, strict=True) if result is not None}
 
     @property
-    def learned(self) -> Learned:
+    def learned(self) -> LearnedMethods:
         """What the methods have learned."""
-        return Learned(
+        return LearnedMethods(
             None if self.radial is None else self.radial.learned,
             None if self.subspaces is None else self.subspaces.learned,
             None if self.invariants is None else self.invariants.learned,
         )
 
     @property
-    def against(self) -> npt.NDArray[np.int8]:
+    def against(self) -> Codes:
         """How many of the methods reject each image by themselves."""
         rejected = [~result.keep for result in self if result is not None]
         return np.sum(rejected, axis=0, dtype=np.int8)
 
+    @property
+    def radius(self) -> float:
+        """Of the particle, in pixels of the images; NaN where no method that was asked finds it."""
+        return next((result.radius for result in (self.radial, self.subspaces) if result is not None), np.nan)
+
+    @property
+    def contrast(self) -> str:
+        """Of the particle: "bright", "dark", or "unknown" where no method that was asked finds it."""
+        results = (self.radial, self.subspaces)
+        return next((result.contrast for result in results if result is not None), "unknown")
+
 
 def ask_methods(
-    images: npt.NDArray[np.float32] | Particles,
+    images: Images | Particles,
     methods: Sequence[str],
     *,
     radius: float | None = None,
@@ -111,13 +144,13 @@ def ask_methods(
     n_subspaces: int | None = None,
     n_components: int | None = None,
     preset: str = "default",
-    learned: Learned | None = None,
+    learned: LearnedMethods | None = None,
     stage: Callable[[str, Callable[[], Any]], Any] | None = None,
-    work: str | None = None,
+    work: FilePath | None = None,
     n_jobs: int | None = None,
     seed: int = 0,
-    progress: Callable[[float], None] | None = None,
-) -> Asked:
+    progress: Progress | None = None,
+) -> MethodResults:
     """Ask methods for their verdict on the same images.
 
     Parameters
@@ -130,81 +163,68 @@ def ask_methods(
     n_subspaces, n_components
         As for `subspace_filter`, whose subspaces are described only if no other method is asked.
     preset : {"default", "published"}
-    learned : Learned, optional
+    learned : LearnedMethods, optional
         From an earlier call: methods that have learned do not learn again.
     stage : callable, optional
-        Called as ``stage(name, compute)``; gives what an earlier run has computed, or calls ``compute``.
+        Called as ``stage(name, compute)``; returns what an earlier run has computed, or calls ``compute``.
     work : path, optional
         As for `subspace_filter`.
     n_jobs, seed
         As for all of them.
     progress : callable, optional
-        Called with the part of the work that is done, from 0 to 1.
+        Called as ``progress(images_done, images_in_all)``.
 
     Returns
     -------
-    asked : Asked
+    results : MethodResults
     """
-    known = learned or Learned(None, None, None)
-    whole, before = sum(SHARES[name] for name in methods), 0.0
-
-    def report(name: str) -> Callable[[int, int], None] | None:
-        start = before
-        return progress and (lambda done, total: progress((start + SHARES[name] * done / total) / whole))
-
-    def radial() -> RadialResult:
-        return radial_filter(
-            images,
-            radius,
-            n_peaks,
-            preset=preset,
-            contrast=contrast,
-            learned=known.radial,
-            n_jobs=n_jobs,
-            seed=seed,
-            progress=report("radial"),
-        )
-
-    def subspaces() -> SubspaceResult:
-        return subspace_filter(
+    before = learned or LearnedMethods(None, None, None)
+    ask: dict[str, Callable[..., Any]] = {
+        "radial": partial(
+            radial_filter, images, radius, n_peaks, preset=preset, contrast=contrast, learned=before.radial
+        ),
+        "subspaces": partial(
+            subspace_filter,
             images,
             n_subspaces,
             n_components,
             preset=preset,
             describe=len(methods) == 1,
-            learned=known.subspaces,
+            learned=before.subspaces,
             work=work,
-            n_jobs=n_jobs,
-            seed=seed,
-            progress=report("subspaces"),
-        )
+        ),
+        "invariants": partial(invariant_filter, images, learned=before.invariants),
+    }
+    results: dict[str, Any] = dict.fromkeys(METHODS)
+    for name, begin, end in _in_turn(methods):
+        part = part_of(progress, begin, end, len(images))
+        compute = partial(ask[name], n_jobs=n_jobs, seed=seed, progress=part)
+        results[name] = stage(name, compute) if stage else compute()
+    return MethodResults(**results)
 
-    def invariants() -> InvariantResult:
-        return invariant_filter(
-            images, learned=known.invariants, n_jobs=n_jobs, seed=seed, progress=report("invariants")
-        )
 
-    found: dict[str, Any] = dict.fromkeys(METHODS)
-    for name, ask in (("radial", radial), ("subspaces", subspaces), ("invariants", invariants)):
+def _in_turn(methods: Sequence[str]) -> Iterator[tuple[str, float, float]]:
+    """Yield the methods that are asked, and where in the whole work each of them begins and ends."""
+    whole, done = sum(TIMES[name] for name in methods), 0.0
+    for name in METHODS:
         if name in methods:
-            found[name] = stage(name, ask) if stage else ask()
-            before += SHARES[name]
-    return Asked(**found)
+            yield name, done / whole, (done + TIMES[name]) / whole
+            done += TIMES[name]
 
 
-def explain(asked: Asked) -> npt.NDArray[np.str_]:
+def explain(results: MethodResults) -> Words:
     """Say why each image would be rejected, should it be.
 
-    The radial filter looks for peaks all over the image: it says best what lies off the centre. What is
-    noise to it may still be something else to the subspaces, which know the shape of the particle; and
-    what has more power in a band of frequencies than any particle is contamination, unless it is a single
-    peak off the centre: a particle there lies partly where the background was measured.
+    The radial filter looks for peaks all over the image, so it knows best what lies off the centre. What it
+    calls noise may be something else to the other methods, which know the shape of the particle. An image
+    with more power in a band of frequencies than any particle has is contamination, unless it shows a
+    single peak off the centre: such a particle lies partly where the background was measured.
     """
-    suspicions = [result.suspicion for result in asked if result is not None]
-    found = suspicions[0]
-    for other in suspicions[1:]:
-        found = np.where(found == "noise", other, found)
-    if asked.subspaces is not None:
-        strong = (asked.subspaces.excess > EXCESS) & (found != "off-centre")
-        found = np.where(strong, "contamination", found)
-    return found
+    noise, off_centre = REASONS[NOISE], REASONS[OFF_CENTRE]
+    suspicion, *others = (result.suspicion for result in results if result is not None)
+    for other in others:
+        suspicion = np.where(suspicion == noise, other, suspicion)
+    if results.subspaces is not None:
+        strong = (results.subspaces.excess > EXCESS) & (suspicion != off_centre)
+        suspicion = np.where(strong, REASONS[CONTAMINATION], suspicion)
+    return suspicion

@@ -1,1 +1,29 @@
-"""What happens to every image: read in batches, cropped, phase-flipped, normalised."""
+"""What happens to every image: crop, phase flip, batches, workers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fastsort._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from fastsort.images.cluster import use_cluster
+    from fastsort.images.crop import fourier_crop
+    from fastsort.images.ctf import contrast_transfer, phase_flip
+
+__all__ = [
+    "contrast_transfer",
+    "fourier_crop",
+    "phase_flip",
+    "use_cluster",
+]
+
+__getattr__, __dir__ = lazy_names(
+    "fastsort.images",
+    {
+        "fourier_crop": "fastsort.images.crop",
+        "phase_flip": "fastsort.images.ctf",
+        "contrast_transfer": "fastsort.images.ctf",
+        "use_cluster": "fastsort.images.cluster",
+    },
+)

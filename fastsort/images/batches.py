@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol, cast
-
-import numpy.typing as npt
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, cast
 
 from fastsort._checks import check_count
 from fastsort._process import one_blas_thread, without_warnings
+from fastsort._progress import Progress
+from fastsort._types import Array
 from fastsort.images.cluster import active_client, carries_pixels, map_on_cluster, pack_task
 from fastsort.particles.source import Particles
 
@@ -24,34 +26,34 @@ class Source(Protocol):
     """Anything of a known length that is read in ranges: images, or rows of measurements."""
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of images or rows."""
 
-    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
+    def read(self, start: int, stop: int) -> Array:
         """Return a range."""
 
     def part(self, start: int, stop: int) -> Source:
-        """Return a source of a range alone, which takes little to send to another process."""
+        """Return a source of a range alone, small enough to be sent to another process."""
 
 
 def map_batches(
     function: Callable[..., Any],
-    particles: Source,
+    source: Source,
     *arguments: Any,
     each: Sequence[Any] = (),
     batch_size: int | None = None,
     n_jobs: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[Any]:
     """Call a function on consecutive batches of images and yield what it returns, in order.
 
     Parameters
     ----------
     function : callable
-        Called as ``function(images, start, *each, *arguments)`` with float32 images (n, d, d) that it
-        may change, and the position of the first one. Module-level, if processes or a cluster run it.
-    particles : Particles or another Source
-        Tasks carry a part of this that can be read, never pixels: each worker reads its own images. A
-        source that is no `Particles` needs a `batch_size`, and gives `function` what it reads.
+        Called as ``function(images, start, *each, *arguments)``: `images`, float32 (n, d, d), may be
+        changed; `start` is the position of the first one. Processes and clusters need a function of a module.
+    source : Particles or another Source
+        Each worker reads its own images: tasks carry a part of the source, never pixels. A source that is
+        not `Particles` needs a `batch_size`, and `function` gets what the source reads.
     *arguments
         Passed on to every call.
     each : sequence of arrays or of CtfParameters
@@ -60,7 +62,7 @@ def map_batches(
         Images a batch; by default as many as make 8 MiB. It never depends on `n_jobs`, so that
         sums over batches have the same bits for any number of workers.
     n_jobs : int, optional
-        Workers, as joblib counts them. None honours an outer ``joblib.parallel_config``, which also
+        Number of workers, as in joblib. None honours an outer ``joblib.parallel_config``, which also
         chooses the backend; the default backend is threads.
     progress : callable, optional
         Called as ``progress(images_done, images_in_all)`` after each batch.
@@ -70,69 +72,35 @@ def map_batches(
     result
         What `function` returned for a batch.
 
+    Raises
+    ------
+    InputError
+        If `batch_size` is below 1, an image cannot be read, or the workers of a cluster fail.
+
     Notes
     -----
     BLAS is held to one thread until the generator ends: more would multiply with the workers and,
     since their number changes the order of sums, the bits of the result.
     """
-    import joblib
-
-    n = len(particles)
+    n = len(source)
     if batch_size is None:
-        batch_size = default_batch_size(cast("Particles", particles).box)
-    check_count("batch_size", batch_size)
-    ranges = [(start, min(start + batch_size, n)) for start in range(0, n, batch_size)]
-
-    def task(start: int, stop: int) -> tuple[Source, int, tuple[Any, ...]]:
-        return particles.part(start, stop), start, tuple(_some(values, slice(start, stop)) for values in each)
-
-    def call(start: int, stop: int) -> tuple[Any, ...]:
-        return function, *task(start, stop), arguments, os.getpid()
-
-    def calls_to_come() -> Iterator[tuple[Any, ...]]:
-        """The calls that are left, the images of each announced while those before it are computed."""
-        ahead: deque[tuple[Any, ...]] = deque()
-        for part in rest:
-            ahead.append(call(*part))
-            if isinstance(ahead[-1][1], Particles):
-                ahead[-1][1].store.announce()
-            if len(ahead) > ANNOUNCED:
-                yield ahead.popleft()
-        yield from ahead
-
-    def pack(start: int, stop: int) -> bytes:
-        return pack_task(*task(start, stop))
-
+        batch_size = default_batch_size(cast("Particles", source).box)
+    batches = _Batches(source, each, check_count("batch_size", batch_size))
     with one_blas_thread():
-        # Alone, so that the kernels are compiled once and not by every worker.
-        for start, stop in ranges[:1]:
-            yield _run(*call(start, stop))
+        # The first batch runs alone, so that the kernels are compiled once and not by every worker.
+        if len(batches):
+            yield _run(function, arguments, os.getpid(), batches.task(0))
             if progress:
-                progress(stop, n)
-        rest = ranges[1:]
-        client = None if n_jobs == 1 else active_client()
-        few = len(rest) <= 1 or (client is None and joblib.effective_n_jobs(n_jobs) == 1)
-        results: Iterable[Any]
-        if few:
-            # Setting up workers takes longer than a small batch, and one batch has nobody to share with.
-            results = (_run(*one) for one in calls_to_come())
-        elif client is None or carries_pixels(pack(*rest[0]), batch_size):
-            # On a cluster, images in memory stay at home.
-            how = (
-                {"n_jobs": -1, "backend": "threading"} if client else {"n_jobs": n_jobs, "prefer": "threads"}
-            )
-            results = joblib.Parallel(**how, return_as="generator")(
-                joblib.delayed(_run)(*one) for one in calls_to_come()
-            )
-        else:
-            results = map_on_cluster(client, function, arguments, (pack(*part) for part in rest), len(rest))
+                progress(batches.end(0), n)
+        rest = range(1, len(batches))
+        results = _run_rest(function, arguments, batches, rest, n_jobs)
         try:
-            for (_, stop), result in zip(rest, results, strict=True):
+            for number, result in zip(rest, results, strict=True):
                 yield result
                 if progress:
-                    progress(stop, n)
+                    progress(batches.end(number), n)
         finally:
-            # joblib would warn of tasks that a caller who goes before the end has no more use for.
+            # joblib would warn about unused results if the caller stops before the end.
             with without_warnings():
                 cast("Any", results).close()
 
@@ -142,22 +110,92 @@ def default_batch_size(box: int) -> int:
     return min(MAX_BATCH, max(1, BATCH_BYTES // (4 * box * box)))
 
 
+class _Task(NamedTuple):
+    """One batch, as workers get it.
+
+    Attributes
+    ----------
+    part : Source
+        Reads the images of the batch.
+    start : int
+        Position of the first of them in the whole source.
+    own : tuple
+        The entries of `each` that belong to them.
+    """
+
+    part: Source
+    start: int
+    own: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """A source divided into batches; each becomes a task when it is asked for."""
+
+    source: Source
+    each: Sequence[Any]
+    size: int
+
+    def __len__(self) -> int:
+        return -(-len(self.source) // self.size)
+
+    def end(self, number: int) -> int:
+        """Return the position after the last image of a batch."""
+        return min((number + 1) * self.size, len(self.source))
+
+    def task(self, number: int) -> _Task:
+        start, stop = number * self.size, self.end(number)
+        own = tuple(_some(values, slice(start, stop)) for values in self.each)
+        return _Task(self.source.part(start, stop), start, own)
+
+
 def _some(values: Any, part: slice) -> Any:
     if values is None:
         return None
     return values.of(part) if hasattr(values, "of") else values[part]
 
 
-def _run(
+def _run(function: Callable[..., Any], arguments: tuple[Any, ...], home: int, task: _Task) -> Any:
+    """Read a batch and call the function on it; `home` is the process that holds BLAS to one thread."""
+    with nullcontext() if os.getpid() == home else one_blas_thread():
+        return function(task.part.read(0, len(task.part)), task.start, *task.own, *arguments)
+
+
+def _run_rest(
     function: Callable[..., Any],
-    part: Source,
-    start: int,
-    own: tuple[Any, ...],
     arguments: tuple[Any, ...],
-    caller: int,
-) -> Any:
-    if os.getpid() == caller:
-        return function(part.read(0, len(part)), start, *own, *arguments)
-    # The caller's limit does not reach another process.
-    with one_blas_thread():
-        return function(part.read(0, len(part)), start, *own, *arguments)
+    batches: _Batches,
+    rest: range,
+    n_jobs: int | None,
+) -> Iterator[Any]:
+    """Choose who runs the batches after the first: the caller, local workers or a cluster."""
+    import joblib
+
+    home, tasks = os.getpid(), map(batches.task, rest)
+    client = None if n_jobs == 1 else active_client()
+    if len(rest) <= 1 or (client is None and joblib.effective_n_jobs(n_jobs) == 1):
+        # Setting up workers takes longer than a small batch, and one batch has nobody to share with.
+        return (_run(function, arguments, home, task) for task in _announced(tasks))
+    options: dict[str, Any] = {"n_jobs": n_jobs, "prefer": "threads"}
+    if client is not None:
+        if not carries_pixels(pack_task(*batches.task(rest[0])), batches.size):
+            packed = (pack_task(*task) for task in tasks)
+            return map_on_cluster(client, function, arguments, packed, len(rest))
+        # Images in memory are not sent to the cluster: threads of this process take them.
+        options = {"n_jobs": -1, "backend": "threading"}
+    results: Iterator[Any] = joblib.Parallel(**options, return_as="generator")(
+        joblib.delayed(_run)(function, arguments, home, task) for task in _announced(tasks)
+    )
+    return results
+
+
+def _announced(tasks: Iterable[_Task]) -> Iterator[_Task]:
+    """Yield tasks, the images of each announced to the system while those before it are computed."""
+    ahead: deque[_Task] = deque()
+    for task in tasks:
+        ahead.append(task)
+        if isinstance(task.part, Particles):
+            task.part.store.announce()
+        if len(ahead) > ANNOUNCED:
+            yield ahead.popleft()
+    yield from ahead

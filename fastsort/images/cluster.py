@@ -1,4 +1,4 @@
-"""More machines than one: workers of Dask open the files themselves, and the caller gets what they found."""
+"""Several machines: Dask workers open the files themselves and send back their results."""
 
 from __future__ import annotations
 
@@ -18,24 +18,35 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastsort._checks import InputError, check_positive
+from fastsort._types import FilePath
 from fastsort._version import __version__
 
-# Tasks that each thread of a worker has in hand or in store, and the seconds that one should take.
+# How many tasks each thread of a worker has in hand or waiting, and how many seconds one should take.
 AHEAD, TASK_SECONDS = 3, 0.25
-# In bytes, besides the same for each of its images: a task that is larger carries pixels.
+# A task of more bytes than the first number and the second one for each image carries pixels.
 LARGEST_TASK = 4 << 10, 1 << 10
-# Seconds to wait for a scheduler, for a first worker, and for another one when all have gone; and how often
-# to look for one.
-CONNECT, FIRST, ANOTHER, LOOK = 10.0, 60.0, 300.0, 5.0
+# Seconds to wait for a scheduler, for the first worker, and for a new worker when all have gone.
+SCHEDULER_WAIT, FIRST_WORKER_WAIT, NEW_WORKER_WAIT = 10.0, 60.0, 300.0
+# Seconds between two looks for a new worker.
+LOOK_INTERVAL = 5.0
 SAME_DISK = "images and work folder must be on a disk that all workers see under the same path"
-GOES_ON = "with a work folder of its own, a run goes on where it was"
-# What a worker keeps of memory that was freed, and the largest piece of which it does, in bytes.
+RESUMES = "a run with a work folder continues where it stopped"
+# How much freed memory a worker keeps for later, and the largest piece that it keeps, in bytes.
 _KEPT_FREE, _LARGEST_KEPT = 64 << 20, 32 << 20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
-class _View(NamedTuple):
-    """What a worker says of itself."""
+class _WorkerState(NamedTuple):
+    """What a worker reports of itself.
+
+    Attributes
+    ----------
+    host : str
+    version : str
+        Of fastsort there.
+    missing : str or None
+        The first file or folder that the worker cannot use.
+    """
 
     host: str
     version: str
@@ -45,34 +56,44 @@ class _View(NamedTuple):
 @contextmanager
 def use_cluster(
     address: str,
-    paths: Iterable[str | os.PathLike[str]] = (),
+    paths: Iterable[FilePath] = (),
     *,
-    work: str | os.PathLike[str] | None = None,
-    wait: float = FIRST,
+    work: FilePath | None = None,
+    wait: float = FIRST_WORKER_WAIT,
 ) -> Iterator[int]:
-    """Let the workers of a Dask scheduler do all that is done batch by batch.
+    """Let the workers of a Dask scheduler process the batches of all that runs inside the context.
 
     Parameters
     ----------
     address : str
-        Of the scheduler, such as ``"tcp://node17:8786"``.
+        Address of the scheduler, such as ``"tcp://node17:8786"``.
     paths : iterable of paths
-        Files and folders that the workers must be able to read.
+        Files and folders that every worker must be able to read; each is checked before the context begins.
     work : path, optional
-        Folder that is, or will be made, where the workers write: it must be the same one for all.
+        Work folder, which need not exist yet. All workers must see it under this path and be able to write
+        there.
     wait : float
         Seconds to wait for the first worker.
 
     Yields
     ------
     n_threads : int
-        Of all workers that are there now. More may join, and any may go.
+        Number of threads of all workers so far. Workers may join and leave at any time.
 
     Raises
     ------
     InputError
         If Dask is not installed, no scheduler answers, it has no worker, or a worker has another version
-        of fastsort or cannot see one of the paths.
+        of fastsort or cannot use one of the paths.
+
+    Examples
+    --------
+    Start ``dask scheduler`` on one machine and ``dask worker tcp://node17:8786`` on others that see the
+    same disk. Then sort on all of them:
+
+    >>> import fastsort as fs
+    >>> with fs.use_cluster("tcp://node17:8786", ["particles.star"], work="work"):  # doctest: +SKIP
+    ...     result = fs.sort_particles("particles.star", work="work")
     """
     import joblib
 
@@ -87,51 +108,53 @@ def use_cluster(
 
 @contextmanager
 def _connected(address: str) -> Iterator[Any]:
-    """A client that keeps what it has to say of its connection to itself."""
+    """Connect to a scheduler with a client that prints nothing about its connection."""
     try:
         import distributed
     except ImportError:
         raise InputError(
             'a cluster needs dask.distributed: install it with  pip install "fastsort[cluster]".'
         ) from None
-    # Dask's own, by which all its parts write to stderr; not those by which a caller may want to read.
+    # The handlers by which Dask writes to stderr; a caller may have others, and they go on.
     handlers = list(logging.getLogger("distributed").handlers)
     for handler in handlers:
-        handler.addFilter(_is_silent)
+        handler.addFilter(_drop_record)
     try:
-        _knock(address)
-        client = distributed.Client(address, timeout=CONNECT, set_as_default=False)
+        _check_scheduler(address)
+        client = distributed.Client(address, timeout=SCHEDULER_WAIT, set_as_default=False)
         with client:
             yield client
     finally:
         for handler in handlers:
-            handler.removeFilter(_is_silent)
+            handler.removeFilter(_drop_record)
 
 
-def _knock(address: str) -> None:
-    """Refuse an address at which no scheduler answers, since a client would go on trying to the end."""
+def _check_scheduler(address: str) -> None:
+    """Refuse an address where no scheduler answers; a client would try again without end."""
     from distributed import Security
     from distributed.comm import connect
 
-    async def knock() -> None:
+    async def connect_once() -> None:
         security = Security().get_connection_args("client")
-        # Once more with a limit: whoever opens the door and then says nothing has no other.
-        comm = await asyncio.wait_for(connect(address, timeout=CONNECT, **security), CONNECT + 1)
+        # A second limit, because `timeout` does not count once a silent server has accepted the connection.
+        comm = await asyncio.wait_for(
+            connect(address, timeout=SCHEDULER_WAIT, **security), SCHEDULER_WAIT + 1
+        )
         await comm.close()
 
     try:
-        # In a thread, since the caller's may have a loop of its own.
+        # In a thread of its own, because the caller's may run an event loop already.
         with ThreadPoolExecutor(1) as pool:
-            pool.submit(asyncio.run, knock()).result()
+            pool.submit(asyncio.run, connect_once()).result()
     except Exception as error:
-        # Of any kind, since anything may be what speaks there.
+        # Any error, because any program may answer at this address.
         raise InputError(
             f"no Dask scheduler answers at {address} ({_in_one_line(error)}): start one with  dask "
             "scheduler  and give the address that it prints, such as tcp://node17:8786."
         ) from None
 
 
-def _is_silent(record: logging.LogRecord) -> bool:
+def _drop_record(record: logging.LogRecord) -> bool:
     return False
 
 
@@ -151,8 +174,8 @@ def _wait_for_workers(client: Any, address: str, seconds: float) -> None:
 
 
 @contextmanager
-def _mark(work: str | os.PathLike[str] | None) -> Iterator[str | None]:
-    """A file beside which workers are to write: a folder of the same name may be another one elsewhere."""
+def _mark(work: FilePath | None) -> Iterator[str | None]:
+    """Make a file where workers will write: one that does not see it has another folder of the same name."""
     if work is None:
         yield None
         return
@@ -162,32 +185,32 @@ def _mark(work: str | os.PathLike[str] | None) -> Iterator[str | None]:
     try:
         mark = tempfile.NamedTemporaryFile(dir=folder, prefix="fastsort-")
     except OSError as error:
-        raise InputError(f"cannot write in {folder}: {error.strerror}: give another work folder.") from None
+        raise InputError(f"cannot write in {folder} ({error.strerror}): give another work folder.") from None
     with mark:
         yield mark.name
 
 
 def _check_workers(client: Any, paths: list[str], mark: str | None) -> None:
-    for worker, view in client.run(_look_around, paths, mark, on_error="return").items():
-        if not isinstance(view, _View):
+    for worker, state in client.run(_worker_state, paths, mark, on_error="return").items():
+        if not isinstance(state, _WorkerState):
             raise InputError(
-                f"Dask worker {worker} cannot run fastsort ({_in_one_line(view)}): install version "
+                f"Dask worker {worker} cannot run fastsort ({_in_one_line(state)}): install version "
                 f"{__version__} there."
             )
-        where = _where(worker, view.host)
-        _check_version(where, view.version)
-        if view.missing is not None:
-            raise InputError(f"{where} cannot use {view.missing}: {SAME_DISK}.")
+        where = _where(worker, state.host)
+        _check_version(where, state.version)
+        if state.missing is not None:
+            raise InputError(f"{where} cannot use {state.missing}: {SAME_DISK}.")
 
 
-def _look_around(paths: Sequence[str], mark: str | None) -> _View:
-    """Run by a worker."""
+def _worker_state(paths: Sequence[str], mark: str | None) -> _WorkerState:
+    """Return what a worker can use; a worker runs this."""
     missing = next((path for path in paths if not os.access(path, os.R_OK)), None)
     if missing is None and mark is not None:
         folder = os.path.dirname(mark)
         if not (os.path.exists(mark) and os.access(folder, os.W_OK | os.X_OK)):
             missing = f"work folder {folder}"
-    return _View(socket.gethostname(), __version__, missing)
+    return _WorkerState(socket.gethostname(), __version__, missing)
 
 
 def _where(worker: str, host: str) -> str:
@@ -196,15 +219,17 @@ def _where(worker: str, host: str) -> str:
 
 def _check_version(where: str, version: str) -> None:
     if version != __version__:
-        raise InputError(f"{where} has fastsort {version}, and here is {__version__}: install one version.")
+        raise InputError(
+            f"{where} has fastsort {version}, and here is {__version__}: install the same version on both."
+        )
 
 
 def active_client() -> Any:
-    """Return the client of Dask that joblib has been told to use, or None."""
+    """Return the Dask client that joblib is set to use, or None."""
     from joblib.parallel import get_active_backend
 
     backend, _ = get_active_backend()
-    # By name, since joblib's own module would import Dask.
+    # Compared by name, because joblib's own module would import Dask.
     return backend.client if type(backend).__name__ == "DaskDistributedBackend" else None
 
 
@@ -215,7 +240,7 @@ def map_on_cluster(
     tasks: Iterable[bytes],
     n_tasks: int,
 ) -> Iterator[Any]:
-    """Run tasks on the workers and yield what they return, in order.
+    """Run tasks on the workers and yield their results, in order.
 
     Parameters
     ----------
@@ -223,52 +248,53 @@ def map_on_cluster(
     function : callable
         As for `map_batches`.
     arguments : tuple
-        The same for all tasks: they go to each worker once.
+        The same for all tasks: each worker gets them once.
     tasks : iterable of bytes
-        From `pack_task`, taken as workers need them. Those that take little time go several together.
+        From `pack_task`, taken when workers need them. Short tasks are sent several at a time.
     n_tasks : int
-        How many there are.
+        Number of tasks.
 
     Yields
     ------
     result
+        What `function` returned for a batch.
 
     Raises
     ------
     InputError
-        If a worker meets one or cannot read or write a file, with the name of the worker; if a batch ends
-        several workers; if no worker is left, or the scheduler.
+        If a worker raises one or cannot read or write a file (the message names the worker), if one batch
+        ends several workers, or if no worker or no scheduler is left.
 
     Notes
     -----
-    Not through joblib's own way to a cluster, which piles up results that nobody has taken yet, sends
+    joblib's own Dask backend is not used: it piles up results that the caller has not taken yet, sends
     small arguments with every task, loses large ones with the worker that holds them, and waits for ever
     for a task that no worker can run.
     """
     from dask.utils import apply
     from distributed.protocol.pickle import dumps, loads
 
-    # A task itself, so that a copy that goes with its worker is made again. All that is ours is packed, since
-    # the scheduler unpacks what it passes on, and may have no fastsort.
-    kept = client.submit(loads, dumps(_Call(__version__, dumps((function, arguments)))), pure=False)
-    rest, left, together = iter(tasks), n_tasks, 1
+    # The call is the result of a task, so that Dask makes it again if its worker is lost. It is packed,
+    # because the scheduler unpacks what it passes on and may have no fastsort.
+    call = client.submit(loads, dumps(_Call(__version__, dumps((function, arguments)))), pure=False)
+    rest, left, at_a_time = iter(tasks), n_tasks, 1
     waiting: deque[Any] = deque()
     while left or waiting:
-        with _explained():
+        with _errors_in_words():
             room = AHEAD * max(1, sum(client.ncores().values()))
-            # The last ones apart, so that all workers have something to do to the end.
             while left and len(waiting) < room:
-                some = list(itertools.islice(rest, max(1, min(together, left // room))))
+                # Fewer at a time towards the end, so that no worker is idle.
+                some = list(itertools.islice(rest, max(1, min(at_a_time, left // room))))
                 left -= len(some)
-                waiting.append(client.submit(apply, kept, [some], pure=False))
-            results = _take(client, waiting)
-        for seconds, found in results:
-            together = max(1, min(2 * together, int(TASK_SECONDS * len(found) / seconds)))
-            yield from found
+                waiting.append(client.submit(apply, call, [some], pure=False))
+            finished = _take_finished(client, waiting)
+        for seconds, results in finished:
+            at_a_time = max(1, min(2 * at_a_time, int(TASK_SECONDS * len(results) / seconds)))
+            yield from results
 
 
 def pack_task(part: Any, start: int, own: tuple[Any, ...]) -> bytes:
-    """Return a task as it is sent: a source, the position of its first image, and what belongs to them."""
+    """Return a task as it is sent: a source, the position of its first image, what belongs to its images."""
     from distributed.protocol.pickle import dumps
 
     packed: bytes = dumps((part, start, own))
@@ -276,13 +302,13 @@ def pack_task(part: Any, start: int, own: tuple[Any, ...]) -> bytes:
 
 
 def carries_pixels(task: bytes, n_images: int) -> bool:
-    """Whether images in memory would be sent with a task: these are better left where they are."""
+    """Return whether a task holds images in memory, which take too long to send."""
     whole, each = LARGEST_TASK
     return len(task) > whole + each * n_images
 
 
 class _Call:
-    """What all tasks call, with the arguments that are the same for all: unpacked once by each worker."""
+    """The function that all tasks call, with the arguments that all share; each worker unpacks it once."""
 
     def __init__(self, version: str, packed: bytes) -> None:
         self.version = version
@@ -292,26 +318,26 @@ class _Call:
         return {"version": self.version, "packed": self.packed}
 
     def __call__(self, tasks: list[bytes]) -> tuple[float, list[Any]]:
-        """Run by a worker; returns how many seconds it took, and the results."""
+        """Return how many seconds some tasks took, and their results; a worker runs this."""
         from distributed import get_worker
         from distributed.protocol.pickle import loads
         from threadpoolctl import threadpool_limits
 
         where = _where(get_worker().address, socket.gethostname())
         _check_version(where, self.version)
-        # Not taken back: threads of one worker would take back one another's. It is Dask's own default.
+        # The limit stays, which is also Dask's default: one thread of a worker would lift that of another.
         threadpool_limits(limits=1, user_api="blas")
-        begin, found = time.perf_counter(), []
+        begin, results = time.perf_counter(), []
         try:
             function, arguments = self._unpacked
             for task in tasks:
                 part, start, own = loads(task)
-                found.append(function(part.read(0, len(part)), start, *own, *arguments))
+                results.append(function(part.read(0, len(part)), start, *own, *arguments))
         except InputError as error:
             raise InputError(f"{where}: {_in_one_line(error)}") from None
         except OSError as error:
             raise InputError(f"{where}: {_in_one_line(error)}: {SAME_DISK}.") from None
-        return time.perf_counter() - begin, found
+        return time.perf_counter() - begin, results
 
     @cached_property
     def _unpacked(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
@@ -323,10 +349,10 @@ class _Call:
 
 
 def _keep_freed_memory() -> None:
-    """Let the C library use again what it has, as it does unless Dask forbids it.
+    """Let the C library reuse freed memory, which Dask's settings for its workers prevent.
 
-    With the threshold that Dask gives its workers, each array of a batch is new memory, which the system
-    has to clear first: that takes as long as the work itself.
+    With these settings every array of a batch is new memory, which the system has to clear first: that
+    takes as long as the work itself.
     """
     if "MALLOC_TRIM_THRESHOLD_" in os.environ:
         with suppress(AttributeError, OSError):
@@ -338,8 +364,8 @@ def _keep_freed_memory() -> None:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
-    """What goes wrong between the caller, the scheduler and the workers, in words."""
+def _errors_in_words() -> Iterator[None]:
+    """Say in words what went wrong between the caller, the scheduler and the workers."""
     from concurrent.futures import CancelledError
 
     from distributed import KilledWorker
@@ -350,24 +376,24 @@ def _explained() -> Iterator[None]:
     except KilledWorker as error:
         last = getattr(error.last_worker, "address", "unknown")
         raise InputError(
-            f"one batch of images has ended several Dask workers, the last of them {last}: they may have "
-            "too little memory; see what they and the queue have written."
+            f"one batch of images has ended several Dask workers, the last of them {last}: give the workers "
+            "more memory, or look for the cause in their logs."
         ) from None
     except (CancelledError, CommClosedError):
         raise InputError(
-            "the connection to the Dask scheduler was lost: see what it has written, and sort once more; "
-            f"{GOES_ON}."
+            "the connection to the Dask scheduler was lost: look for the cause in its log, and run again; "
+            f"{RESUMES}."
         ) from None
     except ImportError as error:
         raise InputError(
             f"a Dask worker cannot run fastsort ({_in_one_line(error)}): install version {__version__} on "
-            "all of them."
+            "all workers."
         ) from None
 
 
-def _take(client: Any, waiting: deque[Any]) -> list[tuple[float, list[Any]]]:
-    """Wait for the first task, and take what it and those that are done after it have found."""
-    _wait(client, waiting[0])
+def _take_finished(client: Any, waiting: deque[Any]) -> list[tuple[float, list[Any]]]:
+    """Wait for the first task, and take its results and those of all finished tasks right after it."""
+    _wait_for(client, waiting[0])
     done = [waiting.popleft()]
     while waiting and waiting[0].status == "finished":
         done.append(waiting.popleft())
@@ -375,18 +401,18 @@ def _take(client: Any, waiting: deque[Any]) -> list[tuple[float, list[Any]]]:
     return results
 
 
-def _wait(client: Any, future: Any) -> None:
-    """Wait until a task is done, as long as there is a worker to do it."""
+def _wait_for(client: Any, future: Any) -> None:
+    """Wait until a task is done; give up if there has been no worker for a while."""
     from distributed import TimeoutError
 
-    alone = 0.0
-    while alone < ANOTHER:
+    without_worker = 0.0
+    while without_worker < NEW_WORKER_WAIT:
         try:
-            future.exception(timeout=LOOK)
+            future.exception(timeout=LOOK_INTERVAL)
             return
         except TimeoutError:
-            alone = 0.0 if client.ncores() else alone + LOOK
+            without_worker = 0.0 if client.ncores() else without_worker + LOOK_INTERVAL
     raise InputError(
-        f"all workers of the Dask cluster have gone, and none has come for {ANOTHER:g} s: start some, and "
-        f"sort once more; {GOES_ON}."
+        f"all workers of the Dask cluster have gone, and no new one has joined for {NEW_WORKER_WAIT:g} s: "
+        f"start some, and run again; {RESUMES}."
     )

@@ -1,9 +1,8 @@
-"""The contrast transfer function, and the phase flip that undoes its changes of sign."""
+"""The contrast transfer function, and the phase flip that reverses its changes of sign."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -11,19 +10,19 @@ import scipy.fft
 
 from fastsort._checks import InputError, check_box, check_count, check_images, check_positive
 from fastsort._jit import kernel
+from fastsort._types import Floats, Images, Singles
+from fastsort.particles.table import CtfParameters
 
-if TYPE_CHECKING:
-    from fastsort.particles.source import CtfParameters
 
-
-def contrast_transfer(ctf: CtfParameters, box: int, pixel_size: float) -> npt.NDArray[np.float32]:
-    """Contrast transfer function of each image on the half plane of a real FFT.
+def contrast_transfer(ctf: CtfParameters, box: int, pixel_size: float) -> Singles:
+    """Compute the contrast transfer function of each image on the half plane of a real FFT.
 
     Parameters
     ----------
     ctf : CtfParameters
-        Arrays of one entry an image: defocus (angstrom, positive where
-        underfocused), angles (degree), voltage (kV), spherical aberration (mm).
+        Arrays with one entry an image: defocus (angstrom, positive if underfocused),
+        astigmatism angle and phase shift (degree), voltage (kV), spherical aberration (mm),
+        amplitude contrast (fraction).
     box : int
         Side of the images in pixels.
     pixel_size : float
@@ -38,7 +37,7 @@ def contrast_transfer(ctf: CtfParameters, box: int, pixel_size: float) -> npt.ND
     Raises
     ------
     InputError
-        If a parameter is missing, infinite or outside its range.
+        If a parameter is infinite, NaN or outside its range, or the arrays differ in length.
 
     Notes
     -----
@@ -56,6 +55,19 @@ def contrast_transfer(ctf: CtfParameters, box: int, pixel_size: float) -> npt.ND
     ----------
     .. [1] Rohou, Grigorieff. CTFFIND4. J. Struct. Biol. 192 (2015), equations 2 to 5;
        RELION 3.1, ``src/ctf.h``.
+
+    Examples
+    --------
+    >>> import fastsort as fs
+    >>> images, truth = fs.simulate_particles(2, 2, box=32, ctf=True)
+    >>> transfer = fs.contrast_transfer(truth.ctf, 32, truth.pixel_size)
+    >>> transfer.shape
+    (4, 32, 17)
+
+    At frequency zero the function is the amplitude contrast:
+
+    >>> [round(float(value), 3) for value in transfer[:, 0, 0]]
+    [0.1, 0.1, 0.1, 0.1]
     """
     box = check_count("box", box)
     terms = phase_terms(ctf, check_positive("pixel_size", pixel_size, "A/px"))
@@ -81,7 +93,7 @@ def _half_turns(terms, y, x):
     return terms[0] * xx + terms[1] * yy + terms[2] * x * y - terms[3] * square * square + terms[4]
 
 
-def phase_flip(images: npt.ArrayLike, ctf: CtfParameters, pixel_size: float) -> npt.NDArray[np.float32]:
+def phase_flip(images: npt.ArrayLike, ctf: CtfParameters, pixel_size: float) -> Images:
     """Give every frequency of each image the sign that it has at low frequencies.
 
     Parameters
@@ -91,7 +103,7 @@ def phase_flip(images: npt.ArrayLike, ctf: CtfParameters, pixel_size: float) -> 
     ctf : CtfParameters
         One entry an image, as for `contrast_transfer`.
     pixel_size : float
-        Angstroms a pixel of these images, after any downsampling.
+        Angstroms a pixel of these images: after a crop, that of the cropped ones.
 
     Returns
     -------
@@ -101,6 +113,21 @@ def phase_flip(images: npt.ArrayLike, ctf: CtfParameters, pixel_size: float) -> 
     ------
     InputError
         If there are not as many parameters as images, or one is out of range.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsort as fs
+    >>> images, truth = fs.simulate_particles(2, 2, box=32, ctf=True)
+    >>> flipped = fs.phase_flip(images, truth.ctf, truth.pixel_size)
+    >>> flipped.shape
+    (4, 32, 32)
+
+    A second flip gives the images back, but for rounding:
+
+    >>> again = fs.phase_flip(flipped, truth.ctf, truth.pixel_size)
+    >>> bool(np.abs(again - images).max() < 1e-4 * np.abs(images).max())
+    True
     """
     if not (isinstance(images, np.ndarray) and images.dtype == np.float32 and images.ndim == 3):
         images = check_images(images)
@@ -109,7 +136,7 @@ def phase_flip(images: npt.ArrayLike, ctf: CtfParameters, pixel_size: float) -> 
     if len(terms) != len(images):
         raise InputError(
             f"ctf must hold one entry an image; got {len(terms)} for {len(images)} images: "
-            "take the parameters of these very images."
+            "give the parameters of these images, such as ctf.of(chosen)."
         )
     spectra = scipy.fft.rfft2(images, workers=1)
     _flip_signs(terms, box, spectra)
@@ -127,8 +154,8 @@ def _flip_signs(terms, box, spectra):
                     spectra[i, row, column] = -spectra[i, row, column]
 
 
-def phase_terms(ctf: CtfParameters, pixel_size: float) -> npt.NDArray[np.float64]:
-    """Coefficients of chi / pi as a polynomial in frequency (cycles a pixel).
+def phase_terms(ctf: CtfParameters, pixel_size: float) -> Floats:
+    """Compute the coefficients of chi / pi as a polynomial in frequency (cycles a pixel).
 
     Parameters
     ----------
@@ -139,8 +166,13 @@ def phase_terms(ctf: CtfParameters, pixel_size: float) -> npt.NDArray[np.float64
     Returns
     -------
     terms : ndarray of float64, shape (n, 5)
-        Of x^2, y^2, x y, -(x^2 + y^2)^2 and 1: with the double angle written
-        out, k^2 cos(2 theta) = x^2 - y^2, no pixel needs a direction.
+        Of x^2, y^2, x y, -(x^2 + y^2)^2 and 1. No pixel needs the direction theta,
+        because k^2 cos(2 theta) = x^2 - y^2.
+
+    Raises
+    ------
+    InputError
+        As for `contrast_transfer`.
     """
     names = (
         "defocus_u",
@@ -154,14 +186,21 @@ def phase_terms(ctf: CtfParameters, pixel_size: float) -> npt.NDArray[np.float64
     columns = [np.atleast_1d(np.asarray(getattr(ctf, name), dtype=np.float64)) for name in names]
     for name, column in zip(names, columns, strict=True):
         if column.shape != columns[0].shape or column.ndim != 1:
-            raise InputError(f"ctf.{name} must hold one number an image; got shape {column.shape}.")
+            raise InputError(
+                f"ctf.{name} must hold one number an image, as ctf.{names[0]} of shape {columns[0].shape} "
+                f"does; got shape {column.shape}."
+            )
         if not np.isfinite(column).all():
-            raise InputError(f"ctf.{name} must be finite; got {column[~np.isfinite(column)][0]}.")
+            first = int(np.flatnonzero(~np.isfinite(column))[0])
+            raise InputError(f"ctf.{name} must be finite; got {column[first]} for image {first}.")
     u, v, angle, phase_shift, voltage, aberration, amplitude = columns
     if (voltage <= 0).any():
-        raise InputError(f"ctf.voltage must be positive; got {voltage.min():g} kV.")
+        raise InputError(
+            f"ctf.voltage must be positive; got {voltage.min():g} kV: give it in kilovolts, such as 300."
+        )
     if ((amplitude < 0) | (amplitude > 1)).any():
-        raise InputError("ctf.amplitude_contrast must be between 0 and 1.")
+        outside = amplitude[(amplitude < 0) | (amplitude > 1)][0]
+        raise InputError(f"ctf.amplitude_contrast must be between 0 and 1; got {outside:g}.")
     volts = 1e3 * voltage
     wavelength = 12.2643247 / np.sqrt(volts * (1 + 0.978466e-6 * volts))
     mean = wavelength * (u + v) / 2 / pixel_size**2

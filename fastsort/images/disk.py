@@ -1,33 +1,48 @@
-"""The pixels of a disk, by a quarter of them: the others are mirror images."""
+"""A quarter of the pixels of a disk; the others are mirror images of these."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
-Indices = npt.NDArray[np.intp]
+from fastsort._types import Array, Floats, Images, Indices
 
 
 class Quarter(NamedTuple):
-    """Pixels of a disk with y >= 0 and x >= 0, counted from its centre, and how many mirror images each has.
+    """The pixels of a disk with y >= 0 and x >= 0.
 
     Attributes
     ----------
     y, x : ndarray of intp, shape (p,)
+        Counted from the centre of the disk.
     weights : ndarray of float64, shape (p,)
+        Number of mirror images of each pixel, itself included: 1, 2 or 4.
     """
 
     y: Indices
     x: Indices
-    weights: Array
+    weights: Floats
 
-    def unfolded(
-        self, samples: Array, angular: Indices, sine: npt.NDArray[Any], box: int
-    ) -> npt.NDArray[np.float32]:
-        """Images (L, box, box) of functions that go as cosines or sines, from their samples (L, p)."""
+    def unfolded(self, samples: Floats, angular: Indices, sine: Array, box: int) -> Images:
+        """Draw functions that vary with the angle as a cosine or a sine, from their values on the quarter.
+
+        Parameters
+        ----------
+        samples : ndarray of float64, shape (L, p)
+            Values of each function at these pixels.
+        angular : ndarray of intp, shape (L,)
+            How many times a function repeats in a full turn.
+        sine : ndarray of bool or int, shape (L,)
+            Whether it varies as a sine; otherwise as a cosine.
+        box : int
+            Side of the images in pixels.
+
+        Returns
+        -------
+        images : ndarray of float32, shape (L, box, box)
+            Zero outside the disk.
+        """
         functions = np.zeros((len(samples), box, box), dtype=np.float32)
         down = np.where(sine, -1, 1).astype(np.float32)[:, np.newaxis]
         across = down * np.where(angular % 2, -1, 1).astype(np.float32)[:, np.newaxis]
@@ -40,8 +55,8 @@ class Quarter(NamedTuple):
 
 
 def quarter_disk(radius: int) -> Quarter:
-    """Pixels nearer to the centre than a radius."""
+    """Return the pixels of a quarter that are nearer to the centre than a radius in pixels."""
     y, x = np.mgrid[:radius, :radius].reshape(2, -1)
-    # Even boxes have a row at -radius and none at radius: without it the disk is symmetric.
+    # An even box has a row at -radius and none at radius; the disk leaves it out, to be symmetric.
     y, x = np.compress(y * y + x * x < radius * radius, [y, x], axis=1)
     return Quarter(y, x, np.float64(1 + (y > 0)) * (1 + (x > 0)))

@@ -1,37 +1,37 @@
-"""Background mean and deviation, contrast sign, and images that cannot be judged."""
+"""Background brought to mean 0 and deviation 1, and images that cannot be judged."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from fastsort._jit import kernel
 from fastsort._reasons import BAD_PIXELS, FLAT, VALID
+from fastsort._types import Codes, Images, Singles
 
-# A pixel this many standard deviations from the mean of its image, and as far from all of its
-# neighbours, is a defect of the detector: nothing that a microscope images is so sharp.
+# A single pixel this many standard deviations from the mean of its image, with no neighbour half as far, is
+# a defect of the detector: nothing that a microscope shows is so sharp.
 HOT_PIXEL = 10.0
 
 
 class PixelStatistics(NamedTuple):
-    """What the pixels of each image say before anything is done to them.
+    """Statistics of the original pixels of each image.
 
     Attributes
     ----------
     codes : ndarray of int8, shape (n,)
         VALID, BAD_PIXELS (NaN, infinity or hot pixels) or FLAT (no variance).
     mean, std : ndarray of float32, shape (n,)
-        Of all pixels; zero for images with bad pixels.
+        Of all pixels; zero for images with bad pixels or without variance.
     """
 
-    codes: npt.NDArray[np.int8]
-    mean: npt.NDArray[np.float32]
-    std: npt.NDArray[np.float32]
+    codes: Codes
+    mean: Singles
+    std: Singles
 
 
-def inspect_pixels(images: npt.NDArray[np.float32]) -> PixelStatistics:
+def inspect_pixels(images: Images) -> PixelStatistics:
     """Find images that cannot be judged, and set them to zero in place.
 
     Parameters
@@ -47,25 +47,23 @@ def inspect_pixels(images: npt.NDArray[np.float32]) -> PixelStatistics:
     codes = np.empty(n, dtype=np.int8)
     mean = np.empty(n, dtype=np.float32)
     std = np.empty(n, dtype=np.float32)
-    _inspect(images, HOT_PIXEL, codes, mean, std)
+    _inspect(images, HOT_PIXEL, VALID, BAD_PIXELS, FLAT, codes, mean, std)
     return PixelStatistics(codes, mean, std)
 
 
-def normalize_background(
-    images: npt.NDArray[np.float32], radius: float
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def normalize_background(images: Images, radius: float) -> tuple[Singles, Singles]:
     """Bring the background of each image to mean 0 and standard deviation 1, in place.
 
     Parameters
     ----------
     images : ndarray of float32, shape (n, d, d)
     radius : float
-        Radius in pixels of the circle about pixel d // 2 outside of which lies the background.
+        Radius in pixels of the disk about pixel d // 2; the background is all that lies outside it.
 
     Returns
     -------
     mean, std : ndarray of float32, shape (n,)
-        Of the background before. An image without variance there becomes zero and has std 0.
+        Of the background before. An image whose background has no variance becomes zero, with std 0.
     """
     n, box = images.shape[:2]
     offset = np.arange(box) - box // 2
@@ -77,7 +75,7 @@ def normalize_background(
 
 
 @kernel
-def _inspect(images, hot, codes, means, stds):
+def _inspect(images, hot, valid, bad_pixels, flat, codes, means, stds):
     for i in range(images.shape[0]):
         image = images[i]
         means[i] = 0
@@ -85,24 +83,24 @@ def _inspect(images, hot, codes, means, stds):
         mean, variance, largest = _moments(image)
         std = np.sqrt(variance)
         if not (std < np.inf and abs(mean) < np.inf):
-            codes[i] = BAD_PIXELS
+            codes[i] = bad_pixels
         elif largest == 0:
-            codes[i] = FLAT
+            codes[i] = flat
         elif largest + abs(mean - image[0, 0]) > hot * std and _has_hot_pixel(image, mean, hot * std):
-            codes[i] = BAD_PIXELS
+            codes[i] = bad_pixels
         else:
-            codes[i] = VALID
+            codes[i] = valid
             means[i] = mean
             stds[i] = std
-        if codes[i] != VALID:
+        if codes[i] != valid:
             image[:] = 0
 
 
 @kernel
 def _moments(image):
-    # One pass. The bits of floats without their sign are ordered like integers: unlike a maximum of
-    # floats, which must care for NaN, a maximum of integers is vectorised. A float32 sum for each
-    # row is exact enough, once a typical value is taken off.
+    # One pass. The bits of floats without their sign are ordered like integers, and a maximum of
+    # integers is vectorised; a maximum of floats is not, because it must care for NaN. A float32 sum
+    # for each row is exact enough once a typical value is subtracted.
     d = image.shape[0]
     typical = np.float32(0)
     for x in range(d):

@@ -1,6 +1,6 @@
-"""Images brought to the working size: cropped, phase-flipped, normalised, and kept in a file.
+"""Working images: cropped, phase-flipped, normalised, and kept in a file.
 
-A journal beside the file says which batches stand in it, so that a run that was killed goes on after
+A journal beside the file lists the batches that are in it, so that a run that was killed continues after
 the last of them.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from io import BufferedReader
 from typing import NamedTuple
 
@@ -18,31 +18,35 @@ import numpy.typing as npt
 
 from fastsort._checks import InputError, check_choice, check_positive, check_radius
 from fastsort._crop import apply_crop
+from fastsort._progress import Progress
 from fastsort._reasons import VALID
+from fastsort._types import FilePath, Images, Singles
 from fastsort.images.batches import default_batch_size, map_batches
 from fastsort.images.ctf import phase_flip as flip_phases
 from fastsort.images.normalize import PixelStatistics, inspect_pixels, normalize_background
 from fastsort.images.work import fingerprint, source_identity
 from fastsort.particles.mrc import MrcHeader
-from fastsort.particles.source import CtfParameters, Particles, StackImages
+from fastsort.particles.source import Particles
+from fastsort.particles.store import StackImages
+from fastsort.particles.table import CtfParameters
 
 PHASE_FLIPS = ("auto", "yes", "no")
 WORKING = np.dtype(np.float16)
-# An entry of the journal: how many images, the sum of their bytes, their statistics, a checksum of all that.
+# An entry of the journal: number of images, sum of their bytes, their statistics, checksum of all that.
 _ENTRY = struct.Struct("<IQ")
 _CHECKSUM = struct.Struct("<I")
 _STATISTICS = (("codes", np.dtype("i1")), ("mean", np.dtype("<f4")), ("std", np.dtype("<f4")))
 
 
-class Prepared(NamedTuple):
-    """Working images, and what was seen of the original pixels.
+class WorkingImages(NamedTuple):
+    """Working images, and the statistics of the original pixels.
 
     Attributes
     ----------
     particles : Particles
-        Working images in half precision; zero where an image is unfit. They live as long as the file.
+        The working images in half precision, zero where an image is unfit. They live as long as the file.
     pixels : PixelStatistics
-        Of the original images, one entry an image.
+        One entry for each original image.
     """
 
     particles: Particles
@@ -51,15 +55,15 @@ class Prepared(NamedTuple):
 
 def prepare_images(
     particles: Particles,
-    operator: npt.NDArray[np.float32],
-    path: str | os.PathLike[str],
+    operator: Singles,
+    path: FilePath,
     *,
     radius: float | None = None,
     ctf: CtfParameters | None = None,
     n_jobs: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Prepared:
-    """Read every image once and write what the methods work on.
+    progress: Progress | None = None,
+) -> WorkingImages:
+    """Read every image once and write the working image that the methods use.
 
     Parameters
     ----------
@@ -67,29 +71,36 @@ def prepare_images(
     operator : ndarray of float32, shape (size, box)
         From `crop_operator`.
     path : path
-        File to be written: 2 bytes a working pixel. With its journal, ``path.done``, of 9 bytes an
-        image, it may be what an earlier call with the same arguments has left, whole or in part: images
-        that stand in it are not read again, and the bits are those of an undisturbed call.
+        File to be written, 2 bytes a working pixel. Its journal, ``path.done``, has 9 bytes an image.
+        If an earlier call with the same arguments has left both, whole or in part, the images in the
+        file are not read again; the result has the bits of an undisturbed call.
     radius : float, optional
-        Of the particle, in working pixels: outside it is background. By default half the box.
+        Radius of the particle in working pixels; the background lies outside it. By default half the box.
     ctf : CtfParameters, optional
-        To flip phases with, one entry an image.
+        One entry an image: phases are flipped with it. By default no phases are flipped.
     n_jobs : int, optional
-        Workers, as joblib counts them. Results do not depend on it.
+        Number of workers, as in joblib. Results do not depend on it.
     progress : callable, optional
         Called as ``progress(images_done, images_in_all)``.
 
     Returns
     -------
-    prepared : Prepared
+    working : WorkingImages
+
+    Raises
+    ------
+    InputError
+        If an image can no longer be read.
+    OSError
+        If the file cannot be written.
     """
     n, size = len(particles), len(operator)
     pixel_size = particles.pixel_size * particles.box / size
-    place = os.fspath(path)
-    journal = place + ".done"
+    file_path = os.fspath(path)
+    journal = file_path + ".done"
     batch_size = default_batch_size(particles.box)
     title = fingerprint("images", source_identity(particles), operator, radius, ctf, batch_size).encode()
-    batches = list(_resume(place, journal, title, n, size))
+    batches = list(_resume(file_path, journal, title, n, size))
     done = sum(len(batch.codes) for batch in batches)
     if done and progress:
         progress(done, n)
@@ -99,7 +110,7 @@ def prepare_images(
         operator,
         pixel_size,
         radius,
-        place,
+        file_path,
         done,
         each=(ctf and ctf.of(slice(done, None)),),
         batch_size=batch_size,
@@ -108,36 +119,36 @@ def prepare_images(
     )
     with open(journal, "ab", buffering=0) as file:
         for pixels, total in rest:
-            # The images stand in their file by now: an entry never promises more than there is.
+            # Images are written before their entry, so that no entry promises images that are not there.
             file.write(_entry(pixels, total))
             batches.append(pixels)
     pixels = PixelStatistics(*(np.concatenate(column) for column in zip(*batches, strict=True)))
-    # Read, not mapped, since mapped pages count as memory.
-    header = MrcHeader(place, n, size, size, WORKING, 0, pixel_size)
+    # The file is read and not mapped, because mapped pages count as memory.
+    header = MrcHeader(file_path, n, size, size, WORKING, 0, pixel_size)
     sections = np.arange(n, dtype=np.int32)
     stack = StackImages([header], np.zeros_like(sections), sections)
-    return Prepared(Particles(stack, size, pixel_size, place), pixels)
+    return WorkingImages(Particles(stack, size, pixel_size, file_path), pixels)
 
 
 def _prepare(
-    images: npt.NDArray[np.float32],
+    images: Images,
     start: int,
     ctf: CtfParameters | None,
-    operator: npt.NDArray[np.float32],
+    operator: Singles,
     pixel_size: float,
     radius: float | None,
     path: str,
     done: int,
 ) -> tuple[PixelStatistics, int]:
-    """Bring a batch to the working size and write it to its place; images that are unfit become zero."""
+    """Make the working images of a batch and write them to their place; unfit images become zero."""
     pixels = inspect_pixels(images)
     cropped = apply_crop(images, operator)
     if ctf is not None:
         cropped = flip_phases(cropped, ctf, pixel_size)
     normalize_background(cropped, 0.5 * len(operator) if radius is None else radius)
-    # Beyond this, half precision is infinite; nothing that has to be judged is.
+    # Larger values would be infinite in half precision; no image that can be judged has any.
     working = np.clip(cropped, -6e4, 6e4, out=cropped).astype(WORKING)
-    # Not for reading: a client of a network disk would write back whole pages, with what others wrote.
+    # Write only: opened for reading too, a network disk would write back whole pages over others' images.
     with os.fdopen(os.open(path, os.O_WRONLY), "wb") as file:
         file.seek((done + start) * working[0].nbytes)
         file.write(working.data)
@@ -145,7 +156,7 @@ def _prepare(
 
 
 def _total(working: npt.NDArray[np.float16]) -> int:
-    """Sum up the bytes of images, eight at a time: many times as fast as a checksum, and zeros show."""
+    """Sum the bytes of images, eight at a time: much faster than a checksum, and lost pages still show."""
     numbers = np.frombuffer(working, np.uint64, working.nbytes // 8)
     return int(numbers.sum(dtype=np.uint64))
 
@@ -157,7 +168,7 @@ def _entry(pixels: PixelStatistics, total: int) -> bytes:
 
 
 def _read_entry(file: BufferedReader) -> tuple[PixelStatistics, int] | None:
-    """Read the next entry of a journal; None where it ends, or was torn."""
+    """Read the next entry of a journal; None at its end, or where a killed run left half an entry."""
     entry = file.read(_ENTRY.size)
     if len(entry) < _ENTRY.size:
         return None
@@ -168,15 +179,15 @@ def _read_entry(file: BufferedReader) -> tuple[PixelStatistics, int] | None:
         zlib.crc32(entry)
     ):
         return None
-    columns, place = [], _ENTRY.size
+    columns, offset = [], _ENTRY.size
     for _, kind in _STATISTICS:
-        columns.append(np.frombuffer(entry, kind, count, place).copy())
-        place += count * kind.itemsize
+        columns.append(np.frombuffer(entry, kind, count, offset).copy())
+        offset += count * kind.itemsize
     return PixelStatistics(*columns), total
 
 
 def _resume(path: str, journal: str, title: bytes, n: int, size: int) -> Iterator[PixelStatistics]:
-    """Yield the statistics of the batches that stand in the file, and make both files ready for the next."""
+    """Yield the statistics of the batches in the file, then make both files ready for the next batch."""
     length = n * size * size * WORKING.itemsize
     end = 0
     try:
@@ -186,7 +197,7 @@ def _resume(path: str, journal: str, title: bytes, n: int, size: int) -> Iterato
                 while entry := _read_entry(entries):
                     pixels, total = entry
                     working = np.fromfile(images, WORKING, len(pixels.codes) * size * size)
-                    # A computer that has lost its power may have kept the entry and lost the images.
+                    # After a power failure the disk may have the entry and not the images.
                     if _total(working) != total:
                         break
                     yield pixels
@@ -203,31 +214,37 @@ def _resume(path: str, journal: str, title: bytes, n: int, size: int) -> Iterato
 
 
 def working_radius(particles: Particles, diameter: float | None, size: int) -> float | None:
-    """Return the radius in working pixels of a particle whose diameter is given in angstroms."""
+    """Return the radius of a particle in working pixels; its diameter is in angstroms."""
     if diameter is None:
         return None
     diameter = check_positive("diameter", diameter, "angstrom")
     if not np.isfinite(particles.pixel_size):
         raise InputError(
-            "the pixel size is unknown, so a diameter in angstroms means nothing: give the pixel size too."
+            f"the pixel size is unknown, so the diameter of {diameter:g} angstrom has no length in pixels: "
+            "give the pixel size too."
         )
     return check_radius(diameter / particles.pixel_size / 2, particles.box) * size / particles.box
 
 
 def ctf_to_flip(particles: Particles, phase_flip: str) -> CtfParameters | None:
-    """Return the CTF with which phases must be flipped, or None where they must not.
+    """Return the CTF to flip phases with, or None if phases are not to be flipped.
 
     Parameters
     ----------
     particles : Particles
     phase_flip : {"auto", "yes", "no"}
-        "auto" flips where the source knows the defocus and does not say that it was done.
+        "auto" flips if the source gives a CTF and does not say that the phases are flipped already.
+
+    Raises
+    ------
+    InputError
+        If `phase_flip` is "yes" and the source gives no CTF.
     """
     check_choice("phase_flip", phase_flip, PHASE_FLIPS)
     if phase_flip == "yes" and particles.ctf is None:
         raise InputError(
-            "phases cannot be flipped: the source gives no defocus, voltage, spherical aberration and "
-            "amplitude contrast."
+            "phases cannot be flipped, because the source does not give defocus, voltage, spherical "
+            "aberration and amplitude contrast: use phase_flip='auto' or 'no'."
         )
     if phase_flip == "no" or (phase_flip == "auto" and is_corrected(particles)):
         return None
@@ -235,20 +252,14 @@ def ctf_to_flip(particles: Particles, phase_flip: str) -> CtfParameters | None:
 
 
 def is_corrected(particles: Particles) -> bool:
-    """Whether the STAR file says that something has dealt with the phases already."""
-    if particles.star is None:
-        return False
-    for block in particles.star.blocks:
-        for label in ("_rlnCtfDataArePhaseFlipped", "_rlnCtfDataAreCtfPremultiplied"):
-            if label in block.labels and block.n_rows and np.all(block.floats(label) == 1):
-                return True
-    return False
+    """Return whether the STAR file says that the phases are flipped or multiplied already."""
+    return particles.table.correction != ""
 
 
 def sample_batches(
-    particles: Particles, operator: npt.NDArray[np.float32], number: int, batch_size: int, seed: int
-) -> Iterator[npt.NDArray[np.float32]]:
-    """Read images to learn from, and crop them.
+    particles: Particles, operator: Singles, number: int, batch_size: int, seed: int
+) -> Iterator[Images]:
+    """Read images to learn from, chosen at random, and crop them.
 
     Parameters
     ----------
@@ -256,15 +267,15 @@ def sample_batches(
     operator : ndarray of float32, shape (size, box)
         From `crop_operator`.
     number : int
-        How many are read at most, chosen at random.
+        Number of images to be read, at most all.
     batch_size : int
-        How many are read at a time.
+        Number of images read at a time.
     seed : int
 
     Yields
     ------
     images : ndarray of float32, shape (k, size, size)
-        Those of a batch that are fit, in ascending order; possibly none.
+        The images of a batch that are not unfit, in ascending order; possibly none.
     """
     chosen = np.arange(len(particles))
     if len(chosen) > number:
@@ -274,10 +285,8 @@ def sample_batches(
         yield apply_crop(part[inspect_pixels(part).codes == VALID], operator)
 
 
-def crop_and_normalize(
-    images: npt.NDArray[np.float32], operator: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
-    """Crop images, and give what lies outside the disk that fits their box mean 0 and deviation 1."""
+def crop_and_normalize(images: Images, operator: Singles) -> Images:
+    """Crop images, then normalise their background: all that lies outside the largest disk in the box."""
     images = apply_crop(images, operator)
     normalize_background(images, 0.5 * len(operator))
     return images

@@ -1,4 +1,4 @@
-"""The work folder of a run: what is done stays done, should the run be killed."""
+"""The work folder of a run: a run that was killed continues from what it has saved there."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fastsort._checks import InputError
 from fastsort._saved import load, save
+from fastsort._types import Array, FilePath
 from fastsort._version import __version__
-from fastsort.particles.source import ArrayImages, Particles
+from fastsort.particles.source import Particles
+from fastsort.particles.store import ArrayImages
 
 try:
     import fcntl
 except ImportError:  # Windows has no such locks.
     fcntl = None  # type: ignore[assignment]
 
+# How many images tell one array from another.
 N_HASHED = 256
+# How often to try for a lock whose folder another run removes at the same moment.
 _TRIES = 100
 _LOCK = "lock"
 _FINGERPRINT = "fingerprint"
@@ -40,7 +43,7 @@ _OWN_FILE = re.compile(
 
 @dataclass(frozen=True)
 class WorkFolder:
-    """Where a run keeps what it has done.
+    """The folder in which a run saves what it has computed so far.
 
     Attributes
     ----------
@@ -50,27 +53,29 @@ class WorkFolder:
     folder: Path
 
     def path(self, name: str) -> Path:
-        """Return where a file called `name` is to stand: ``NAME.work``, beside it ``NAME.work.done``."""
+        """Return the path of a file of this run, ``NAME.work``; its journal is ``NAME.work.done``."""
         return self._place(name, "work")
 
     def stage(self, name: str, compute: Callable[[], Any]) -> Any:
-        """Return what a stage of the run has computed, now or before the run was killed.
+        """Return the value of a stage: the saved one, or a new one, which is saved first.
 
         Parameters
         ----------
         name : str
-            Of lower-case letters, digits, - and _.
+            Lower-case letters, digits, - and _.
         compute : callable
-            Called without arguments where the stage is not whole yet.
+            Called without arguments if no whole value is saved.
 
         Returns
         -------
         value
-            What was saved, read again: never the value that `compute` returned. Its arrays lie the
-            same way in memory whether the run was interrupted or not, and so later sums have the same bits.
+            Always the saved value, read from its file. Its arrays have the same layout in memory whether
+            the run was interrupted or not, so that later sums have the same bits.
 
         Raises
         ------
+        ValueError
+            If `name` has other characters.
         TypeError
             If the value cannot be saved; see `fastsort._saved.save`.
         """
@@ -88,22 +93,20 @@ class WorkFolder:
 
 
 @contextmanager
-def work_folder(
-    path: str | os.PathLike[str] | None, *, fingerprint: str, keep: bool = False
-) -> Iterator[WorkFolder]:
-    """Open a folder in which a run can be killed and go on later.
+def work_folder(path: FilePath | None, *, fingerprint: str, keep: bool = False) -> Iterator[WorkFolder]:
+    """Open the work folder of a run.
 
     Parameters
     ----------
     path : path or None
-        Made if it is missing. It may hold what an earlier run left and nothing else. None takes a
-        temporary folder of the system.
+        Made if it is missing. It may hold files of an earlier run and nothing else. None makes a
+        temporary folder.
     fingerprint : str
-        One line that says what is computed, from `fingerprint`. What a run with another one has left is
-        removed first.
+        One line that says what is computed, from the function `fingerprint`. Files of a run with another
+        fingerprint are removed first.
     keep : bool
-        Whether the folder stays when all went well. After an error it stays in any case if it was
-        named and anything has been done.
+        Whether the folder stays after success. After an error it stays in any case if it has a
+        `path` and holds any results.
 
     Yields
     ------
@@ -112,49 +115,49 @@ def work_folder(
     Raises
     ------
     InputError
-        If another run is using the folder, it holds files of anyone else, or it cannot be made.
+        If another run is using the folder, it holds other files, or it cannot be made.
     """
     if path is None:
         if keep:
-            raise InputError("a temporary work folder cannot be kept: name one.")
+            raise InputError("a temporary work folder cannot be kept: name one to keep.")
         with tempfile.TemporaryDirectory(prefix=_PREFIX) as name:
             yield WorkFolder(Path(name))
         return
     folder = Path(os.path.abspath(path))
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"work folder {folder} is a file: give another one.")
+        raise InputError(f"work folder {folder} is a file: give a folder.")
     new_parents = [parent for parent in folder.parents if not parent.exists()]
     _refuse_foreign(folder)
     with hold_lock(folder / _LOCK, f"another run is using work folder {folder}: wait, or give another one."):
-        # Once more: it may have changed hands before the lock was ours.
+        # Checked again: another run may have used it before this one had the lock.
         _refuse_foreign(folder)
-        _begin(folder, fingerprint)
+        _remove_leftovers(folder, fingerprint)
         done = False
         try:
             yield WorkFolder(folder)
             done = True
         finally:
-            idle = all(item.name in (_LOCK, _FINGERPRINT) for item in folder.iterdir())
-            if (done and not keep) or (idle and not done):
+            empty = all(item.name in (_LOCK, _FINGERPRINT) for item in folder.iterdir())
+            if (done and not keep) or (empty and not done):
                 _remove(folder, new_parents)
 
 
 @contextmanager
 def hold_lock(path: Path, refusal: str) -> Iterator[None]:
-    """Hold a lock that ends with the process, whatever ends it.
+    """Hold a lock, which the system lifts when the process ends in whatever way.
 
     Parameters
     ----------
     path : Path
-        A file; made if it is missing, as is its folder. It stays: whoever removes it should do so
-        while holding the lock. Where the file system knows no locks, nothing is held.
+        A file; it and its folder are made if they are missing. The file stays; remove it only while
+        holding the lock. If the file system has no locks, the context runs without one.
     refusal : str
-        What to tell a user while somebody else holds it.
+        Message of the error if another process holds the lock.
 
     Raises
     ------
     InputError
-        If somebody else holds it, or the file cannot be made.
+        If another process holds the lock, or the file cannot be made.
     """
     for trial in range(_TRIES):
         try:
@@ -162,12 +165,12 @@ def hold_lock(path: Path, refusal: str) -> Iterator[None]:
             file = open(path, "ab")
         except OSError as error:
             if isinstance(error, FileNotFoundError) and trial < _TRIES - 1:
-                # The one who held the lock has just removed the folder.
+                # The run that held the lock has just removed the folder.
                 continue
-            raise InputError(f"cannot write {path}: {error.strerror}: give another folder.") from None
+            raise InputError(f"cannot write {path} ({error.strerror}): give another folder.") from None
         with file:
             _lock(file.fileno(), refusal)
-            # A file that was removed before it was ours keeps nobody out.
+            # If the file was removed before this run had the lock, another run may lock a new one.
             if _is_at(path, file.fileno()):
                 yield
                 return
@@ -175,25 +178,30 @@ def hold_lock(path: Path, refusal: str) -> Iterator[None]:
 
 
 def fingerprint(*parts: Any) -> str:
-    """Return what tells one computation from another.
+    """Return digits that differ from those of any other computation.
 
     Parameters
     ----------
     *parts
-        What the results depend on: anything that JSON can hold, paths, arrays, and Particles, which
-        count as `source_identity` has it.
+        All that the results depend on: anything that JSON can hold, paths, arrays, and Particles, of which
+        the `source_identity` counts.
 
     Returns
     -------
     fingerprint : str
-        64 hexadecimal digits. Another version of the package gives another one.
+        64 hexadecimal digits. The version of the package counts too.
+
+    Raises
+    ------
+    TypeError
+        If a part is anything else.
     """
     text = json.dumps([__version__, *parts], sort_keys=True, default=_plain)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def source_identity(particles: Particles) -> str:
-    """Return what tells one set of images from another, without reading them all.
+    """Return digits that differ from those of any other set of images, without reading all images.
 
     Parameters
     ----------
@@ -202,9 +210,14 @@ def source_identity(particles: Particles) -> str:
     Returns
     -------
     identity : str
-        64 hexadecimal digits: of the path, size and time of every stack, and which image stands where;
-        of an array or any other source, of its kind and at most 256 evenly spaced images. The pixel
-        size, the CTF and the micrographs count too.
+        64 hexadecimal digits. For stacks the path, size and time of each file count, and where each image
+        is; for an array or any other source its type and at most 256 evenly spaced images. Pixel size, CTF
+        and micrographs count too.
+
+    Raises
+    ------
+    InputError
+        If a stack cannot be found.
     """
     store = particles.store
     parts: list[Any] = [len(particles), particles.box, particles.pixel_size]
@@ -224,7 +237,7 @@ def _file_identity(path: str) -> list[Any]:
     try:
         status = os.stat(path)
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}.") from None
+        raise InputError(f"cannot read {path} ({error.strerror}): check that the file is there.") from None
     return [os.path.abspath(path), status.st_size, status.st_mtime_ns]
 
 
@@ -241,7 +254,7 @@ def _plain(part: Any) -> Any:
     raise TypeError(f"a fingerprint cannot count a {type(part).__name__}.")
 
 
-def _digest(array: npt.NDArray[Any]) -> str:
+def _digest(array: Array) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()
 
 
@@ -253,7 +266,7 @@ def _lock(descriptor: int, refusal: str) -> None:
     except BlockingIOError:
         raise InputError(refusal) from None
     except OSError:
-        # Some network file systems know no locks: better unguarded than not at all.
+        # Some network file systems have no locks; the run goes on without one.
         return
 
 
@@ -271,7 +284,7 @@ def _is_own(item: Path) -> bool:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Refuse a folder that holds anything which no run has written."""
+    """Refuse a folder that holds anything that fastsort did not write."""
     if not folder.is_dir():
         return
     held = {item.name: _is_own(item) for item in folder.iterdir()}
@@ -284,21 +297,21 @@ def _refuse_foreign(folder: Path) -> None:
             )
 
 
-def _begin(folder: Path, fingerprint: str) -> None:
-    """Go on where a run with the same fingerprint was killed, or remove what another one left."""
+def _remove_leftovers(folder: Path, fingerprint: str) -> None:
+    """Remove what this run cannot use: unfinished files, and all files of a run with another fingerprint."""
     mark = folder / _FINGERPRINT
     try:
         same = mark.read_text() == fingerprint
     except (OSError, UnicodeDecodeError):
         same = False
     for item in folder.iterdir():
-        # A folder of one stage is of no use to another run.
+        # A run cannot continue from half a file, nor from the temporary folder of a stage.
         if item.is_dir() or item.name.endswith(".partial"):
             _discard(item)
         elif not same and item.name not in (_LOCK, _FINGERPRINT):
             _discard(item)
     if not same:
-        # The last, so that whatever a killed run leaves is known by its fingerprint.
+        # Written last, so that the files of a killed run always stand beside their own fingerprint.
         partial = mark.with_name(f"{_FINGERPRINT}.partial")
         partial.write_text(fingerprint)
         partial.replace(mark)
@@ -312,7 +325,7 @@ def _discard(item: Path) -> None:
 
 
 def _remove(folder: Path, new_parents: list[Path]) -> None:
-    """Remove what is ours, the lock at the end, and every folder that is empty then and was made for it."""
+    """Remove the files of the run, the lock last, and then the folders that were made for it, if empty."""
     with suppress(OSError):
         for item in sorted(folder.iterdir(), key=lambda item: (item.name == _LOCK, item.name)):
             if _is_own(item):

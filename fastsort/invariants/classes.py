@@ -1,94 +1,57 @@
-"""Classes of images: found on the map, sharpened by alignment, ranked without labels, and grouped."""
+"""Divide images into classes: on the map of their features first, then by alignment to class averages."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from fastsort._brief import brief
 from fastsort._checks import InputError, check_choice, check_count, check_radius
-from fastsort.invariants.align import NEAREST, Images, Indices, match_to_references
-from fastsort.invariants.averages import (
-    ClassAverages,
-    Floats,
-    averages_to_match,
-    class_averages,
-    resolved_rings,
-    weigh_rings,
-)
+from fastsort._progress import Progress, part_of
+from fastsort._types import Array, Bools, Floats, Images, Indices, Singles
+from fastsort.invariants.align import NEAREST, match_to_references
+from fastsort.invariants.averages import ClassAverages, averages_to_match, class_averages
 from fastsort.invariants.features import invariant_features, ring_statistics
+from fastsort.invariants.groups import group_classes
 from fastsort.invariants.map import EMBEDDINGS, ParticleMap, map_features
-from fastsort.particles.source import open_particles
+from fastsort.invariants.ranking import RADIUS, ClassRanking, rank_classes
+from fastsort.invariants.ring_correlation import weigh_rings
+from fastsort.particles.source import Particles, as_particles
 
-if TYPE_CHECKING:
-    from fastsort.particles.source import Particles
-
-Array = npt.NDArray[np.float64]
-
-# The particle's radius where nothing is said of it, in parts of the box.
-RADIUS = 0.4
-# How far from the middle a particle is looked for, in parts of the box: where it fills two thirds of the
-# box, half of it is outside from there on.
+# How far from the middle of the box the alignment looks for a particle, in parts of the box: farther out,
+# half of a particle that fills two thirds of the box would be outside.
 REACH = 0.375
-# Where the number of classes is not given there are so many at least, as long as they have members
-# enough: images in a class must be alike to be aligned.
+# If the number of classes is not given, there are at least so many, as long as each has enough members:
+# images in a class must be alike to be aligned.
 FEWEST_CLASSES, IMAGES_A_CLASS = 10, 100
-# Rounds of alignment for averages that are looked at or start from nothing, and for those in between.
+# Rounds of alignment for averages that start from nothing or are returned, and for those in between.
 N_ROUNDS, N_BETWEEN = 2, 1
 # Above this expected share of mistakes, displaced images cannot be told from the others.
 CONFUSED = 0.12
-# Features of one image are noisy: among so many classes they leave out none.
+# Features of one image are noisy: they must leave at least so many classes to choose from.
 FEWEST_CANDIDATES = 10
-# Frequencies with less noise than this, in parts of the largest, count as having so much.
+# Frequencies with less noise than this, in parts of the largest, count as having this much.
 LEAST_NOISE = 1e-3
-# The narrowest that particles are taken to lie about the middle, in pixels.
+# Particles scatter about the middle by at least so much, in pixels.
 NARROWEST = 0.25
-# How much worse than usual a class may be in any one respect, in octaves.
-USUAL = 0.5
-# Steps into which the progress of the stages is divided.
+# Steps that the progress counts, and where in the whole work its longest parts begin and end.
 N_STEPS = 1000
+PARTS = {
+    "features": (0.0, 0.1),
+    "first averages": (0.2, 0.35),
+    "match 1": (0.35, 0.55),
+    "averages 1": (0.55, 0.65),
+    "match 2": (0.65, 0.85),
+    "averages 2": (0.85, 0.95),
+    "displaced": (0.95, 1.0),
+}
 # Columns of `ClassAverages` that have one entry a class; the others have one an image.
 OF_CLASSES = ("averages", "size", "spread", "resolution", "frc")
-# Outside the particle begins here, in parts of its radius.
-OUTSIDE = 1.15
 
-
-@brief
-class ClassRanking(NamedTuple):
-    """What speaks for and against each class; one entry a class.
-
-    Attributes
-    ----------
-    score : ndarray of float64, shape (C,)
-        Larger for junk; above 1 a class counts as junk. Infinite for an empty class.
-    junk : ndarray of bool, shape (C,)
-    displaced : ndarray of float64, shape (C,)
-        Mean probability of the members that they have no particle in the middle.
-    contrast : ndarray of float64, shape (C,)
-        Power of the average inside the particle's disk minus that outside, over the larger of the two,
-        what noise leaves in an average of so many members taken off: from -1 to 1.
-    sharpness : ndarray of float64, shape (C,)
-        Resolution that so many members of the typical class would reach, over the resolution: 1 for a
-        class that is as sharp as others of its size, 0 for one that has no resolution.
-    likeness : ndarray of float64, shape (C,)
-        Mean correlation of the members with the average of the other half of the class.
-    compactness : ndarray of float64, shape (C,)
-        Median distance on the map of all images from their median place, over that of the members from
-        theirs.
-    """
-
-    score: Array
-    junk: npt.NDArray[np.bool_]
-    displaced: Array
-    contrast: Array
-    sharpness: Array
-    likeness: Array
-    compactness: Array
+Stage = Callable[[str, Callable[[], Any]], Any]
 
 
 @brief
@@ -98,19 +61,19 @@ class Classification(NamedTuple):
     Attributes
     ----------
     label : ndarray of intp, shape (n,)
-        Class of each image; -1 for images that are flat, or have a NaN or an infinity.
+        Class of each image; -1 for images that are flat or hold a NaN or an infinity.
     displaced : ndarray of float64, shape (n,)
-        Probability that no particle lies in the middle; 1 for images without a class.
+        Probability that no particle lies in the middle of the image; 1 for images without a class.
     map : ParticleMap
-        Places by features. Its classes are those with which the search began.
+        Where each image lies among the others. Its labels are the classes that the search started from.
     averages : ClassAverages
     ranking : ClassRanking
     group : ndarray of intp, shape (C,)
-        Kind of particle that each class shows, the most frequent first; -1 for junk.
+        Kind of particle that each class shows, from 0 for the most frequent; -1 for junk.
     """
 
     label: Indices
-    displaced: Array
+    displaced: Floats
     map: ParticleMap
     averages: ClassAverages
     ranking: ClassRanking
@@ -118,7 +81,7 @@ class Classification(NamedTuple):
 
 
 def classify_images(
-    images: npt.NDArray[Any] | Particles,
+    images: Array | Particles,
     n_classes: int | None = None,
     *,
     radius: float | None = None,
@@ -127,7 +90,7 @@ def classify_images(
     embedding: str = "auto",
     n_jobs: int | None = None,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Classification:
     """Divide images into classes, average, rank and group them.
 
@@ -136,20 +99,21 @@ def classify_images(
     images : ndarray, shape (n, d, d), or Particles
         Phase-flipped, if there is a contrast transfer function.
     n_classes : int, optional
-        In all, give or take one; some may turn out empty and are left out. 1 does not divide the images.
-        By default what the Bayesian information criterion says of the features, but at least one for
-        100 images, up to 10.
+        Number of classes. There may be one more, and fewer if some turn out empty; 1 does not divide the
+        images. By default the number with the best Bayesian information criterion on the features, but at
+        least one class for every 100 images, up to 10 classes.
     radius : float, optional
-        Of the particle, in pixels; by default 0.4 of the box.
+        Radius of the particle in pixels; by default 0.4 of the box.
     n_groups : int
-        Into how many kinds of particle the classes that are no junk are sorted.
+        Number of kinds of particle into which to sort the classes that are no junk.
     max_order : int
-        Of the Zernike features.
+        Highest order of the Zernike features.
     embedding : {"auto", "umap", "pca"}
         As for `map_features`.
     n_jobs : int, optional
         Workers, as joblib counts them. Results do not depend on it.
     seed : int
+        Random seed of the map.
     progress : callable, optional
         Called as ``progress(steps_done, steps_in_all)``.
 
@@ -160,55 +124,117 @@ def classify_images(
     Raises
     ------
     InputError
-        If the images cannot be used, there are fewer than classes, or a parameter is out of range.
+        If the images cannot be used, there are fewer images than classes, or a parameter is out of range.
 
     Notes
     -----
-    A mixture among features that neither a turn nor a shift changes [1]_ makes the first classes, and
-    `class_averages` their averages. Then, twice, every image is aligned to the ten averages whose members
-    have the nearest features, or to a fifth of all where that is more [2]_, wherever in the image the
-    particle is. It goes to the one that it looks most like, and the averages are made again. Frequencies
-    are weighted against the noise, as in a matched filter.
+    A mixture of Gaussians on features that neither a turn nor a shift changes [1]_ gives the first
+    classes, and `class_averages` their averages. Then, twice, every image is aligned to the ten averages
+    whose members have the nearest features, or to a fifth of all averages if that is more [2]_. The
+    alignment looks for the particle nearly anywhere in the box and weights frequencies against the noise,
+    as a matched filter does. Each image joins the class whose average it fits best, and the averages are
+    made again.
 
-    Particles lie about the middle, normally distributed on each axis; what is found in noise, in ice or
-    along the edge of a carbon film lies anywhere. Width and share of the two are fitted by expectation
-    maximisation. Images that are more likely of the second kind are displaced: as long as the two can
-    be told apart, they leave their classes and make others by their features: in proportion to the
-    images, but no more than half of the classes, and one more where they are few.
+    Particles lie about the middle of the box, normally distributed on each axis; what alignment finds in
+    noise, in ice or along the edge of a carbon film lies anywhere. Expectation maximisation fits the width
+    of the first and the shares of the two. Images that are more likely of the second kind are displaced.
+    As long as the two kinds can be told apart, displaced images leave their classes and are divided by
+    their features into classes of their own: as many as their share of the images, but at most half of the
+    classes, and at least one.
 
     References
     ----------
     .. [1] Da, Yeo, Yang, Loh, "CryoEM 2D classification with translational and rotational invariant
        features".
     .. [2] Gu, "Machine Learning Problems in Cryo-EM" (2018).
+
+    Examples
+    --------
+    >>> import fastsort as fs
+    >>> images, truth = fs.simulate_particles(60, 0, box=32, snr=2, seed=1)
+    >>> classes = fs.classify_images(images, 2, embedding="pca")
+    >>> classes.label.shape, len(classes.averages.size) in (1, 2, 3)
+    ((60,), True)
+    >>> bool((~classes.ranking.junk[classes.label]).mean() > 0.9)
+    True
     """
-    particles = open_particles(images)
+    return find_classes(
+        as_particles(images),
+        n_classes,
+        radius=radius,
+        n_groups=n_groups,
+        max_order=max_order,
+        embedding=embedding,
+        n_jobs=n_jobs,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def _at_once(name: str, compute: Callable[[], Any]) -> Any:
+    """Run a stage without keeping what it computes."""
+    return compute()
+
+
+def find_classes(
+    particles: Particles,
+    n_classes: int | None,
+    *,
+    stage: Stage = _at_once,
+    radius: float | None = None,
+    n_groups: int = 1,
+    max_order: int = 20,
+    embedding: str = "auto",
+    n_jobs: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Classification:
+    """Do what `classify_images` does, in stages that may be kept and resumed.
+
+    Parameters
+    ----------
+    particles : Particles
+    n_classes, radius, n_groups, max_order, embedding, n_jobs, seed, progress
+        As for `classify_images`.
+    stage : callable
+        Called as ``stage(name, compute)``. It returns what ``compute()`` returns, now or in an earlier run
+        with the same images and options (see `WorkFolder.stage`).
+
+    Returns
+    -------
+    classes : Classification
+    """
     if n_classes is not None:
         check_count("n_classes", n_classes)
     check_count("n_groups", n_groups)
     check_choice("embedding", embedding, EMBEDDINGS)
     seed = check_count("seed", seed, 0)
     radius = RADIUS * particles.box if radius is None else check_radius(radius, particles.box)
-    stages = _Stages(progress)
-    noise = ring_statistics(particles, n_jobs=n_jobs).noise
-    features = invariant_features(
-        particles, max_order, noise_floor=noise, n_jobs=n_jobs, progress=stages.next(0.1)
-    )
-    fewest = min(max(len(particles) // IMAGES_A_CLASS, 1), FEWEST_CLASSES)
-    places = map_features(features, n_classes, fewest=fewest, embedding=embedding, seed=seed)
-    stages.next(0.1)
-    averages = class_averages(
-        particles,
-        places.label,
-        n_iterations=N_ROUNDS,
-        radius=radius,
-        n_jobs=n_jobs,
-        progress=stages.next(0.15),
-    )
+    if progress:
+        progress(0, N_STEPS)
+
+    def measure() -> tuple[Floats, Singles]:
+        noise = ring_statistics(particles, n_jobs=n_jobs).noise
+        counted = _part_of(progress, "features")
+        return noise, invariant_features(
+            particles, max_order, noise_floor=noise, n_jobs=n_jobs, progress=counted
+        )
+
+    def divide() -> ParticleMap:
+        fewest = min(max(len(particles) // IMAGES_A_CLASS, 1), FEWEST_CLASSES)
+        return map_features(features, n_classes, fewest=fewest, embedding=embedding, seed=seed)
+
+    noise, features = stage("features", measure)
+    places = stage("map", divide)
+    search = _Search(particles, features, noise, radius, n_classes != 1, n_jobs, seed, progress)
+    averages = stage("first_averages", lambda: search.first_averages(places.label))
     if not averages.size.any():
         raise InputError(f"no classes: all {len(particles)} images are flat, or have NaN or infinity.")
-    search = _Search(particles, features, noise, radius, n_classes != 1, n_jobs, seed)
-    label, displaced, averages = search.sharpened(places.label, averages, stages)
+    first = stage("round_1", lambda: search.first_round(places.label, averages))
+    second = stage("round_2", lambda: search.second_round(first))
+    label, displaced, _, averages, _ = stage("displaced", lambda: search.displaced_apart(second))
+    if progress:
+        progress(N_STEPS, N_STEPS)
     ranking = rank_classes(averages, label, places.coordinates, displaced, radius=radius)
     # The best first, and none that is empty.
     order = np.argsort(ranking.score, kind="stable")[: int((averages.size > 0).sum())]
@@ -219,107 +245,117 @@ def classify_images(
     return Classification(label, displaced, places, averages, ranking, group)
 
 
-class _Stages:
-    """Progress of stages of which each is a given share of the work."""
+def _part_of(progress: Progress | None, name: str) -> Progress | None:
+    return part_of(progress, *PARTS[name], N_STEPS)
 
-    def __init__(self, progress: Callable[[int, int], None] | None) -> None:
-        self._progress = progress
-        self._part = 0.0
 
-    def next(self, share: float) -> Callable[[int, int], None]:
-        """End one stage and begin another: return what is to be called with its steps."""
-        part, self._part = self._part, self._part + share
+class _Classes(NamedTuple):
+    """Classes of all images after a round of alignment.
 
-        def advance(done: int, total: int) -> None:
-            if self._progress:
-                self._progress(round(N_STEPS * (part + share * done / total)), N_STEPS)
+    Attributes
+    ----------
+    label : ndarray of intp, shape (n,)
+        Class of each image; -1 for none.
+    displaced : ndarray of float64, shape (n,)
+        Probability that no particle lies in the middle.
+    away : ndarray of bool, shape (n,)
+        Images that left their classes because they are displaced.
+    averages : ClassAverages
+    n_displaced : int
+        How many classes those images shall be divided into.
+    """
 
-        advance(0, 1)
-        return advance
+    label: Indices
+    displaced: Floats
+    away: Bools
+    averages: ClassAverages
+    n_displaced: int
 
 
 class _Search(NamedTuple):
-    """What the rounds of alignment need to know."""
+    """The rounds of alignment, and what they need to know."""
 
     particles: Particles
-    features: Floats
-    noise: Array
+    features: Singles
+    noise: Floats
     radius: float
     divides: bool
     n_jobs: int | None
     seed: int
+    progress: Progress | None
 
-    def sharpened(
-        self, label: Indices, averages: ClassAverages, stages: _Stages
-    ) -> tuple[Indices, Array, ClassAverages]:
-        """Let images go where they fit best, twice: labels, probability to be displaced, averages."""
-        n_displaced = 0
-        for first in (True, False):
-            references = averages_to_match(averages)
-            shift, label = self.matched(label, references, stages.next(0.2))
-            displaced, away = _displaced(shift, REACH * self.particles.box)
-            away &= self.divides
-            label[away] = -1
-            if first:
-                # No class of particles makes room for a handful of others.
-                n_displaced = round(min(float(away.mean()), 0.5) * len(references))
-                kept = _largest(label, len(references), len(references) - n_displaced)
-                label, references = _renumbered(label, kept, len(references)), references[kept]
-            averages = class_averages(
-                self.particles,
-                label,
-                n_classes=len(references),
-                references=references,
-                n_iterations=N_BETWEEN if first else N_ROUNDS,
-                radius=self.radius,
-                n_jobs=self.n_jobs,
-                progress=stages.next(0.1),
-            )
-        others = stages.next(0.05)
-        if away.any():
-            apart = self.divided(away, max(n_displaced, 1))
-            label[away] = len(averages.size) + apart[away]
-            averages = _joined(averages, self.averaged_apart(apart, others))
-        others(1, 1)
-        return label, displaced, averages
+    def first_averages(self, label: Indices) -> ClassAverages:
+        """Average the classes of the map."""
+        return self._averages(label, "first averages", n_iterations=N_ROUNDS)
 
-    def matched(
-        self, label: Indices, references: Images, progress: Callable[[int, int], None]
-    ) -> tuple[Floats, Indices]:
-        """Shift of each image onto the reference that it is most like, and which one that is."""
+    def first_round(self, label: Indices, averages: ClassAverages) -> _Classes:
+        """Move images to the classes that they fit best, and drop small classes for the displaced images."""
+        references = averages_to_match(averages)
+        label, displaced, away = self._matched(label, references, "match 1")
+        # No class of particles makes room for a handful of others.
+        n_displaced = round(min(float(away.mean()), 0.5) * len(references))
+        kept = _largest(label, len(references), len(references) - n_displaced)
+        label, references = _renumbered(label, kept, len(references)), references[kept]
+        averages = self._averages_from(label, references, "averages 1", N_BETWEEN)
+        return _Classes(label, displaced, away, averages, n_displaced)
+
+    def second_round(self, classes: _Classes) -> _Classes:
+        """Move images to the classes that they fit best once more."""
+        references = averages_to_match(classes.averages)
+        label, displaced, away = self._matched(classes.label, references, "match 2")
+        averages = self._averages_from(label, references, "averages 2", N_ROUNDS)
+        return _Classes(label, displaced, away, averages, classes.n_displaced)
+
+    def displaced_apart(self, classes: _Classes) -> _Classes:
+        """Divide the displaced images into further classes by their features."""
+        away = classes.away
+        if not away.any():
+            return classes
+        number = min(max(classes.n_displaced, 1), int(away.sum()))
+        apart = np.full(len(away), -1, dtype=np.intp)
+        apart[away] = map_features(self.features[away], number, embedding="pca", seed=self.seed).label
+        reach = REACH * self.particles.box
+        others = self._averages(apart, "displaced", max_shift=reach, n_iterations=N_ROUNDS)
+        label = np.where(away, len(classes.averages.size) + apart, classes.label)
+        return classes._replace(label=label, averages=_joined(classes.averages, others))
+
+    def _matched(self, label: Indices, references: Images, part: str) -> tuple[Indices, Floats, Bools]:
+        """Best class of each image, probability that it is displaced, and whether it leaves for that."""
         nearest = max(FEWEST_CANDIDATES, math.ceil(NEAREST * len(references)))
+        reach = REACH * self.particles.box
         match = match_to_references(
             self.particles,
             _against_noise(references, self.noise),
             features=self.features,
             reference_features=_class_means(self.features, label, len(references)),
             n_candidates=min(nearest, len(references)),
-            max_shift=REACH * self.particles.box,
+            max_shift=reach,
             n_jobs=self.n_jobs,
-            progress=progress,
+            progress=_part_of(self.progress, part),
         )
-        return match.shift, match.reference
+        displaced, away = _displaced(match.shift, reach)
+        away &= self.divides
+        return np.where(away, -1, match.reference), displaced, away
 
-    def divided(self, away: npt.NDArray[np.bool_], number: int) -> Indices:
-        """Divide displaced images by their features; -1 for the others."""
-        apart = np.full(len(away), -1, dtype=np.intp)
-        number = min(number, int(away.sum()))
-        apart[away] = map_features(self.features[away], number, embedding="pca", seed=self.seed).label
-        return apart
+    def _averages_from(
+        self, label: Indices, references: Images, part: str, n_iterations: int
+    ) -> ClassAverages:
+        return self._averages(
+            label, part, n_classes=len(references), references=references, n_iterations=n_iterations
+        )
 
-    def averaged_apart(self, apart: Indices, progress: Callable[[int, int], None]) -> ClassAverages:
+    def _averages(self, label: Indices, part: str, **options: Any) -> ClassAverages:
         return class_averages(
             self.particles,
-            apart,
-            max_shift=REACH * self.particles.box,
-            n_iterations=N_ROUNDS,
+            label,
             radius=self.radius,
             n_jobs=self.n_jobs,
-            progress=progress,
+            progress=_part_of(self.progress, part),
+            **options,
         )
 
 
-def _class_means(features: Floats, label: Indices, count: int) -> Array:
+def _class_means(features: Singles, label: Indices, count: int) -> Floats:
     """Mean features of the members of each class; NaN for an empty one."""
     means = np.full((count, features.shape[1]), np.nan)
     for k in range(count):
@@ -328,20 +364,20 @@ def _class_means(features: Floats, label: Indices, count: int) -> Array:
     return means
 
 
-def _against_noise(references: Images, noise: Array) -> Images:
-    """Weigh references so that their correlation with images is the one that noise disturbs least."""
+def _against_noise(references: Images, noise: Floats) -> Images:
+    """Weight the rings of references so that noise disturbs their correlation with images least."""
     floor = max(LEAST_NOISE * float(noise[1:].max()), 1e-30)
     weight = floor / np.maximum(noise, floor)
     return weigh_rings(references, np.broadcast_to(weight, (len(references), len(weight))))
 
 
-def _displaced(shift: Floats, reach: float) -> tuple[Array, npt.NDArray[np.bool_]]:
-    """Probability that a particle was found by chance, and which images shall leave their classes."""
+def _displaced(shift: Singles, reach: float) -> tuple[Floats, Bools]:
+    """Probability that the alignment found no particle, and which images shall leave their classes."""
     square = (shift.astype(np.float64) ** 2).sum(axis=1)
     known = np.isfinite(square)
-    result, away = np.ones(len(shift)), np.zeros(len(shift), dtype=bool)
+    displaced, away = np.ones(len(shift)), np.zeros(len(shift), dtype=bool)
     if not known.any():
-        return result, away
+        return displaced, away
     square = square[known]
     variance, share = max(float(np.median(square)) / 4, NARROWEST**2), 0.5
     for _ in range(200):
@@ -350,11 +386,11 @@ def _displaced(shift: Floats, reach: float) -> tuple[Array, npt.NDArray[np.bool_
         share = float(np.clip(chance.mean(), 1e-3, 1 - 1e-3))
         weight = 1 - chance
         variance = max(float(weight @ square) / (2 * float(weight.sum()) + 1e-9), NARROWEST**2)
-    result[known] = chance
+    displaced[known] = chance
     far = chance > 0.5
     if far.any() and not far.all() and np.minimum(chance, 1 - chance).mean() < CONFUSED:
         away[known] = far
-    return result, away
+    return displaced, away
 
 
 def _largest(label: Indices, count: int, n_kept: int) -> Indices:
@@ -364,7 +400,7 @@ def _largest(label: Indices, count: int, n_kept: int) -> Indices:
 
 
 def _renumbered(label: Indices, kept: Indices, count: int) -> Indices:
-    """Number the classes in `kept` by their place there; members of the others have none."""
+    """Number classes by their place in `kept`; members of other classes get -1."""
     # One more entry at the end, for the label -1.
     number = np.full(count + 1, -1, dtype=np.intp)
     number[kept] = np.arange(len(kept))
@@ -376,7 +412,7 @@ def _chosen(table: Any, order: Indices, names: Sequence[str]) -> Any:
 
 
 def _joined(averages: ClassAverages, others: ClassAverages) -> ClassAverages:
-    """Classes of some images and, behind them, those of others."""
+    """Averages of the classes of some images and, after them, those of other images."""
     known = np.isfinite(others.angle)
     columns = {}
     for name, one in averages._asdict().items():
@@ -386,183 +422,3 @@ def _joined(averages: ClassAverages, others: ClassAverages) -> ClassAverages:
         else:
             columns[name] = np.where(known.reshape(-1, *[1] * (one.ndim - 1)), other, one)
     return ClassAverages(**columns)
-
-
-def rank_classes(
-    averages: ClassAverages,
-    labels: npt.NDArray[np.integer[Any]],
-    coordinates: npt.NDArray[np.floating[Any]],
-    displaced: npt.NDArray[np.floating[Any]] | None = None,
-    *,
-    radius: float | None = None,
-) -> ClassRanking:
-    """Say without labels which classes are junk.
-
-    Parameters
-    ----------
-    averages : ClassAverages
-        Of C classes.
-    labels : ndarray of int, shape (n,)
-        Class of each image; -1 for none.
-    coordinates : ndarray of float, shape (n, k)
-        Of each image on the map, or its features. Rows with NaN do not count.
-    displaced : ndarray of float, shape (n,), optional
-        Probability of each image that no particle lies in the middle; 0 by default.
-    radius : float, optional
-        Of the particle, in pixels; by default 0.4 of the box.
-
-    Returns
-    -------
-    ranking : ClassRanking
-
-    Raises
-    ------
-    InputError
-        If the arrays do not fit each other.
-
-    Notes
-    -----
-    The score is the sum of five terms: two and a half times the excess of the displaced share over the
-    usual one, or over one half; twice what contrast lacks to 1; and, each for what goes beyond half an
-    octave, half the octaves by which the class is less sharp, less like its members, or less compact
-    than usual. Usual is the median over the images whose classes are mostly in the middle.
-
-    The size of a class is no term: resolution is compared with what so few members of a usual class
-    would reach, and the other numbers do not grow with the class. So a rare view, which makes a small
-    and tight class with a fair average, is not taken for junk.
-    """
-    count, box = averages.averages.shape[:2]
-    labels = np.asarray(labels)
-    places: Array = np.asarray(coordinates, dtype=np.float64)
-    away = np.zeros(len(labels)) if displaced is None else np.asarray(displaced, dtype=np.float64)
-    if places.ndim != 2 or not len(labels) == len(places) == len(away):
-        raise InputError(
-            "labels, coordinates and displaced must have one entry an image; "
-            f"got {labels.shape}, {places.shape} and {away.shape}."
-        )
-    if len(labels) and not -1 <= labels.min() <= labels.max() < count:
-        raise InputError(
-            f"labels must be -1 (no class) to {count - 1}; got {labels.min()} to {labels.max()}."
-        )
-    radius = RADIUS * box if radius is None else check_radius(radius, box)
-    members = [np.flatnonzero(labels == k) for k in range(count)]
-    size = np.array([len(chosen) for chosen in members])
-    share = np.array([away[chosen].mean() if len(chosen) else 1.0 for chosen in members])
-    central = np.where(share < 0.5, size, 0) if (share < 0.5).any() else size
-    contrast = _contrast(averages, radius)
-    sharpness = _sharpness(averages, central)
-    likeness = np.nan_to_num(1 - averages.spread.astype(np.float64))
-    compactness = _compactness(places, members)
-    usual_share = min(_weighted_median(share, central), 0.5)
-    score = 2.5 * np.maximum(share - usual_share, 0) + 2 * (1 - contrast)
-    for term in (sharpness, likeness, compactness):
-        usual = _weighted_median(term, central)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            octaves = np.nan_to_num(np.log2(usual / np.maximum(term, 1e-3)), nan=0.0)
-        score += 0.5 * np.maximum(octaves - USUAL, 0)
-    score[size == 0] = np.inf
-    return ClassRanking(score, score > 1, share, contrast, sharpness, likeness, compactness)
-
-
-def _contrast(averages: ClassAverages, radius: float) -> Array:
-    box = averages.averages.shape[1]
-    offset = np.arange(box) - box // 2
-    distance = np.hypot(offset[:, None], offset)
-    inside = distance <= radius
-    outside = (distance > min(OUTSIDE * radius, box / 2 - 2)) & (distance < box / 2)
-    images = averages.averages.astype(np.float64)
-    # Members have deviation 1, nearly all of it noise.
-    noise = 1 / np.maximum(averages.size, 1)
-    within = np.maximum((images[:, inside] ** 2).mean(axis=1) - noise, 0)
-    without = np.maximum((images[:, outside] ** 2).mean(axis=1) - noise, 0)
-    return (within - without) / np.maximum(np.maximum(within, without), 1e-12)
-
-
-def _sharpness(averages: ClassAverages, weight: npt.NDArray[np.integer[Any]]) -> Array:
-    """Resolution expected of a usual class of the same size, over the one found."""
-    frc = np.clip(averages.frc.astype(np.float64), 0, 0.999)
-    size = averages.size.astype(np.float64)
-    # Signal over noise in one member, by ring; that of the usual class.
-    single = 2 * frc / (1 - frc) / np.maximum(size, 1)[:, None]
-    usual = np.array([_weighted_median(ring, weight) for ring in single.T])
-    half = usual * size[:, None] / 2
-    rings = resolved_rings(half / (1 + half))
-    found = resolved_rings(frc)
-    return np.where(size > 1, found / np.maximum(rings, 1), 0.0)
-
-
-def _compactness(coordinates: Array, members: list[Indices]) -> Array:
-    known = np.asarray(np.isfinite(coordinates).all(axis=1))
-    whole = _spread(coordinates[known])
-    own = np.array([_spread(coordinates[chosen[known[chosen]]]) for chosen in members])
-    return np.divide(whole, own, out=np.ones(len(members)), where=own > 0)
-
-
-def _spread(rows: Array) -> float:
-    """Median distance from the median place."""
-    if len(rows) == 0:
-        return 0.0
-    return float(np.median(np.linalg.norm(rows - np.median(rows, axis=0), axis=1)))
-
-
-def _weighted_median(values: Array, weight: npt.NDArray[np.integer[Any]]) -> float:
-    order = np.argsort(values, kind="stable")
-    total = np.cumsum(weight[order])
-    if not len(values) or total[-1] == 0:
-        return 0.0
-    return float(values[order[np.searchsorted(total, total[-1] / 2)]])
-
-
-def group_classes(
-    features: npt.NDArray[np.floating[Any]],
-    labels: npt.NDArray[np.integer[Any]],
-    n_groups: int,
-    chosen: npt.NDArray[np.bool_] | None = None,
-) -> Indices:
-    """Sort classes into kinds of particle by the mean features of their members.
-
-    Parameters
-    ----------
-    features : ndarray of float, shape (n, p)
-    labels : ndarray of int, shape (n,)
-        Class of each image; -1 for none.
-    n_groups : int
-    chosen : ndarray of bool, shape (C,), optional
-        Classes that take part; by default all.
-
-    Returns
-    -------
-    group : ndarray of intp, shape (C,)
-        The one with the most images is 0; -1 for classes that take no part or are empty.
-
-    Notes
-    -----
-    Ward's method: from classes alone, those two groups are joined whose union adds least to the sum
-    of squares within groups. The features of one image are mostly noise, the mean of a class is not.
-    """
-    n_groups = check_count("n_groups", n_groups)
-    count = int(labels.max(initial=-1)) + 1 if chosen is None else len(chosen)
-    size = np.bincount(labels[labels >= 0], minlength=count)
-    parts = [k for k in range(count) if size[k] > 0 and (chosen is None or chosen[k])]
-    groups = [[k] for k in parts]
-    centres = [features[labels == k].mean(axis=0, dtype=np.float64) for k in parts]
-    weights = [float(size[k]) for k in parts]
-    while len(groups) > n_groups:
-        costs = {
-            (i, j): weights[i]
-            * weights[j]
-            / (weights[i] + weights[j])
-            * ((centres[i] - centres[j]) ** 2).sum()
-            for i, j in itertools.combinations(range(len(groups)), 2)
-        }
-        i, j = min(costs, key=costs.__getitem__)
-        total = weights[i] + weights[j]
-        centres[i] = (weights[i] * centres[i] + weights[j] * centres[j]) / total
-        weights[i] = total
-        groups[i] += groups[j]
-        for column in (groups, centres, weights):
-            del column[j]
-    group = np.full(count, -1, dtype=np.intp)
-    for number, i in enumerate(sorted(range(len(groups)), key=lambda i: -weights[i])):
-        group[groups[i]] = number
-    return group

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,60 +13,48 @@ from scipy.special import jv
 
 from fastsort._checks import InputError, check_choice, check_count
 from fastsort._jit import kernel
-from fastsort.images.batches import default_batch_size, map_batches
+from fastsort._progress import Progress
+from fastsort._types import Array, Floats, Images, Indices, Singles
+from fastsort.images.batches import map_batches
 from fastsort.images.ctf import contrast_transfer
+from fastsort.invariants.ring_statistics import (
+    multiplicity,
+    plane_radius,
+    ring_statistics,
+    rings_of_plane,
+    subtract_background,
+)
 from fastsort.invariants.zernike import zernike_basis, zernike_index
-from fastsort.particles.source import CtfParameters, Particles, choose_particles, open_particles
+from fastsort.particles.source import Particles, as_particles
+from fastsort.particles.table import CtfParameters
 
-Array = npt.NDArray[np.float64]
-Images = npt.NDArray[np.float32]
-Curve = npt.NDArray[np.floating]
 Auto = Literal["auto"]
 
 MAX_BYTES = 2 << 30
-# Spectra at a time: few enough to stay in the processor's cache. Amplitudes at a time: enough for the
-# product with a matrix that does not fit there.
+# Spectra at a time, few enough to stay in the processor's cache; and amplitudes at a time, enough that the
+# product with a matrix larger than the cache is fast.
 SPECTRA_BYTES = 2 << 20
 AMPLITUDE_BYTES = 8 << 20
-# Medians over this many images are known to a few percent of their spread.
-SAMPLE = 2048
-# Below this ring the corners of the box, where noise is measured, are too small to tell.
-FIRST_RING = 3
-# Whitening must not lift frequencies that carry nothing: parts of the largest amplitude.
+# Whitening must not raise frequencies that hold no signal: this part of the largest amplitude is the least.
 LEAST_AMPLITUDE = 0.01
 # Wiener's constant, as noise power over signal power: no amplitude is raised more than 2.9 times.
 WIENER = 0.03
 
 
-class RingStatistics(NamedTuple):
-    """What is typical of a set of images at 0, 1, ... d // 2 cycles a box.
-
-    Attributes
-    ----------
-    noise : ndarray of float64, shape (d // 2 + 1,)
-        Power of a pixel outside the disk of radius d // 2: median over the images.
-    amplitude : ndarray of float64, shape (d // 2 + 1,)
-        Mean over a ring of |F image| / d: median over the images.
-    """
-
-    noise: Array
-    amplitude: Array
-
-
 def invariant_features(
-    images: npt.NDArray[Any] | Particles,
+    images: Array | Particles,
     max_order: int = 20,
     *,
-    noise_floor: Auto | Curve | None = "auto",
-    whiten: Auto | Curve | None = None,
+    noise_floor: Auto | Array | None = "auto",
+    whiten: Auto | Array | None = None,
     ctf: Auto | CtfParameters | None = None,
     pixel_size: float | None = None,
     unit: bool = True,
     oversampling: int = 2,
     disk: str = "continuous",
     n_jobs: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Images:
+    progress: Progress | None = None,
+) -> Singles:
     """Absolute Zernike moments |a_nm| of T = F^-1 |F image|.
 
     Parameters
@@ -77,25 +64,25 @@ def invariant_features(
     max_order : int
         Highest n.
     noise_floor : "auto", None or ndarray, shape (d // 2 + 1,)
-        Power of the noise, as `RingStatistics.noise`; "auto" measures it. What noise adds to
-        |F image| on the average over a ring is taken off. To compare images of different calls, give
-        all of them the same.
+        Power of the noise, as `RingStatistics.noise`; "auto" measures it. What noise adds to the mean of
+        |F image| over a ring is subtracted. To compare the features of several calls, give the same to
+        all of them.
     whiten : "auto" or ndarray, shape (d // 2 + 1,), optional
         Amplitude by which to divide |F image|, as `RingStatistics.amplitude`; "auto" measures it.
-        No frequency is raised above 100 times the one that is raised least.
+        The largest and the smallest divisor differ by a factor of 100 at most.
     ctf : "auto" or CtfParameters, optional
-        One entry an image; "auto" takes those of the Particles. Whether the images are phase-flipped
-        makes no difference.
+        One entry an image; "auto" takes those of the Particles. It does not matter whether the images
+        are phase-flipped.
     pixel_size : float, optional
-        Angstroms a pixel, for the CTF. By default that of the Particles, and 1 for an array.
+        In angstroms, for the CTF. By default that of the Particles, and 1 for an array.
     unit : bool
-        Scale every row to norm 1: gain and ice thickness differ from image to image, and the
-        exposure says nothing of what is seen. The row of an image without contrast is zero.
+        Whether to scale every row to norm 1, so that gain, exposure and ice thickness do not matter. The
+        row of an image without contrast is zero.
     oversampling : int
-        The image is padded to so many times its side. At 1 it counts as periodic, and T as well:
-        its tails then return from the other side, which a turn does not leave as they are.
+        The image is padded to so many times its side. At 1 the image and T count as periodic: then the
+        tails of T come back from the other side, and a turn changes the features a little.
     disk : {"continuous", "pixels"}
-        Integrals over the disk of T between the pixels, or sums over its pixels.
+        Whether the moments are integrals over the disk, or sums over its pixels.
     n_jobs : int, optional
         Workers, as joblib counts them. Results do not depend on it.
     progress : callable, optional
@@ -114,32 +101,42 @@ def invariant_features(
 
     Notes
     -----
-    Features of [1]_, equations 1 and 2. |F image| is blind to shifts; T turns with the image; the
-    absolute moments are blind to turns. T is real and even, so that those of odd n vanish and are
-    left out. For m > 0 the feature stands for m and -m: its square is the energy of T in both, and
-    distances are those between all moments.
+    These are the features of [1]_, equations 1 and 2. A shift does not change |F image|, T turns with the
+    image, and a turn does not change the absolute moments. T is real and even, so the moments of odd n
+    vanish and are left out. A feature with m > 0 stands for m and -m: its square is the energy of T in
+    both, and distances between features are distances between all moments.
 
-    T is never formed. By Parseval's theorem its moments are products of |F image| on half a plane
-    with the transforms of the Zernike functions, which for "continuous" are those of the whole
-    disk and not of its pixels,
+    T is never formed. By Parseval's theorem its moments are products of |F image| on half a plane with the
+    transforms of the Zernike functions. For "continuous" these are the transforms of functions on the whole
+    disk,
 
         2 pi R^2 (-1)^{(n - m) / 2} i^{-m} J_{n+1}(k R) / (k R) cos(m phi) or sin(m phi)
 
-    for R_n^m cos(m theta) or sin(m theta), with R = d // 2 pixels: the pixels along the edge of the
-    disk would turn into others when the image turns. Frequency zero is left out, so that brightness
-    does not matter.
+    for R_n^m cos(m theta) or sin(m theta), with R = d // 2 pixels, because a turn moves the pixels along
+    the edge of the disk in and out. Frequency zero is left out, so that brightness does not matter.
 
-    Noise of power P in a pixel alone has the mean amplitude f = d sqrt(pi P) / 2 (Rayleigh's law).
-    Where there is a particle it adds less, since powers add and amplitudes do not: to a ring of mean
-    amplitude a it has added a - sqrt(a^2 - f^2). With a CTF the rest is multiplied by
-    |c| / (c^2 + 0.03).
+    Noise of power P in a pixel has the mean amplitude f = d sqrt(pi P) / 2 (Rayleigh's law). Where there is
+    a particle, noise adds less, because powers add and amplitudes do not: of a ring with mean amplitude a,
+    a - sqrt(a^2 - f^2) is noise. With a CTF c, what remains is multiplied by |c| / (c^2 + 0.03).
 
     References
     ----------
     .. [1] Da, Yeo, Yang, Loh, "CryoEM 2D classification with translational and rotational invariant
        features".
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsort as fs
+    >>> images, truth = fs.simulate_particles(5, 0, box=32, snr=1, seed=1)
+    >>> features = fs.invariant_features(images, 10, noise_floor=None)
+    >>> features.shape
+    (5, 21)
+    >>> turned = fs.invariant_features(np.rot90(images, axes=(1, 2)), 10, noise_floor=None)
+    >>> bool(np.abs(turned - features).max() < 0.02)
+    True
     """
-    particles = open_particles(images, pixel_size=pixel_size)
+    particles = as_particles(images, pixel_size=pixel_size)
     box = particles.box
     max_order = check_count("max_order", max_order, 0)
     oversampling = check_count("oversampling", oversampling)
@@ -181,79 +178,37 @@ def invariant_features(
     return features
 
 
-def feature_index(max_order: int = 20) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
+def feature_index(max_order: int = 20) -> tuple[Indices, Indices]:
     """Return n and m of each column of `invariant_features`: the even ones, by n, then by m."""
     order, angular = zernike_index(max_order)
     return order[order % 2 == 0], angular[order % 2 == 0]
 
 
-def ring_statistics(images: npt.NDArray[Any] | Particles, *, n_jobs: int | None = None) -> RingStatistics:
-    """Measure the noise and the amplitude that are typical of images, ring by ring.
-
-    Parameters
-    ----------
-    images : ndarray, shape (n, d, d), or Particles
-        Of more than 2048, so many are read, evenly spaced.
-    n_jobs : int, optional
-        Workers, as joblib counts them. Results do not depend on it.
-
-    Returns
-    -------
-    statistics : RingStatistics
-        Of images without a NaN or an infinity; zeros (noise) and ones (amplitude) if there are none.
-
-    Raises
-    ------
-    InputError
-        If the images are not a stack of squares, or there are none.
-
-    Notes
-    -----
-    Noise is looked for where the particle is not, in the corners of the box. Rings below the third
-    are given the noise of the third.
-    """
-    particles = open_particles(images)
-    n = min(SAMPLE, len(particles))
-    chosen = np.linspace(0, len(particles) - 1, n).round().astype(np.intp)
-    batches = map_batches(
-        _rings_batch,
-        choose_particles(particles, chosen),
-        batch_size=default_batch_size(particles.box),
-        n_jobs=n_jobs,
-    )
-    curves = np.concatenate(list(batches))
-    curves = curves[np.isfinite(curves).all(axis=(1, 2))]
-    if len(curves) == 0:
-        none = np.zeros(particles.box // 2 + 1)
-        return RingStatistics(none, none + 1)
-    return RingStatistics(*np.median(curves, axis=0))
-
-
 class FeaturePlan(NamedTuple):
-    """What a worker must know: curves by ring, never the operator, which it makes itself.
+    """How to make features, in a form small enough to send to workers, which make the operator themselves.
 
-    The names are those of the parameters of `invariant_features`.
+    The names are those of the parameters of `invariant_features`; `floor` and `gain` hold one number a ring.
     """
 
     box: int
     max_order: int
     oversampling: int
     disk: str
-    floor: Array | None
-    gain: Array | None
+    floor: Floats | None
+    gain: Floats | None
     ctf: CtfParameters | None
     pixel_size: float
     unit: bool
 
 
-def _check_curve(name: str, curve: Curve, box: int) -> Array:
+def _check_curve(name: str, curve: Array, box: int) -> Floats:
     values = np.asarray(curve)
     if values.dtype.kind not in "fiu" or values.shape != (box // 2 + 1,):
         raise InputError(
             f"{name} must be real ({box // 2 + 1},) for a box of {box} px; "
             f"got {values.dtype} {values.shape}: give what ring_statistics measures."
         )
-    checked: Array = values.astype(np.float64)
+    checked: Floats = values.astype(np.float64)
     if not (np.isfinite(checked).all() and (checked >= 0).all()):
         raise InputError(
             f"{name} must be finite and not negative; got {checked.min():g} to {checked.max():g}."
@@ -263,7 +218,7 @@ def _check_curve(name: str, curve: Curve, box: int) -> Array:
     return checked
 
 
-def _whitening(amplitude: Array) -> Array:
+def _whitening(amplitude: Floats) -> Floats:
     largest = amplitude[1:].max()
     return 1 / np.maximum(amplitude, LEAST_AMPLITUDE * largest if largest > 0 else 1)
 
@@ -289,15 +244,15 @@ def _check_ctf(ctf: Auto | CtfParameters | None, particles: Particles) -> CtfPar
     return ctf
 
 
-def features_of(images: Images, start: int, plan: FeaturePlan) -> Images:
-    """Features of a batch of images (n, d, d), which are changed; `start` is the place of the first."""
+def features_of(images: Images, start: int, plan: FeaturePlan) -> Singles:
+    """Features of a batch of images (n, d, d), which are overwritten; `start` is the place of the first."""
     box, size = plan.box, plan.box * plan.oversampling
     operator, sine = _operator(box, plan.max_order, plan.oversampling, plan.disk)
     products = np.empty((len(images), len(operator)), dtype=np.float32)
     gain = None if plan.gain is None else _half_plane(plan.gain, box, size)
-    _subtract_background(images)
+    subtract_background(images)
     chunk = max(1, AMPLITUDE_BYTES // (4 * size * (size // 2 + 1)))
-    # Room that is used again and again costs less than new room, which the system must clear first.
+    # Using the same memory again costs less than new memory, which the system must clear first.
     room = np.empty((min(chunk, len(images)), size, size // 2 + 1), dtype=np.float32)
     spectra = np.empty_like(room[: max(1, SPECTRA_BYTES // (2 * room[0].nbytes))], dtype=np.complex64)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -306,7 +261,7 @@ def features_of(images: Images, start: int, plan: FeaturePlan) -> Images:
             amplitudes = _amplitudes(images[part], spectra, room)
             if plan.floor is not None:
                 flat = amplitudes.reshape(len(amplitudes), -1)
-                _subtract_noise(*_rings(box, size), plan.floor, np.empty(box // 2 + 1), flat)
+                _subtract_noise(*rings_of_plane(box, size), plan.floor, np.empty(box // 2 + 1), flat)
             if gain is not None:
                 amplitudes *= gain
             if plan.ctf is not None:
@@ -324,39 +279,14 @@ def features_of(images: Images, start: int, plan: FeaturePlan) -> Images:
     return features
 
 
-def _subtract_background(images: Images) -> None:
-    """Take the mean outside the disk off, in place: padding must not make an edge."""
-    outside = np.flatnonzero(_corners(images.shape[1]))
-    _subtract_mean(outside, images.reshape(len(images), -1))
-
-
-@kernel
-def _subtract_mean(chosen, images):
-    for i in range(images.shape[0]):
-        total = 0.0
-        for k in chosen:
-            total += images[i, k]
-        # The sum of equal pixels is exact: flat images become zero and not rounding errors.
-        level = total / chosen.shape[0]
-        for k in range(images.shape[1]):
-            images[i, k] -= level
-
-
-def _corners(box: int) -> npt.NDArray[np.bool_]:
-    offset = np.arange(box) - box // 2
-    return np.add.outer(offset**2, offset**2) >= (box // 2) ** 2
-
-
-def _amplitudes(
-    images: Images, spectra: npt.NDArray[np.complex64], room: npt.NDArray[np.float32]
-) -> npt.NDArray[np.float32]:
+def _amplitudes(images: Images, spectra: npt.NDArray[np.complex64], room: Singles) -> Singles:
     """|F image| of padded images, in `room`; `spectra` is scratch for a few of them."""
     n, box = images.shape[:2]
     size = spectra.shape[1]
     for first in range(0, n, len(spectra)):
         some = images[first : first + len(spectra)]
         here = spectra[: len(some)]
-        # Rows of padding are not transformed along x; what is left there from before must go.
+        # Rows of padding are not transformed along x; clear what the last batch left there.
         here[:, :box] = scipy.fft.rfft(some, n=size, workers=1)
         here[:, box:] = 0
         here = scipy.fft.fft(here, axis=1, overwrite_x=True, workers=1)
@@ -366,7 +296,7 @@ def _amplitudes(
 
 @kernel
 def _subtract_noise(rings, weights, floor, means, amplitudes):
-    """Take off what noise adds to the mean of each ring, in place; `means` is scratch."""
+    # Subtract in place what noise adds to the mean of each ring; means is scratch.
     for i in range(amplitudes.shape[0]):
         means[:] = 0
         for k in range(amplitudes.shape[1]):
@@ -379,45 +309,13 @@ def _subtract_noise(rings, weights, floor, means, amplitudes):
             amplitudes[i, k] -= means[rings[k]]
 
 
-@kernel
-def _ring_means(rings, weights, values, means):
-    for i in range(values.shape[0]):
-        means[i] = 0
-        for k in range(values.shape[1]):
-            means[i, rings[k]] += weights[k] * values[i, k]
-
-
-@lru_cache(maxsize=2)
-def _rings(box: int, size: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float32]]:
-    """Ring of each coefficient, those beyond the last in the last, and its part in the ring's mean."""
-    rings = np.minimum(np.rint(_radius(size) * box / size), box // 2).astype(np.intp).ravel()
-    weights = _multiplicity(size).ravel()
-    return rings, (weights / np.bincount(rings, weights)[rings]).astype(np.float32)
-
-
-def _multiplicity(size: int) -> Array:
-    """How often each coefficient of a real FFT stands in the whole plane."""
-    weights = np.full((size, size // 2 + 1), 2.0)
-    weights[:, 0] = 1
-    if size % 2 == 0:
-        weights[:, -1] = 1
-    return weights
-
-
-def _radius(size: int) -> Array:
-    """Frequency of each coefficient of a real FFT in cycles per `size` pixels."""
-    return np.hypot(size * scipy.fft.fftfreq(size)[:, np.newaxis], np.arange(size // 2 + 1))
-
-
-def _half_plane(curve: Array, box: int, size: int) -> npt.NDArray[np.float32]:
+def _half_plane(curve: Floats, box: int, size: int) -> Singles:
     """Spread a curve over the half plane; constant beyond its end."""
-    return np.interp(_radius(size) * box / size, np.arange(len(curve)), curve).astype(np.float32)
+    return np.interp(plane_radius(size) * box / size, np.arange(len(curve)), curve).astype(np.float32)
 
 
 @lru_cache(maxsize=2)
-def _operator(
-    box: int, max_order: int, oversampling: int, disk: str
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.intp]]:
+def _operator(box: int, max_order: int, oversampling: int, disk: str) -> tuple[Singles, Indices]:
     """Matrix from |F image| to moments, cosines before sines; and which feature each sine belongs to."""
     order, angular = feature_index(max_order)
     sine = np.flatnonzero(angular)
@@ -425,16 +323,14 @@ def _operator(
     rows = np.empty((len(order) + len(sine), size, size // 2 + 1), dtype=np.float32)
     transform = _continuous_rows if disk == "continuous" else _pixel_rows
     transform(rows, box, order, angular)
-    weights = _multiplicity(size) / size**2
+    weights = multiplicity(size) / size**2
     weights[0, 0] = 0
     rows *= weights.astype(np.float32)
     rows.flags.writeable = False
     return rows.reshape(len(rows), -1), sine
 
 
-def _continuous_rows(
-    rows: npt.NDArray[np.float32], box: int, order: npt.NDArray[np.intp], angular: npt.NDArray[np.intp]
-) -> None:
+def _continuous_rows(rows: Singles, box: int, order: Indices, angular: Indices) -> None:
     """Fill in the transforms of Zernike functions on the whole disk."""
     size, radius = rows.shape[1], box // 2
     frequency = size * scipy.fft.fftfreq(size)[:, np.newaxis] + 1j * np.arange(size // 2 + 1)
@@ -457,9 +353,7 @@ def _continuous_rows(
             last += 1
 
 
-def _pixel_rows(
-    rows: npt.NDArray[np.float32], box: int, order: npt.NDArray[np.intp], angular: npt.NDArray[np.intp]
-) -> None:
+def _pixel_rows(rows: Singles, box: int, order: Indices, angular: Indices) -> None:
     """Fill in the transforms of the samples of Zernike functions, from pixel d // 2."""
     size = rows.shape[1]
     basis = zernike_basis(box, int(order[-1]))
@@ -471,24 +365,3 @@ def _pixel_rows(
         shifted = np.roll(frame, (-(box // 2), -(box // 2)), axis=(0, 1))
         # Real, since the function is even and the disk symmetric.
         rows[i] = scipy.fft.rfft2(shifted, workers=1).real
-
-
-def _rings_batch(images: Images, start: int) -> Array:
-    """Noise power and mean amplitude of each ring: (n, 2, d // 2 + 1)."""
-    box = images.shape[1]
-    corners = _corners(box).astype(np.float32)
-    rings, weights = _rings(box, box)
-    spoilt = ~np.isfinite(images).all(axis=(1, 2))
-    _subtract_background(images)
-    curves = np.empty((len(images), 2, box // 2 + 1))
-    with np.errstate(invalid="ignore", over="ignore"):
-        for curve, seen in ((0, images * corners), (1, images)):
-            amplitudes = np.abs(scipy.fft.rfft2(seen, workers=1)).reshape(len(images), -1)
-            # Squares in the unit of the result: those of a spectrum overflow sooner.
-            amplitudes /= np.sqrt(corners.sum()) if curve == 0 else box
-            _ring_means(rings, weights, amplitudes**2 if curve == 0 else amplitudes, curves[:, curve])
-    curves[:, 0, :FIRST_RING] = curves[:, 0, FIRST_RING : FIRST_RING + 1]
-    # The mean of each image is the background's, which is not the particle's amplitude.
-    curves[:, 1, 0] = curves[:, 1, 1]
-    curves[spoilt] = np.nan
-    return curves

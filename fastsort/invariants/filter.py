@@ -1,81 +1,78 @@
-"""The invariant filter: does the middle of an image hold what particles hold, however they lie?"""
+"""The invariant filter: does the middle of an image look like a particle, however the particle lies?"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from fastsort._brief import brief
-from fastsort._bulk import Bulk, beyond, distance, fit_bulk
+from fastsort._bulk import Bulk, distance, excess_distance, fit_bulk
 from fastsort._checks import check_count, check_not_empty
 from fastsort._crop import crop_operator
-from fastsort._cut import MIN_JUDGED, fit_scores, junk_probability
 from fastsort._process import one_blas_thread
+from fastsort._progress import Progress
 from fastsort._reasons import CONTAMINATION, NOISE, VALID, reason_names, suspicions
+from fastsort._threshold import MIN_JUDGED, fit_scores, junk_probability
+from fastsort._types import Array, Bools, Codes, Floats, Images, Singles, Words
 from fastsort.images.batches import map_batches
 from fastsort.images.normalize import inspect_pixels, normalize_background
 from fastsort.images.prepare import crop_and_normalize, sample_batches
 from fastsort.invariants.features import FeaturePlan, features_of
-from fastsort.particles.source import open_particles
-
-if TYPE_CHECKING:
-    from fastsort.particles.source import Particles
+from fastsort.particles.source import Particles, as_particles
 
 # Features of single images show no more in larger boxes, nor at higher orders or on more axes
 # (measured at 36 and 48 px, order 10 and 16, 12 to 30 axes).
 GRID = 36
 MAX_ORDER = 16
 N_AXES = 12
-# Only the middle is looked at: radius of the window in parts of the box, and width of its edge in pixels.
+# Only the middle of the image is used: radius of the window in parts of the box, width of its edge in pixels.
 WINDOW, EDGE = 0.3, 1.5
 BATCH = 512
-N_TAUGHT = 4096
-# The share of the images that stand for particles while learning; of the first round, which has to
-# choose among all.
-PROMISING = 0.3
-FIRST = 0.5
+# Images that are learned from at most.
+N_SAMPLED = 4096
+# The share of the sample that stands for particles in each round of learning, and in the first round, which
+# knows nothing yet.
+PARTICLE_SHARE = 0.3
+FIRST_SHARE = 0.5
 N_ROUNDS = 5
-# Distances beyond the bulk from which on an image does not teach, at first.
-OUTLYING = 1.0
-EXCLUDED = 3.0
-SLACK = 0.5
-# Share, and width in parts of the particles', of images that are like nothing else.
-STRANGE, WIDE = math.exp(-2), 3.0
-# Smallest feature that counts, in parts of a row of norm 1, and the largest deviation.
+# How far from the bulk of all images a particle may lie in the first round, how far from the bulk of all
+# displaced places a displaced place may lie, and how far from the particles an image may lie at no cost.
+FIRST_EXCESS, DISPLACED_EXCESS, FREE_EXCESS = 1.0, 3.0, 0.5
+# Images that look like neither: their share, and their width in parts of that of the particles.
+STRANGE_SHARE, STRANGE_WIDTH = math.exp(-2), 3.0
+# Added to features of norm 1 before their logarithm is taken; and the largest deviation that counts.
 SMALLEST = 1e-3
 LARGEST = 8.0
-# The features of any set that is not one image many times scatter by more than this.
+# Features scatter by at least this, unless all images are copies of one.
 LEAST_VARIANCE = 1e-3
-
-Array = npt.NDArray[np.float64]
 
 
 class LearnedInvariants(NamedTuple):
-    """What was learned of particles and surroundings: all that is needed to score an image.
+    """What was learned of particles and displaced places: all that is needed to score an image.
 
     Attributes
     ----------
     centre, scale : ndarray of float64, shape (f,)
-        Of the logarithms of the features, by which they are standardized.
+        Median and spread of the logarithms of the features at displaced places, by which all are
+        standardised.
     origin : ndarray of float64, shape (f,)
+        Of the axes, among the standardised logarithms.
     axes : ndarray of float64, shape (f, k)
     particle, background : Bulk
-        On the axes.
+        Where particles and displaced places lie on the axes.
     displaced_scores : ndarray of float64, shape (m,)
-        What displaced places of the images scored that were learned from.
+        Scores of the displaced places.
     """
 
-    centre: Array
-    scale: Array
-    origin: Array
-    axes: Array
+    centre: Floats
+    scale: Floats
+    origin: Floats
+    axes: Floats
     particle: Bulk
     background: Bulk
-    displaced_scores: Array
+    displaced_scores: Floats
 
 
 @brief
@@ -86,48 +83,54 @@ class InvariantResult(NamedTuple):
     ----------
     keep : ndarray of bool, shape (n,)
     score : ndarray of float64, shape (n,)
-        Larger for junk: log-likelihood ratio of surroundings or of anything strange to particles, in
-        nats. Infinite for images that cannot be judged.
+        Larger for junk: log-likelihood ratio of background or anything strange to particles, in nats.
+        Infinite for images that cannot be judged.
     reason : ndarray of str, shape (n,)
+        "valid", or why the image is rejected.
     suspicion : ndarray of str, shape (n,)
-        Why the image would be rejected, should it be; for rejected images the same as `reason`.
+        Why the image would be rejected; for rejected images the same as `reason`.
     junk_probability : ndarray of float64, shape (n,)
-        Under the fitted mixture of scores; NaN with fewer than 50 images.
-    cut : float
+        Probability of junk by a mixture that is fitted to the scores; NaN with fewer than 50 images.
+    threshold : float
         Images with a larger score are rejected; NaN with fewer than 50 images.
     learned : LearnedInvariants or None
-        What the score rests on, to score more images with; None where nothing could be learned.
+        What the scores are computed from, to score more images with; None if there were too few images.
     """
 
-    keep: npt.NDArray[np.bool_]
-    score: Array
-    reason: npt.NDArray[np.str_]
-    suspicion: npt.NDArray[np.str_]
-    junk_probability: Array
-    cut: float
+    keep: Bools
+    score: Floats
+    reason: Words
+    suspicion: Words
+    junk_probability: Floats
+    threshold: float
     learned: LearnedInvariants | None
+
+    @property
+    def cut(self) -> float:
+        """The name of `threshold` in version 0.1.0."""
+        return self.threshold
 
 
 def invariant_filter(
-    images: npt.NDArray[Any] | Particles,
+    images: Array | Particles,
     *,
     learned: LearnedInvariants | None = None,
     n_jobs: int | None = None,
     seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> InvariantResult:
-    """Sort images by features of their middle that no turn and no small shift changes.
+    """Sort images by features of their middle that do not change with a turn or a small shift.
 
     Parameters
     ----------
     images : ndarray, shape (n, d, d), or Particles
-        The background is normalised.
+        Their background is normalised here.
     learned : LearnedInvariants, optional
-        From an earlier result on images of the same box: nothing is learned from these.
+        From an earlier result on images of the same box; nothing is learned from these images then.
     n_jobs : int, optional
         Workers, as joblib counts them. Results do not depend on it.
     seed : int
-        For the sample that is learned from.
+        Random seed of the sample that is learned from.
     progress : callable, optional
         Called as ``progress(images_done, images_in_all)``.
 
@@ -142,23 +145,37 @@ def invariant_filter(
 
     Notes
     -----
-    The image is faded out beyond 0.3 of the box from its centre, and its absolute Zernike moments
-    (`invariant_features` [1]_) are taken: two particles differ by how they lie, and these features do
-    not. On the twelve leading axes of their logarithms, particles are a Gaussian, and so are other
-    places of the same images, displaced by half a box. Particles are learned from the 30 % of a sample
-    of at most 4096 images that look most like them and do not stand out, chosen anew five times. What
-    looks like neither has a Gaussian three times as wide as the particles'. The cut is that of
-    `fit_scores`.
+    The image is faded out beyond 0.3 of the box from its centre, and its absolute Zernike moments are taken
+    (`invariant_features` [1]_), which do not depend on how the particle lies. On the twelve leading axes of
+    their logarithms, particles have a Gaussian distribution, and so have displaced places: the same images
+    displaced by half a box. The distribution of particles is learned from the 30 % of a sample of at most
+    4096 images that look most like particles and do not stand out; they are chosen again five times. Images
+    that look like neither have a Gaussian distribution three times as wide as that of the particles. The
+    threshold is where a mixture that is fitted to the scores makes junk likelier than a particle.
 
-    The features of one image are mostly noise: this is the weakest of the methods alone, but it looks
-    at what the others do not.
+    The features of one image are mostly noise. Alone, this is the weakest of the three methods, but it
+    measures what the others do not.
 
     References
     ----------
     .. [1] Da, Yeo, Yang, Loh, "CryoEM 2D classification with translational and rotational invariant
        features".
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsort as fs
+    >>> images, truth = fs.simulate_particles(150, 50, box=36, snr=1, seed=1)
+    >>> result = fs.invariant_filter(images)
+    >>> result.keep.shape
+    (200,)
+    >>> bool(result.score[~truth.label].mean() > result.score[truth.label].mean())
+    True
+    >>> more = fs.invariant_filter(images[:10], learned=result.learned)
+    >>> bool(np.allclose(more.score, result.score[:10], atol=0.01))
+    True
     """
-    particles = open_particles(images)
+    particles = as_particles(images)
     check_not_empty(len(particles))
     seed = check_count("seed", seed, 0)
     operator = crop_operator(particles.box, min(particles.box, GRID))
@@ -172,24 +189,25 @@ def invariant_filter(
     return _result(codes, score, learned)
 
 
-def _result(codes: npt.NDArray[np.int8], score: Array, learned: LearnedInvariants | None) -> InvariantResult:
+def _result(codes: Codes, score: Floats, learned: LearnedInvariants | None) -> InvariantResult:
     judged = np.isfinite(score)
-    keep, cut = judged, np.nan
+    keep, threshold = judged, np.nan
     probability = np.where(judged, np.nan, 1.0)
     if learned is not None and judged.sum() >= MIN_JUDGED:
         model = fit_scores(score[judged], learned.displaced_scores)
         probability[judged] = junk_probability(score[judged], model)
-        keep, cut = score <= model.cut, model.cut
+        threshold = model.threshold
+        keep = score <= threshold
     elif learned is None:
         keep = codes == VALID
     reason = reason_names(np.where(keep, VALID, codes))
-    return InvariantResult(keep, score, reason, suspicions(codes), probability, cut, learned)
+    return InvariantResult(keep, score, reason, suspicions(codes), probability, threshold, learned)
 
 
-def _learn(particles: Particles, operator: npt.NDArray[np.float32], seed: int) -> LearnedInvariants | None:
+def _learn(particles: Particles, operator: Singles, seed: int) -> LearnedInvariants | None:
     centred, displaced = [], []
     half = len(operator) // 2
-    for part in sample_batches(particles, operator, N_TAUGHT, BATCH, seed):
+    for part in sample_batches(particles, operator, N_SAMPLED, BATCH, seed):
         if len(part) == 0:
             continue
         normalize_background(part, 0.5 * len(operator))
@@ -203,61 +221,63 @@ def _learn(particles: Particles, operator: npt.NDArray[np.float32], seed: int) -
     scale = 1.4826 * np.median(np.abs(others - centre), axis=0) + 1e-6
     features, others = (_clipped((values - centre) / scale) for values in (features, others))
     both = np.concatenate([features, others])
-    # What stands out most would claim axes for itself.
+    # The images that stand out most would take axes for themselves.
     strength = np.abs(both).max(axis=1)
     quiet = both[strength <= np.quantile(strength, 0.8)]
     origin = quiet.mean(axis=0)
     axes = np.linalg.eigh(np.cov((quiet - origin).T))[1][:, : -N_AXES - 1 : -1]
     features, others = (features - origin) @ axes, (others - origin) @ axes
-    background = _bulk_of(others[beyond(others, fit_bulk(others)) < EXCLUDED])
+    background = _bulk_of(others[excess_distance(others, fit_bulk(others)) < DISPLACED_EXCESS])
     particle = _learn_particles(features, background)
-    found = LearnedInvariants(centre, scale, origin, axes, particle, background, np.empty(0))
-    return found._replace(displaced_scores=_scores(others, found)[0])
+    learned = LearnedInvariants(centre, scale, origin, axes, particle, background, np.empty(0))
+    return learned._replace(displaced_scores=_scores(others, learned)[0])
 
 
-def _learn_particles(features: Array, background: Bulk) -> Bulk:
+def _learn_particles(features: Floats, background: Bulk) -> Bulk:
     """Find the particles among images on the axes: unlike the background, and like one another."""
     n = len(features)
-    use = beyond(features, _bulk_of(features)) < OUTLYING
+    use = excess_distance(features, _bulk_of(features)) < FIRST_EXCESS
     use = use if 2 * use.sum() >= n else np.ones(n, dtype=bool)
     for step in range(N_ROUNDS):
         ratio = _log_density(features, _bulk_of(features[use])) - _log_density(features, background)
-        teachers = np.flatnonzero(use)
+        chosen = np.flatnonzero(use)
         if step == 0:
-            teachers = teachers[np.argsort(-ratio[teachers], kind="stable")[: max(2, round(FIRST * n))]]
-        usual = float(np.median(ratio[teachers]))
-        spread = 1.4826 * float(np.median(np.abs(ratio[teachers] - usual))) + 1e-9
-        # More than usual is no better: contamination can look too much like a particle.
+            likeliest = np.argsort(-ratio[chosen], kind="stable")
+            chosen = chosen[likeliest[: max(2, round(FIRST_SHARE * n))]]
+        usual = float(np.median(ratio[chosen]))
+        spread = 1.4826 * float(np.median(np.abs(ratio[chosen] - usual))) + 1e-9
+        # A larger ratio than usual is no better: contamination can look too much like a particle.
         doubt = np.maximum((usual - ratio) / spread, 0)
-        doubt += np.maximum(beyond(features, _bulk_of(features[teachers])) - SLACK, 0)
+        doubt += np.maximum(excess_distance(features, _bulk_of(features[chosen])) - FREE_EXCESS, 0)
         use = np.zeros(n, dtype=bool)
-        use[np.argsort(doubt, kind="stable")[: max(2 * N_AXES, round(PROMISING * n))]] = True
+        use[np.argsort(doubt, kind="stable")[: max(2 * N_AXES, round(PARTICLE_SHARE * n))]] = True
     return _bulk_of(features[use])
 
 
-def _bulk_of(values: Array) -> Bulk:
+def _bulk_of(values: Floats) -> Bulk:
     return fit_bulk(values, LEAST_VARIANCE)
 
 
-def _log_density(values: Array, bulk: Bulk) -> Array:
+def _log_density(values: Floats, bulk: Bulk) -> Floats:
     return 0.5 * np.linalg.slogdet(bulk.precision)[1] - 0.5 * distance(values, bulk) ** 2
 
 
-def _scores(values: Array, learned: LearnedInvariants) -> tuple[Array, npt.NDArray[np.bool_]]:
-    """Score of images on the axes, and whether they are stranger than like the background."""
+def _scores(values: Floats, learned: LearnedInvariants) -> tuple[Floats, Bools]:
+    """Score of images on the axes, and whether they look strange rather than like the background."""
     particle = _log_density(values, learned.particle)
     background = _log_density(values, learned.background)
     square = distance(values, learned.particle) ** 2
-    strange = particle + 0.5 * square * (1 - WIDE**-2) - N_AXES * math.log(WIDE) + math.log(STRANGE)
+    wider = 0.5 * square * (1 - STRANGE_WIDTH**-2)
+    strange = particle + wider - N_AXES * math.log(STRANGE_WIDTH) + math.log(STRANGE_SHARE)
     return np.logaddexp(background, strange) - particle, strange > background
 
 
 def _batch(
-    images: npt.NDArray[np.float32],
+    images: Images,
     start: int,
-    operator: npt.NDArray[np.float32],
+    operator: Singles,
     learned: LearnedInvariants | None,
-) -> tuple[npt.NDArray[np.int8], Array]:
+) -> tuple[Codes, Floats]:
     codes = inspect_pixels(images).codes
     score = np.full(len(images), np.inf)
     judged = codes == VALID
@@ -271,7 +291,7 @@ def _batch(
     return codes, score
 
 
-def _log_features(images: npt.NDArray[np.float32]) -> Array:
+def _log_features(images: Images) -> Floats:
     box = images.shape[1]
     offset = np.arange(box) - box // 2
     window = 1 / (1 + np.exp((np.hypot.outer(offset, offset) - WINDOW * box) / EDGE))
@@ -281,5 +301,5 @@ def _log_features(images: npt.NDArray[np.float32]) -> Array:
     return np.log(features.astype(np.float64) + SMALLEST)
 
 
-def _clipped(values: Array) -> Array:
+def _clipped(values: Floats) -> Floats:
     return np.clip(values, -LARGEST, LARGEST)

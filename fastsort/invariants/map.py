@@ -1,30 +1,26 @@
-"""The map of a data set: where every image lies among all others, and to which class it belongs."""
+"""The map of a set of images: where each lies among the others, and which class it belongs to."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from fastsort._brief import brief
 from fastsort._checks import InputError, check_choice, check_count
 from fastsort._process import one_blas_thread, without_warnings
+from fastsort._types import Array, Bools, Floats, Indices, Singles
 from fastsort.invariants.features import invariant_features
-
-if TYPE_CHECKING:
-    from fastsort.particles.source import Particles
-
-Array = npt.NDArray[np.float64]
+from fastsort.particles.source import Particles
 
 EMBEDDINGS = ("auto", "umap", "pca")
 # Part of the variance that the principal components keep.
 KEPT = 0.95
-# The mixture sees so many components at most: further ones hold noise.
+# The mixture uses at most so many components: further ones hold noise.
 N_CLUSTERED = 10
-# Models are fitted on so many images; the others are assigned in a stream.
+# Models are fitted to so many images; the others are assigned to classes chunk by chunk.
 N_FITTED = 10_000
 MAX_CLASSES = 20
 CHUNK = 65_536
@@ -38,32 +34,32 @@ class ParticleMap(NamedTuple):
     Attributes
     ----------
     coordinates : ndarray of float32, shape (n, 2)
-        On the map; NaN for images with a NaN or an infinity.
+        Place on the map; NaN for images with a NaN or an infinity.
     label : ndarray of intp, shape (n,)
-        Class from 0, the largest first; -1 for images with a NaN or an infinity.
+        Class of each image, from 0 for the largest; -1 for images with a NaN or an infinity.
     probability : ndarray of float32, shape (n,)
-        Of belonging to that class, under the mixture; 0 where there is none.
+        Probability by the mixture that the image belongs to its class; 0 without a class.
     n_classes : int
     n_components : int
-        Principal components that keep 95 % of the variance.
+        Number of principal components that keep 95 % of the variance.
     criterion : ndarray of float64, shape (k,)
-        Bayesian information criterion of the numbers of classes that were tried, one after the other;
-        empty where the number was given.
+        Bayesian information criterion for each number of classes that was tried, in ascending order; empty
+        if the number was given.
     embedding : str
-        "umap" or "pca": what made the coordinates.
+        "umap" or "pca": how the coordinates were made.
     """
 
-    coordinates: npt.NDArray[np.float32]
-    label: npt.NDArray[np.intp]
-    probability: npt.NDArray[np.float32]
+    coordinates: Singles
+    label: Indices
+    probability: Singles
     n_classes: int
     n_components: int
-    criterion: Array
+    criterion: Floats
     embedding: str
 
 
 def map_particles(
-    images: npt.NDArray[Any] | Particles,
+    images: Array | Particles,
     n_classes: int | None = None,
     *,
     max_order: int = 20,
@@ -71,7 +67,7 @@ def map_particles(
     n_jobs: int | None = None,
     seed: int = 0,
 ) -> ParticleMap:
-    """Put images on a map by features that neither a turn nor a shift changes.
+    """Put images on a map by features that do not change with a turn or a shift.
 
     Parameters
     ----------
@@ -91,13 +87,21 @@ def map_particles(
     ------
     InputError
         If the images cannot be used or a parameter is out of range.
+
+    Examples
+    --------
+    >>> import fastsort as fs
+    >>> images, truth = fs.simulate_particles(40, 0, box=32, snr=2, seed=1)
+    >>> places = fs.map_particles(images, 2, max_order=10, embedding="pca")
+    >>> places.coordinates.shape, places.n_classes
+    ((40, 2), 2)
     """
     features = invariant_features(images, max_order, noise_floor="auto", whiten="auto", n_jobs=n_jobs)
     return map_features(features, n_classes, embedding=embedding, seed=seed)
 
 
 def map_features(
-    features: npt.NDArray[Any],
+    features: Array,
     n_classes: int | None = None,
     *,
     fewest: int = 1,
@@ -109,14 +113,17 @@ def map_features(
     Parameters
     ----------
     features : ndarray, shape (n, p)
-        Real, in memory or a memory map. Rows with a NaN or an infinity have no place.
+        Real numbers, in memory or a memory map. Rows with a NaN or an infinity have no place.
     n_classes : int, optional
-        By default what the Bayesian information criterion says, from `fewest` up to 20.
+        Number of classes. By default the number with the best Bayesian information criterion, from
+        `fewest` to 20.
     fewest : int
+        Smallest number of classes that is tried.
     embedding : {"auto", "umap", "pca"}
-        "umap" needs umap-learn; "pca" are the first two principal components; "auto" is the first
-        where it is installed.
+        "umap" needs the package umap-learn. "pca" takes the first two principal components. "auto" is
+        "umap" if the package is installed, and "pca" if not.
     seed : int
+        Random seed of the mixture and of UMAP.
 
     Returns
     -------
@@ -125,20 +132,30 @@ def map_features(
     Raises
     ------
     InputError
-        If the features are not real (n, p), fewer rows are fit than there shall be classes, a
-        parameter is out of range, or a package is missing.
+        If the features are not real (n, p), there are fewer finite rows than classes, a parameter is out of
+        range, or a package is missing.
 
     Notes
     -----
-    Principal components that keep 95 % of the variance, two dimensions of UMAP on top of them, and a
-    Gaussian mixture [1]_; here the mixture lives among the first ten components at most, which the
-    embedding has not bent. Components come from streamed sums, the rest from 10,000 images, evenly
-    spread; the other images are assigned in a stream.
+    As in [1]_, the map consists of the principal components that keep 95 % of the variance, two dimensions
+    of UMAP made of them, and a Gaussian mixture. Here the mixture is fitted to the first ten components at
+    most, which UMAP has not distorted. The components come from sums over all images, mixture and UMAP from
+    10,000 images, evenly spread; all others are assigned afterwards.
 
     References
     ----------
     .. [1] Da, Yeo, Yang, Loh, "CryoEM 2D classification with translational and rotational invariant
        features".
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsort as fs
+    >>> rng = np.random.default_rng(0)
+    >>> features = np.concatenate([rng.normal(size=(30, 5)), rng.normal(9, size=(20, 5))])
+    >>> places = fs.map_features(features, embedding="pca")
+    >>> places.n_classes, np.bincount(places.label).tolist()
+    (2, [30, 20])
     """
     features = _check_features(features)
     check_choice("embedding", embedding, EMBEDDINGS)
@@ -147,16 +164,17 @@ def map_features(
         check_count("n_classes", n_classes)
     fewest = check_count("fewest", fewest)
     n = len(features)
-    # Of any kind: threads of k-means, too, add in the order in which they end.
+    # OpenMP too: the threads of k-means add up in the order in which they end.
     with one_blas_thread(), threadpool_limits(limits=1, user_api="openmp"):
-        fit, mean, axes, n_components = _principal_axes(features)
-        if fit.sum() < (n_classes or fewest):
+        finite, mean, axes, n_components = _principal_axes(features)
+        usable = np.flatnonzero(finite)
+        if len(usable) < (n_classes or fewest):
             raise InputError(
-                f"{n_classes or fewest} classes need as many images; got {fit.sum()} without NaN among {n}."
+                f"{n_classes or fewest} classes need as many images; got {len(usable)} without NaN "
+                f"among {n}: give fewer classes."
             )
-        usable = np.flatnonzero(fit)
-        taught = usable[:: -(-len(usable) // N_FITTED)]
-        sample = _scores(features[taught], mean, axes)
+        fitted = usable[:: -(-len(usable) // N_FITTED)]
+        sample = _components(features[fitted], mean, axes)
         mixture, criterion = _fit_mixture(sample, n_classes, fewest, seed)
         place, embedding = _embedding(sample, embedding, seed)
         coordinates = np.full((n, 2), np.nan, dtype=np.float32)
@@ -164,22 +182,22 @@ def map_features(
         probability = np.zeros(n, dtype=np.float32)
         for start in range(0, len(usable), CHUNK):
             rows = usable[start : start + CHUNK]
-            scores = _scores(features[rows], mean, axes)
-            others = ~np.isin(rows, taught)
+            components = _components(features[rows], mean, axes)
+            others = ~np.isin(rows, fitted)
             if others.any():
-                coordinates[rows[others]] = place(scores[others])
-            shares = mixture.predict_proba(scores[:, :N_CLUSTERED])
+                coordinates[rows[others]] = place(components[others])
+            shares = mixture.predict_proba(components[:, :N_CLUSTERED])
             label[rows] = shares.argmax(axis=1)
             probability[rows] = shares.max(axis=1)
-        coordinates[taught] = place(None)
-    order = np.argsort(-np.bincount(label[fit], minlength=mixture.n_components), kind="stable")
-    label[fit] = np.argsort(order, kind="stable")[label[fit]]
+        coordinates[fitted] = place(None)
+    order = np.argsort(-np.bincount(label[finite], minlength=mixture.n_components), kind="stable")
+    label[finite] = np.argsort(order, kind="stable")[label[finite]]
     return ParticleMap(
         coordinates, label, probability, mixture.n_components, n_components, criterion, embedding
     )
 
 
-def _check_features(features: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _check_features(features: Array) -> Array:
     rows = features if isinstance(features, np.ndarray) else np.asarray(features)
     if rows.dtype.kind not in "fiub" or rows.ndim != 2 or rows.shape[1] == 0:
         raise InputError(f"features must be real (n, p); got {rows.dtype} {rows.shape}: one row an image.")
@@ -189,42 +207,42 @@ def _check_features(features: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _principal_axes(
-    features: npt.NDArray[Any],
-) -> tuple[npt.NDArray[np.bool_], Array, Array, int]:
-    """Rows that are fit, their mean, and axes (p, k) that keep 95 % of their variance."""
+    features: Array,
+) -> tuple[Bools, Floats, Floats, int]:
+    """Which rows are finite, their mean, axes (p, k), and how many axes keep 95 % of their variance."""
     n, width = features.shape
-    fit = np.empty(n, dtype=bool)
+    finite = np.empty(n, dtype=bool)
     total, products = np.zeros(width), np.zeros((width, width))
     origin = np.zeros(width)
     for start in range(0, n, CHUNK):
         rows = np.array(features[start : start + CHUNK], dtype=np.float64)
-        finite = fit[start : start + CHUNK] = np.isfinite(rows).all(axis=1)
-        rows = rows[finite]
+        finite[start : start + CHUNK] = np.isfinite(rows).all(axis=1)
+        rows = rows[finite[start : start + CHUNK]]
         if start == 0 and len(rows):
-            # Near enough to the mean that the squares of a large one do not drown the rest.
+            # Close enough to the mean that a large one does not cost the squares their last digits.
             origin = rows[:1024].mean(axis=0)
         rows -= origin
         total += rows.sum(axis=0)
         products += rows.T @ rows
-    count = int(fit.sum())
+    count = int(finite.sum())
     if count == 0:
         raise InputError(f"a map needs an image; got none without NaN among {n}.")
     shift = total / count
     values, vectors = np.linalg.eigh(products / count - np.outer(shift, shift))
     values, vectors = np.maximum(values[::-1], 0), vectors[:, ::-1]
-    # Of the two signs, that of a positive largest entry.
+    # The sign of each axis makes its largest entry positive.
     vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(width)])
     part = np.cumsum(values) / max(float(values.sum()), 1e-300)
     n_components = min(int(np.searchsorted(part, KEPT)) + 1, width)
-    return fit, origin + shift, vectors[:, : max(n_components, min(2, width))], n_components
+    return finite, origin + shift, vectors[:, : max(n_components, min(2, width))], n_components
 
 
-def _scores(rows: npt.NDArray[Any], mean: Array, axes: Array) -> Array:
-    scores: Array = (np.asarray(rows, dtype=np.float64) - mean) @ axes
-    return scores
+def _components(rows: Array, mean: Floats, axes: Floats) -> Floats:
+    components: Floats = (np.asarray(rows, dtype=np.float64) - mean) @ axes
+    return components
 
 
-def _fit_mixture(sample: Array, n_classes: int | None, fewest: int, seed: int) -> tuple[Any, Array]:
+def _fit_mixture(sample: Floats, n_classes: int | None, fewest: int, seed: int) -> tuple[Any, Floats]:
     try:
         from sklearn.mixture import GaussianMixture
     except ImportError:
@@ -233,7 +251,7 @@ def _fit_mixture(sample: Array, n_classes: int | None, fewest: int, seed: int) -
         ) from None
     rows = sample[:, :N_CLUSTERED]
     if len(rows) == 1:
-        # A mixture wants two.
+        # A mixture needs two.
         rows = np.repeat(rows, 2, axis=0)
     scale = float(rows.var(axis=0).sum())
 
@@ -243,7 +261,7 @@ def _fit_mixture(sample: Array, n_classes: int | None, fewest: int, seed: int) -
         return mixture.fit(rows)
 
     with without_warnings():
-        # Not converged after 200 iterations, or fewer distinct images than classes: still a mixture.
+        # A mixture that has not converged, or has fewer distinct images than classes, is good enough.
         if n_classes is not None:
             return fitted(n_classes), np.empty(0)
         mixtures, criterion = [], []
@@ -252,41 +270,41 @@ def _fit_mixture(sample: Array, n_classes: int | None, fewest: int, seed: int) -
         for number in range(fewest, most + 1):
             mixtures.append(fitted(number))
             criterion.append(mixtures[-1].bic(rows))
-            # Three worse numbers in a row: the best is behind.
+            # After three worse numbers in a row no better one is to be expected.
             if number - fewest - int(np.argmin(criterion)) >= 3:
                 break
     return mixtures[int(np.argmin(criterion))], np.array(criterion)
 
 
-def _embedding(sample: Array, embedding: str, seed: int) -> tuple[Callable[[Array | None], Any], str]:
-    """Return a function from principal components to places; of None, those of the sample."""
+def _embedding(sample: Floats, embedding: str, seed: int) -> tuple[Callable[[Floats | None], Any], str]:
+    """Return a function from principal components to places, which for None gives those of the sample."""
 
-    def first_two(scores: Array | None) -> Array:
-        rows = sample if scores is None else scores
+    def first_two(components: Floats | None) -> Floats:
+        rows = sample if components is None else components
         return np.column_stack([rows, np.zeros(len(rows))])[:, :2]
 
     if embedding == "pca":
         return first_two, "pca"
     try:
         with without_warnings():
-            # It warns of what else it could do with Tensorflow.
+            # Without Tensorflow it warns.
             import umap
     except ImportError:
         if embedding == "umap":
             raise InputError("umap-learn is not installed: pip install 'fastsort[map]'.") from None
         return first_two, "pca"
-    # Fewer images have no neighbourhood.
+    # Fewer images have no neighbourhoods.
     if len(sample) < 20 or np.ptp(sample, axis=0).max() == 0:
         return first_two, "pca"
     with without_warnings():
-        # It warns that a seed leaves it with one worker: that is what is wanted.
+        # It warns that a seed leaves it with one worker, which is what is wanted here.
         reducer = umap.UMAP(n_neighbors=min(15, len(sample) - 1), random_state=seed, n_jobs=1)
         reducer.fit(sample)
 
-    def places(scores: Array | None) -> Any:
-        if scores is None:
+    def places(components: Floats | None) -> Any:
+        if components is None:
             return reducer.embedding_
         with without_warnings():
-            return reducer.transform(scores)
+            return reducer.transform(components)
 
     return places, "umap"

@@ -1,9 +1,9 @@
-"""Images as Zernike moments on a disk: the functions on a pixel grid, and products with them."""
+"""Zernike functions on the pixels of a disk, and the moments of images with them."""
 
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -12,18 +12,13 @@ from scipy.linalg import eigh
 from fastsort._brief import brief
 from fastsort._checks import InputError, check_box, check_count
 from fastsort._process import one_blas_thread
+from fastsort._types import Array, Floats, Images, Indices, Singles
 from fastsort.images.batches import map_batches
 from fastsort.images.disk import quarter_disk
-from fastsort.particles.source import open_particles
-
-if TYPE_CHECKING:
-    from fastsort.particles.source import Particles
-
-Array = npt.NDArray[np.float64]
-Indices = npt.NDArray[np.intp]
+from fastsort.particles.source import Particles, as_particles
 
 MAX_BYTES = 2 << 30
-# A combination of unit norm that keeps less than this of it in the samples is lost on the grid.
+# Functions count as dependent on the grid if a combination of norm 1 has a squared norm below this there.
 MIN_NORM = 1e-8
 
 
@@ -34,19 +29,19 @@ class ZernikeBasis(NamedTuple):
     Attributes
     ----------
     functions : ndarray of float32, shape (L, d, d)
-        Zero where the distance from pixel d // 2 is not below d // 2 pixels. Ordered by order,
-        then by angular index, the cosine before the sine: those of a lower `max_order` come first.
+        Zero at d // 2 pixels or more from pixel d // 2. Sorted by order, then by angular index, the cosine
+        before the sine; so the functions of a lower `max_order` come first.
     order : ndarray of intp, shape (L,)
         Degree n of the radial polynomial.
     angular : ndarray of intp, shape (L,)
-        m >= 0 where the function goes as cos(m theta), -m where it goes as sin(m theta), with
-        theta from the last axis (x) to the one before (y).
+        m >= 0 if the function goes as cos(m theta), -m if it goes as sin(m theta); theta runs from the last
+        axis (x) to the one before (y).
     box : int
         Side of the images in pixels.
     max_order : int
     """
 
-    functions: npt.NDArray[np.float32]
+    functions: Singles
     order: Indices
     angular: Indices
     box: int
@@ -60,10 +55,10 @@ class ZernikeMoments(NamedTuple):
     Attributes
     ----------
     moments : ndarray of complex64, shape (n, n_moments)
-        Product with the cosine, minus i times that with the sine. The row of an image with a NaN
-        or an infinity anywhere is NaN.
+        Product with the cosine, minus i times that with the sine. NaN for an image with a NaN or an
+        infinity anywhere.
     order, angular : ndarray of intp, shape (n_moments,)
-        n, and m >= 0; by n, then by m.
+        n, and m >= 0; sorted by n, then by m.
     """
 
     moments: npt.NDArray[np.complex64]
@@ -81,26 +76,35 @@ def zernike_basis(box: int, max_order: int = 20, *, orthonormal: bool = False) -
     max_order : int
         Highest degree of the radial polynomials.
     orthonormal : bool
-        Replace the samples by the orthonormal functions closest to them in the sum of squares
-        (symmetric orthonormalisation).
+        Whether to replace the samples by the orthonormal functions that are closest to them in the sum of
+        squares (symmetric orthonormalisation).
 
     Returns
     -------
     basis : ZernikeBasis
-        The same one for the same arguments, hence read-only.
+        The same object for the same arguments, and therefore read-only.
 
     Raises
     ------
     InputError
-        If an argument is out of its range, the functions would take more than 2 GiB, or the grid
-        cannot tell apart those that are to be orthonormal.
+        If an argument is out of range, the functions would take more than 2 GiB, or the grid is too coarse
+        to make them orthonormal.
 
     Notes
     -----
     The functions are sqrt((2 - [m = 0]) (n + 1) / pi) / R times R_n^m(r / R) cos(m theta) or
     sin(m theta) with R = d // 2 pixels: integrals over the disk, in pixels, of products of two are
-    0 or 1. Sums over the pixels only come close, the less the higher the order. Orthonormal
-    samples mix angular indices that differ by multiples of 4, so they turn less well.
+    0 or 1. Sums over the pixels only come close to that, less so for higher orders. Orthonormal samples
+    mix angular indices that differ by multiples of 4, and so they turn less well.
+
+    Examples
+    --------
+    >>> import fastsort as fs
+    >>> basis = fs.zernike_basis(32, 4)
+    >>> basis.functions.shape
+    (15, 32, 32)
+    >>> basis.order[:6].tolist(), basis.angular[:6].tolist()
+    ([0, 1, 1, 2, 2, 2], [0, 1, -1, 0, 2, -2])
     """
     box = check_count("box", box)
     check_box(box, box, "the box")
@@ -115,7 +119,7 @@ def zernike_basis(box: int, max_order: int = 20, *, orthonormal: bool = False) -
 
 
 def zernike_moments(
-    images: npt.NDArray[Any] | Particles,
+    images: Array | Particles,
     max_order: int = 20,
     *,
     orthonormal: bool = False,
@@ -145,13 +149,25 @@ def zernike_moments(
     An image that the functions span is the real part of the sum of a_nm E_nm over m >= 0, where
     E_nm is the cosine plus i times the sine, and its energy is the sum of |a_nm|^2: a_nm stands for
     m and -m. An image turned by alpha from x to y has the moments a_nm exp(-i m alpha).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsort as fs
+    >>> images = np.random.default_rng(0).normal(size=(3, 33, 33))
+    >>> moments = fs.zernike_moments(images, 6).moments
+    >>> moments.shape
+    (3, 16)
+    >>> turned = fs.zernike_moments(np.rot90(images, axes=(1, 2)), 6).moments
+    >>> bool(np.allclose(np.abs(turned), np.abs(moments), atol=1e-3))
+    True
     """
-    particles = open_particles(images)
+    particles = as_particles(images)
     zernike_basis(particles.box, max_order, orthonormal=orthonormal)
     order, angular = zernike_index(max_order)
     moments = np.empty((len(particles), len(order)), dtype=np.complex64)
     start = 0
-    # Workers find the basis by its arguments: a task must not carry it.
+    # Workers make the basis from its arguments, because a task must not carry it.
     for part in map_batches(_moments_batch, particles, max_order, orthonormal, n_jobs=n_jobs):
         moments[start : start + len(part)] = part
         start += len(part)
@@ -159,14 +175,14 @@ def zernike_moments(
 
 
 def zernike_index(max_order: int) -> tuple[Indices, Indices]:
-    """Return n and m >= 0 of all functions up to an order: by n, then by m."""
+    """Return n and m >= 0 of all functions up to an order, sorted by n, then by m."""
     max_order = check_count("max_order", max_order, 0)
     pairs = [(n, m) for n in range(max_order + 1) for m in range(n % 2, n + 1, 2)]
     order, angular = np.array(pairs, dtype=np.intp).T
     return order, angular
 
 
-def radial_polynomials(max_order: int, radii: npt.ArrayLike) -> Array:
+def radial_polynomials(max_order: int, radii: npt.ArrayLike) -> Floats:
     """Zernike's radial polynomials R_n^m, which are 1 at radius 1.
 
     Parameters
@@ -183,9 +199,9 @@ def radial_polynomials(max_order: int, radii: npt.ArrayLike) -> Array:
 
     Notes
     -----
-    By R_n^m = r (R_{n-1}^{|m-1|} + R_{n-1}^{m+1}) - R_{n-2}^m [1]_, where a polynomial with m > n is
-    zero. No coefficient is larger than one, so that rounding grows slowly with the order; the usual
-    sum of factorials loses all its digits near order 46.
+    The recurrence is R_n^m = r (R_{n-1}^{|m-1|} + R_{n-1}^{m+1}) - R_{n-2}^m [1]_, where a polynomial with
+    m > n is zero. No coefficient is larger than one, so rounding errors grow slowly with the order; the
+    usual sum of factorials loses all its digits near order 46.
 
     References
     ----------
@@ -194,7 +210,7 @@ def radial_polynomials(max_order: int, radii: npt.ArrayLike) -> Array:
     """
     max_order = check_count("max_order", max_order, 0)
     r = np.asarray(radii, dtype=np.float64)
-    rows: list[list[Array]] = [[np.ones_like(r)]]
+    rows: list[list[Floats]] = [[np.ones_like(r)]]
     for n in range(1, max_order + 1):
         before = rows[n - 1]
         row = []
@@ -211,7 +227,7 @@ def radial_polynomials(max_order: int, radii: npt.ArrayLike) -> Array:
 
 
 def _moments_batch(
-    images: npt.NDArray[np.float32], start: int, max_order: int, orthonormal: bool
+    images: Images, start: int, max_order: int, orthonormal: bool
 ) -> npt.NDArray[np.complex64]:
     basis = zernike_basis(images.shape[1], max_order, orthonormal=orthonormal)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -247,7 +263,7 @@ def _sampled_basis(box: int, max_order: int, orthonormal: bool) -> ZernikeBasis:
         wave = np.sin if sine[i] else np.cos
         norm = np.sqrt((1 + (angular[i] > 0)) * (order[i] + 1) / np.pi) / (box // 2)
         samples[i] = norm * profiles[pairs[i], place] * wave(angular[i] * theta)
-    # Zeros that the cosine of a quarter turn is not.
+    # The computed cosine of a quarter turn is not exactly zero.
     samples[np.ix_((angular + sine) % 2 == 1, quarter.x == 0)] = 0
     if orthonormal:
         # Functions of different symmetry under the turns and mirrors of the grid are orthogonal.
@@ -268,7 +284,7 @@ def _sampled_basis(box: int, max_order: int, orthonormal: bool) -> ZernikeBasis:
     return basis
 
 
-def _orthonormalized(samples: Array, weights: Array) -> Array:
+def _orthonormalized(samples: Floats, weights: Floats) -> Floats:
     values, vectors = eigh((samples * weights) @ samples.T, check_finite=False)
     if values[0] < MIN_NORM:
         raise np.linalg.LinAlgError("dependent samples")

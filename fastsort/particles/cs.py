@@ -6,44 +6,43 @@ what it took over from the jobs before it. Both name each particle by its uid.
 
 from __future__ import annotations
 
-import ast
+import math
 import os
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from io import BufferedReader
-from itertools import accumulate
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from fastsort._checks import InputError, check_every, check_not_empty, check_readable
-from fastsort.particles.grid import bring_to_one_grid
+from fastsort._checks import InputError, check_every
+from fastsort._types import Array, FilePath, Floats, Indices, Numbers
+from fastsort.particles.cs_file import Rows, read_cs, write_cs
+from fastsort.particles.files import find_files
 from fastsort.particles.mrc import read_header
-from fastsort.particles.relion import find_stacks
-from fastsort.particles.source import CtfParameters, Indices, Particles, StackImages
+from fastsort.particles.store import StackImages
+from fastsort.particles.table import (
+    Acquisition,
+    Added,
+    Coordinates,
+    CtfParameters,
+    ImageTable,
+    NamedImages,
+    OpticsGroup,
+    common_value,
+)
 
-_MAGIC = b"\x93NUMPY"
-_COMPRESSED_MAGIC = b"\x94CSDAT"
-_MAX_HEADER = 1 << 18
-_MAX_NESTING = 16
-# All that NumPy writes into a header, Python 2 included. What Python's parser warns of is not among it.
-_TOKEN = re.compile(r"""[ \n,:(){}\[\]]|-?\d{1,19}L?(?!\w)|True|False|'[^'\\\n\r\0]*'|"[^"\\\n\r\0]*\"""")
-_NUMBERS_OR_TEXT = re.compile(r"[<>|=]?(?:[biufc]\d{1,2}|\?|[SUV]\d{1,9})")
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _CTF = ("ctf/df1_A", "ctf/df2_A", "ctf/df_angle_rad", "ctf/accel_kv", "ctf/cs_mm", "ctf/amp_contrast")
-_NEEDED = ("blob/path", "blob/idx", *_CTF, "location/micrograph_path")
+_MICROGRAPH = "location/micrograph_path"
+_NEEDED = ("blob/path", "blob/idx", *_CTF, _MICROGRAPH)
 _JOB = re.compile(r"(?<![A-Za-z])J\d+(?=_)")
-
-Rows = npt.NDArray[Any]
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class CsDataset:
+class CsDataset(ImageTable):
     """The rows of a cryoSPARC dataset, and where more is known of the same particles.
 
     Attributes
@@ -61,214 +60,176 @@ class CsDataset:
     rows: Rows = field(repr=False)
     passthrough: CsDataset | None = field(default=None, repr=False)
     passthrough_row: Indices | None = field(default=None, repr=False)
+    kind = "cryoSPARC dataset"
+    takes = "fields"
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def files(self) -> list[str]:
-        """Return the paths of the files that it was read from."""
+        """The dataset and its passthrough file."""
         return [self.path, *([] if self.passthrough is None else self.passthrough.files)]
 
-    def field(self, name: str) -> npt.NDArray[Any] | None:
+    def field(self, name: str) -> Array | None:
         """Return one entry a particle, in the order of `rows`; None where no file has the field."""
         if name in _names(self):
             return self.rows[name]
         more = None if self.passthrough is None else self.passthrough.field(name)
         return None if more is None else more[self.passthrough_row]
 
+    @property
+    def names(self) -> Sequence[str]:
+        """Names such as ``000017@J19/extract/a.mrc``."""
+        named = self.named_images()
+        return _ImageNames(named.stacks, named.stack_of, named.section_of)
+
+    def micrographs(self) -> list[str] | None:
+        """Return the micrograph of each particle."""
+        if self.field(_MICROGRAPH) is None:
+            return None
+        names, name_of = dataset_texts(self, _MICROGRAPH)
+        if names == [""]:
+            return None
+        return [names[number] for number in name_of.tolist()]
+
+    def ctf(self) -> CtfParameters | None:
+        """Return the CTF of each particle; None if a part of it is missing or it was never estimated."""
+        return dataset_ctf(self)
+
+    def pixel_sizes(self) -> Floats | None:
+        """Return the pixel size of each image in angstroms."""
+        sizes = dataset_numbers(self, "blob/psize_A")
+        if sizes is not None:
+            _check_every("blob/psize_A", sizes, self.path, positive=True)
+        return sizes
+
+    def named_images(self) -> NamedImages:
+        """Return the stack and the section of each particle; pixels are multiplied with ``blob/sign``."""
+        return self._named_images
+
+    @cached_property
+    def _named_images(self) -> NamedImages:
+        sections = _sections(self)
+        stacks, stack_of = dataset_texts(self, "blob/path")
+        if "" in stacks:
+            raise InputError(f"blob/path of {self.path} is empty for some particles: extract them again.")
+        return NamedImages(stacks, stack_of, sections.astype(np.int64), _signs(self))
+
+    def images(self, data_dir: FilePath | None) -> StackImages:
+        """Find the stacks, and check that they hold what the dataset says."""
+        stacks, stack_of, section_of, sign_of = self.named_images()
+        headers = [read_header(path) for path in find_files(stacks, self.path, data_dir)]
+        counts = np.array([header.n_images for header in headers])[stack_of]
+        wrong = np.flatnonzero((section_of < 0) | (section_of >= counts))
+        if len(wrong):
+            row = int(wrong[0])
+            raise InputError(
+                f"row {row} of {self.path} (counted from 0) names image {section_of[row]} of "
+                f"{headers[stack_of[row]].path}, which holds images 0 to {counts[row] - 1}: "
+                "extract the particles again."
+            )
+        images = StackImages(headers, stack_of, section_of.astype(np.int32), sign_of)
+        _check_shapes(self, images)
+        return images
+
+    def coordinates(self) -> Coordinates:
+        """Return where the particles lie in their micrographs."""
+        n = len(self)
+        x, y, sizes = (
+            dataset_numbers(self, f"location/{name}")
+            for name in ("center_x_frac", "center_y_frac", "micrograph_psize_A")
+        )
+        shape = self.field("location/micrograph_shape")
+        if x is None or y is None or shape is None or shape.shape != (n, 2) or shape.dtype.kind not in "iuf":
+            x = y = None
+        else:
+            with np.errstate(all="ignore"):
+                x, y = x * shape[:, 1], y * shape[:, 0]
+        pixel_size = np.full(n, np.nan) if sizes is None else sizes
+        pixel_size = np.where(np.isfinite(pixel_size) & (pixel_size > 0), pixel_size, np.nan)
+        ctf = self.ctf()
+        return Coordinates(x, y, pixel_size, None if ctf is None else (ctf.defocus_u + ctf.defocus_v) / 2)
+
+    def acquisition(self) -> Acquisition:
+        """Return what the dataset says of how its images were taken."""
+        voltage, aberration, contrast = (self._common(f"ctf/{name}") for name in _MICROSCOPE)
+        optics = OpticsGroup(
+            "", len(self), self._common("blob/psize_A"), self._box(), voltage, aberration, contrast
+        )
+        try:
+            ctf = self.ctf()
+        except InputError:
+            ctf = None
+        if ctf is None:
+            return Acquisition([optics], (math.nan, math.nan), False)
+        return Acquisition([optics], (float(ctf.defocus_u.min()), float(ctf.defocus_u.max())), True)
+
+    def _common(self, name: str) -> float:
+        """Return the number that a field has for all particles, NaN if there is none."""
+        values = self.field(name)
+        is_number = values is not None and values.ndim == 1 and values.dtype.kind in "iuf"
+        return common_value(values.astype(np.float64)) if values is not None and is_number else math.nan
+
+    def _box(self) -> float:
+        shapes = self.field("blob/shape")
+        known = shapes is not None and shapes.shape[1:] == (2,) and shapes.dtype.kind in "iu"
+        return common_value(shapes.astype(np.float64).ravel()) if shapes is not None and known else math.nan
+
+    @property
+    def has_segments(self) -> bool:
+        """Whether the images follow filaments."""
+        return self.field("filament/filament_uid") is not None
+
+    def identifiers(self) -> dict[str, Array]:
+        """Return the uid of each particle."""
+        return {"uid": self.rows["uid"]} if "uid" in _names(self) else {}
+
+    def part_name(self, name: str) -> str:
+        """Return the name of the .cs file."""
+        return f"{name}.cs"
+
+    def write_part(self, folder: Path, name: str, rows: Indices, added: Added) -> None:
+        """Write a .cs file with some of the rows, and one with those of the passthrough file."""
+        write_cs(folder / f"{name}.cs", self.rows, rows, added.fields)
+        if self.passthrough is not None:
+            others = np.sort(self.passthrough_row[rows]) if self.passthrough_row is not None else rows
+            write_cs(folder / f"{name}_passthrough.cs", self.passthrough.rows, others, {})
+
+
+_MICROSCOPE = ("accel_kv", "cs_mm", "amp_contrast")
+
 
 def _names(dataset: CsDataset) -> tuple[str, ...]:
     return dataset.rows.dtype.names or ()
 
 
-def read_cs(path: str | os.PathLike[str]) -> Rows:
-    """Read a cryoSPARC dataset.
-
-    Nothing in the file is trusted: no object is unpickled, and no memory is taken
-    for rows that the file does not hold.
-
-    Parameters
-    ----------
-    path : path
-        A structured array as NumPy writes it, of any version of its format.
-
-    Returns
-    -------
-    rows : structured ndarray, shape (n,)
-        Owned; every field as it stands.
-
-    Raises
-    ------
-    InputError
-        When the file cannot be read, is no dataset, holds Python objects, or has
-        not the size that its header promises.
-    """
-    with check_readable(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        dtype, n_rows = _read_layout(file, path, size)
-        promised = file.tell() + n_rows * dtype.itemsize
-        if size != promised:
-            wrong = "ends early" if size < promised else "goes on after its last row"
-            raise InputError(
-                f"{path} {wrong}: its header promises {promised} bytes ({n_rows} rows of {dtype.itemsize}), "
-                f"but the file has {size}: copy or export it again."
-            )
-        rows = np.fromfile(file, dtype, n_rows) if n_rows else np.zeros(0, dtype)
-    if len(rows) != n_rows:
-        raise InputError(f"{path} has become shorter while it was read: copy or export it again.")
-    return rows
-
-
-def _read_layout(file: BufferedReader, path: str | os.PathLike[str], size: int) -> tuple[np.dtype[Any], int]:
-    """Return what a row looks like and how many there are; the file stands at the first row then."""
-    start = file.read(len(_MAGIC) + 2)
-    if start.startswith(_COMPRESSED_MAGIC):
-        raise InputError(
-            f"{path} is compressed (CSDAT), which only cryoSPARC reads: load it with cryosparc-tools, "
-            "and save it with format=NUMPY_FORMAT."
-        )
-    if not start.startswith(_MAGIC) or len(start) < len(_MAGIC) + 2:
-        raise InputError(
-            f"{path} is not a cryoSPARC dataset ({size} bytes, which do not begin as those of a NumPy file): "
-            "give the .cs file of a particle job."
-        )
-    version = start[-2]
-    if version not in (1, 2, 3):
-        raise InputError(f"{path} has version {version} of NumPy's format; 1, 2 and 3 can be read.")
-    length = int.from_bytes(file.read(2 if version == 1 else 4), "little")
-    if length > min(_MAX_HEADER, size - file.tell()):
-        raise InputError(
-            f"{path} is damaged: its header promises to be {length} bytes long, "
-            f"and the file has {size} bytes (a header has at most {_MAX_HEADER}): copy or export it again."
-        )
-    header = file.read(length)
-    try:
-        layout = _parse(header.decode("utf-8" if version == 3 else "latin-1"))
-        descr, shape = layout["descr"], layout["shape"]
-        objects = _check_types(descr)
-        dtype = np.dtype(np.void) if objects else np.lib.format.descr_to_dtype(descr)
-    except (SyntaxError, ValueError, TypeError, KeyError, IndexError, OverflowError):
-        raise InputError(
-            f"{path} is damaged: the header that describes its rows makes no sense: copy or export it again."
-        ) from None
-    if objects:
-        raise InputError(
-            f"{path} holds pickled Python objects, which could run any program when they are read: "
-            "save it with fields of numbers and text alone."
-        )
-    if not dtype.names:
-        raise InputError(
-            f"{path} is a plain array of {dtype}, not a table with named fields: "
-            "give the .cs file of a particle job."
-        )
-    whole = isinstance(shape, tuple) and all(type(count) is int and count >= 0 for count in shape)
-    if not whole or len(shape) != 1 or dtype.itemsize == 0:
-        raise InputError(
-            f"{path} is not a list of particles: its header promises an array of shape "
-            f"{repr(shape)[:80]} with {dtype.itemsize} bytes a row: copy or export it again."
-        )
-    return dtype, shape[0]
-
-
-def _parse(text: str) -> Any:
-    tokens = _TOKEN.findall(text)
-    if sum(map(len, tokens)) != len(text):
-        raise ValueError("a header holds names, numbers and brackets alone")
-    nesting = accumulate((token in "([{") - (token in ")]}") for token in tokens)
-    if max(nesting, default=0) > _MAX_NESTING:
-        raise ValueError("no header is nested like this")
-    # Python 2 wrote 2019L.
-    return ast.literal_eval(
-        "".join(token[:-1] if re.fullmatch(r"-?\d+L", token) else token for token in tokens)
-    )
-
-
-def _check_types(descr: Any) -> bool:
-    """Refuse types that are not numbers or text; return whether there are Python objects."""
-    if isinstance(descr, str):
-        if descr.lstrip("<>|=").startswith("O"):
-            return True
-        if not _NUMBERS_OR_TEXT.fullmatch(descr):
-            raise ValueError(descr)
-        return False
-    if not isinstance(descr, list):
-        raise TypeError(descr)
-    objects = False
-    for names, kind, *shape in descr:
-        # NumPy would write them as escapes, which are not read.
-        if not "".join(names).isprintable():
-            raise ValueError(names)
-        if any(
-            not isinstance(sides, tuple) or any(type(side) is not int for side in sides) for sides in shape
-        ):
-            raise TypeError(shape)
-        objects |= _check_types(kind)
-    return objects
-
-
-def open_cs(
-    path: str,
-    pixel_size: float | None = None,
-    data_dir: str | os.PathLike[str] | None = None,
-    passthrough: str | os.PathLike[str] | None = None,
-) -> Particles:
-    """Open the particles of a cryoSPARC dataset.
+def read_cs_table(path: str, passthrough: FilePath | None = None) -> CsDataset:
+    """Read a cryoSPARC dataset, and the passthrough file that belongs to it.
 
     Parameters
     ----------
     path : str
         A .cs file of extracted or imported particles.
-    pixel_size : float, optional
-        In angstroms, instead of what the file says.
-    data_dir : path, optional
-        Folder in which to look first for the stacks, such as that of the project.
     passthrough : path, optional
-        A second .cs file with more fields of the same particles. By default, where
-        something is missing in the first, the passthrough file of the same job is
-        looked for beside it.
+        A second .cs file with more fields of the same particles. By default, where something is missing in
+        the first, the passthrough file of the same job is looked for beside it.
 
     Returns
     -------
-    particles : Particles
-        In the order of the file; pixels are multiplied with ``blob/sign``.
+    dataset : CsDataset
 
     Raises
     ------
     InputError
-        When the dataset cannot be understood, a stack is missing or damaged, or the
-        files contradict one another.
+        When a file cannot be read, or the two do not belong together.
 
     Notes
     -----
-    Where there are several passthrough files with all of the particles, that counts
-    which has most of what is missing, and of equal ones the first by name. A job
-    that never estimated the CTF leaves all defoci zero: there is no CTF then.
+    Where there are several passthrough files with all of the particles, the one counts that has most of what
+    is missing, and of equal ones the first by name. A job that never estimated the CTF leaves all defoci
+    zero: there is no CTF then.
     """
-    dataset = open_dataset(path, passthrough)
-    check_not_empty(len(dataset), path)
-    stacks, images = _locate_images(dataset, data_dir)
-    pixel_sizes = (
-        dataset_numbers(dataset, "blob/psize_A") if pixel_size is None else np.full(len(dataset), pixel_size)
-    )
-    if pixel_sizes is not None:
-        _check_every("blob/psize_A", pixel_sizes, path, positive=True)
-    grid = bring_to_one_grid(images, pixel_sizes, path)
-    return Particles(
-        grid.store,
-        grid.box,
-        grid.pixel_size,
-        path,
-        ctf=dataset_ctf(dataset),
-        names=_ImageNames(stacks, images.stack_of, images.section_of),
-        micrographs=_micrographs(dataset),
-        table=dataset,
-        rescaled=grid.rescaled,
-    )
-
-
-def open_dataset(path: str, passthrough: str | os.PathLike[str] | None = None) -> CsDataset:
-    """Read a dataset and the passthrough file that belongs to it, as `open_cs` does."""
     dataset = CsDataset(path, read_cs(path))
     if passthrough is not None:
         return _join(dataset, CsDataset(os.fspath(passthrough), read_cs(passthrough)))
@@ -305,7 +266,7 @@ def _matching_rows(dataset: CsDataset, other: CsDataset) -> Indices:
     return np.where(in_order[found] == uids, order[found], -1)
 
 
-def _uids(dataset: CsDataset) -> npt.NDArray[np.uint64]:
+def _uids(dataset: CsDataset) -> Array:
     uids = dataset.rows["uid"] if "uid" in _names(dataset) else None
     if uids is None or uids.ndim != 1 or uids.dtype.kind not in "iu":
         raise InputError(
@@ -333,7 +294,7 @@ def _join_own_passthrough(dataset: CsDataset) -> CsDataset:
     return best
 
 
-def _sections(dataset: CsDataset) -> npt.NDArray[Any]:
+def _sections(dataset: CsDataset) -> Array:
     """Return where in its stack each image is; refuse what is no set of images, and say what it is."""
     has_path, sections = dataset.field("blob/path") is not None, dataset.field("blob/idx")
     if has_path and sections is not None:
@@ -367,7 +328,7 @@ def _sections(dataset: CsDataset) -> npt.NDArray[Any]:
     )
 
 
-def dataset_texts(dataset: CsDataset, name: str) -> tuple[list[str], npt.NDArray[np.int32]]:
+def dataset_texts(dataset: CsDataset, name: str) -> tuple[list[str], Numbers]:
     """Return the different paths of a field, and which of them each particle has."""
     values = dataset.field(name)
     if values is None:
@@ -400,33 +361,9 @@ def _plain(stored: Any) -> str:
     return text
 
 
-def _what(values: npt.NDArray[Any]) -> str:
+def _what(values: Array) -> str:
     shape = f" of shape {values.shape[1:]}" if values.ndim > 1 else ""
     return f"it is {values.dtype}{shape}"
-
-
-def _locate_images(
-    dataset: CsDataset, data_dir: str | os.PathLike[str] | None
-) -> tuple[list[str], StackImages]:
-    """Find the stacks, whose names are returned too, and check that they hold what the dataset says."""
-    sections = _sections(dataset)
-    stacks, stack_of = dataset_texts(dataset, "blob/path")
-    if "" in stacks:
-        raise InputError(f"blob/path of {dataset.path} is empty for some particles: extract them again.")
-    section_of = sections.astype(np.int64)
-    headers = [read_header(found) for found in find_stacks(stacks, dataset.path, data_dir)]
-    counts = np.array([header.n_images for header in headers])[stack_of]
-    wrong = np.flatnonzero((section_of < 0) | (section_of >= counts))
-    if len(wrong):
-        row = int(wrong[0])
-        raise InputError(
-            f"row {row} of {dataset.path} (counted from 0) names image {sections[row]} of "
-            f"{headers[stack_of[row]].path}, which holds images 0 to {counts[row] - 1}: "
-            "extract the particles again."
-        )
-    images = StackImages(headers, stack_of, section_of.astype(np.int32), _signs(dataset))
-    _check_shapes(dataset, images)
-    return stacks, images
 
 
 def _check_shapes(dataset: CsDataset, images: StackImages) -> None:
@@ -447,7 +384,7 @@ def _check_shapes(dataset: CsDataset, images: StackImages) -> None:
         )
 
 
-def _signs(dataset: CsDataset) -> npt.NDArray[np.int8] | None:
+def _signs(dataset: CsDataset) -> Array | None:
     signs = dataset_numbers(dataset, "blob/sign")
     if signs is None or (signs == 1).all():
         return None
@@ -507,21 +444,10 @@ def dataset_ctf(dataset: CsDataset) -> CtfParameters | None:
     )
 
 
-def _micrographs(dataset: CsDataset) -> list[str] | None:
-    if dataset.field("location/micrograph_path") is None:
-        return None
-    names, name_of = dataset_texts(dataset, "location/micrograph_path")
-    if names == [""]:
-        return None
-    return [names[number] for number in name_of.tolist()]
-
-
 class _ImageNames(Sequence[str]):
     """Names such as 000017@J19/extract/a.mrc, made when asked for: a million take much memory."""
 
-    def __init__(
-        self, stacks: list[str], stack_of: npt.NDArray[np.int32], section_of: npt.NDArray[np.int32]
-    ) -> None:
+    def __init__(self, stacks: list[str], stack_of: Numbers, section_of: Numbers) -> None:
         self._stacks, self._stack_of, self._section_of = stacks, stack_of, section_of
 
     def __len__(self) -> int:
@@ -533,138 +459,3 @@ class _ImageNames(Sequence[str]):
             return f"{sections + 1:06d}@{self._stacks[numbers]}"
         places = zip(numbers.tolist(), sections.tolist(), strict=True)
         return [f"{section + 1:06d}@{self._stacks[number]}" for number, section in places]
-
-
-def subset_cs(dataset: CsDataset, rows: npt.ArrayLike, fields: Mapping[str, npt.NDArray[Any]]) -> Rows:
-    """Return some rows of a dataset, with further fields.
-
-    Parameters
-    ----------
-    dataset : CsDataset
-    rows : array of int, shape (m,)
-        Which, counted from 0; they are kept in the order of the file.
-    fields : mapping of str to ndarray, shape (n, ...)
-        One entry for each particle of the whole dataset. Truth is written as 0 and 1,
-        text as UTF-8 bytes and half precision as single, which are the types that
-        cryoSPARC knows.
-
-    Returns
-    -------
-    some : structured ndarray, shape (m,)
-        The fields of the file as they stand, then the further ones. A field that the
-        file has already keeps its type if that can hold the new values, and its place.
-
-    Raises
-    ------
-    ValueError
-        When a field does not have one entry for each particle.
-    IndexError
-        When there is no such row.
-    """
-    kept = np.sort(np.asarray(rows, dtype=np.intp))
-    added = {name: _storable(np.asarray(values)) for name, values in fields.items()}
-    for name, values in added.items():
-        if values.ndim == 0 or len(values) != len(dataset):
-            raise ValueError(f"{name} must have {len(dataset)} entries; got shape {values.shape}.")
-    stored = dataset.rows.dtype
-    new = {name: values for name, values in added.items() if not _can_hold(stored, name, values)}
-    entries: list[Any] = [
-        (entry[0], new[name].dtype.str, new[name].shape[1:])
-        if (name := entry[0][-1] if isinstance(entry[0], tuple) else entry[0]) in new
-        else entry
-        for entry in stored.descr
-    ]
-    entries += [
-        (name, values.dtype.str, values.shape[1:])
-        for name, values in new.items()
-        if name not in _names(dataset)
-    ]
-    some = np.zeros(len(kept), np.lib.format.descr_to_dtype(entries))
-    for name in some.dtype.names or ():
-        some[name] = added[name][kept] if name in added else dataset.rows[name][kept]
-    return some
-
-
-def _storable(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    if values.dtype.kind == "U":
-        return np.char.encode(values, "utf-8", "surrogateescape")
-    kinds = {"?": np.uint8, "e": np.float32}
-    return values.astype(kinds.get(values.dtype.char, values.dtype))
-
-
-def _can_hold(stored: np.dtype[Any], name: str, values: npt.NDArray[Any]) -> bool:
-    """Whether a field is there and can take these values; rounding of real numbers is no loss."""
-    if name not in (stored.names or ()):
-        return False
-    base, shape = stored[name].base, stored[name].shape
-    both_real = base.kind == values.dtype.kind == "f"
-    return shape == values.shape[1:] and (both_real or np.can_cast(values.dtype, base, "safe"))
-
-
-def passthrough_rows(dataset: CsDataset, rows: npt.ArrayLike) -> Indices:
-    """Return which rows of the passthrough belong to some rows of a dataset.
-
-    Parameters
-    ----------
-    dataset : CsDataset
-        One that has a passthrough.
-    rows : array of int, shape (m,)
-        Which, counted from 0.
-
-    Returns
-    -------
-    others : ndarray of intp, shape (m,)
-        Rows of ``dataset.passthrough``, in its own order.
-
-    Raises
-    ------
-    ValueError
-        When the dataset has no passthrough.
-    """
-    if dataset.passthrough_row is None:
-        raise ValueError(f"{dataset.path} has no passthrough.")
-    return np.sort(dataset.passthrough_row[np.asarray(rows, dtype=np.intp)])
-
-
-def write_cs(
-    path: str | os.PathLike[str],
-    dataset: CsDataset,
-    rows: npt.ArrayLike,
-    fields: Mapping[str, npt.NDArray[Any]],
-) -> None:
-    """Write some rows of a dataset, with further fields, as a .cs file.
-
-    The passthrough is a file of its own: write ``dataset.passthrough`` with the
-    rows that `passthrough_rows` returns.
-
-    Parameters
-    ----------
-    path : path
-        The file to write or to replace; it appears under its name when it is complete.
-    dataset, rows, fields
-        As `subset_cs` takes them.
-
-    Raises
-    ------
-    OSError
-        When the disk refuses; no file is left behind.
-    """
-    some = subset_cs(dataset, rows, fields)
-    partial = f"{os.fspath(path)}.{os.getpid()}.partial"
-    try:
-        with open(partial, "wb") as file:
-            np.lib.format.write_array(file, some, _format_version(some.dtype), allow_pickle=False)
-        os.replace(partial, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(partial)
-        raise
-
-
-def _format_version(dtype: np.dtype[Any]) -> tuple[int, int]:
-    """Return the oldest version of NumPy's format that can describe the rows: asked for, it does not warn."""
-    described = repr(dtype.descr)
-    if not described.isascii():
-        return (3, 0)
-    # A little is left for the other parts of the header.
-    return (1, 0) if len(described) < (1 << 16) - 1024 else (2, 0)

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 import os
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from fastsort._checks import MAX_BOX, InputError
-from fastsort.particles.cs import CsDataset, _locate_images
+from fastsort._types import Array, FilePath, Floats, Images, Numbers
+from fastsort.particles.files import locate_files
 from fastsort.particles.mrc import MrcHeader, read_header
+from fastsort.particles.open import open_particles, open_table, whole_stack
 from fastsort.particles.places import micrograph_places
-from fastsort.particles.relion import locate_stacks
-from fastsort.particles.source import Images, Particles, StackImages, open_particles
-from fastsort.particles.star import StarBlock, StarFile, read_star
+from fastsort.particles.store import StackImages
+from fastsort.particles.table import ImageTable, NumberedImages, OpticsGroup, Table
 
 N_SAMPLED = 500
 # So that a look takes seconds, however large the images are.
@@ -25,38 +24,6 @@ _IMAGES_AT_ONCE = 50
 # Of the number of images with a bright middle, from one half, in standard deviations.
 _SURE = 3.0
 _NORMALIZED = 0.15
-
-Floats = npt.NDArray[np.float64]
-Indices = npt.NDArray[np.int32]
-
-
-class OpticsGroup(NamedTuple):
-    """One row of an optics table, or what a table without one says of all of its images.
-
-    Attributes
-    ----------
-    name : str
-        Empty where the file has no optics table.
-    n_images : int
-    pixel_size : float
-        In angstroms; this and all that follows is NaN where it is not said, or differs among the images.
-    box : float
-        Side of an image in pixels.
-    voltage : float
-        In kilovolts.
-    spherical_aberration : float
-        In millimetres.
-    amplitude_contrast : float
-        Fraction.
-    """
-
-    name: str
-    n_images: int
-    pixel_size: float
-    box: float
-    voltage: float
-    spherical_aberration: float
-    amplitude_contrast: float
 
 
 class Look(NamedTuple):
@@ -151,10 +118,11 @@ class Description(NamedTuple):
 
 
 def describe(
-    path: str | os.PathLike[str],
+    path: FilePath,
     *,
     pixel_size: float | None = None,
-    data_dir: str | os.PathLike[str] | None = None,
+    data_dir: FilePath | None = None,
+    passthrough: FilePath | None = None,
 ) -> Description:
     """Say what a file of particles holds, and what keeps it from being sorted.
 
@@ -166,6 +134,8 @@ def describe(
         In angstroms, instead of what the file says.
     data_dir : path, optional
         Folder in which to look first for the stacks that a STAR or .cs file names.
+    passthrough : path, optional
+        As for `open_particles`.
 
     Returns
     -------
@@ -178,91 +148,79 @@ def describe(
         When the file cannot be read, or is neither a particle table nor a stack.
     """
     path = os.fspath(path)
-    is_star = Path(path).suffix.lower() == ".star"
+    problems: list[str] = []
     try:
-        particles = open_particles(path, pixel_size=pixel_size, data_dir=data_dir)
+        particles = open_particles(path, pixel_size=pixel_size, data_dir=data_dir, passthrough=passthrough)
         micrograph_places(particles)
+        table = particles.table
     except InputError as error:
-        if is_star:
-            star = read_star(path)
-            found = _find_images(star, data_dir)
-            # Only the first of several faults stops a run, and missing stacks are listed by themselves.
-            if not found.missing and str(error) not in found.problems:
-                found.problems.append(str(error))
-            return _describe_table(star, found, pixel_size)
-        try:
-            found = _whole_stack(read_header(path))
-        except InputError:
-            raise error from None
-        found.problems.append(str(error))
-        return _describe_stack(path, found, pixel_size)
-    store = particles.store
-    if isinstance(particles.table, CsDataset):
-        return _describe_dataset(particles, particles.table, data_dir)
-    if particles.star is None:
-        assert isinstance(store, StackImages)
-        return _describe_stack(path, _whole_stack(store.stacks[0]), pixel_size)
-    if isinstance(store, StackImages):
-        found = _Found([*store.stacks], store.stack_of, store.section_of, {}, [])
-    else:
-        found = _find_images(particles.star, data_dir)
-    return _describe_table(particles.star, found, pixel_size)
+        table = _table_of(path, passthrough, error)
+        problems.append(str(error))
+    if isinstance(table, ImageTable):
+        return _describe_table(table, _find_images(table, data_dir, problems), pixel_size)
+    return _describe_stack(path, _whole_stack(path, problems), pixel_size)
 
 
-class _Found(NamedTuple):
+def _table_of(path: str, passthrough: FilePath | None, error: InputError) -> Table:
+    """Open the table of a set that cannot be sorted; what cannot be read at all is the error."""
+    try:
+        return open_table(path, passthrough)
+    except InputError:
+        pass
+    try:
+        return NumberedImages(path, read_header(path).n_images)
+    except InputError:
+        raise error from None
+
+
+class _Located(NamedTuple):
     """Where the images are, as far as that can be said."""
 
     headers: list[MrcHeader | None]
-    stack_of: Indices
-    section_of: Indices
+    stack_of: Numbers
+    section_of: Array
     missing: dict[str, int]
     problems: list[str]
-    sign_of: npt.NDArray[np.int8] | None = None
+    sign_of: Array | None = None
 
 
-def _whole_stack(header: MrcHeader) -> _Found:
-    sections = np.arange(header.n_images, dtype=np.int32)
-    return _Found([header], np.zeros_like(sections), sections, {}, [])
+def _whole_stack(path: str, problems: list[str]) -> _Located:
+    images = whole_stack(read_header(path))
+    return _Located([*images.stacks], images.stack_of, images.section_of, {}, problems)
 
 
-def _find_images(star: StarFile, data_dir: str | os.PathLike[str] | None) -> _Found:
+def _find_images(table: ImageTable, data_dir: FilePath | None, problems: list[str]) -> _Located:
     """Find the stacks that are there, and name those that are not or cannot be read."""
-    names = star.particles_block.column("_rlnImageName")
-    number_of: dict[str, int] = {}
-    stack_of = np.empty(len(names), np.int32)
-    section_of = np.full(len(names), -1, np.int32)
-    for row, name in enumerate(names):
-        number, at, stack = name.partition("@")
-        stack_of[row] = number_of.setdefault(stack if at else name, len(number_of))
-        if at and number.isdecimal() and len(number) < 10:
-            section_of[row] = int(number) - 1
-    counts = np.bincount(stack_of, minlength=len(number_of)).tolist()
+    named = table.named_images()
+    counts = np.bincount(named.stack_of, minlength=len(named.stacks)).tolist()
     headers: list[MrcHeader | None] = []
     missing: dict[str, int] = {}
-    problems: list[str] = []
-    places = locate_stacks(number_of, star.path, data_dir)
-    for stack, count, place in zip(number_of, counts, places, strict=True):
+    unreadable: list[str] = []
+    paths = locate_files(named.stacks, table.path, data_dir)
+    for stack, count, path in zip(named.stacks, counts, paths, strict=True):
         header = None
-        if place is None:
+        if path is None:
             missing[stack] = count
         else:
             try:
-                header = read_header(place)
+                header = read_header(path)
             except InputError as error:
-                problems.append(str(error))
+                unreadable.append(str(error))
         headers.append(header)
-    return _Found(headers, stack_of, section_of, missing, problems)
+    # Only the first of several faults stops a run, and missing stacks are listed by themselves.
+    others = [] if missing else [problem for problem in problems if problem not in unreadable]
+    return _Located(headers, named.stack_of, named.section_of, missing, [*unreadable, *others], named.sign_of)
 
 
-def _describe_stack(path: str, found: _Found, pixel_size: float | None) -> Description:
-    (header,) = found.headers
+def _describe_stack(path: str, located: _Located, pixel_size: float | None) -> Description:
+    (header,) = located.headers
     assert header is not None
     return Description(
         path=path,
-        kind="MRC stack",
+        kind=NumberedImages.kind,
         n_images=header.n_images,
         n_repeated=0,
-        boxes=_count_boxes(found),
+        boxes=_count_boxes(located),
         pixel_size=pixel_size or header.pixel_size,
         optics=[],
         defocus=(math.nan, math.nan),
@@ -271,97 +229,67 @@ def _describe_stack(path: str, found: _Found, pixel_size: float | None) -> Descr
         n_micrographs=None,
         n_stacks=1,
         stack_bytes=os.path.getsize(header.path),
-        pixels=_count_pixels(found),
-        missing=found.missing,
-        problems=found.problems,
-        look=_look_at(found),
+        pixels=_count_pixels(located),
+        missing=located.missing,
+        problems=located.problems,
+        look=_look_at(located),
     )
 
 
-def _describe_dataset(
-    particles: Particles, dataset: CsDataset, data_dir: str | os.PathLike[str] | None
-) -> Description:
-    # The set itself may be brought to one box: this is of the images as they are.
-    images = _locate_images(dataset, data_dir)[1]
-    found = _Found([*images.stacks], images.stack_of, images.section_of, {}, [], images.sign_of)
-    n_images, boxes, ctf = len(particles), _count_boxes(found), particles.ctf
-    pixel_size = _common(particles.own_pixel_size)
-    box = float(max(boxes)[0]) if len(boxes) == 1 else math.nan
-    microscope = (math.nan,) * 3
-    defocus = (math.nan, math.nan)
-    if ctf is not None:
-        microscope = (
-            _common(ctf.voltage),
-            _common(ctf.spherical_aberration),
-            _common(ctf.amplitude_contrast),
-        )
-        defocus = float(ctf.defocus_u.min()), float(ctf.defocus_u.max())
+def _describe_table(table: ImageTable, located: _Located, pixel_size: float | None) -> Description:
+    acquisition, micrographs = table.acquisition(), table.micrographs()
+    present = [header for header in located.headers if header]
     return Description(
-        path=particles.path or dataset.path,
-        kind="cryoSPARC dataset",
-        n_images=n_images,
-        n_repeated=int(images.repeated().sum()),
-        boxes=boxes,
-        pixel_size=pixel_size,
-        optics=[OpticsGroup("", n_images, pixel_size, box, *microscope)],
-        defocus=defocus,
-        has_ctf=ctf is not None,
-        corrected="",
-        n_micrographs=None if particles.micrographs is None else len(set(particles.micrographs)),
-        n_stacks=len(images.stacks),
-        stack_bytes=sum(os.path.getsize(stack.path) for stack in images.stacks),
-        pixels=_count_pixels(found),
-        missing=found.missing,
-        problems=found.problems,
-        look=_look_at(found),
-    )
-
-
-def _describe_table(star: StarFile, found: _Found, pixel_size: float | None) -> Description:
-    rows = star.particles_block
-    optics = _optics_groups(star)
-    used = [group for group in optics if group.n_images]
-    sizes = {group.pixel_size for group in used if group.pixel_size > 0}
-    present = [header for header in found.headers if header]
-    if not sizes:
-        sizes = {header.pixel_size for header in present}
-    defocus = _numbers(rows, "_rlnDefocusU")
-    defocus = defocus[np.isfinite(defocus)]
-    names = "_rlnMicrographName"
-    return Description(
-        path=star.path,
-        kind="RELION 3.1 or later" if _optics_block(star) else "RELION 3.0 or earlier",
-        n_images=rows.n_rows,
-        n_repeated=rows.n_rows - len(set(rows.column("_rlnImageName"))),
-        boxes=_count_boxes(found),
-        pixel_size=pixel_size or (sizes.pop() if len(sizes) == 1 else math.nan),
-        optics=optics,
-        defocus=(float(defocus.min()), float(defocus.max())) if len(defocus) else (math.nan, math.nan),
-        has_ctf=0 < rows.n_rows == len(defocus) and _knows_microscope(star),
-        corrected=_correction(star),
-        n_micrographs=len(set(rows.column(names))) if names in rows.labels else None,
-        n_stacks=len(found.headers),
+        path=table.path,
+        kind=table.kind,
+        n_images=len(table),
+        n_repeated=_count_repeated(located),
+        boxes=_count_boxes(located),
+        pixel_size=pixel_size or _pixel_size(table, acquisition.optics, present),
+        optics=acquisition.optics,
+        defocus=acquisition.defocus,
+        has_ctf=acquisition.has_ctf,
+        corrected=table.correction,
+        n_micrographs=None if micrographs is None else len(set(micrographs)),
+        n_stacks=len(located.headers),
         stack_bytes=sum(os.path.getsize(header.path) for header in present),
-        pixels=_count_pixels(found),
-        missing=found.missing,
-        problems=found.problems,
-        look=_look_at(found),
+        pixels=_count_pixels(located),
+        missing=located.missing,
+        problems=located.problems,
+        look=_look_at(located),
     )
 
 
-def _count_boxes(found: _Found) -> dict[tuple[int, int], int]:
+def _pixel_size(table: ImageTable, optics: list[OpticsGroup], headers: list[MrcHeader]) -> float:
+    """Return the pixel size of all images, NaN where it is unknown or not one."""
+    sizes = {group.pixel_size for group in optics if group.n_images and group.pixel_size > 0}
+    if not sizes:
+        try:
+            is_said = table.pixel_sizes() is not None
+        except InputError:
+            is_said = True
+        sizes = set() if is_said else {header.pixel_size for header in headers}
+    return sizes.pop() if len(sizes) == 1 else math.nan
+
+
+def _count_repeated(located: _Located) -> int:
+    places = located.stack_of.astype(np.int64) << 32 | (located.section_of & 0xFFFFFFFF)
+    return len(places) - len(np.unique(places))
+
+
+def _count_boxes(located: _Located) -> dict[tuple[int, int], int]:
     boxes: dict[tuple[int, int], int] = {}
-    counts = np.bincount(found.stack_of, minlength=len(found.headers)).tolist()
-    for header, count in zip(found.headers, counts, strict=True):
+    counts = np.bincount(located.stack_of, minlength=len(located.headers)).tolist()
+    for header, count in zip(located.headers, counts, strict=True):
         if header:
             box = header.nx, header.ny
             boxes[box] = boxes.get(box, 0) + count
     return boxes
 
 
-def _count_pixels(found: _Found) -> dict[str, int]:
+def _count_pixels(located: _Located) -> dict[str, int]:
     kinds: dict[str, int] = {}
-    for header in found.headers:
+    for header in located.headers:
         if header:
             dtype = header.dtype
             swapped = dtype != dtype.newbyteorder("<")
@@ -370,117 +298,36 @@ def _count_pixels(found: _Found) -> dict[str, int]:
     return kinds
 
 
-def _optics_block(star: StarFile) -> StarBlock | None:
-    block = star.block("optics")
-    return block if block is not None and block.n_rows else None
-
-
-def _optics_groups(star: StarFile) -> list[OpticsGroup]:
-    rows, block = star.particles_block, _optics_block(star)
-    if block is None:
-        return [_optics_group("", rows.n_rows, rows, slice(None))]
-    numbers, group_of = _numbers(block, "_rlnOpticsGroup"), _numbers(rows, "_rlnOpticsGroup")
-    if "_rlnOpticsGroup" not in rows.labels and block.n_rows == 1:
-        group_of = np.broadcast_to(numbers, rows.n_rows)
-    label = "_rlnOpticsGroupName"
-    names = block.column(label) if label in block.labels else [f"{number:g}" for number in numbers]
-    return [
-        _optics_group(name, int((group_of == number).sum()), block, slice(row, row + 1))
-        for row, (name, number) in enumerate(zip(names, numbers.tolist(), strict=True))
-    ]
-
-
-def _optics_group(name: str, n_images: int, block: StarBlock, rows: slice) -> OpticsGroup:
-    pixel_size = _common(_pixel_sizes(block)[rows])
-    labels = ("ImageSize", "Voltage", "SphericalAberration", "AmplitudeContrast")
-    return OpticsGroup(
-        name, n_images, pixel_size, *(_common(_numbers(block, f"_rln{label}")[rows]) for label in labels)
-    )
-
-
-def _pixel_sizes(block: StarBlock) -> Floats:
-    for label in ("_rlnImagePixelSize", "_rlnPixelSize"):
-        if label in block.labels:
-            return _numbers(block, label)
-    with np.errstate(all="ignore"):
-        # Detector pixels are in micrometres.
-        return 1e4 * _numbers(block, "_rlnDetectorPixelSize") / _numbers(block, "_rlnMagnification")
-
-
-def _common(values: Floats) -> float:
-    """Return the value that all have, NaN if they differ."""
-    with np.errstate(all="ignore"):
-        same = len(values) > 0 and values.max() <= values.min() + 1e-4 * abs(values.min())
-    return float(values[0]) if same else math.nan
-
-
-def _numbers(block: StarBlock, label: str) -> Floats:
-    """Return a column with NaN for whatever is no number; all NaN where there is no such column."""
-    if label not in block.labels:
-        return np.full(block.n_rows, np.nan)
-    try:
-        return block.floats(label)
-    except InputError:
-        return np.array([_number(word) for word in block.column(label)])
-
-
-def _number(word: str) -> float:
-    try:
-        return float(word)
-    except ValueError:
-        return math.nan
-
-
-def _knows_microscope(star: StarFile) -> bool:
-    blocks = [block for block in (_optics_block(star), star.particles_block) if block]
-    return all(
-        any(np.isfinite(_numbers(block, f"_rln{label}")).all() for block in blocks)
-        for label in ("Voltage", "SphericalAberration", "AmplitudeContrast")
-    )
-
-
-def _correction(star: StarFile) -> str:
-    labels = {
-        "_rlnCtfDataArePhaseFlipped": "phase-flipped",
-        "_rlnCtfDataAreCtfPremultiplied": "CTF-premultiplied",
-    }
-    for label, word in labels.items():
-        for block in star.blocks:
-            if label in block.labels and block.n_rows and (_numbers(block, label) == 1).all():
-                return word
-    return ""
-
-
 # What the pixels show.
 
 
-def _look_at(found: _Found) -> Look:
+def _look_at(located: _Located) -> Look:
     """Look at some images of the most frequent box, as evenly spaced as they can be."""
     # What is larger cannot be sorted, and a movie's frames would fill the memory.
-    boxes = {box: count for box, count in _count_boxes(found).items() if box[0] == box[1] <= MAX_BOX}
+    boxes = {box: count for box, count in _count_boxes(located).items() if box[0] == box[1] <= MAX_BOX}
     box = max(boxes, key=lambda size: boxes[size], default=(0, 0))
     n_sections = np.array(
-        [header.n_images if header and (header.nx, header.ny) == box else 0 for header in found.headers],
+        [header.n_images if header and (header.nx, header.ny) == box else 0 for header in located.headers],
         np.int64,
     )
-    there = (found.section_of >= 0) & (found.section_of < n_sections[found.stack_of])
+    there = (located.section_of >= 0) & (located.section_of < n_sections[located.stack_of])
     rows = np.flatnonzero(there)
     n_sampled = min(len(rows), N_SAMPLED, max(_IMAGES_AT_ONCE, _BYTES_SAMPLED // (4 * box[0] ** 2 or 1)))
     if n_sampled == 0:
         return Look(0, "unclear", math.nan, math.nan, False, 0, 0)
     rows = rows[np.arange(n_sampled) * len(rows) // n_sampled]
     # A store takes its box from its first stack, so the others may not be in it.
-    numbers, stack_of = np.unique(found.stack_of[rows], return_inverse=True)
-    stacks = [header for header in (found.headers[number] for number in numbers) if header]
-    sign_of = None if found.sign_of is None else found.sign_of[rows]
-    store = StackImages(stacks, stack_of.astype(np.int32), found.section_of[rows].astype(np.int32), sign_of)
+    numbers, stack_of = np.unique(located.stack_of[rows], return_inverse=True)
+    stacks = [header for header in (located.headers[number] for number in numbers) if header]
+    sign_of = None if located.sign_of is None else located.sign_of[rows]
+    store = StackImages(stacks, stack_of.astype(np.int32), located.section_of[rows].astype(np.int32), sign_of)
     measured = []
     try:
         for start in range(0, n_sampled, _IMAGES_AT_ONCE):
             chosen = np.arange(start, min(start + _IMAGES_AT_ONCE, n_sampled))
             measured.append(_measure(store.read(chosen)))
     except InputError as error:
-        found.problems.append(str(error))
+        located.problems.append(str(error))
     if not measured:
         return Look(0, "unclear", math.nan, math.nan, False, 0, 0)
     finite, flat, mean, std, step = np.concatenate(measured, axis=1)

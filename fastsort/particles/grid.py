@@ -11,15 +11,14 @@ import numpy.typing as npt
 
 from fastsort._checks import MIN_BOX, InputError, check_box
 from fastsort._crop import apply_crop, crop_operator
-from fastsort.particles.source import Images, ImageStore, Indices, StackImages
+from fastsort._types import Floats, Images, Indices
+from fastsort.particles.store import ImageStore, StackImages
 
 _SAME_PIXEL_SIZE = 1e-4
 # Before they are cropped they may be much larger than what they become.
 _IMAGES_AT_ONCE = 32
 # Each takes an operator of up to 4 MB.
 _MOST_KINDS = 200
-
-Floats = npt.NDArray[np.float64]
 
 
 class Grid(NamedTuple):

@@ -6,75 +6,255 @@ they stand in a table of optics groups, to which each row points.
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from fastsort._checks import InputError, check_every, check_not_empty
-from fastsort.particles.grid import bring_to_one_grid
+from fastsort._checks import InputError, check_every
+from fastsort._types import Floats, Indices
+from fastsort.particles.files import find_files, shown
 from fastsort.particles.mrc import read_header
-from fastsort.particles.source import CtfParameters, Indices, Particles, StackImages
-from fastsort.particles.star import StarBlock, StarFile, read_star, shown
+from fastsort.particles.star import StarBlock, StarFile, read_star, subset_bytes
+from fastsort.particles.store import StackImages
+from fastsort.particles.table import (
+    Acquisition,
+    Added,
+    Coordinates,
+    CtfParameters,
+    ImageTable,
+    NamedImages,
+    OpticsGroup,
+    Origins,
+    common_value,
+)
 
-_NO_NUMBER = -2
+# Sections that a name does not give: it has no number at all, or what should be one is none.
+_NO_NUMBER, _NO_SENSE = -2, -3
 _BEYOND_ANY_STACK = 1 << 40
+_CORRECTIONS = {
+    "_rlnCtfDataArePhaseFlipped": "phase-flipped",
+    "_rlnCtfDataAreCtfPremultiplied": "CTF-premultiplied",
+}
+_MICROGRAPH = "_rlnMicrographName"
+_PIXEL_SIZES = ("_rlnImagePixelSize", "_rlnPixelSize")
+_DETECTOR, _MAGNIFICATION = "_rlnDetectorPixelSize", "_rlnMagnification"
 
-Floats = npt.NDArray[np.float64]
+
+@dataclass(frozen=True, eq=False)
+class StarTable(ImageTable):
+    """The particle table of a STAR file of RELION 3.0, 3.1, 4 or 5.
+
+    Attributes
+    ----------
+    path : str
+    star : StarFile
+    """
+
+    path: str
+    star: StarFile = field(repr=False)
+    takes = "labels"
+
+    def __len__(self) -> int:
+        return self.rows.n_rows
+
+    @property
+    def rows(self) -> StarBlock:
+        """The table with one row an image."""
+        return self.star.particles_block
+
+    @cached_property
+    def joined(self) -> JoinedTable:
+        """The rows, each with its optics group."""
+        return join_optics(self.star)
+
+    @property
+    def kind(self) -> str:  # type: ignore[override]
+        """Which RELION writes such tables."""
+        return "RELION 3.1 or later" if _optics_block(self.star) else "RELION 3.0 or earlier"
+
+    @property
+    def files(self) -> list[str]:
+        """The STAR file."""
+        return [self.path]
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The names of the images, such as ``000017@Extract/job012/a.mrcs``."""
+        return self.rows.column("_rlnImageName")
+
+    def micrographs(self) -> list[str] | None:
+        """Return the micrograph of each image."""
+        return self.rows.column(_MICROGRAPH) if _MICROGRAPH in self.rows.labels else None
+
+    def ctf(self) -> CtfParameters | None:
+        """Return the CTF of each image; None if the table lacks one of its parts."""
+        return listed_ctf(self.joined)
+
+    def pixel_sizes(self) -> Floats | None:
+        """Return the pixel size of each image in angstroms, from whichever columns give it."""
+        sizes = listed_pixel_sizes(self.joined)
+        if sizes is not None:
+            _check_every("the pixel size", sizes, self.rows, positive=True)
+        return sizes
+
+    @property
+    def group_of(self) -> Callable[[int], str] | None:
+        """What gives the name of an image's optics group; None where there is no table of them."""
+        optics = self.joined.optics
+        if optics is None:
+            return None
+        names, group_of = _group_names(optics), self.joined.group_of
+        return lambda row: names[group_of[row]]
+
+    def named_images(self) -> NamedImages:
+        """Take the image names apart."""
+        number_of: dict[str, int] = {}
+        names = self.names
+        stack_of = np.empty(len(names), np.int32)
+        section_of = np.empty(len(names), np.int64)
+        for row, name in enumerate(names):
+            number, at, stack = name.partition("@")
+            try:
+                section_of[row] = min(max(int(number), 0), _BEYOND_ANY_STACK) - 1 if at else _NO_NUMBER
+            except ValueError:
+                section_of[row] = _NO_SENSE
+            stack_of[row] = number_of.setdefault(stack if at else name, len(number_of))
+        return NamedImages(list(number_of), stack_of, section_of, None)
+
+    def images(self, data_dir: str | os.PathLike[str] | None) -> StackImages:
+        """Find the stack and the section of each image name."""
+        # A table whose rows contradict each other is refused before any stack is looked for.
+        rows, (names, stack_of, section_of, _) = self.joined.rows, self.named_images()
+
+        def named(row: int) -> str:
+            return shown(rows.column("_rlnImageName")[row])
+
+        odd = np.flatnonzero(section_of == _NO_SENSE)
+        if len(odd):
+            raise InputError(
+                f"image name '{named(odd[0])}' on line {rows.line_number(int(odd[0]))} of {rows.path} is not "
+                "of the form number@stack, such as 000017@Extract/job012/a.mrcs: correct it."
+            )
+        stacks = [read_header(path) for path in find_files(names, rows.path, data_dir)]
+        counts = np.array([stack.n_images for stack in stacks])[stack_of]
+        section_of[(section_of == _NO_NUMBER) & (counts == 1)] = 0
+        wrong = np.flatnonzero((section_of < 0) | (section_of >= counts))
+        if len(wrong):
+            row = int(wrong[0])
+            raise InputError(
+                f"image {named(row)} on line {rows.line_number(row)} of {rows.path} does not exist: "
+                f"{stacks[stack_of[row]].path} holds images 1@ to {counts[row]}@. "
+                "Correct the line, or extract the particles again."
+            )
+        return StackImages(stacks, stack_of, section_of.astype(np.int32))
+
+    def coordinates(self) -> Coordinates:
+        """Return where the images lie in their micrographs.
+
+        Notes
+        -----
+        Since RELION 3.1 ``_rlnMicrographPixelSize`` is that of the coordinates. RELION does not always keep
+        it with the particles; ``_rlnMicrographOriginalPixelSize`` then stands in for it, which is the same
+        unless motion correction binned the movies. RELION 3.0 knows only the pixel size of the images, which
+        is the same unless these were rescaled on extraction.
+        """
+        table = self.joined
+        x, y = table.floats("_rlnCoordinateX"), table.floats("_rlnCoordinateY")
+        if x is None or y is None:
+            x = y = None
+        pixel_size, by_detector = micrograph_pixel_sizes(table), detector_pixel_sizes(table)
+        if pixel_size is None:
+            pixel_size = by_detector
+        if pixel_size is None:
+            pixel_size = np.full(len(self), np.nan)
+        pixel_size = np.where(np.isfinite(pixel_size) & (pixel_size > 0), pixel_size, np.nan)
+        defocus, defocus_v = table.floats("_rlnDefocusU"), table.floats("_rlnDefocusV")
+        if defocus is not None and defocus_v is not None:
+            defocus = defocus / 2 + defocus_v / 2
+        return Coordinates(x, y, pixel_size, defocus)
+
+    def acquisition(self) -> Acquisition:
+        """Return what the table says of how its images were taken."""
+        defocus = _numbers(self.rows, "_rlnDefocusU")
+        defocus = defocus[np.isfinite(defocus)]
+        return Acquisition(
+            _optics_groups(self.star),
+            (float(defocus.min()), float(defocus.max())) if len(defocus) else (math.nan, math.nan),
+            0 < len(self) == len(defocus) and _knows_microscope(self.star),
+        )
+
+    @property
+    def correction(self) -> str:
+        """What something has done to the phases of all images already."""
+        for label, word in _CORRECTIONS.items():
+            for block in self.star.blocks:
+                if label in block.labels and block.n_rows and (_numbers(block, label) == 1).all():
+                    return word
+        return ""
+
+    @property
+    def has_segments(self) -> bool:
+        """Whether the images follow filaments."""
+        return any("_rlnHelicalTubeID" in block.labels for block in self.star.blocks)
+
+    def origins(self) -> Origins:
+        """Return the columns that say how far each image is shifted.
+
+        They are in angstroms in a table with optics groups (RELION 3.1 and later), else in pixels. RELION
+        divides those in angstroms by the pixel size of the optics group.
+        """
+        table = self.joined
+        unit, sizes = "", None
+        if table.optics is not None:
+            unit, sizes = "Angst", table.floats("_rlnImagePixelSize")
+            sizes = np.full(len(self), np.nan) if sizes is None else sizes
+        labels = f"_rlnOriginX{unit}", f"_rlnOriginY{unit}"
+        return Origins(labels, (self._old_words(labels[0]), self._old_words(labels[1])), sizes)
+
+    def _old_words(self, label: str) -> list[str]:
+        if label not in self.rows.labels:
+            return ["0.000000"] * len(self)
+        # Refuses what is no number, which might be no single word either.
+        self.rows.floats(label)
+        return self.rows.column(label)
+
+    def part_name(self, name: str) -> str:
+        """Return the name of the STAR file."""
+        return f"{name}.star"
+
+    def write_part(self, folder: Path, name: str, rows: Indices, added: Added) -> None:
+        """Write a STAR file with some of the lines, and more columns."""
+        with open(folder / f"{name}.star", "wb") as file:
+            file.writelines(subset_bytes(self.star, rows, added.labels))
 
 
-def open_star(
-    path: str, pixel_size: float | None = None, data_dir: str | os.PathLike[str] | None = None
-) -> Particles:
-    """Open the particles of a RELION STAR file.
+def read_star_table(path: str) -> StarTable:
+    """Read the particle table of a RELION STAR file.
 
     Parameters
     ----------
     path : str
-        A particle table of RELION 3.0, 3.1, 4 or 5.
-    pixel_size : float, optional
-        In angstroms, instead of what the file says.
-    data_dir : path, optional
-        Folder in which to look first for the stacks.
+        Of RELION 3.0, 3.1, 4 or 5.
 
     Returns
     -------
-    particles : Particles
-        In the order of the table. Images of several boxes or pixel sizes are brought to one when they are
-        read: the largest pixels and the smallest field of view of all.
+    table : StarTable
+        In the order of the file.
 
     Raises
     ------
     InputError
-        When the table cannot be understood, a stack is missing or damaged, or
-        the images have no box in common.
+        When the file cannot be read, or has no table of particles.
     """
-    star = read_star(path)
-    table = join_optics(star)
-    check_not_empty(table.rows.n_rows, path)
-    names = table.rows.column("_rlnImageName")
-    images = _locate_images(names, table.rows, data_dir)
-    pixel_sizes = listed_pixel_sizes(table) if pixel_size is None else None
-    if pixel_sizes is not None:
-        _check_every("the pixel size", pixel_sizes, table.rows, positive=True)
-    if pixel_size is not None:
-        pixel_sizes = np.full(len(images), pixel_size)
-    grid = bring_to_one_grid(images, pixel_sizes, path, _group_names(table))
-    micrographs = "_rlnMicrographName"
-    return Particles(
-        grid.store,
-        grid.box,
-        grid.pixel_size,
-        path,
-        ctf=listed_ctf(table),
-        names=names,
-        micrographs=table.rows.column(micrographs) if micrographs in table.rows.labels else None,
-        table=star,
-        rescaled=grid.rescaled,
-    )
+    table = StarTable(path, read_star(path))
+    len(table)
+    return table
 
 
 class JoinedTable(NamedTuple):
@@ -119,7 +299,7 @@ def join_optics(star: StarFile, rows: StarBlock | None = None) -> JoinedTable:
 
 def listed_pixel_sizes(table: JoinedTable) -> Floats | None:
     """Return the pixel size of each image in angstroms, from whichever columns give it."""
-    for label in ("_rlnImagePixelSize", "_rlnPixelSize"):
+    for label in _PIXEL_SIZES:
         sizes = table.floats(label)
         if sizes is not None:
             return sizes
@@ -137,20 +317,13 @@ def micrograph_pixel_sizes(table: JoinedTable) -> Floats | None:
 
 def detector_pixel_sizes(table: JoinedTable) -> Floats | None:
     """Return the pixel size of each row in angstroms, as RELION 3.0 has it."""
-    detector, magnification = table.floats("_rlnDetectorPixelSize"), table.floats("_rlnMagnification")
-    if detector is None or magnification is None:
-        return None
+    detector, magnification = table.floats(_DETECTOR), table.floats(_MAGNIFICATION)
+    return None if detector is None or magnification is None else _by_detector(detector, magnification)
+
+
+def _by_detector(detector: Floats, magnification: Floats) -> Floats:
     with np.errstate(all="ignore"):
         return 10000 * detector / magnification  # detector pixels are in micrometres
-
-
-def _group_names(table: JoinedTable) -> Callable[[int], str] | None:
-    """Return what gives the name of an image's optics group; nothing where there is no table of them."""
-    if table.optics is None:
-        return None
-    label = "_rlnOpticsGroupName"
-    names = table.optics.column(label if label in table.optics.labels else "_rlnOpticsGroup")
-    return lambda row: names[table.group_of[row]]
 
 
 def listed_ctf(table: JoinedTable) -> CtfParameters | None:
@@ -187,86 +360,68 @@ def _check_every(name: str, values: Floats, rows: StarBlock, positive: bool = Fa
     check_every(name, values, place, positive)
 
 
-def _locate_images(names: list[str], rows: StarBlock, data_dir: str | os.PathLike[str] | None) -> StackImages:
-    """Find the stack and the section of each image name."""
-    number_of: dict[str, int] = {}
-    stack_of = np.empty(len(names), np.int32)
-    section_of = np.empty(len(names), np.int64)
-    for row, name in enumerate(names):
-        number, at, stack = name.partition("@")
-        try:
-            section_of[row] = min(max(int(number), 0), _BEYOND_ANY_STACK) - 1 if at else _NO_NUMBER
-        except ValueError:
-            raise InputError(
-                f"image name '{shown(name)}' on line {rows.line_number(row)} of {rows.path} is not of the "
-                "form number@stack, such as 000017@Extract/job012/a.mrcs: correct it."
-            ) from None
-        stack_of[row] = number_of.setdefault(stack if at else name, len(number_of))
-    stacks = [read_header(path) for path in find_stacks(list(number_of), rows.path, data_dir)]
-    counts = np.array([stack.n_images for stack in stacks])[stack_of]
-    section_of[(section_of == _NO_NUMBER) & (counts == 1)] = 0
-    wrong = np.flatnonzero((section_of < 0) | (section_of >= counts))
-    if len(wrong):
-        row = int(wrong[0])
-        raise InputError(
-            f"image {shown(names[row])} on line {rows.line_number(row)} of {rows.path} does not exist: "
-            f"{stacks[stack_of[row]].path} holds images 1@ to {counts[row]}@. "
-            "Correct the line, or extract the particles again."
-        )
-    return StackImages(stacks, stack_of, section_of.astype(np.int32))
+# What a table says, as far as it can be read: nothing here raises.
 
 
-def find_stacks(
-    stacks: Sequence[str], table_path: str, data_dir: str | os.PathLike[str] | None, what: str = "stacks"
-) -> list[str]:
-    """Find every stack, or other file, that a table names, or say which are missing; see `locate_stacks`."""
-    if data_dir is not None and not os.path.isdir(data_dir):
-        raise InputError(f"data_dir {data_dir} is not a folder: give the folder that holds the {what}.")
-    found = locate_stacks(stacks, table_path, data_dir)
-    missing = [stack for stack, path in zip(stacks, found, strict=True) if path is None]
-    if missing:
-        raise InputError(
-            f"{len(missing)} of {len(stacks)} {what} named by {table_path} were not found: "
-            f"{', '.join(map(shown, missing[:3]))}{', ...' if len(missing) > 3 else ''}. "
-            f"Looked in {', '.join(_folders(table_path, data_dir))}. "
-            "Give the folder to which these names are relative with --data-dir."
-        )
-    return [path for path in found if path is not None]
+def _optics_block(star: StarFile) -> StarBlock | None:
+    block = star.block("optics")
+    return block if block is not None and block.n_rows else None
 
 
-def locate_stacks(
-    stacks: Iterable[str], table_path: str, data_dir: str | os.PathLike[str] | None
-) -> list[str | None]:
-    """Look for stacks under data_dir, the working folder, the table's folder and each above it.
-
-    Parameters
-    ----------
-    stacks : iterable of str
-        As a table names them.
-    table_path : str
-    data_dir : path, optional
-
-    Returns
-    -------
-    paths : list of str or None
-        None for a stack that is nowhere.
-    """
-    folders = _folders(table_path, data_dir)
-    given = folders[: data_dir is not None]
-    folders = folders[len(given) :]
-    paths: list[str | None] = []
-    for stack in stacks:
-        places = ((folder, os.path.join(folder, stack)) for folder in [*given, *folders])
-        folder, path = next(((f, p) for f, p in places if os.path.isfile(p)), (None, None))
-        paths.append(path)
-        if folder in folders:  # where one stack is, the next will be: look there first
-            folders.remove(folder)
-            folders.insert(0, folder)
-    return paths
+def _group_names(optics: StarBlock) -> list[str]:
+    label = "_rlnOpticsGroupName"
+    return optics.column(label if label in optics.labels else "_rlnOpticsGroup")
 
 
-def _folders(table_path: str, data_dir: str | os.PathLike[str] | None) -> list[str]:
-    given = [] if data_dir is None else [os.path.abspath(data_dir)]
-    table = Path(table_path).absolute()
-    # A table given through a link belongs to the folder of the link or to that of the file.
-    return [*given, *dict.fromkeys(map(str, [Path.cwd(), *table.parents, *table.resolve().parents]))]
+def _optics_groups(star: StarFile) -> list[OpticsGroup]:
+    rows, block = star.particles_block, _optics_block(star)
+    if block is None:
+        return [_optics_group("", rows.n_rows, rows, slice(None))]
+    numbers, group_of = _numbers(block, "_rlnOpticsGroup"), _numbers(rows, "_rlnOpticsGroup")
+    if "_rlnOpticsGroup" not in rows.labels and block.n_rows == 1:
+        group_of = np.broadcast_to(numbers, rows.n_rows)
+    label = "_rlnOpticsGroupName"
+    names = block.column(label) if label in block.labels else [f"{number:g}" for number in numbers]
+    return [
+        _optics_group(name, int((group_of == number).sum()), block, slice(row, row + 1))
+        for row, (name, number) in enumerate(zip(names, numbers.tolist(), strict=True))
+    ]
+
+
+def _optics_group(name: str, n_images: int, block: StarBlock, rows: slice) -> OpticsGroup:
+    sizes = next(
+        (_numbers(block, label) for label in _PIXEL_SIZES if label in block.labels),
+        _by_detector(_numbers(block, _DETECTOR), _numbers(block, _MAGNIFICATION)),
+    )
+    labels = ("ImageSize", "Voltage", "SphericalAberration", "AmplitudeContrast")
+    return OpticsGroup(
+        name,
+        n_images,
+        common_value(sizes[rows]),
+        *(common_value(_numbers(block, f"_rln{label}")[rows]) for label in labels),
+    )
+
+
+def _numbers(block: StarBlock, label: str) -> Floats:
+    """Return a column with NaN for whatever is no number; all NaN where there is no such column."""
+    if label not in block.labels:
+        return np.full(block.n_rows, np.nan)
+    try:
+        return block.floats(label)
+    except InputError:
+        return np.array([_number(word) for word in block.column(label)])
+
+
+def _number(word: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        return math.nan
+
+
+def _knows_microscope(star: StarFile) -> bool:
+    blocks = [block for block in (_optics_block(star), star.particles_block) if block]
+    return all(
+        any(np.isfinite(_numbers(block, f"_rln{label}")).all() for block in blocks)
+        for label in ("Voltage", "SphericalAberration", "AmplitudeContrast")
+    )

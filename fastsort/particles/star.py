@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsort._checks import InputError, check_readable
+from fastsort.particles.files import shown
 
 Places = npt.NDArray[np.integer[Any]]
 
@@ -36,7 +37,6 @@ _VALUE_OR_COMMENT = {
 }
 _ROWS_AT_ONCE = 20_000
 _BYTES_AT_ONCE = 1 << 20
-_MOST_SHOWN = 200
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,12 +130,6 @@ def _unquoted(value: bytes) -> bytes:
     return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[:1] in b"'\"" else value
 
 
-def shown(text: str) -> str:
-    """Return what a file says as a message can: not too long, and nothing that ends a line."""
-    cut = text if len(text) <= _MOST_SHOWN else f"{text[: _MOST_SHOWN - 3]}..."
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in cut)
-
-
 def _line_number(text: bytes, place: int) -> int:
     return text.count(b"\n", 0, place) + 1
 
@@ -148,14 +142,13 @@ class StarFile:
     text: bytes = field(repr=False)
     blocks: list[StarBlock]
 
-    @property
-    def files(self) -> list[str]:
-        """The path."""
-        return [self.path]
-
     def block(self, name: str) -> StarBlock | None:
         """Return the first block of this name, or None."""
         return next((block for block in self.blocks if block.name == name), None)
+
+    def loop_with(self, *labels: str) -> StarBlock | None:
+        """Return the first loop that has all of these columns, or None."""
+        return next((block for block in self.blocks if block.is_loop and {*labels} <= {*block.labels}), None)
 
     @property
     def particles_block(self) -> StarBlock:

@@ -6,12 +6,11 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from fastsort.radial.evidence import Features
+from fastsort._types import Bools, Floats
 
-# The share of the images that stand for particles while learning: small enough for sets that are
-# mostly junk.
+# The share of the images that count as particles while the direction is learned: small enough for sets
+# that are mostly junk; and the share among which their bulk is found.
 PROMISING = 0.3
 BULK = 0.4
 N_ROUNDS = 5
@@ -19,12 +18,12 @@ PENALTY = 0.7
 
 
 class Discriminant(NamedTuple):
-    """A score for features: against a direction, and away from the bulk of the particles.
+    """A score for features: it falls along a direction, and grows away from the bulk of the particles.
 
     Attributes
     ----------
     direction : ndarray of float64, shape (p,)
-        Score falls by 1 a unit along it: what a centre has and other places have not.
+        Score falls by 1 a unit along it: what a centre has and displaced places have not.
     origin : float
         Position of the typical particle along it.
     mean : ndarray of float64, shape (p,)
@@ -32,23 +31,23 @@ class Discriminant(NamedTuple):
         Of the bulk of the particles, scaled so that its median squared distance is that of a Gaussian.
     """
 
-    direction: npt.NDArray[np.float64]
+    direction: Floats
     origin: float
-    mean: npt.NDArray[np.float64]
-    precision: npt.NDArray[np.float64]
+    mean: Floats
+    precision: Floats
 
 
-def fit_discriminant(centred: Features, displaced: Features, usable: npt.NDArray[np.bool_]) -> Discriminant:
-    """Learn what the centre of a good pick has and other places of the same images have not.
+def fit_discriminant(centred: Floats, displaced: Floats, usable: Bools) -> Discriminant:
+    """Learn what the centre of a good pick has and displaced places of the same images have not.
 
     Parameters
     ----------
     centred : ndarray of float64, shape (n, p)
         Features at the centre of each image; the first is the height of the template's peak.
     displaced : ndarray of float64, shape (k, n, p)
-        The same measured about k other places of the same images.
+        The same, measured at k displaced places of the same images.
     usable : ndarray of bool, shape (n,)
-        Images that may teach.
+        Images to learn from.
 
     Returns
     -------
@@ -56,42 +55,24 @@ def fit_discriminant(centred: Features, displaced: Features, usable: npt.NDArray
 
     Notes
     -----
-    Fisher's linear discriminant between the most promising images' centres and the displaced
-    places, which see the same noise, defocus and normalisation but hold no centred particle: nobody
-    has to label anything. Starting from the height of the peak, the 30 % that look most like
-    particles are found five times anew. What is stronger than any particle (ice, carbon) also scores
-    well on one direction, so the score also grows with the Mahalanobis distance from the bulk of the
-    particles, found by concentration steps as in the minimum covariance determinant (Rousseeuw &
-    Van Driessen, Technometrics 41, 1999).
+    Fisher's linear discriminant between the centres of the most promising images and the displaced
+    places. These have the same noise, defocus and normalisation but hold no centred particle, so nobody
+    has to label anything. The first choice goes by the height of the peak; then the 30 % of the images
+    that look most like particles are chosen again, five times. Junk that is stronger than any particle
+    (ice, carbon) also scores well along one direction. Therefore the score also grows with the
+    Mahalanobis distance from the bulk of the particles, which concentration steps find as in the minimum
+    covariance determinant (Rousseeuw & Van Driessen, Technometrics 41, 1999).
     """
-    teachers = centred[usable]
-    others = displaced[:, usable].reshape(-1, centred.shape[1])
-    other_mean, other_covariance = others.mean(axis=0), _covariance(others)
-    promise = teachers[:, 0]
-    for _ in range(N_ROUNDS):
-        chosen = promise >= np.quantile(promise, 1 - PROMISING)
-        pooled = 0.5 * (other_covariance + _covariance(teachers[chosen]))
-        pooled += np.diag(0.02 * np.diag(pooled) + 1e-9)
-        direction = np.linalg.solve(pooled, teachers[chosen].mean(axis=0) - other_mean)
-        promise = teachers @ direction
+    images = centred[usable]
+    direction, pooled = _separating_direction(images, displaced[:, usable].reshape(-1, centred.shape[1]))
+    likeness = images @ direction
+    candidates = images[np.argsort(-likeness, kind="stable")[: max(2, round(BULK * len(images)))]]
+    mean, precision = _bulk_of(candidates)
     direction /= math.sqrt(float(direction @ pooled @ direction)) + 1e-12
-
-    candidates = teachers[np.argsort(-promise, kind="stable")[: max(2, round(BULK * len(teachers)))]]
-    bulk = candidates
-    for step in range(4):
-        mean, covariance = bulk.mean(axis=0), _covariance(bulk)
-        ridge = np.diag(1e-3 * np.diag(covariance) + 1e-9)
-        precision: npt.NDArray[np.float64] = np.linalg.inv(covariance + ridge).astype(np.float64)
-        distance = _squared_distance(candidates, mean, precision)
-        if step < 3:
-            nearest = np.argsort(distance, kind="stable")[: max(2, round(0.75 * len(candidates)))]
-            bulk = candidates[nearest]
-    typical = float(np.median(distance))
-    precision *= (len(mean) - 0.7) / typical if typical > 0 else 1.0
     return Discriminant(direction, float(np.median(candidates @ direction)), mean, precision)
 
 
-def discriminant_score(features: Features, discriminant: Discriminant) -> npt.NDArray[np.float64]:
+def discriminant_score(features: Floats, discriminant: Discriminant) -> Floats:
     """Score features (n, p): 0 for the typical particle, larger for junk.
 
     Returns
@@ -100,27 +81,50 @@ def discriminant_score(features: Features, discriminant: Discriminant) -> npt.ND
         In standard deviations along the direction, plus 0.7 of the Mahalanobis distance by which an
         image lies outside the bulk of the particles.
     """
-    return -along(features, discriminant) + PENALTY * beyond(features, discriminant)
+    likeness = features @ discriminant.direction - discriminant.origin
+    return -likeness + PENALTY * outlyingness(features, discriminant)
 
 
-def along(features: Features, discriminant: Discriminant) -> npt.NDArray[np.float64]:
-    """How much more than the typical particle an image has of what particles have."""
-    return features @ discriminant.direction - discriminant.origin
-
-
-def beyond(features: Features, discriminant: Discriminant) -> npt.NDArray[np.float64]:
+def outlyingness(features: Floats, discriminant: Discriminant) -> Floats:
     """Mahalanobis distance from the bulk of the particles, as far as it exceeds its expectation."""
     distance = _squared_distance(features, discriminant.mean, discriminant.precision)
     return np.maximum(np.sqrt(distance) - math.sqrt(len(discriminant.mean)), 0)
 
 
-def _covariance(rows: Features) -> npt.NDArray[np.float64]:
+def _separating_direction(images: Floats, places: Floats) -> tuple[Floats, Floats]:
+    """Direction from displaced places to the most promising images, and the covariance within both."""
+    place_mean, place_covariance = places.mean(axis=0), _covariance(places)
+    promise = images[:, 0]
+    for _ in range(N_ROUNDS):
+        promising = images[promise >= np.quantile(promise, 1 - PROMISING)]
+        pooled = 0.5 * (place_covariance + _covariance(promising))
+        pooled += np.diag(0.02 * np.diag(pooled) + 1e-9)
+        direction = np.linalg.solve(pooled, promising.mean(axis=0) - place_mean)
+        promise = images @ direction
+    return direction, pooled
+
+
+def _bulk_of(candidates: Floats) -> tuple[Floats, Floats]:
+    """Mean and precision of most of the candidates."""
+    bulk = candidates
+    for step in range(4):
+        mean, covariance = bulk.mean(axis=0), _covariance(bulk)
+        ridge = np.diag(1e-3 * np.diag(covariance) + 1e-9)
+        precision: Floats = np.linalg.inv(covariance + ridge).astype(np.float64)
+        distance = _squared_distance(candidates, mean, precision)
+        if step < 3:
+            nearest = np.argsort(distance, kind="stable")[: max(2, round(0.75 * len(candidates)))]
+            bulk = candidates[nearest]
+    typical = float(np.median(distance))
+    precision *= (len(mean) - 0.7) / typical if typical > 0 else 1.0
+    return mean, precision
+
+
+def _covariance(rows: Floats) -> Floats:
     centred = rows - rows.mean(axis=0)
     return centred.T @ centred / max(len(rows) - 1, 1)
 
 
-def _squared_distance(
-    features: Features, mean: npt.NDArray[np.float64], precision: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
+def _squared_distance(features: Floats, mean: Floats, precision: Floats) -> Floats:
     centred = features - mean
     return np.maximum(np.einsum("ij,ij->i", centred @ precision, centred), 0)

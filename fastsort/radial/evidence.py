@@ -1,4 +1,4 @@
-"""What stands at the centre of an image, and how that differs from what stands elsewhere."""
+"""What lies at the centre of an image, and how that differs from other places."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsort._jit import kernel
-from fastsort.radial.template import NOISE_FLOOR, RadialTemplate, backward, matched_filter
+from fastsort._types import Floats, Singles
+from fastsort.radial.template import NOISE_FLOOR, RadialTemplate, Spectra, backward, matched_filter
 
 # Bands in cycles a particle diameter; rings in particle radii.
 BANDS = ((0.5, 2.7), (2.7, 6.0), (6.0, 10.7))
@@ -17,12 +18,10 @@ PROFILE_RINGS = (0.25, 0.5, 0.75, 1.0, 1.25)
 POWER_RINGS = (0.6, 1.0, 1.3)
 N_POWERS = len(BANDS) * len(POWER_RINGS)
 N_FEATURES = 1 + len(PROFILE_RINGS) + N_POWERS
-# How far from the centre of the box a centred particle's peak may lie, in parts of the box: for the
-# score, and for saying where it lies.
+# How far from the centre of the box the peak of a centred particle may lie, in parts of the box: when it
+# is scored, and when its place is measured.
 CENTRING = 0.08
 OFFSETS = 0.14
-
-Features = npt.NDArray[np.float64]
 
 
 class Peaks(NamedTuple):
@@ -42,20 +41,20 @@ class Peaks(NamedTuple):
         Highest response once a particle of height `other` is subtracted, too.
     """
 
-    near: npt.NDArray[np.float32]
-    near_shift: npt.NDArray[np.float32]
-    other: npt.NDArray[np.float32]
-    other_shift: npt.NDArray[np.float32]
-    third: npt.NDArray[np.float32]
+    near: Singles
+    near_shift: Singles
+    other: Singles
+    other_shift: Singles
+    third: Singles
 
 
 def radial_features(
-    spectra: npt.NDArray[np.complex64],
+    spectra: Spectra,
     template: RadialTemplate,
     radius: float,
     displacements: tuple[tuple[int, int], ...] = ((0, 0),),
-) -> tuple[Features, Peaks, npt.NDArray[np.float32]]:
-    """Measure images about their centre, and about displaced centres.
+) -> tuple[Floats, Peaks, Singles]:
+    """Measure images about their centre, and about displaced places.
 
     Parameters
     ----------
@@ -64,7 +63,7 @@ def radial_features(
     radius : float
         Of the particle, in pixels.
     displacements : sequence of (row, column)
-        Where else the measurement is made, in pixels from d // 2; images continue periodically.
+        Centres of the measurements, in pixels from d // 2; images continue periodically.
 
     Returns
     -------
@@ -74,7 +73,7 @@ def radial_features(
     peaks : Peaks
         About the last of the displacements.
     response : ndarray of float32, shape (n, d, d)
-        The template's response.
+        Of the template.
     """
     n, box = spectra.shape[:2]
     response = backward(spectra, matched_filter(template, box), box)
@@ -102,7 +101,7 @@ def radial_features(
 
 
 def _annuli(radius: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Offsets of pixels (row, column) sorted by the annuli between all ring radii; where each one ends."""
+    """Offsets (row, column) of the pixels in all rings, annulus by annulus, and where each annulus ends."""
     edges = np.unique(PROFILE_RINGS + POWER_RINGS) * radius
     reach = math.ceil(edges[-1])
     rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1]
@@ -112,11 +111,11 @@ def _annuli(radius: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]
     return offsets, np.searchsorted(annulus[order], np.arange(len(edges)), side="right")
 
 
-def _ring_features(sums: npt.NDArray[np.float64], ends: npt.NDArray[np.int64]) -> Features:
+def _ring_features(sums: Floats, ends: npt.NDArray[np.int64]) -> Floats:
     edges = np.unique(PROFILE_RINGS + POWER_RINGS)
     count = np.diff(ends, prepend=0)
 
-    def rings(radii: tuple[float, ...], column: int) -> npt.NDArray[np.float64]:
+    def rings(radii: tuple[float, ...], column: int) -> Floats:
         inner = (0.0, *radii[:-1])
         members = [(edges > low) & (edges <= high) for low, high in zip(inner, radii, strict=True)]
         totals = [sums[:, member, column].sum(axis=1) / max(count[member].sum(), 1) for member in members]
@@ -126,7 +125,7 @@ def _ring_features(sums: npt.NDArray[np.float64], ends: npt.NDArray[np.int64]) -
     return np.concatenate([rings(PROFILE_RINGS, 0), *powers], axis=1)
 
 
-def _band_filters(template: RadialTemplate, radius: float, box: int) -> list[npt.NDArray[np.float64]]:
+def _band_filters(template: RadialTemplate, radius: float, box: int) -> list[Floats]:
     noise = np.maximum(template.spectrum, NOISE_FLOOR * template.spectrum[1:].max())
     cycles = np.arange(box // 2 + 1) * 2 * radius / box
     # The lowest frequency belongs to the lowest band, however small the particle.
@@ -134,8 +133,8 @@ def _band_filters(template: RadialTemplate, radius: float, box: int) -> list[npt
     return [((cycles >= low) & (cycles < high)) / np.sqrt(noise) for low, high in BANDS]
 
 
-def _self_response(template: RadialTemplate, box: int) -> npt.NDArray[np.float32]:
-    # What the template sees of a particle at the origin, 1 at the peak.
+def _self_response(template: RadialTemplate, box: int) -> Singles:
+    # Response of the template to a particle at the origin, scaled to 1 at the peak.
     particle = np.ones((1, box, box // 2 + 1), dtype=np.complex64)
     overlap = backward(particle, template.signal * matched_filter(template, box), box)[0]
     return overlap / overlap[0, 0] if overlap[0, 0] > 0 else overlap
@@ -143,6 +142,7 @@ def _self_response(template: RadialTemplate, box: int) -> npt.NDArray[np.float32
 
 @kernel
 def _find_near(response, centre, reach, near, corner, shift):
+    # response (n, d, d), centre (2,); writes near (n,), corner (n, 2) and shift (n, 2).
     d = response.shape[1]
     for i in range(response.shape[0]):
         image = response[i]
@@ -163,6 +163,7 @@ def _find_near(response, centre, reach, near, corner, shift):
 
 @kernel
 def _sum_annuli(low, middle, high, corner, offsets, ends, sums):
+    # Three bands (n, d, d), corner (n, 2), offsets (k, 2), ends (a,); writes sums (n, a, 4).
     # Pixels come annulus by annulus, so that sums stay in registers.
     d = low.shape[1]
     flat = np.empty(len(offsets), dtype=np.int64)
@@ -173,47 +174,48 @@ def _sum_annuli(low, middle, high, corner, offsets, ends, sums):
             y += d if y < 0 else (-d if y >= d else 0)
             x += d if x < 0 else (-d if x >= d else 0)
             flat[j] = y * d + x
-        first = low[i].ravel()
-        second = middle[i].ravel()
-        third = high[i].ravel()
+        low_pixels = low[i].ravel()
+        middle_pixels = middle[i].ravel()
+        high_pixels = high[i].ravel()
         start = 0
         for annulus in range(len(ends)):
             total = np.float32(0)
-            power_first = np.float32(0)
-            power_second = np.float32(0)
-            power_third = np.float32(0)
+            low_power = np.float32(0)
+            middle_power = np.float32(0)
+            high_power = np.float32(0)
             for j in range(start, ends[annulus]):
                 k = flat[j]
-                total += first[k] + second[k]
-                power_first += first[k] * first[k]
-                power_second += second[k] * second[k]
-                power_third += third[k] * third[k]
+                total += low_pixels[k] + middle_pixels[k]
+                low_power += low_pixels[k] * low_pixels[k]
+                middle_power += middle_pixels[k] * middle_pixels[k]
+                high_power += high_pixels[k] * high_pixels[k]
             sums[i, annulus, 0] = total
-            sums[i, annulus, 1] = power_first
-            sums[i, annulus, 2] = power_second
-            sums[i, annulus, 3] = power_third
+            sums[i, annulus, 1] = low_power
+            sums[i, annulus, 2] = middle_power
+            sums[i, annulus, 3] = high_power
             start = ends[annulus]
 
 
 @kernel
 def _find_others(response, overlap, near, corner, other, shift, third):
+    # response (n, d, d), overlap (d, 2 d), near (n,), corner (n, 2); writes other, shift and third.
     d = response.shape[1]
     rest = np.empty((d, d), dtype=np.float32)
     for i in range(response.shape[0]):
         rest[:] = response[i]
-        _explain(rest, overlap, corner[i, 0], corner[i, 1], near[i])
+        _subtract_particle(rest, overlap, corner[i, 0], corner[i, 1], near[i])
         y, x = _highest(rest)
         other[i] = rest[y, x]
         shift[i, 0] = y - d // 2
         shift[i, 1] = x - d // 2
-        _explain(rest, overlap, y, x, other[i])
+        _subtract_particle(rest, overlap, y, x, other[i])
         y, x = _highest(rest)
         third[i] = rest[y, x]
 
 
 @kernel
-def _explain(response, overlap, y, x, height):
-    # The overlap stands twice side by side: a row that is shifted round is one stretch of it.
+def _subtract_particle(response, overlap, y, x, height):
+    # The overlap is there twice, side by side: a row that is shifted round is one stretch of it.
     d = response.shape[0]
     if height <= 0:
         return

@@ -2,17 +2,51 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import numpy.typing as npt
 
 from fastsort._checks import check_images
 from fastsort._jit import kernel
 from fastsort._reasons import BAD_PIXELS, FLAT, NOISE, PARTIAL, VALID
+from fastsort._types import Codes, Images, Singles
 
+# Standard deviations of the five Gaussians, in parts of the filter's width.
 WIDTHS = (0.05, 0.15, 0.25, 0.35, 0.45)
+# What the kernel sees in an image, and the reasons for it. The kernel is given the reasons: numba keeps
+# compiled code in a file and does not notice when a number of another module changes.
+SOUND, NOT_FINITE, CONSTANT, SCATTERED, AT_THE_RIM = range(5)
+REASON_CODES = (VALID, BAD_PIXELS, FLAT, NOISE, PARTIAL)
 
 
-def gaussian_sum_correlation(images: npt.ArrayLike) -> npt.NDArray[np.float32]:
+class PublishedMeasurements(NamedTuple):
+    """What the published rules measure in n images.
+
+    Attributes
+    ----------
+    codes : ndarray of int8, shape (n,)
+        Reason codes.
+    counts : ndarray of int64, shape (n, 2)
+        Clusters, and points in no cluster.
+    peaks : ndarray of float32, shape (n,)
+        The highest correlation value.
+    heights : ndarray of float32, shape (n,)
+        The same above the image's mean, in standard deviations of its correlation map; minus
+        infinity for images that cannot be judged.
+    centres : ndarray of float32, shape (n, 2)
+        Row and column of the largest cluster's centre (of the highest value, if there is no
+        cluster) from pixel d // 2, in whole pixels.
+    """
+
+    codes: Codes
+    counts: npt.NDArray[np.int64]
+    peaks: Singles
+    heights: Singles
+    centres: Singles
+
+
+def gaussian_sum_correlation(images: npt.ArrayLike) -> Images:
     """Correlate images with a sum of five Gaussians.
 
     Parameters
@@ -35,12 +69,12 @@ def gaussian_sum_correlation(images: npt.ArrayLike) -> npt.NDArray[np.float32]:
     """
     images = check_images(images)
     taps = gaussian_taps(images.shape[1])
-    maps = np.empty_like(images)
+    maps: Images = np.empty_like(images)
     _correlate_stack(images, taps, maps)
     return maps
 
 
-def gaussian_taps(box: int) -> npt.NDArray[np.float32]:
+def gaussian_taps(box: int) -> Singles:
     """Return the five one-dimensional Gaussians, shape (5, k); each sums to 1."""
     width = round(0.3 * box)
     position = np.arange(width) - (width - 1) / 2
@@ -48,15 +82,7 @@ def gaussian_taps(box: int) -> npt.NDArray[np.float32]:
     return (taps / taps.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def published_measurements(
-    images: npt.NDArray[np.float32], radius: float, n_peaks: int
-) -> tuple[
-    npt.NDArray[np.int8],
-    npt.NDArray[np.int64],
-    npt.NDArray[np.float32],
-    npt.NDArray[np.float32],
-    npt.NDArray[np.float32],
-]:
+def published_measurements(images: Images, radius: float, n_peaks: int) -> PublishedMeasurements:
     """Apply the published rules to a batch.
 
     Parameters
@@ -69,18 +95,7 @@ def published_measurements(
 
     Returns
     -------
-    codes : ndarray of int8, shape (n,)
-        Reason codes.
-    counts : ndarray of int64, shape (n, 2)
-        Clusters, and points in no cluster.
-    peaks : ndarray of float32, shape (n,)
-        The highest correlation value.
-    heights : ndarray of float32, shape (n,)
-        The same above the image's mean, in standard deviations of its correlation map; minus
-        infinity for images that cannot be judged.
-    centres : ndarray of float32, shape (n, 2)
-        Row and column of the largest cluster's centre (of the highest value, if there is no
-        cluster) from pixel d // 2, in whole pixels.
+    measurements : PublishedMeasurements
     """
     n = len(images)
     codes = np.empty(n, dtype=np.int8)
@@ -89,11 +104,12 @@ def published_measurements(
     heights = np.empty(n, dtype=np.float32)
     centres = np.empty((n, 2), dtype=np.float32)
     taps = gaussian_taps(images.shape[1])
-    _judge_stack(images, taps, radius, n_peaks, codes, counts, peaks, heights, centres)
-    return codes, counts, peaks, heights, centres
+    reasons = np.array(REASON_CODES, dtype=np.int8)
+    _judge_stack(images, taps, radius, n_peaks, reasons, codes, counts, peaks, heights, centres)
+    return PublishedMeasurements(codes, counts, peaks, heights, centres)
 
 
-def cluster_peaks(maps: npt.NDArray[np.float32], radius: float, n_peaks: int) -> npt.NDArray[np.int64]:
+def cluster_peaks(maps: Singles, radius: float, n_peaks: int) -> npt.NDArray[np.int64]:
     """Cluster the highest values of correlation maps.
 
     Parameters
@@ -125,7 +141,8 @@ def _correlate_stack(images, taps, maps):
 
 
 @kernel
-def _judge_stack(images, taps, radius, n_peaks, codes, counts, peaks, heights, centres):
+def _judge_stack(images, taps, radius, n_peaks, reasons, codes, counts, peaks, heights, centres):
+    # images (n, d, d), taps (5, k), reasons (5,); writes the outputs, which have one entry per image.
     d = images.shape[1]
     padded = np.empty((d, d + taps.shape[1] - 1), dtype=np.float32)
     rows = np.empty((d + taps.shape[1] - 1, d), dtype=np.float32)
@@ -141,8 +158,9 @@ def _judge_stack(images, taps, radius, n_peaks, codes, counts, peaks, heights, c
         counts[i, 1] = 0
         peaks[i] = 0
         centres[i] = 0
-        codes[i] = _pixel_fault(images[i])
-        if codes[i] != VALID:
+        fault = _pixel_fault(images[i])
+        codes[i] = reasons[fault]
+        if fault != SOUND:
             continue
         mean = _mean(images[i])
         _correlate(images[i], mean, taps, padded, rows, correlation)
@@ -150,7 +168,7 @@ def _judge_stack(images, taps, radius, n_peaks, codes, counts, peaks, heights, c
         n_clusters = _cluster(points, radius, minimum, labels, queue)
         peaks[i] = values[0] + len(taps) * mean
         heights[i] = _height(correlation, values[0])
-        codes[i] = _verdict(points, labels, n_clusters, radius, minimum, d, counts[i], centres[i])
+        codes[i] = reasons[_verdict(points, labels, n_clusters, radius, minimum, d, counts[i], centres[i])]
 
 
 @kernel
@@ -200,10 +218,10 @@ def _pixel_fault(image):
     for y in range(image.shape[0]):
         for x in range(image.shape[1]):
             if not abs(image[y, x]) < np.inf:
-                return BAD_PIXELS
+                return NOT_FINITE
             low = min(low, image[y, x])
             high = max(high, image[y, x])
-    return FLAT if low == high else VALID
+    return CONSTANT if low == high else SOUND
 
 
 @kernel
@@ -240,7 +258,7 @@ def _correlate(image, mean, taps, padded, rows, out):
 
 @kernel
 def _highest(correlation, values, points):
-    # Insertion into a short sorted list; an equal value that comes later stays behind.
+    # Insertion into a short sorted list; of equal values, the one that comes first stays first.
     d = correlation.shape[0]
     n_peaks = len(values)
     filled = 0
@@ -345,9 +363,9 @@ def _verdict(points, labels, n_clusters, radius, minimum, d, count, centre):
             centre[1] = x - d // 2
 
     if n_scattered > minimum:
-        return NOISE
+        return SCATTERED
     if n_scattered > 0 and (top or bottom or left or right):
-        return PARTIAL
+        return AT_THE_RIM
     if near_edge:
-        return PARTIAL
-    return VALID
+        return AT_THE_RIM
+    return SOUND

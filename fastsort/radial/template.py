@@ -12,22 +12,23 @@ import numpy.typing as npt
 import scipy.fft
 
 from fastsort._jit import kernel
+from fastsort._types import Bools, Floats, Images, Indices, Singles
 
 N_ITERATIONS = 6
-# Whitening must not lift frequencies that carry nothing, as beyond the band of denoised micrographs.
+# Denoised micrographs have frequencies that carry nothing: whitening must not lift them.
 NOISE_FLOOR = 0.02
 # Widths of the first template, in parts of a known radius, and radii to try where none is known, in
 # parts of the box. A hollow particle can trap a start of the wrong width.
 STARTS = (0.7, 1.0, 1.3)
 RADII = (0.14, 0.19, 0.25, 0.32, 0.4)
-# Images that a template is learned from.
+# The most images that a template is learned from.
 N_IMAGES = 1024
 
 Spectra = npt.NDArray[np.complex64]
 
 
 class RadialTemplate(NamedTuple):
-    """A radially symmetric particle and the noise it stands in, by frequency.
+    """A radially symmetric particle and the noise around it, by frequency.
 
     Attributes
     ----------
@@ -41,21 +42,21 @@ class RadialTemplate(NamedTuple):
         1 where particles are bright in the images, -1 where they are dark.
     """
 
-    signal: npt.NDArray[np.float64]
-    noise: npt.NDArray[np.float64]
-    spectrum: npt.NDArray[np.float64]
+    signal: Floats
+    noise: Floats
+    spectrum: Floats
     sign: int
 
 
-def ring_index(box: int) -> npt.NDArray[np.intp]:
-    """Return the frequency of each half-plane coefficient in whole cycles a box; box is beyond the last."""
+def ring_index(box: int) -> Indices:
+    """Return the frequency of each half-plane coefficient in whole cycles a box; `box` for the corners."""
     rows = scipy.fft.fftfreq(box, 1 / box)[:, None]
     rings = np.rint(np.hypot(rows, np.arange(box // 2 + 1))).astype(np.intp)
     return np.where(rings <= box // 2, rings, box)
 
 
-def ring_weights(box: int) -> npt.NDArray[np.float64]:
-    """Return how often each half-plane coefficient stands in the full plane."""
+def ring_weights(box: int) -> Floats:
+    """Return how often each half-plane coefficient occurs in the full plane."""
     weights = np.full((box, box // 2 + 1), 2.0)
     weights[:, 0] = 1
     if box % 2 == 0:
@@ -63,7 +64,7 @@ def ring_weights(box: int) -> npt.NDArray[np.float64]:
     return weights
 
 
-def ring_mean(values: npt.NDArray[np.floating], box: int) -> npt.NDArray[np.float64]:
+def ring_mean(values: npt.NDArray[np.floating], box: int) -> Floats:
     """Average half-planes (..., d, d // 2 + 1) over rings of equal frequency: (..., d // 2 + 1)."""
     rings, weights = ring_index(box).ravel(), ring_weights(box).ravel()
     flat = values.reshape(-1, rings.size)
@@ -72,7 +73,7 @@ def ring_mean(values: npt.NDArray[np.floating], box: int) -> npt.NDArray[np.floa
     return means.reshape(*values.shape[:-2], -1)
 
 
-def ring_power(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+def ring_power(images: Images) -> Floats:
     """Power spectrum of a pixel, averaged over rings: images (n, d, d) to (n, d // 2 + 1)."""
     n, box = images.shape[:2]
     rings = ring_index(box)
@@ -83,24 +84,24 @@ def ring_power(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return (power / (np.maximum(count, 1) * box**2))[:, : box // 2 + 1]
 
 
-def half_plane(curve: npt.NDArray[np.floating], box: int) -> npt.NDArray[np.float32]:
-    """Spread a radial curve (d // 2 + 1,) over the half plane; zero beyond its end and at frequency 0."""
+def half_plane(curve: npt.NDArray[np.floating], box: int) -> Singles:
+    """Spread a radial curve (d // 2 + 1,) over the half plane; zero in the corners and at frequency 0."""
     padded = np.zeros(box + 1)
     padded[1 : len(curve)] = curve[1:]
     return padded[ring_index(box)].astype(np.float32)
 
 
-def forward(images: npt.NDArray[np.float32]) -> Spectra:
-    """Fourier transform of images from their first pixel: a peak then lies where its particle does."""
+def forward(images: Images) -> Spectra:
+    """Return Fourier transforms about the first pixel: a peak then lies where its particle does."""
     return scipy.fft.rfft2(images, workers=1)
 
 
-def backward(spectra: Spectra, curve: npt.NDArray[np.floating], box: int) -> npt.NDArray[np.float32]:
-    """Filter with a radial curve and return to images."""
+def backward(spectra: Spectra, curve: npt.NDArray[np.floating], box: int) -> Images:
+    """Multiply transforms with a radial curve, and return the images."""
     return scipy.fft.irfft2(spectra * half_plane(curve, box), s=(box, box), workers=1, overwrite_x=True)
 
 
-def matched_filter(template: RadialTemplate, box: int) -> npt.NDArray[np.float64]:
+def matched_filter(template: RadialTemplate, box: int) -> Floats:
     """Return the radial curve that responds to a particle, and to noise with standard deviation 1."""
     noise = np.maximum(template.noise, NOISE_FLOOR * template.noise[1:].max())
     curve = template.signal / noise
@@ -111,7 +112,7 @@ def matched_filter(template: RadialTemplate, box: int) -> npt.NDArray[np.float64
 
 
 def learn_template(
-    images: npt.NDArray[np.float32],
+    images: Images,
     radius: float | None,
     contrast: str = "auto",
     n_jobs: int | None = None,
@@ -138,11 +139,11 @@ def learn_template(
     Notes
     -----
     Gaussians of about the particle's size, whitened by the median spectrum, are the first templates.
-    Then, six times: correlate, align the half of the images that respond best near their centre, take
-    the radial mean of their transforms for the signal, and the median spectrum of the quarter that
-    responds least for the noise. Of the templates that this leads to, the one counts whose response
-    at the centres stands out most from that at the corners. At most 1024 images, evenly spread, take
-    part, and none that lies far outside the bulk in any band of frequencies.
+    Each is improved six times: the images are correlated with it, and the half of them that responds
+    best near the centre is aligned. The radial mean of their transforms is the new signal; the median
+    spectrum of the quarter that responds least is the new noise. The function returns the template whose
+    response at the centres stands out most from that at the corners. It uses at most 1024 images, evenly
+    spread, and none that lies far outside the bulk in any band of frequencies.
     """
     box = images.shape[1]
     images = images[:: -(-len(images) // N_IMAGES)]
@@ -158,8 +159,8 @@ def learn_template(
     return best, radius or _template_radius(best, box)
 
 
-def ordinary(power: npt.NDArray[np.float64], limit: float = 4.5) -> npt.NDArray[np.bool_]:
-    """Tell which power spectra (n, d // 2 + 1) lie in the bulk in every octave of frequency."""
+def ordinary(power: Floats, limit: float = 4.5) -> Bools:
+    """Return which power spectra (n, d // 2 + 1) lie in the bulk in every octave of frequency."""
     edges = np.unique(np.geomspace(1, power.shape[1], 7).astype(int))
     bands = [power[:, a:b].mean(axis=1) for a, b in itertools.pairwise(edges)]
     logs = np.log(np.stack(bands, axis=1) + 1e-12)
@@ -169,20 +170,20 @@ def ordinary(power: npt.NDArray[np.float64], limit: float = 4.5) -> npt.NDArray[
     return usable if usable.sum() >= 2 else np.ones(len(power), dtype=bool)
 
 
-def _contrast_sign(spectra: Spectra, power: npt.NDArray[np.float64], radius: float) -> int:
+def _contrast_sign(spectra: Spectra, power: Floats, radius: float) -> int:
     box = spectra.shape[1]
     start = _start(power, radius, 1, box)
     maps = backward(spectra, matched_filter(start, box), box)
     return 1 if np.median(maps[:, box // 2, box // 2]) >= 0 else -1
 
 
-def _start(power: npt.NDArray[np.float64], radius: float, sign: int, box: int) -> RadialTemplate:
+def _start(power: Floats, radius: float, sign: int, box: int) -> RadialTemplate:
     frequency = np.arange(box // 2 + 1) / box
     noise = np.median(power, axis=0) + 1e-12
     return RadialTemplate(sign * np.exp(-0.5 * (np.pi * frequency * radius) ** 2), noise, noise, sign)
 
 
-def _iterate(spectra: Spectra, power: npt.NDArray[np.float64], radius: float, sign: int) -> RadialTemplate:
+def _iterate(spectra: Spectra, power: Floats, radius: float, sign: int) -> RadialTemplate:
     n, box = spectra.shape[:2]
     template = _start(power, radius, sign, box)
     count = np.bincount(ring_index(box).ravel(), ring_weights(box).ravel(), box + 1)[: box // 2 + 1]
@@ -202,7 +203,7 @@ def _iterate(spectra: Spectra, power: npt.NDArray[np.float64], radius: float, si
         _sum_centred(spectra, chosen, shifts, total)
         signal = ring_mean(total, box) / best
         noise = np.median(power[empty], axis=0) + 1e-12
-        # What the alignment of noise alone could have made is taken off.
+        # Aligned noise alone would give this much signal: it is subtracted.
         chance = 4 * noise * box**2 / count / best
         signal *= np.clip(1 - chance / np.maximum(signal**2, 1e-30), 0, 1)
         signal[0] = 0
@@ -223,7 +224,7 @@ def _prominence(spectra: Spectra, template: RadialTemplate) -> float:
 
 def _template_radius(template: RadialTemplate, box: int) -> float:
     # The radius that holds 98 % of the squared profile (a disk's: 0.99 of its own). The mean of an
-    # image is not known, so the profile counts from its value at the rim of the box.
+    # image is unknown, so the profile is measured from its value at the rim of the box.
     profile = scipy.fft.fftshift(scipy.fft.irfft2(half_plane(template.signal, box), s=(box, box), workers=1))
     offset = np.arange(box) - box // 2
     distance = np.hypot.outer(offset, offset).ravel()
@@ -266,7 +267,7 @@ def _peaks_near_and_far(maps, reach, near, far, shifts):
 
 @kernel
 def _sum_centred(spectra, chosen, positions, total):
-    # The real part of a transform whose origin is moved to the particle: the radial mean needs no more.
+    # The real part of a transform with the origin moved to the particle: all that the radial mean needs.
     d = spectra.shape[1]
     half = spectra.shape[2]
     cos_x = np.empty(half)

@@ -1,11 +1,12 @@
-"""How well labelled images were sorted."""
+"""How well images with known labels were sorted."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+
+from fastsort._types import Array, Bools
 
 
 class Accuracy(NamedTuple):
@@ -19,9 +20,7 @@ class Accuracy(NamedTuple):
     """Chance that junk has the higher score; ties count half."""
 
 
-def measure_accuracy(
-    label: npt.NDArray[np.bool_], keep: npt.NDArray[np.bool_], score: npt.NDArray[np.floating]
-) -> Accuracy:
+def measure_accuracy(label: Bools, keep: Bools, score: Array) -> Accuracy:
     """Compare verdicts with labels.
 
     Parameters

@@ -1,47 +1,40 @@
-"""A map as files: classes and their averages for RELION, one table of images, and selections of classes."""
+"""A map as files: classes and their averages for RELION, and one table of all images."""
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from fastsort._checks import InputError, check_readable
+from fastsort._types import Array, FilePath
+from fastsort.classify import MapResult
 from fastsort.invariants.averages import filter_averages
-from fastsort.particles.cs import CsDataset, open_dataset
 from fastsort.particles.mrc import write_stack
-from fastsort.particles.source import Particles, Table
-from fastsort.particles.star import StarFile, read_star
+from fastsort.particles.source import Particles
+from fastsort.particles.table import Added
+from fastsort.report.folder import CLASS_STACK, IMAGES, SUMMARY
 from fastsort.report.subsets import write_subset
 from fastsort.report.tables import formatted, software_versions, write_json, write_rows
 
-if TYPE_CHECKING:
-    from fastsort.classify import MapResult
-
-STACK = "classes.mrcs"
-TABLE = "images.csv"
-# In a STAR file, of images that stand in no class.
+# The score, in a STAR file, of images without a class.
 NO_SCORE = 999999.0
 
 
-def write_map(folder: str | os.PathLike[str], particles: Particles, result: MapResult) -> None:
-    """Write all results but the pictures.
+def write_map(folder: FilePath, particles: Particles, result: MapResult) -> None:
+    """Write all results of a map but its pictures.
 
     Parameters
     ----------
     folder : path
-        An existing folder. Gets ``classes.mrcs``, the averages, each ring weighted by how far it can be
-        trusted; ``classes.star``, which names them and says what is known of each; ``images.csv``, a
-        line an image; ``summary.json``; and ``kept`` and ``rejected`` as `write_subset` writes them. Where a
-        STAR or .cs file was opened, also ``particles.star`` or ``particles.cs``: all of it, with the classes.
+        An existing folder. Gets ``classes.mrcs``, the averages, filtered as far as their halves agree;
+        ``classes.star``, which names them and describes each; ``images.csv``, one line for each image;
+        ``summary.json``; and ``kept`` and ``rejected`` as `write_subset` writes them. If the input was a
+        STAR or .cs file, also ``particles.star`` or ``particles.cs``: all images, with their classes.
         Classes are counted from 1, as in RELION; 0 is no class.
     particles : Particles
         What was classified.
@@ -56,27 +49,23 @@ def write_map(folder: str | os.PathLike[str], particles: Particles, result: MapR
     folder = Path(folder)
     classes = result.classes
     averages = classes.averages
-    _write_images(folder / TABLE, particles, result)
+    _write_images(folder / IMAGES, particles, result)
     table = particles.table
-    more: dict[str, Any] = {}
-    if isinstance(table, CsDataset):
-        more["fields"] = {"fastsort/class": (classes.label + 1).astype(np.uint32)}
-    elif table is not None:
-        more["columns"] = _star_columns(result)
-    if isinstance(table, (StarFile, CsDataset)):
-        write_subset(folder, "particles", table, np.arange(len(particles)), **more)
+    added = Added(_star_columns(result), {"fastsort/class": (classes.label + 1).astype(np.uint32)})
+    if table.names is not None:
+        write_subset(folder, "particles", table, np.arange(len(particles)), added)
     for name, keep in (("kept", result.keep), ("rejected", ~result.keep)):
-        write_subset(folder, name, table, np.flatnonzero(keep), n_images=len(particles), **more)
+        write_subset(folder, name, table, np.flatnonzero(keep), added)
     if len(averages.size):
         stack = filter_averages(averages.averages, averages.frc)
         box = stack.shape[1]
-        write_stack(folder / STACK, [stack], result.pixel_size, len(stack), box)
+        write_stack(folder / CLASS_STACK, [stack], result.pixel_size, len(stack), box)
         _write_classes(folder / "classes.star", result)
-    write_json(folder / "summary.json", summarize_map(particles, result))
+    write_json(folder / SUMMARY, summarize_map(particles, result))
 
 
 def summarize_map(particles: Particles, result: MapResult) -> dict[str, Any]:
-    """Return what ``summary.json`` holds; an unknown number is NaN."""
+    """Return the content of ``summary.json``; an unknown number is NaN."""
     classes = result.classes
     n, kept = len(particles), int(result.keep.sum())
     seconds = result.seconds["total"]
@@ -120,7 +109,7 @@ def _write_images(path: Path, particles: Particles, result: MapResult) -> None:
     averages = classes.averages
     # From working pixels to those of the input.
     scale = particles.box / averages.averages.shape[1]
-    numbers: dict[str, npt.NDArray[Any]] = {
+    numbers: dict[str, Array] = {
         "class": classes.label + 1,
         "keep": result.keep,
         "score": result.score,
@@ -137,11 +126,11 @@ def _write_images(path: Path, particles: Particles, result: MapResult) -> None:
 
 
 def _write_classes(path: Path, result: MapResult) -> None:
-    """Write one line a class, with RELION's labels where it has one."""
+    """Write one line for each class, under RELION's labels where RELION has one."""
     classes = result.classes
     averages, ranking = classes.averages, classes.ranking
     known = math.isfinite(result.pixel_size)
-    columns: dict[str, npt.NDArray[Any]] = {
+    columns: dict[str, Array] = {
         "rlnClassNumber": np.arange(1, len(averages.size) + 1),
         "rlnClassDistribution": averages.size / max(1, len(classes.label)),
         "rlnEstimatedResolution": np.minimum(averages.resolution, NO_SCORE),
@@ -158,109 +147,9 @@ def _write_classes(path: Path, result: MapResult) -> None:
     if not known:
         del columns["rlnEstimatedResolution"]
     labels = ["rlnReferenceImage", *columns]
-    names = [f"{k:06d}@{STACK}" for k in range(1, len(averages.size) + 1)]
+    names = [f"{k:06d}@{CLASS_STACK}" for k in range(1, len(averages.size) + 1)]
     rows = zip(names, *(formatted(values, "%.6g") for values in columns.values()), strict=True)
     header = ["", "# version 30001", "", "data_model_classes", "", "loop_"]
     header += [f"_{label} #{i}" for i, label in enumerate(labels, 1)]
     text = "\n".join(chain(header, map(" ".join, rows), ["", ""]))
     path.write_text(text, encoding="ascii")
-
-
-# A finished map, cut again.
-
-
-class Selection(NamedTuple):
-    """Images of a finished map that stand in chosen classes.
-
-    Attributes
-    ----------
-    keep : ndarray of bool, shape (n,)
-    classes : list of int
-        Numbers of the classes that are kept, from 1.
-    table : StarFile, CsDataset or None
-        The map's ``particles.star`` or ``particles.cs``.
-    source : str
-        Folder of the map.
-    """
-
-    keep: npt.NDArray[np.bool_]
-    classes: list[int]
-    table: Table | None
-    source: str
-
-
-def select_classes(
-    folder: str | os.PathLike[str],
-    *,
-    discard: Iterable[int] | None = None,
-    keep: Iterable[int] | None = None,
-) -> Selection:
-    """Choose images of a finished map by their class, without reading any image.
-
-    Parameters
-    ----------
-    folder : path
-        As `write_map` left it.
-    discard, keep : iterable of int
-        Numbers of classes, from 1; one of the two. Images without a class are never kept.
-
-    Returns
-    -------
-    selection : Selection
-
-    Raises
-    ------
-    InputError
-        If the folder holds no map, a class is not in it, or not one of the two is given.
-    """
-    if (discard is None) == (keep is None):
-        raise InputError("give either the classes to discard or the classes to keep, not both.")
-    folder = Path(folder)
-    if not (folder / TABLE).is_file() or not (folder / "summary.json").is_file():
-        raise InputError(f"{folder} holds no map: give the folder that 'fastsort map' has written.")
-    with check_readable(folder / "summary.json") as file:
-        n_classes = int(json.load(file)["classes"])
-    numbers = sorted({*(discard or ()), *(keep or ())})
-    for number in numbers:
-        if not 1 <= number <= n_classes:
-            raise InputError(f"class {number} is not in {folder}: it has classes 1 to {n_classes}.")
-    with open(folder / TABLE, newline="", encoding="utf-8", errors="surrogateescape") as text:
-        label = np.array([int(row["class"]) for row in csv.DictReader(text)], dtype=np.intp)
-    kept = [k for k in range(1, n_classes + 1) if (k in numbers) == (keep is not None)]
-    return Selection(np.isin(label, kept), kept, _read_table(folder), str(folder))
-
-
-def _read_table(folder: Path) -> Table | None:
-    star, cs = folder / "particles.star", folder / "particles.cs"
-    if star.is_file():
-        return read_star(star)
-    return open_dataset(str(cs)) if cs.is_file() else None
-
-
-def write_selection(folder: str | os.PathLike[str], selection: Selection) -> None:
-    """Write ``kept`` and ``rejected`` as `write_map` does, and ``summary.json``.
-
-    Parameters
-    ----------
-    folder : path
-        An existing folder.
-    selection : Selection
-
-    Raises
-    ------
-    OSError
-        When the disk refuses.
-    """
-    folder = Path(folder)
-    for name, chosen in (("kept", selection.keep), ("rejected", ~selection.keep)):
-        write_subset(folder, name, selection.table, np.flatnonzero(chosen), n_images=len(chosen))
-    kept = int(selection.keep.sum())
-    summary = {
-        "input": os.path.abspath(selection.source),
-        "images": len(selection.keep),
-        "kept": kept,
-        "rejected": len(selection.keep) - kept,
-        "kept_classes": selection.classes,
-        "versions": software_versions(),
-    }
-    write_json(folder / "summary.json", summary)

@@ -1,4 +1,4 @@
-"""The output folder: it appears whole or not at all."""
+"""The output folder: it appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -10,73 +10,75 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fastsort._checks import InputError, check_output_folder
+from fastsort._types import FilePath
 from fastsort.images.work import hold_lock
 
-# Into what a set is divided: files, or folders of coordinate files.
+# The parts of a sorted set: each is a file, or a folder of coordinate files.
 PARTS = ("kept", "rejected", "rescued")
+RESULTS, SUMMARY, SCORES = "results.npz", "summary.json", "scores.csv"
+PICTURE, PAGE, MICROGRAPHS = "report.png", "report.html", "micrographs.csv"
+IMAGES, CLASS_STACK = "images.csv", "classes.mrcs"
 RESULT_NAMES = (
     *(f"{part}{ending}" for part in PARTS for ending in (".star", ".txt", ".cs", "_passthrough.cs")),
     "kept.mrcs",
-    "scores.csv",
-    "summary.json",
-    "report.png",
+    RESULTS,
+    SUMMARY,
+    SCORES,
+    PICTURE,
+    PAGE,
+    MICROGRAPHS,
     "particles.star",
     "particles.cs",
     "particles_passthrough.cs",
-    "images.csv",
-    "classes.mrcs",
+    IMAGES,
+    CLASS_STACK,
     "classes.star",
     "classes.png",
     "map.png",
-    "report.html",
-    "results.npz",
-    "models.npz",
-    "micrographs.csv",
 )
-_MARK = "summary.json"
-# In a folder of coordinate files: their names, which are those of the user's own files.
+# Lists, in a folder of coordinate files, the names of these: they are those of the user's own files.
 _LIST = ".fastsort"
-# Files that grow under another name until they are whole.
+# Files that are being written have another name until they are whole.
 _UNFINISHED = re.compile(rf"({'|'.join(map(re.escape, RESULT_NAMES))})(\.\d+)?\.partial", re.ASCII)
 
 
 @contextmanager
 def results_folder(
-    path: str | os.PathLike[str],
+    path: FilePath,
     *,
     overwrite: bool = False,
-    inputs: Iterable[str | os.PathLike[str]] = (),
+    inputs: Iterable[FilePath] = (),
 ) -> Iterator[Path]:
-    """Give a hidden folder beside `path`, which takes its place when all went well.
+    """Give a hidden folder beside `path`, which takes its place if everything succeeds.
 
-    What a killed run has left beside `path` is cleared away first; if it was killed while it replaced
-    earlier results, these are put back.
+    The leftovers of a killed run beside `path` are removed first. If that run was killed while it
+    replaced earlier results, the earlier results are put back.
 
     Parameters
     ----------
     path : path
-        The folder that is to hold the results.
+        The folder for the results.
     overwrite : bool
-        Whether earlier results may be replaced. A folder that holds anything
-        which fastsort did not write is never touched.
+        Whether earlier results may be replaced. A folder with any file that
+        fastsort did not write is never touched.
     inputs : iterable of path
-        Files that must not lie in the folder which is replaced.
+        Files that must not lie in the folder that is replaced.
 
     Yields
     ------
     folder : Path
-        Empty; to be filled with files named in `RESULT_NAMES`. Any exception
-        removes it, and leaves at `path` what was there.
+        Empty; fill it with files named in `RESULT_NAMES`. Any exception
+        removes it, and leaves `path` as it was.
 
     Raises
     ------
     InputError
-        If results cannot be written there, or would endanger other files, or
-        another run is about to write them.
+        If results cannot be written there without danger to other files, or
+        another run is writing there.
     OSError
         If the disk refuses.
     """
-    # Whether it may be replaced shows only when a killed run's leavings are cleared away.
+    # Whether it may be replaced is known only after the leftovers of a killed run are removed.
     target = check_output_folder(path, overwrite=True).resolve()
     inputs = list(inputs)
     _check_replaceable(target, inputs)
@@ -106,14 +108,14 @@ def results_folder(
 
 
 def coordinate_folder(folder: Path, names: Iterable[str]) -> Path:
-    """Make a folder for files of these names, which will be known as ours whenever the run ends.
+    """Make a folder for files of these names, and record that they are ours, even if the run is killed.
 
     Parameters
     ----------
     folder : Path
-        In a folder from `results_folder`, called as one of `PARTS`.
+        One of `PARTS`, in a folder from `results_folder`.
     names : iterable of str
-        Without any folder, and without line breaks.
+        Names without a folder and without line breaks.
     """
     folder.mkdir()
     (folder / _LIST).write_text("".join(f"{name}\n" for name in names), "utf-8", "surrogateescape")
@@ -121,25 +123,25 @@ def coordinate_folder(folder: Path, names: Iterable[str]) -> Path:
 
 
 def _heal(target: Path, partial: Path, old: Path) -> None:
-    """Bring back earlier results that a killed run had moved aside, and clear away the rest of it."""
+    """Put back earlier results that a killed run had moved aside, and remove its other leftovers."""
     for folder in (partial, old):
-        _refuse_foreign(folder)
-    # The mark goes first when earlier results are removed: without it they are no longer whole.
-    if (old / _MARK).is_file() and not (target.is_dir() and any(target.iterdir())):
+        _check_leftovers(folder)
+    # The summary goes first when earlier results are removed: without it they are no longer whole.
+    if (old / SUMMARY).is_file() and not (target.is_dir() and any(target.iterdir())):
         old.rename(target)
     for folder in (partial, old):
         _clear(folder)
 
 
-def _refuse_foreign(folder: Path) -> None:
-    """Refuse a folder of a killed run that anybody else has changed."""
+def _check_leftovers(folder: Path) -> None:
+    """Refuse a folder of a killed run if it holds anything else."""
     if not os.path.lexists(folder):
         return
     held = sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else [folder]
     for item in held:
         if not _is_own(item):
             raise InputError(
-                f"{folder} is to hold unfinished results, but {item.name} is none of them: "
+                f"{folder} is for unfinished results, but {item.name} is none of them: "
                 "move it, or give another output folder."
             )
 
@@ -170,13 +172,13 @@ def _listed(folder: Path) -> set[str]:
 
 
 def _clear(folder: Path) -> None:
-    """Remove a folder, name by name and not as a tree: only what was written by us may go."""
+    """Remove a folder, name by name and not as a tree: only files that we wrote may go."""
     if not folder.is_dir():
         return
-    (folder / _MARK).unlink(missing_ok=True)
+    (folder / SUMMARY).unlink(missing_ok=True)
     for item in list(folder.iterdir()):
         if item.is_dir() and _is_own(item):
-            # The list goes last: without it the others are no longer known.
+            # The list goes last: without it the others are no longer known to be ours.
             for file in sorted(item.iterdir(), key=lambda file: file.name == _LIST):
                 file.unlink(missing_ok=True)
             item.rmdir()
@@ -185,7 +187,7 @@ def _clear(folder: Path) -> None:
     folder.rmdir()
 
 
-def _check_replaceable(target: Path, inputs: Iterable[str | os.PathLike[str]]) -> None:
+def _check_replaceable(target: Path, inputs: Iterable[FilePath]) -> None:
     if not target.is_dir():
         return
     here = Path.cwd()
@@ -196,10 +198,10 @@ def _check_replaceable(target: Path, inputs: Iterable[str | os.PathLike[str]]) -
     for name in inputs:
         if target in Path(name).resolve().parents:
             raise InputError(f"input {name} lies in the output folder {target}: give another output folder.")
-    found = sorted(target.iterdir())
-    foreign = [item.name for item in found if not _is_result(item)]
-    if foreign or (found and not (target / _MARK).is_file()):
-        held = f"holds {foreign[0]}, which" if foreign else f"has no {_MARK}: its files"
+    items = sorted(target.iterdir())
+    foreign = [item.name for item in items if not _is_result(item)]
+    if foreign or (items and not (target / SUMMARY).is_file()):
+        held = f"holds {foreign[0]}, which" if foreign else f"has no {SUMMARY}: its files"
         raise InputError(f"output folder {target} {held} fastsort did not write: give another output folder.")
 
 

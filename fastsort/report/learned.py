@@ -1,15 +1,16 @@
-"""The lower part of the picture: the subspaces, and how the learning went."""
+"""The lower part of the picture: the subspaces, and the course of learning."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
+from fastsort._types import Array, Floats, Images
 from fastsort.report.layout import COLUMNS, GAP, LABEL, PIXELS_PER_UNIT, TILE
-from fastsort.subspaces.filter import SubspaceResult, denoised_images, eigenimages
+from fastsort.subspaces.filter import SubspaceResult
+from fastsort.subspaces.pictures import denoised_images, eigenimages
 
 MAX_ROWS = 4
 N_PAIRS = COLUMNS // 2
@@ -20,12 +21,13 @@ _HEADING = 44
 _ROW = round((TILE + LABEL + GAP) * PIXELS_PER_UNIT)
 _NOTE = 40
 _TRACE_TITLE, _TRACE, _TRACE_LABELS = 60, 200, 70
-# Where the largest value is more than so many times the smallest, the axis is logarithmic.
+# If the largest value is more than so many times the smallest, the axis is logarithmic.
 _WIDE = 100
-# Axes with less than this part of the noise variance are not shown: few images fill few dimensions.
+# Axes with less than this share of the noise variance are not shown: few images fill few dimensions.
 _LEAST = 1e-3
 
-Place = Callable[[float, float, float, float], Any]
+Place: TypeAlias = Callable[[float, float, float, float], Any]
+"""Gives axes at left, top, width and height, in pixels."""
 
 
 def learned_height(result: SubspaceResult) -> int:
@@ -44,10 +46,10 @@ def is_learned(result: SubspaceResult) -> bool:
 def draw_learned(
     place: Place,
     result: SubspaceResult,
-    images: npt.NDArray[np.float32],
-    scores: npt.NDArray[np.float64],
+    images: Images,
+    scores: Floats,
 ) -> None:
-    """Draw mean and leading axes of each subspace, denoised copies, and the course of the learning.
+    """Draw mean and leading axes of each subspace, denoised images, and the course of learning.
 
     Parameters
     ----------
@@ -56,14 +58,13 @@ def draw_learned(
         of this part, which is as high as `learned_height` says.
     result : SubspaceResult
     images : ndarray of float32, shape (k, d, d)
-        To be denoised, at most `N_PAIRS`, with phases flipped if those that were sorted are.
+        At most `N_PAIRS` images to denoise, with phases flipped if the run flipped them.
     scores : ndarray of float64, shape (k,)
-        Of these images.
     """
     n_subspaces, _, n_components = result.model.loadings.shape
     if not is_learned(result):
         axes = _row(place, _HEADING, "Subspaces")
-        note = "none: fewer than two images could be learned from"
+        note = "none: there were fewer than two images to learn from"
         axes.text(0, 8, note, fontsize=12, color="0.4", va="top")
         return
     shown = np.sort(np.argsort(-result.model.weights, kind="stable")[:MAX_ROWS])
@@ -97,13 +98,13 @@ def _explain(axes: Any, result: SubspaceResult) -> None:
         result.model.loadings[:, result.basis.angular >= 0] != 0, axis=1
     )
     if half.any():
-        text += "; of two that differ by a rotation, one is shown"
+        text += "; of two axes that differ by a rotation, one is shown"
     axes.text(COLUMNS * (TILE + GAP) - GAP, -4, text, fontsize=11, color="0.3", ha="right")
 
 
-def _draw_eigenimages(axes: Any, text: str, pictures: npt.NDArray[np.float32], noise_variance: float) -> None:
+def _draw_eigenimages(axes: Any, text: str, pictures: Images, noise_variance: float) -> None:
     axes.text(0, TILE / 2, text, fontsize=11, va="center", linespacing=1.5)
-    # The basis being orthonormal, an axis is as long as its picture.
+    # The basis is orthonormal, so an axis is as long as its picture.
     variances = np.square(pictures.astype(np.float64)).sum(axis=(1, 2)) / noise_variance
     shown = [0, *(1 + np.flatnonzero(variances[1:] >= _LEAST)).tolist()]
     for column, number in enumerate(shown, _LABEL_COLUMNS):
@@ -114,11 +115,11 @@ def _draw_eigenimages(axes: Any, text: str, pictures: npt.NDArray[np.float32], n
 def _draw_pairs(
     axes: Any,
     result: SubspaceResult,
-    images: npt.NDArray[np.float32],
-    scores: npt.NDArray[np.float64],
+    images: Images,
+    scores: Floats,
 ) -> None:
     if len(images) == 0:
-        axes.text(0, 8, "none is kept", fontsize=12, color="0.4", va="top")
+        axes.text(0, 8, "no image is kept", fontsize=12, color="0.4", va="top")
         return
     seen, denoised = denoised_images(images, result)
     for pair, score in enumerate(scores.tolist()):
@@ -126,7 +127,7 @@ def _draw_pairs(
         _draw_tile(axes, 2 * pair + 1, denoised[pair], "denoised")
 
 
-def _draw_tile(axes: Any, column: int, picture: npt.NDArray[np.float32], label: str) -> None:
+def _draw_tile(axes: Any, column: int, picture: Array, label: str) -> None:
     left = column * (TILE + GAP)
     extent = (left, left + TILE, TILE, 0)
     # Zero, which is the background, is grey.
@@ -134,15 +135,15 @@ def _draw_tile(axes: Any, column: int, picture: npt.NDArray[np.float32], label: 
     options = {"cmap": "gray", "vmin": -highest, "vmax": highest, "interpolation": "bilinear"}
     axes.imshow(picture, extent=extent, aspect="auto", **options)
     axes.text(left + TILE / 2, TILE + 2, label, fontsize=8.5, ha="center", va="top")
-    # Images bring limits of their own.
+    # Each image has changed the limits.
     axes.set_xlim(0, COLUMNS * (TILE + GAP))
     axes.set_ylim(TILE + LABEL + GAP, 0)
 
 
 def _draw_trace(place: Place, top: float, result: SubspaceResult) -> None:
     trace = result.model.trace
-    panels: tuple[tuple[str, str, npt.NDArray[Any]], ...] = (
-        ("Log-likelihood", "nats an image", trace.log_likelihood),
+    panels: tuple[tuple[str, str, Array], ...] = (
+        ("Log-likelihood", "nats per image", trace.log_likelihood),
         ("Noise variance", "background = 1", trace.noise_variance),
         ("Images in use", "images", trace.n_images),
     )
@@ -166,7 +167,7 @@ def _draw_trace(place: Place, top: float, result: SubspaceResult) -> None:
         axes.legend(loc="lower left", fontsize=10, edgecolor="none")
 
 
-def _number(axes: Any, values: npt.NDArray[Any]) -> None:
+def _number(axes: Any, values: Array) -> None:
     low, high = float(np.min(values)), float(np.max(values))
     if values.dtype.kind == "i":
         axes.set_ylim(low - max(1, 0.15 * (high - low)), high + max(1, 0.3 * (high - low)))
@@ -175,7 +176,7 @@ def _number(axes: Any, values: npt.NDArray[Any]) -> None:
     elif 0 < low and high > _WIDE * low:
         axes.set_yscale("log")
     else:
-        # Steps that a reader can tell from rounding, where nothing changed any more.
+        # If nothing changed any more, the axis is wide enough to hide rounding errors.
         least = 1e-4 * max(abs(low), abs(high), 1e-300)
         if high - low < least:
             axes.set_ylim((low + high - least) / 2, (low + high + least) / 2)

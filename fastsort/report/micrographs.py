@@ -1,16 +1,27 @@
-"""The table of micrographs as a file."""
+"""The table of micrographs: made from a verdict, and written as a file."""
 
 from __future__ import annotations
 
 import csv
-import os
 
-from fastsort.decide.micrographs import MicrographTable
+from fastsort._types import FilePath
+from fastsort.decide.micrographs import MicrographTable, summarize_micrographs
+from fastsort.decide.result import SortResult
+from fastsort.particles.places import micrograph_places
+from fastsort.particles.source import Particles
 from fastsort.report.tables import formatted
 
 
-def write_micrographs(path: str | os.PathLike[str], table: MicrographTable) -> None:
-    """Write a CSV table: a line a micrograph.
+def find_micrographs(particles: Particles, result: SortResult) -> MicrographTable | None:
+    """Summarise a verdict for each micrograph; None if the micrographs are not known."""
+    places = micrograph_places(particles)
+    if places is None:
+        return None
+    return summarize_micrographs(places, result.keep, result.score, result.junk_probability)
+
+
+def write_micrographs(path: FilePath, table: MicrographTable) -> None:
+    """Write a CSV table with one line for each micrograph.
 
     Parameters
     ----------

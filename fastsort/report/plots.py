@@ -1,37 +1,32 @@
-"""The report's picture: scores, reasons, and the images behind them."""
+"""The picture ``report.png``: scores, reasons, and the best, the borderline and the worst images."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from fastsort._reasons import REASONS
+from fastsort._reasons import BAD_PIXELS, FLAT, REASONS, VALID
+from fastsort._types import Bools, FilePath, Floats, Images, Indices, Singles
 from fastsort._version import __version__
-from fastsort.images.crop import fourier_crop
-from fastsort.images.ctf import phase_flip
+from fastsort.decide.result import SortResult
 from fastsort.particles.source import Particles
 from fastsort.report.layout import COLUMNS, GAP, LABEL, TILE, WIDTH
 from fastsort.report.learned import N_PAIRS, draw_learned, learned_height
-
-if TYPE_CHECKING:
-    from fastsort.sort import SortResult
+from fastsort.report.tiles import flip_as_sorted, read_tiles
+from fastsort.report.words import diameter_words, flip_words
 
 N_TILES = 24
 _HEIGHT = 1520
 _KEPT, _REJECTED = "#0072B2", "#D55E00"
-_NOT_JUDGED = ("bad_pixels", "flat")
-
-Indices = npt.NDArray[np.intp]
+_NOT_JUDGED = REASONS[BAD_PIXELS], REASONS[FLAT]
 
 
-def draw_report(path: str | os.PathLike[str], particles: Particles, result: SortResult) -> None:
+def draw_report(path: FilePath, particles: Particles, result: SortResult) -> None:
     """Draw scores, reasons, and the best, the borderline and the worst images as one PNG.
 
-    With the subspaces method the subspaces and the course of the learning stand below.
+    The subspaces method adds the subspaces and the course of learning below.
 
     Parameters
     ----------
@@ -55,7 +50,7 @@ def draw_report(path: str | os.PathLike[str], particles: Particles, result: Sort
     height = _HEIGHT + (0 if result.subspaces is None else learned_height(result.subspaces))
     figure = Figure(figsize=(WIDTH / 100, height / 100), dpi=100, facecolor="white")
     FigureCanvasAgg(figure)
-    # The upper part has the same size whatever stands below.
+    # The upper part has the same size with and without a lower part.
     scale = _HEIGHT / height
 
     def upper(left: float, bottom: float, width: float, part: float) -> Any:
@@ -77,17 +72,13 @@ def draw_report(path: str | os.PathLike[str], particles: Particles, result: Sort
 
 def _write_title(figure: Any, scale: float, particles: Particles, result: SortResult) -> None:
     name = Path(particles.path).name if particles.path else "array"
-    # Names may hold letters that the font lacks, or signs that would start a formula.
+    # The font lacks some letters.
     name = name.encode("ascii", "replace").decode()
     name = name if len(name) <= 60 else f"{name[:40]}...{name[-17:]}"
     n, kept = len(result.keep), int(result.keep.sum())
     title = f"{name}: {n:,} images, {kept:,} kept, {n - kept:,} rejected"
-    known = np.isfinite(result.diameter)
-    size = f"{result.diameter:.0f} Å" if known else f"{result.diameter_px:.1f} px"
-    origin = "estimated" if result.diameter_estimated else "given"
-    diameter = f"diameter {size} ({origin})" if np.isfinite(result.diameter_px) else "diameter unknown"
-    flips = "phases flipped" if result.phase_flipped else "phases not flipped"
-    details = f"{diameter}, {result.contrast} particles, {flips}, fastsort {__version__}"
+    facts = [diameter_words(result), f"{result.contrast} particles", flip_words(result)]
+    details = ", ".join([*facts, f"fastsort {__version__}"])
     figure.text(0.025, 1 - scale + scale * 0.968, title, fontsize=19, fontweight="bold", parse_math=False)
     figure.text(0.025, 1 - scale + scale * 0.945, details, fontsize=12, color="0.3", parse_math=False)
 
@@ -102,25 +93,18 @@ def _draw_scores(axes: Any, result: SortResult) -> None:
     if len(scores) == 0:
         axes.text(0.5, 0.5, "no image has a score", transform=axes.transAxes, ha="center", va="center")
         return
-    cut = [result.cut] if np.isfinite(result.cut) else []
-    low, high = np.percentile(scores, (0.5, 98))
-    low, high = min([low, *cut]), max([high, *cut])
-    step = (high - low) / 56 or 0.05
-    # The cut is an edge, so that no bar lies on both sides of it.
-    origin = cut[0] if cut else low
-    edges = origin + step * np.arange(
-        np.floor((low - origin) / step) - 2, np.ceil((high - origin) / step) + 3
-    )
+    edges = _edges(scores, result.cut)
     shown = np.clip(scores, edges[0], edges[-1])
     groups = [shown[keep], shown[~keep]]
     names = [f"kept ({keep.sum():,})", f"rejected ({(~keep).sum():,})"]
     axes.hist(groups, edges, stacked=True, color=(_KEPT, _REJECTED), label=names)
     axes.set_xlim(edges[0], edges[-1])
     axes.locator_params(axis="y", integer=True)
-    if cut:
-        axes.axvline(result.cut, color="black", linestyle="--", linewidth=1.5, label=f"cut {result.cut:.3g}")
+    if np.isfinite(result.cut):
+        label = f"threshold {result.cut:.3g}"
+        axes.axvline(result.cut, color="black", linestyle="--", linewidth=1.5, label=label)
     notes = [
-        f"{count:,} images {where} the axis are in the {side} bin"
+        f"{count:,} images {where} the axis are counted in the {side} bar"
         for where, side, count in (
             ("left of", "first", (scores < edges[0]).sum()),
             ("right of", "last", (scores > edges[-1]).sum()),
@@ -131,18 +115,29 @@ def _draw_scores(axes: Any, result: SortResult) -> None:
         notes.append(f"{len(result.score) - len(scores):,} images have no score")
     legend = axes.legend(title="\n".join(notes) or None, title_fontsize=9, fontsize=10, frameon=False)
     if result.subspaces is not None:
-        # Scores that end near the cut leave no place free of its line.
+        # Where all scores are near the threshold, the legend cannot avoid its line.
         legend.set_frame_on(True)
         legend.get_frame().set(edgecolor="none", alpha=0.85)
+
+
+def _edges(scores: Floats, threshold: float) -> Floats:
+    """Return the edges of the bars; the threshold is one of them, so that no bar lies on both sides."""
+    ends = [threshold] if np.isfinite(threshold) else []
+    low, high = np.percentile(scores, (0.5, 98))
+    low, high = min([low, *ends]), max([high, *ends])
+    step = (high - low) / 56 or 0.05
+    origin = ends[0] if ends else low
+    first, last = np.floor((low - origin) / step) - 2, np.ceil((high - origin) / step) + 3
+    edges: Floats = origin + step * np.arange(first, last)
+    return edges
 
 
 def _draw_reasons(axes: Any, result: SortResult) -> None:
     counts = {name: int((result.reason == name).sum()) for name in REASONS}
     counts = {name: count for name, count in counts.items() if count}
-    names = sorted(counts, key=lambda name: (name == "valid", counts[name]))
-    bars = axes.barh(
-        names, [counts[name] for name in names], color=[_KEPT if n == "valid" else _REJECTED for n in names]
-    )
+    names = sorted(counts, key=lambda name: (name == REASONS[VALID], counts[name]))
+    colors = [_KEPT if name == REASONS[VALID] else _REJECTED for name in names]
+    bars = axes.barh(names, [counts[name] for name in names], color=colors)
     labels = [f"{counts[name]:,} ({100 * counts[name] / len(result.reason):.1f} %)" for name in names]
     axes.bar_label(bars, labels, padding=4, fontsize=10)
     axes.set_xlim(0, 1.4 * max(counts.values(), default=1))
@@ -161,9 +156,10 @@ def _choices(result: SortResult) -> dict[str, Indices]:
     finite = np.isfinite(scores)
     distance = np.where(finite, np.abs(np.where(finite, scores, 0) - result.cut), np.inf)
     nearest = order[np.sort(np.argsort(distance, kind="stable")[:N_TILES])]
-    border = "scores nearest the cut"
+    border = "scores nearest to the threshold"
     if result.subspaces is not None and np.isnan(result.cut):
-        border = "the highest scores kept, the lowest rejected" if not result.keep[order].all() else "no cut"
+        mixed = not result.keep[order].all()
+        border = "highest scores kept, lowest scores rejected" if mixed else "no threshold"
         nearest = _border(order, result.keep[order])
     return {
         "Best: lowest scores": order[:N_TILES],
@@ -172,24 +168,19 @@ def _choices(result: SortResult) -> dict[str, Indices]:
     }
 
 
-def _border(order: Indices, keep: npt.NDArray[np.bool_]) -> Indices:
-    """Images on both sides where no score is the cut, in the order of the scores; none on one side alone."""
+def _border(order: Indices, keep: Bools) -> Indices:
+    """Return the last kept and the first rejected images in the order of the scores; none if all are kept."""
     if keep.all():
         return order[:0]
     kept, rejected = order[keep][-N_TILES // 2 :], order[~keep][: N_TILES // 2]
     return np.concatenate([kept, rejected])
 
 
-def _best_kept(
-    particles: Particles, result: SortResult
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float64]]:
-    """Return the kept images with the lowest scores as they were sorted, and their scores."""
+def _best_kept(particles: Particles, result: SortResult) -> tuple[Images, Floats]:
+    """Return the kept images with the lowest scores, flipped where the run flipped them, and their scores."""
     kept = np.flatnonzero(result.keep)
     chosen = kept[np.argsort(result.score[kept], kind="stable")[:N_PAIRS]]
-    images = particles.read(chosen)
-    if result.phase_flipped and particles.ctf is not None and len(chosen):
-        images = phase_flip(images, particles.ctf.of(chosen), particles.pixel_size)
-    return images, result.score[chosen]
+    return flip_as_sorted(particles.read(chosen), particles, result, chosen), result.score[chosen]
 
 
 def _draw_montage(axes: Any, title: str, indices: Indices, particles: Particles, result: SortResult) -> None:
@@ -197,11 +188,11 @@ def _draw_montage(axes: Any, title: str, indices: Indices, particles: Particles,
     axes.axis("off")
     count = f" ({len(indices)})" if len(indices) < N_TILES else ""
     axes.set_title(title + count, loc="left", fontsize=13, fontweight="bold", pad=4)
-    tiles = _tiles(particles, indices, result.diameter_px) if len(indices) else ()
+    tiles = read_tiles(particles, result, indices)
     for place, (index, tile) in enumerate(zip(indices.tolist(), tiles, strict=True)):
         left, top = place % COLUMNS * width, place // COLUMNS * height
         extent = (left, left + TILE, top + TILE, top)
-        axes.imshow(tile, cmap="gray", vmin=0, vmax=1, extent=extent, interpolation="bilinear")
+        axes.imshow(tile, cmap="gray", vmin=0, vmax=255, extent=extent, interpolation="bilinear")
         axes.text(
             left + TILE / 2,
             top + TILE + 2,
@@ -220,7 +211,7 @@ def _draw_montage(axes: Any, title: str, indices: Indices, particles: Particles,
     axes.set_ylim(-(-N_TILES // COLUMNS) * height, 0)
 
 
-def _draw_circle(axes: Any, offset: npt.NDArray[np.float32], diameter_px: float, box: int) -> None:
+def _draw_circle(axes: Any, offset: Singles, diameter_px: float, box: int) -> None:
     from matplotlib.patches import Circle, Rectangle
 
     scale = TILE / box
@@ -228,17 +219,3 @@ def _draw_circle(axes: Any, offset: npt.NDArray[np.float32], diameter_px: float,
     circle = Circle((x, y), diameter_px * scale / 2, fill=False, color="yellow", alpha=0.6)
     axes.add_patch(circle)
     circle.set_clip_path(Rectangle((0, 0), TILE, TILE, transform=axes.transData))
-
-
-def _tiles(particles: Particles, indices: Indices, diameter_px: float) -> npt.NDArray[np.float32]:
-    """Return small smooth copies of some images, with grey values from 0 to 1."""
-    from scipy.ndimage import gaussian_filter
-
-    size = min(particles.box, TILE)
-    images = fourier_crop(particles.read(indices), size)
-    diameter_px = diameter_px if np.isfinite(diameter_px) else particles.box / 2
-    sigma = diameter_px * size / particles.box / 12
-    images = gaussian_filter(images, (0, sigma, sigma), mode="nearest")
-    low, high = np.percentile(images, (1, 99.7), axis=(1, 2), keepdims=True)
-    spread = np.where(high > low, high - low, 1)
-    return np.clip((images - low) / spread, 0, 1).astype(np.float32)

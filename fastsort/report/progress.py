@@ -1,31 +1,33 @@
-"""A line on the terminal that says how far the work is."""
+"""A line on the terminal that shows how much of the work is done."""
 
 from __future__ import annotations
 
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+
+from fastsort._progress import Progress
 
 _SECONDS_BETWEEN = 0.2
 
 
 @contextmanager
-def progress_bar(label: str, quiet: bool = False) -> Iterator[Callable[[int, int], None] | None]:
-    """Give a callable ``progress(images_done, images_in_all)`` that keeps a bar on stderr.
+def progress_bar(label: str, quiet: bool = False) -> Iterator[Progress | None]:
+    """Give a callable ``progress(done, total)``, in images, that draws a bar on stderr.
 
     Parameters
     ----------
     label : str
-        What is done.
+        What is being done.
     quiet : bool
-        Whether to show nothing; nothing is shown either where stderr is no terminal.
+        Whether to show nothing. Nothing is shown either if stderr is not a terminal.
 
     Yields
     ------
     progress : callable or None
-        None when nothing is to be shown.
+        None if nothing is shown.
     """
     if quiet or not sys.stderr.isatty():
         yield None
@@ -39,7 +41,7 @@ def progress_bar(label: str, quiet: bool = False) -> Iterator[Callable[[int, int
         finally:
             counter.end()
         return
-    # Terminals inside containers may claim a size of 0 by 0, where tqdm by itself shows nothing.
+    # Terminals in containers may report a size of 0 by 0, for which tqdm by itself shows nothing.
     width, height = shutil.get_terminal_size()
     with tqdm(
         desc=label,
@@ -58,7 +60,7 @@ def progress_bar(label: str, quiet: bool = False) -> Iterator[Callable[[int, int
 
 
 class _Counter:
-    """The same in one plain line, for machines without tqdm."""
+    """The same as one plain line, for machines without tqdm."""
 
     def __init__(self, label: str) -> None:
         self.label = label

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsort._checks import InputError
-from fastsort.particles.relion import JoinedTable, join_optics
+from fastsort._types import Floats
 from fastsort.particles.source import Particles
 from fastsort.report.tables import formatted
 
@@ -30,7 +30,7 @@ def origin_columns(particles: Particles, offset: npt.ArrayLike, keep: npt.ArrayL
     Returns
     -------
     columns : dict of str to list of str
-        For `subset_bytes`: ``_rlnOriginXAngst`` and ``_rlnOriginYAngst`` in
+        For `Added`: ``_rlnOriginXAngst`` and ``_rlnOriginYAngst`` in
         angstroms for a table with optics groups (RELION 3.1 and later), else
         ``_rlnOriginX`` and ``_rlnOriginY`` in pixels. An old value that the table
         does not have is 0.
@@ -48,42 +48,29 @@ def origin_columns(particles: Particles, offset: npt.ArrayLike, keep: npt.ArrayL
     the offset was measured on the images as they stand in the stack.
     """
     n = len(particles)
-    if particles.star is None:
-        raise InputError("only the particles of a STAR file can be centred for RELION: open the .star file.")
+    origins = particles.table.origins()
     places, kept = np.asarray(offset, np.float64), np.asarray(keep, bool)
     if places.shape != (n, 2) or kept.shape != (n,):
         raise InputError(
             f"offset and keep must have shapes ({n}, 2) and ({n},), one entry for each image; "
             f"got {places.shape} and {kept.shape}."
         )
-    table = join_optics(particles.star)
-    unit, scale = ("", np.ones(n)) if table.optics is None else ("Angst", _pixel_sizes(table, particles))
+    scale = np.ones(n) if origins.pixel_size is None else _pixel_sizes(origins.pixel_size, particles)
     if particles.rescaled is not None:
         scale = scale * particles.rescaled
     # Minus zero would be written with its sign.
     origin = 0.0 - places * scale[:, None]
+    new = kept & np.isfinite(origin).all(axis=1)
     columns = {}
-    for axis, values in (("X", origin[:, 1]), ("Y", origin[:, 0])):
-        label = f"_rlnOrigin{axis}{unit}"
-        old = _old_values(table, label)
-        new = kept & np.isfinite(origin).all(axis=1)
+    for label, old, values in zip(origins.labels, origins.old, (origin[:, 1], origin[:, 0]), strict=True):
         words = formatted(np.where(new, values, 0), "%.6f")
         columns[label] = [word if is_new else was for word, was, is_new in zip(words, old, new, strict=True)]
     return columns
 
 
-def _old_values(table: JoinedTable, label: str) -> list[str]:
-    if label not in table.rows.labels:
-        return ["0.000000"] * table.rows.n_rows
-    # Refuses what is no number, which might be no single word either.
-    table.rows.floats(label)
-    return table.rows.column(label)
-
-
-def _pixel_sizes(table: JoinedTable, particles: Particles) -> npt.NDArray[np.float64]:
-    """Return the pixel size by which RELION will divide, which the user may have overruled here."""
-    sizes = table.floats("_rlnImagePixelSize")
-    if sizes is not None:
+def _pixel_sizes(sizes: Floats, particles: Particles) -> Floats:
+    """Return the pixel size by which RELION will divide; where the table has none, the user has given it."""
+    if not np.isnan(sizes).all():
         return sizes
     if not math.isfinite(particles.pixel_size):
         raise InputError(

@@ -18,14 +18,14 @@ import numpy.typing as npt
 
 from fastsort._reasons import REASONS
 from fastsort._version import __version__
-from fastsort.particles.cs import CsDataset
 from fastsort.particles.mrc import write_stack as write_mrc_stack
 from fastsort.particles.source import Particles
-from fastsort.report.subsets import subset_name, subsets, write_subset
+from fastsort.particles.table import Added
+from fastsort.report.subsets import subsets, write_subset
 
 if TYPE_CHECKING:
     from fastsort.decide.micrographs import MicrographTable
-    from fastsort.sort import SortResult
+    from fastsort.decide.result import SortResult
     from fastsort.subspaces.mixture import SubspaceModel
 
 _ROWS_AT_ONCE = 50_000
@@ -77,14 +77,13 @@ def write_tables(
     """
     folder = Path(folder)
     table = particles.table
-    more: dict[str, Any] = {}
-    if isinstance(table, CsDataset):
-        more["fields"] = _cs_fields(result) if score_field else {}
-    elif table is not None:
-        more["columns"] = {**_star_columns(particles, result), **(origins or {})}
+    added = Added(
+        {**_star_columns(particles, result), **(origins or {})} if table.takes == "labels" else {},
+        _cs_fields(result) if table.takes == "fields" and score_field else {},
+    )
     parts = subsets(result.keep, result.rescued)
     for name, indices in parts.items():
-        write_subset(folder, name, table, indices, n_images=len(particles), **more)
+        write_subset(folder, name, table, indices, added)
     _write_scores(folder / "scores.csv", particles, result)
     summary = summarize(particles, result, micrographs)
     summary["recentred"] = origins is not None
@@ -108,7 +107,7 @@ def summarize(
     return {
         "input": particles.path and os.path.abspath(particles.path),
         "opened_with": particles.opened_with,
-        "files": {name: subset_name(name, particles.table) for name in parts},
+        "files": {name: particles.table.part_name(name) for name in parts},
         "images": n,
         "kept": counts["kept"],
         "rejected": counts["rejected"],
@@ -203,7 +202,7 @@ def _write_scores(path: Path, particles: Particles, result: SortResult) -> None:
     # In the pixels of each image's own stack.
     offset = result.offset if particles.rescaled is None else result.offset * particles.rescaled[:, None]
     numbers: dict[str, npt.NDArray[Any]] = {
-        **({"uid": particles.table.rows["uid"]} if isinstance(particles.table, CsDataset) else {}),
+        **particles.table.identifiers(),
         "keep": result.keep,
         "reason": result.reason,
         "score": result.score,

@@ -1,9 +1,31 @@
-"""Labelled stacks: phantoms, projections, CTF, noise, every kind of junk."""
+"""Labelled images and projects to test with."""
 
 from __future__ import annotations
 
-from fastsort.simulate.particles import particle_blocks, plan_particles, simulate_particles
-from fastsort.simulate.project import write_project
-from fastsort.simulate.projections import project_volume
+from typing import TYPE_CHECKING
 
-__all__ = ["particle_blocks", "plan_particles", "project_volume", "simulate_particles", "write_project"]
+from fastsort._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from fastsort.simulate.particles import particle_blocks, plan_particles, simulate_particles
+    from fastsort.simulate.project import write_project
+    from fastsort.simulate.projections import project_volume
+
+__all__ = [
+    "particle_blocks",
+    "plan_particles",
+    "project_volume",
+    "simulate_particles",
+    "write_project",
+]
+
+__getattr__, __dir__ = lazy_names(
+    "fastsort.simulate",
+    {
+        "simulate_particles": "fastsort.simulate.particles",
+        "plan_particles": "fastsort.simulate.particles",
+        "particle_blocks": "fastsort.simulate.particles",
+        "project_volume": "fastsort.simulate.projections",
+        "write_project": "fastsort.simulate.project",
+    },
+)

@@ -1,22 +1,20 @@
-"""What pickers take for particles: ice, carbon film, textures, photographs, broken pixels."""
+"""Junk that pickers take for particles: ice, carbon film, textures, photographs, broken pixels."""
 
 from __future__ import annotations
 
 import math
 
 import numpy as np
-import numpy.typing as npt
 import scipy.fft
-import scipy.ndimage
 
-Image = npt.NDArray[np.float32]
+from fastsort._types import Floats, Singles
 
 
-def ice(rng: np.random.Generator, box: int) -> Image:
-    """A blob with a sharp rim, 2 to 8 high, bright or dark, as a piece of crystalline ice.
+def ice(rng: np.random.Generator, box: int) -> Singles:
+    """Draw a bright or dark blob with a sharp rim, 2 to 8 high, like a piece of crystalline ice.
 
-    Its mean radius is 0.10 to 0.35 of the box; the outline undulates and the
-    centre lies within 0.25 of the box from the middle.
+    Its mean radius is 0.10 to 0.35 of the box. The outline is wavy; the centre
+    lies at most 0.25 of the box from the middle along each axis.
     """
     radius = rng.uniform(0.10, 0.35) * box
     height = rng.uniform(2, 8) * rng.choice((-1, 1))
@@ -29,11 +27,11 @@ def ice(rng: np.random.Generator, box: int) -> Image:
     return (height * np.clip(rim - distance + 0.5, 0, 1)).astype(np.float32)
 
 
-def carbon(rng: np.random.Generator, box: int) -> Image:
-    """The straight edge of a carbon film, textured on its own side, 1 to 4 high.
+def carbon(rng: np.random.Generator, box: int) -> Singles:
+    """Draw the straight edge of a textured carbon film, 1 to 4 high.
 
-    The edge passes within 0.3 of the box from the middle; the film is brighter
-    than the hole by its height and its texture deviates by half of that.
+    The edge passes the middle at a distance of at most 0.3 of the box. The film is
+    brighter than the hole by its height; the standard deviation of its texture is half of that.
     """
     height = rng.uniform(1, 4)
     angle = rng.uniform(0, 2 * np.pi)
@@ -43,28 +41,28 @@ def carbon(rng: np.random.Generator, box: int) -> Image:
     return (height * film * np.clip(inside + 0.5, 0, 1)).astype(np.float32)
 
 
-def texture(rng: np.random.Generator, box: int) -> Image:
-    """Smooth noise of several scales, of deviation 0.7 to 1.5."""
+def texture(rng: np.random.Generator, box: int) -> Singles:
+    """Draw smooth noise of several scales, with a standard deviation of 0.7 to 1.5."""
     return (rng.uniform(0.7, 1.5) * _cloud(rng, box, (1 / 32, 1 / 16, 1 / 8, 1 / 4))).astype(np.float32)
 
 
-def hot_pixels(rng: np.random.Generator, box: int) -> Image:
-    """3 to 12 single pixels, 10 to 100 high."""
+def hot_pixels(rng: np.random.Generator, box: int) -> Singles:
+    """Draw 3 to 12 single pixels, 10 to 100 high."""
     image = np.zeros(box * box, dtype=np.float32)
     where = rng.choice(box * box, rng.integers(3, 13), replace=False)
     image[where] = np.exp(rng.uniform(math.log(10), math.log(100), len(where)))
     return image.reshape(box, box)
 
 
-def photograph(rng: np.random.Generator, size: int = 512) -> Image:
-    """A synthetic scene with the statistics of a photograph, of mean 0 and deviation 1.
+def photograph(rng: np.random.Generator, size: int = 512) -> Singles:
+    """Draw a synthetic scene with the statistics of a photograph, mean 0 and standard deviation 1.
 
     Notes
     -----
-    Opaque disks whose radii follow r^-3 hide one another: such "dead leaves"
+    Opaque disks, whose radii follow r^-3, cover one another. Such "dead leaves"
     have the edges and the 1/f amplitude of natural images (Lee, Mumford, Huang,
-    Int. J. Comput. Vis. 41, 2001). They stand in for the photograph that the
-    PPCA paper cuts its outliers from, which cannot be distributed.
+    Int. J. Comput. Vis. 41, 2001). The scene replaces the photograph of the PPCA
+    paper, which cannot be distributed.
     """
     low, high = size / 128, size / 6
     n = 6000
@@ -81,19 +79,19 @@ def photograph(rng: np.random.Generator, size: int = 512) -> Image:
     return scene / scene.std()
 
 
-def photograph_crop(rng: np.random.Generator, scene: Image, box: int) -> Image:
-    """A random cut of `box` pixels out of a scene."""
+def photograph_crop(rng: np.random.Generator, scene: Singles, box: int) -> Singles:
+    """Take a random square of `box` pixels out of a scene."""
     top, left = rng.integers(0, len(scene) - box + 1, 2)
     return scene[top : top + box, left : left + box].copy()
 
 
-def _grid(box: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _grid(box: int) -> tuple[Floats, Floats]:
     line = np.arange(box, dtype=np.float64) - box // 2
     return line[:, None], line
 
 
-def _cloud(rng: np.random.Generator, box: int, scales: tuple[float, ...]) -> npt.NDArray[np.float64]:
-    # Each scale is white noise blurred by a Gaussian of that part of the box; all weigh the same.
+def _cloud(rng: np.random.Generator, box: int, scales: tuple[float, ...]) -> Floats:
+    # Each scale is white noise, blurred by a Gaussian of that part of the box; all have the same weight.
     canvas = 2 * box
     square = scipy.fft.fftfreq(canvas)[:, None] ** 2 + scipy.fft.rfftfreq(canvas) ** 2
     total = np.zeros((box, box))

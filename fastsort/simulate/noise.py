@@ -5,30 +5,30 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 import scipy.fft
 
 from fastsort._checks import check_choice
+from fastsort._types import Floats, Images, Singles
 
 SPECTRA = ("white", "radial", "decaying")
 
-# Noise is drawn on a wider canvas: what an FFT correlates across opposite edges is cut off.
+# Noise is drawn on a wider canvas, because an FFT correlates opposite edges; the margin is thrown away.
 _MARGIN = 8
 
 
-def noise_amplitude(spectrum: str, box: int, oversampling: float = 1.0) -> npt.NDArray[np.float32]:
-    """Amplitude of the noise at each frequency, for unit deviation before downsampling.
+def noise_amplitude(spectrum: str, box: int, oversampling: float = 1.0) -> Singles:
+    """Compute the amplitude of noise at each frequency, for standard deviation 1 before downsampling.
 
     Parameters
     ----------
     spectrum : {"white", "radial", "decaying"}
-        Power 1; power 1 + f^2; amplitude 1 / sqrt(1 + (6 f)^2), with f in
-        cycles a pixel of the images before downsampling.
+        "white": power 1. "radial": power 1 + f^2. "decaying": amplitude
+        1 / sqrt(1 + (6 f)^2). f is in cycles a pixel, before downsampling.
     box : int
         Side of the images in pixels.
     oversampling : float
-        How many times larger the images were before they were downsampled
-        (Fourier-cropped): their noise loses what the crop cuts off.
+        How many times larger the images were before they were downsampled by a
+        Fourier crop, which removes a part of their noise.
 
     Returns
     -------
@@ -37,9 +37,8 @@ def noise_amplitude(spectrum: str, box: int, oversampling: float = 1.0) -> npt.N
 
     Notes
     -----
-    "radial" is the formula in the public code of the radial-profile paper,
-    frequencies read in cycles a pixel; "decaying" is the spectrum that its
-    text names (section 3.1).
+    "radial" is the formula in the public code of the radial-profile paper, with
+    frequencies in cycles a pixel; "decaying" is the spectrum in its text (section 3.1).
     """
     check_choice("noise", spectrum, SPECTRA)
     down = scipy.fft.fftfreq(box)[:, None] / oversampling
@@ -48,26 +47,24 @@ def noise_amplitude(spectrum: str, box: int, oversampling: float = 1.0) -> npt.N
 
 
 def noise_gain(spectrum: str) -> float:
-    """Standard deviation of white noise of deviation 1 after it is given a spectrum."""
+    """Return the standard deviation that white noise of deviation 1 has once it is given a spectrum."""
     fine = scipy.fft.fftfreq(256)
     return math.sqrt(_power(spectrum, fine[:, None] ** 2 + fine**2).mean())
 
 
-def _power(spectrum: str, square: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _power(spectrum: str, square: Floats) -> Floats:
     if spectrum == "white":
         return np.ones_like(square)
     return 1 + square if spectrum == "radial" else 1 / (1 + 36 * square)
 
 
 def noise_canvas(box: int) -> int:
-    """Side of the canvas on which noise for images of `box` pixels is drawn."""
+    """Return the side of the canvas on which noise for images of `box` pixels is drawn."""
     return int(scipy.fft.next_fast_len(box + _MARGIN, real=True))
 
 
-def noise_image(
-    rng: np.random.Generator, amplitude: npt.NDArray[np.float32], box: int
-) -> npt.NDArray[np.float32]:
-    """One image of Gaussian noise.
+def noise_image(rng: np.random.Generator, amplitude: Singles, box: int) -> Images:
+    """Draw one image of Gaussian noise.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Densities to project: built-in phantoms, and what is known of a user's own volume."""
+"""Densities to project: built-in phantoms, and volumes of the user."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import numpy.typing as npt
 
 from fastsort._checks import InputError, check_choice, check_count, check_positive
 from fastsort._process import without_warnings
+from fastsort._types import FilePath, Floats, Singles
 from fastsort.simulate.projections import check_volume
 
 PHANTOMS = ("globular", "elongated", "shell", "two-lobed")
 
-# Density below this part of the peak is solvent or noise, not particle.
+# Density below this part of the peak counts as solvent or noise.
 _SOLVENT = 0.05
 _MASS_INSIDE = 0.98
 
@@ -33,20 +34,20 @@ class Blobs(NamedTuple):
         Peak densities.
     """
 
-    centre: npt.NDArray[np.float64]
-    width: npt.NDArray[np.float64]
-    weight: npt.NDArray[np.float64]
+    centre: Floats
+    width: Floats
+    weight: Floats
 
 
 def phantom_blobs(shape: str, seed: int = 0) -> Blobs:
-    """Gaussians that make up a built-in particle.
+    """Return the Gaussians that make up a built-in particle.
 
     Parameters
     ----------
     shape : {"globular", "elongated", "shell", "two-lobed"}
-        A shell is hollow. None has a symmetry: every view differs.
+        A shell is hollow. No shape has a symmetry: every view differs.
     seed : int
-        Another seed, another particle of the same shape.
+        Another seed gives another particle of the same shape.
 
     Returns
     -------
@@ -78,7 +79,7 @@ def phantom_blobs(shape: str, seed: int = 0) -> Blobs:
     return Blobs(centre, width, weight)
 
 
-def phantom_volume(blobs: Blobs, size: int, diameter: float) -> npt.NDArray[np.float32]:
+def phantom_volume(blobs: Blobs, size: int, diameter: float) -> Singles:
     """Sample a sum of Gaussians on a grid.
 
     Parameters
@@ -87,7 +88,7 @@ def phantom_volume(blobs: Blobs, size: int, diameter: float) -> npt.NDArray[np.f
     size : int
         Side of the volume in voxels.
     diameter : float
-        What one particle diameter is in voxels.
+        Diameter of the particle in voxels.
 
     Returns
     -------
@@ -103,27 +104,27 @@ def phantom_volume(blobs: Blobs, size: int, diameter: float) -> npt.NDArray[np.f
 
 
 class Extent(NamedTuple):
-    """Where a density's particle is, and how large.
+    """Place and size of the particle in a density.
 
     Attributes
     ----------
     centre : ndarray of float64, shape (3,)
         Centre of mass as (z, y, x) in voxels.
     diameter : float
-        Of the smallest sphere about the centre with 98 % of the mass, in voxels.
+        Diameter, in voxels, of the smallest sphere about the centre that holds 98 % of the mass.
     """
 
-    centre: npt.NDArray[np.float64]
+    centre: Floats
     diameter: float
 
 
 def volume_extent(volume: npt.ArrayLike) -> Extent:
-    """Centre of mass and diameter of the particle in a density.
+    """Measure the centre of mass and the diameter of the particle in a density.
 
     Parameters
     ----------
     volume : ndarray, shape (d, d, d)
-        Particle positive; what is below 5 % of the peak counts as solvent.
+        The particle is positive; density below 5 % of the peak counts as solvent.
 
     Returns
     -------
@@ -137,7 +138,10 @@ def volume_extent(volume: npt.ArrayLike) -> Extent:
     density = check_volume(volume)
     peak = float(density.max())
     if peak <= 0:
-        raise InputError("volume holds no positive density: multiply it by -1 if the particle is dark.")
+        raise InputError(
+            f"volume holds no positive density; its largest value is {peak:g}: multiply it by -1 if the "
+            "particle is dark."
+        )
     density = np.where(density > _SOLVENT * peak, density, 0)
     points = np.argwhere(density)
     mass = density[density > 0].astype(np.float64)
@@ -148,7 +152,7 @@ def volume_extent(volume: npt.ArrayLike) -> Extent:
     return Extent(centre, max(2 * float(distance[order[inside]]), 1.0))
 
 
-def load_volume(path: str | os.PathLike[str]) -> tuple[npt.NDArray[np.float32], float | None]:
+def load_volume(path: FilePath) -> tuple[Singles, float | None]:
     """Read a density from an MRC file.
 
     Parameters
@@ -160,7 +164,7 @@ def load_volume(path: str | os.PathLike[str]) -> tuple[npt.NDArray[np.float32], 
     -------
     volume : ndarray of float32, shape (d, d, d)
     voxel_size : float or None
-        Angstroms; None where the header does not say.
+        Angstroms; None if the header does not say.
 
     Raises
     ------
@@ -171,7 +175,7 @@ def load_volume(path: str | os.PathLike[str]) -> tuple[npt.NDArray[np.float32], 
 
     try:
         with without_warnings():
-            # A wrong field in somebody's header is no reason to refuse the density.
+            # Permissive: a wrong field in the header is no reason to refuse the density.
             with mrcfile.open(os.fspath(path), permissive=True) as file:
                 data, voxel_size = file.data, float(file.voxel_size.x)
     except FileNotFoundError:
@@ -179,7 +183,7 @@ def load_volume(path: str | os.PathLike[str]) -> tuple[npt.NDArray[np.float32], 
             f"volume {path} does not exist: give an MRC file or one of {', '.join(PHANTOMS)}."
         ) from None
     except (OSError, ValueError) as error:
-        raise InputError(f"volume {path} cannot be read as MRC: {error}.") from None
+        raise InputError(f"volume {path} cannot be read as MRC ({error}): give an MRC volume.") from None
     if data is None:
-        raise InputError(f"volume {path} cannot be read as MRC: it holds no data.")
+        raise InputError(f"volume {path} cannot be read as MRC (it holds no data): give an MRC volume.")
     return check_volume(data), voxel_size if math.isfinite(voxel_size) and voxel_size > 0 else None

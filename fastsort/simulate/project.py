@@ -1,19 +1,18 @@
-"""A simulated stack on disk, laid out as RELION does."""
+"""A simulated stack on disk, laid out like a RELION project."""
 
 from __future__ import annotations
 
 import csv
-import os
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from fastsort._checks import InputError, check_output_folder
-from fastsort.simulate.particles import Truth
+from fastsort._types import FilePath, Images, Indices
+from fastsort.simulate.plan import Truth
 
 STAR_NAME = "particles.star"
 TRUTH_NAME = "truth.csv"
@@ -21,8 +20,8 @@ _MICROGRAPH_SIDE = 4096
 
 
 def write_project(
-    folder: str | os.PathLike[str],
-    images: npt.NDArray[np.float32] | Iterable[npt.NDArray[np.float32]],
+    folder: FilePath,
+    images: Images | Iterable[Images],
     truth: Truth,
     *,
     overwrite: bool = False,
@@ -32,16 +31,16 @@ def write_project(
     Parameters
     ----------
     folder : path
-        The project's folder: gets ``particles.star``, one stack a micrograph
-        under ``Extract/``, and ``truth.csv`` (name, label, kind, shift_y and
+        Folder of the project. It gets ``particles.star``, one stack a micrograph
+        in ``Extract/``, and ``truth.csv`` (name, label, kind, shift_y and
         shift_x in pixels, angle in degrees).
     images : ndarray of float32, shape (n, d, d), or iterable of ndarray (m, d, d)
-        All images at once, or in blocks of any size and in order: then no more
-        than one micrograph's images and one block are held.
+        All images at once, or blocks of any size in order. Of blocks, only the
+        images of one micrograph and one block are in memory at a time.
     truth : Truth
-        As from `simulate_particles`; its micrographs never fall.
+        From `simulate_particles`; micrographs in ascending order.
     overwrite : bool
-        Whether an earlier project in `folder` is replaced.
+        Whether to replace an earlier project in `folder`.
 
     Returns
     -------
@@ -51,17 +50,31 @@ def write_project(
     Raises
     ------
     InputError
-        If `folder` is in use, or images and truth do not match.
+        If `folder` holds anything already, or images and truth do not match.
     OSError
-        If the disk refuses. Whatever happens, `folder` holds what it held
-        before or the whole project.
+        If the disk refuses. After any error, `folder` holds what it held before.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import fastsort as fs
+    >>> images, truth = fs.simulate_particles(6, 6, box=32, n_micrographs=2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     star = fs.write_project(f"{folder}/simulated", images, truth)
+    ...     particles = fs.open_particles(star)
+    >>> star.name, len(particles), particles.box
+    ('particles.star', 12, 32)
     """
     target = check_output_folder(folder, overwrite).resolve()
     if target.is_dir() and any(target.iterdir()) and not (target / TRUTH_NAME).is_file():
-        # Replacing means deleting: only what was written here before may go.
+        # To replace is to delete, and only a folder that this function wrote may be deleted.
         raise InputError(f"{folder} is not a simulated project (no {TRUTH_NAME}): give another folder.")
     if (np.diff(truth.micrograph) < 0).any():
-        raise InputError("truth.micrograph must never fall: sort the images by micrograph.")
+        first = int(np.flatnonzero(np.diff(truth.micrograph) < 0)[0])
+        raise InputError(
+            f"truth.micrograph must never fall; it does from image {first} to image {first + 1}: sort images "
+            "and truth by micrograph."
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
@@ -77,9 +90,7 @@ def write_project(
     return Path(folder) / STAR_NAME
 
 
-def _write_stacks(
-    folder: Path, blocks: Iterable[npt.NDArray[np.float32]], truth: Truth
-) -> tuple[list[str], int]:
+def _write_stacks(folder: Path, blocks: Iterable[Images], truth: Truth) -> tuple[list[str], int]:
     import mrcfile
 
     names: list[str] = []
@@ -97,22 +108,24 @@ def _write_stacks(
     return names, box
 
 
-def _regroup(
-    blocks: Iterable[npt.NDArray[np.float32]], counts: npt.NDArray[np.intp]
-) -> Iterator[npt.NDArray[np.float32]]:
-    held: list[npt.NDArray[np.float32]] = []
+def _regroup(blocks: Iterable[Images], counts: Indices) -> Iterator[Images]:
+    held: list[Images] = []
     source = iter(blocks)
     for count in counts:
         while sum(map(len, held)) < count:
             block = next(source, None)
             if block is None:
-                raise InputError(f"there are fewer images than the {counts.sum()} entries of truth.")
+                raise InputError(
+                    f"there are fewer images than the {counts.sum()} entries of truth: give one for each."
+                )
             held.append(block)
         ready = np.concatenate(held) if len(held) > 1 else held[0]
         yield ready[:count]
         held = [ready[count:]]
     if sum(map(len, held)) or next(source, None) is not None:
-        raise InputError(f"there are more images than the {counts.sum()} entries of truth.")
+        raise InputError(
+            f"there are more images than the {counts.sum()} entries of truth: give one for each."
+        )
 
 
 def _write_star(path: Path, names: list[str], truth: Truth, box: int) -> None:
@@ -132,7 +145,7 @@ def _write_star(path: Path, names: list[str], truth: Truth, box: int) -> None:
             "rlnImageDimensionality": [2],
         }
     )
-    # Coordinates are only for show: they tell nothing of the label.
+    # RELION wants coordinates; these are random and say nothing of the label.
     places = np.random.default_rng(len(names)).uniform(box, _MICROGRAPH_SIDE - box, (2, len(names)))
     columns: dict[str, object] = {
         "rlnImageName": names,
@@ -147,7 +160,7 @@ def _write_star(path: Path, names: list[str], truth: Truth, box: int) -> None:
         columns["rlnDefocusAngle"] = ctf.defocus_angle
         columns["rlnPhaseShift"] = ctf.phase_shift
     starfile.write({"optics": optics, "particles": pd.DataFrame(columns)}, path)
-    # starfile leaves out the line by which RELION tells the dialect.
+    # starfile does not write the line that tells RELION the version of the format.
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace("\ndata_", "\n# version 30001\n\ndata_"), encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Projections of a density: slices of its Fourier transform."""
+"""Projections of a density, computed as slices of its Fourier transform."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import scipy.fft
 
 from fastsort._checks import InputError, check_count, check_positive
 from fastsort._jit import inlined, kernel
+from fastsort._types import Array, Floats, Images, Singles
 
 _TAPS = 4
 _OVERSAMPLING = 2.0
@@ -21,25 +22,25 @@ _SLICES_AT_ONCE = 256
 
 
 class Projector(NamedTuple):
-    """A density made ready to be sliced at any orientation.
+    """The Fourier transform of a density, ready to be sliced in any orientation.
 
     Attributes
     ----------
     transform : ndarray of complex64, shape (m, m, m)
-        Oversampled Fourier transform, frequency zero in the middle, cut to the
-        frequencies that the images can show.
+        Oversampled Fourier transform with frequency zero in the middle, cropped to
+        the frequencies that the images can show.
     window : ndarray of float32, shape (1025, 4)
-        Interpolation weights for a position between two grid points.
+        Weights of the interpolation between grid points, for each position between two of them.
     step : float
-        Grid points of `transform` a frequency step of the image.
+        Grid points of `transform` in one frequency step of the image.
     box : int
         Side of the images in pixels.
     scale : float
         Voxels a pixel.
     """
 
-    transform: npt.NDArray[np.complex64]
-    window: npt.NDArray[np.float32]
+    transform: Array
+    window: Singles
     step: float
     box: int
     scale: float
@@ -47,7 +48,7 @@ class Projector(NamedTuple):
 
 def project_volume(
     volume: npt.ArrayLike, rotations: npt.ArrayLike, box: int | None = None, *, scale: float = 1.0
-) -> npt.NDArray[np.float32]:
+) -> Images:
     """Project a density along z after rotating it.
 
     Parameters
@@ -55,13 +56,13 @@ def project_volume(
     volume : ndarray, shape (d, d, d)
         Density as [z, y, x]; the centre of rotation is the voxel d // 2.
     rotations : ndarray of float64, shape (n, 3, 3) or (3, 3)
-        Matrices that act on (x, y, z): the density at r moves to R r.
+        Matrices R that act on (x, y, z): the density at r moves to R r.
     box : int, optional
         Side of the images in pixels; d by default. The particle's centre
         falls on pixel box // 2.
     scale : float
-        Voxels a pixel: 2 makes images of twice the pixel size. Frequencies
-        that either grid cannot hold are left out.
+        Voxels a pixel: 2 makes pixels of twice the voxel size. Frequencies
+        that one of the grids cannot hold are left out.
 
     Returns
     -------
@@ -71,19 +72,35 @@ def project_volume(
     Raises
     ------
     InputError
-        If the volume is not a cube of finite numbers or a matrix is not a rotation.
+        If the volume is not a cube of finite numbers, or a matrix is not orthogonal.
 
     Notes
     -----
-    By the projection-slice theorem an image's transform is a plane of the
-    volume's. The plane is read off a twofold oversampled transform with a
-    Kaiser-Bessel window of four taps, whose fall-off is divided out beforehand.
+    By the projection-slice theorem the transform of an image is a plane of the
+    transform of the volume. The plane is interpolated in a twofold oversampled
+    transform by a Kaiser-Bessel window of four taps; the volume is divided by the
+    transform of the window beforehand.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsort as fs
+    >>> volume = np.zeros((24, 24, 24))
+    >>> volume[8:16, 10:14, 9:17] = 1
+    >>> images = fs.project_volume(volume, np.eye(3))
+    >>> images.shape
+    (1, 24, 24)
+
+    A projection keeps the mass of the volume:
+
+    >>> round(float(images.sum() / volume.sum()), 2)
+    1.0
     """
     volume = check_volume(volume)
     rotations = check_rotations(rotations)
     box = len(volume) if box is None else check_count("box", box, 2)
     scale = check_positive("scale", scale, "voxels a pixel")
-    # A canvas that holds all of the volume: nothing wraps round into a smaller box.
+    # The canvas holds the whole volume, so that nothing wraps round into a smaller box.
     projector = prepare_volume(volume, max(box, math.ceil(len(volume) / scale)), scale)
     images = np.empty((len(rotations), box, box), dtype=np.float32)
     for start in range(0, len(rotations), _SLICES_AT_ONCE):
@@ -92,10 +109,8 @@ def project_volume(
     return images
 
 
-def prepare_volume(
-    volume: npt.NDArray[np.float32], box: int, scale: float, centre: npt.ArrayLike | None = None
-) -> Projector:
-    """Transform a density so that `project_spectra` can slice it.
+def prepare_volume(volume: Singles, box: int, scale: float, centre: npt.ArrayLike | None = None) -> Projector:
+    """Transform a density for `project_spectra`.
 
     Parameters
     ----------
@@ -106,13 +121,17 @@ def prepare_volume(
         Voxels a pixel.
     centre : array-like of float, shape (3,), optional
         Centre of rotation as (z, y, x) in voxels, fractions allowed; d // 2 by default.
+
+    Returns
+    -------
+    projector : Projector
     """
     size = len(volume)
     padded = scipy.fft.next_fast_len(int(_OVERSAMPLING * size))
     origin = np.full(3, size // 2, dtype=np.float64) if centre is None else np.asarray(centre, np.float64)
     reach = math.ceil(padded * min(0.5, 0.5 / scale)) + _TAPS
     frequencies = np.arange(-reach, reach + 1)
-    transform: npt.NDArray = volume
+    transform: Array = volume
     for axis in range(3):
         position = (np.arange(size) - origin[axis]) / padded
         along = [1, 1, 1]
@@ -126,8 +145,8 @@ def prepare_volume(
     return Projector(transform, _window_table(), padded / (box * scale), box, scale)
 
 
-def project_spectra(projector: Projector, rotations: npt.NDArray[np.float64]) -> npt.NDArray[np.complex64]:
-    """Transforms of projections whose centre is the pixel (0, 0).
+def project_spectra(projector: Projector, rotations: Floats) -> Array:
+    """Compute the transforms of projections whose centre is the pixel (0, 0).
 
     Parameters
     ----------
@@ -140,7 +159,7 @@ def project_spectra(projector: Projector, rotations: npt.NDArray[np.float64]) ->
     """
     box = projector.box
     spectra = np.empty((len(rotations), box, box // 2 + 1), dtype=np.complex64)
-    # Nyquist itself is left out: on an even grid its sign is ambiguous.
+    # The Nyquist frequency is left out, because its sign is ambiguous on an even grid.
     limit = min(0.5 * box, 0.5 * box * projector.scale) - 1e-6
     _slice(projector.transform, projector.window, rotations, projector.step, limit, spectra)
     spectra *= np.float32(1 / projector.scale**2)
@@ -197,9 +216,7 @@ def _window_position(position):
     return base - _TAPS // 2 + 1, row, np.float32(offset - row)
 
 
-def images_at(
-    spectra: npt.NDArray[np.complex64], box: int, shifts: npt.NDArray[np.float64] | None = None
-) -> npt.NDArray[np.float32]:
+def images_at(spectra: Array, box: int, shifts: Floats | None = None) -> Images:
     """Transform spectra about pixel (0, 0) into images about pixel box // 2, shifted.
 
     Parameters
@@ -207,9 +224,9 @@ def images_at(
     spectra : ndarray of complex64, shape (n, canvas, canvas // 2 + 1)
         Overwritten.
     box : int
-        Side of the images in pixels, at most that of the canvas, which is cut.
+        Side of the images in pixels, at most that of the canvas, of which the middle is taken.
     shifts : ndarray of float64, shape (n, 2), optional
-        Where the centres go, as (y, x) in pixels from box // 2.
+        New places of the centres, as (y, x) in pixels from box // 2.
 
     Returns
     -------
@@ -228,8 +245,8 @@ def images_at(
     return np.ascontiguousarray(images[:, start : start + box, start : start + box])
 
 
-def random_rotation(rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """One rotation matrix, uniform over all rotations (a random unit quaternion)."""
+def random_rotation(rng: np.random.Generator) -> Floats:
+    """Draw one rotation matrix, uniform over all rotations (a random unit quaternion)."""
     w, x, y, z = (q := rng.standard_normal(4)) / np.linalg.norm(q)
     return np.array(
         [
@@ -240,38 +257,43 @@ def random_rotation(rng: np.random.Generator) -> npt.NDArray[np.float64]:
     )
 
 
-def check_volume(volume: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """Return a density as float32 (d, d, d) if it can be projected."""
+def check_volume(volume: npt.ArrayLike) -> Singles:
+    """Return a density as float32 (d, d, d); refuse one that cannot be projected."""
     array = np.asarray(volume)
     if array.ndim != 3 or len(set(array.shape)) != 1 or len(array) < 2:
         raise InputError(f"volume must be a cube (d, d, d); got shape {array.shape}: pad it to a cube.")
     if array.dtype.kind not in "fiu":
-        raise InputError(f"volume must be real numbers; got {array.dtype}.")
+        raise InputError(f"volume must be real numbers; got {array.dtype}: convert it to float32.")
     array = np.array(array, dtype=np.float32, order="C")
     if not np.isfinite(array).all():
-        raise InputError("volume must be finite; it holds NaN or infinity.")
+        n_wrong = int((~np.isfinite(array)).sum())
+        raise InputError(f"volume must be finite; got NaN or infinity in {n_wrong:,} voxels: set them to 0.")
     return array
 
 
-def check_rotations(rotations: npt.ArrayLike) -> npt.NDArray[np.float64]:
+def check_rotations(rotations: npt.ArrayLike) -> Floats:
     """Return rotation matrices as float64 (n, 3, 3)."""
     array = np.array(rotations, dtype=np.float64, order="C")
     if array.ndim == 2:
         array = array[None]
     if array.ndim != 3 or array.shape[1:] != (3, 3):
-        raise InputError(f"rotations must have shape (n, 3, 3); got {array.shape}.")
-    if not np.allclose(array @ array.transpose(0, 2, 1), np.eye(3), atol=1e-4):
-        raise InputError("rotations must be orthogonal matrices; at least one is not.")
+        raise InputError(f"rotations must have shape (n, 3, 3); got {array.shape}: give 3 x 3 matrices.")
+    right = np.isclose(array @ array.transpose(0, 2, 1), np.eye(3), atol=1e-4).all(axis=(1, 2))
+    if not right.all():
+        raise InputError(
+            f"rotations must be orthogonal matrices; matrix {int(right.argmin())} is not: give rotations "
+            "without scale or shear."
+        )
     return array
 
 
-def _window_table() -> npt.NDArray[np.float32]:
+def _window_table() -> Singles:
     offsets = np.arange(_TABLE_ROWS + 1)[:, None] / _TABLE_ROWS
     distance = offsets - (np.arange(_TAPS) - _TAPS // 2 + 1)
     inside = np.clip(1 - (2 * distance / _TAPS) ** 2, 0, None)
     return (np.i0(_SHAPE * np.sqrt(inside)) * (np.abs(distance) <= _TAPS / 2)).astype(np.float32)
 
 
-def _window_transform(position: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def _window_transform(position: Floats) -> Floats:
     root = np.sqrt(np.maximum(_SHAPE**2 - (np.pi * _TAPS * position) ** 2, 1e-12))
     return _TAPS * np.sinh(root) / root

@@ -1,4 +1,4 @@
-"""Published test sets and our own: which junk, how far shifted, in what noise."""
+"""Recipes for test sets, published ones and our own: which junk, which shifts, which noise."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from fastsort._checks import InputError, check_choice
+from fastsort._types import Floats
 
 KINDS = (
     "noise",
@@ -29,7 +29,29 @@ _OFF_CENTRE = (0.20, 0.33)
 
 
 class Recipe(NamedTuple):
-    """How a published (or our own) test set is made; lengths in parts of the box."""
+    """How a test set is made; lengths are in parts of the box.
+
+    Attributes
+    ----------
+    kinds : tuple of str
+        Kinds of junk.
+    snr_definition, noise : str
+        As for `simulate_particles`.
+    fill : float
+        Diameter of the particle.
+    centring : float
+        Standard deviation of a good particle's shift on each axis.
+    normalize : bool
+        Whether the background of every image gets mean 0 and deviation 1.
+    source_box : int
+        Box in pixels before the images were downsampled.
+    partial, multiple : (float, float)
+        Least and largest shift of particles of these kinds.
+    along_axes : bool
+        Whether these are drawn for each axis; otherwise for a random direction.
+    mean_of_two : bool
+        Whether an image with two particles is the mean of two images; otherwise their sum.
+    """
 
     kinds: tuple[str, ...]
     snr_definition: str
@@ -79,7 +101,7 @@ RECIPES = {
 
 
 def find_recipe(junk: str | Sequence[str]) -> Recipe:
-    """Return the recipe of that name, or the hard one with these kinds of junk."""
+    """Return the recipe with this name, or the recipe "all" with these kinds of junk."""
     if isinstance(junk, str):
         if junk not in RECIPES and junk in KINDS:
             junk = (junk,)
@@ -87,24 +109,22 @@ def find_recipe(junk: str | Sequence[str]) -> Recipe:
             return RECIPES[check_choice("junk", junk, tuple(RECIPES) + KINDS)]
     kinds = tuple(junk)
     if not kinds:
-        raise InputError("junk names no kinds: give a recipe's name or some kinds; n_junk=0 makes none.")
+        raise InputError(
+            f"junk names no kinds; got {junk!r}: give a recipe or some kinds (n_junk=0 makes none)."
+        )
     for kind in kinds:
         check_choice("junk", kind, KINDS)
     return _HARD._replace(kinds=kinds)
 
 
-def particle_shifts(
-    kind: str, recipe: Recipe, centring: float, rng: np.random.Generator
-) -> npt.NDArray[np.float64]:
-    """Where the particles of one image lie.
+def particle_shifts(kind: str, recipe: Recipe, rng: np.random.Generator) -> Floats:
+    """Draw where the particles of one image lie.
 
     Parameters
     ----------
     kind : str
         "good", or a kind of junk.
     recipe : Recipe
-    centring : float
-        Standard deviation of a good particle's shift on each axis.
     rng : numpy.random.Generator
 
     Returns
@@ -114,7 +134,7 @@ def particle_shifts(
     """
     away = _along_axes if recipe.along_axes else _any_direction
     if kind == "good":
-        return centring * rng.standard_normal((1, 2))
+        return recipe.centring * rng.standard_normal((1, 2))
     if kind == "partial":
         return away(rng, recipe.partial)[None]
     if kind == "off-centre":
@@ -126,10 +146,10 @@ def particle_shifts(
     return np.empty((0, 2))
 
 
-def _any_direction(rng: np.random.Generator, limits: tuple[float, float]) -> npt.NDArray[np.float64]:
+def _any_direction(rng: np.random.Generator, limits: tuple[float, float]) -> Floats:
     length, direction = rng.uniform(*limits), rng.uniform(0, 2 * np.pi)
     return length * np.array([math.sin(direction), math.cos(direction)])
 
 
-def _along_axes(rng: np.random.Generator, limits: tuple[float, float]) -> npt.NDArray[np.float64]:
+def _along_axes(rng: np.random.Generator, limits: tuple[float, float]) -> Floats:
     return rng.uniform(*limits, 2) * rng.choice((-1, 1), 2)

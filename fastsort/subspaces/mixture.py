@@ -1,12 +1,12 @@
 """The mixture of probabilistic PCA: its model, one pass over the images, and one step of EM.
 
-Images are rows of coefficients. Nothing here forms a matrix of L x L, and a batch gives sums alone.
+Images are rows of coefficients. No matrix of L x L is formed, and a batch returns nothing but sums.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,39 +14,42 @@ import scipy.linalg
 
 from fastsort._brief import brief
 from fastsort._jit import kernel
+from fastsort._types import Array, Bools, Floats, Indices
 from fastsort.subspaces.rows import Rows, squares
 
-# The noise variance stays above this part of the data's, and a subspace with less weight than this
-# many images is not changed any more.
+# The noise variance stays above this part of the data's variance. A subspace with less weight than this
+# many images is no longer changed.
 FLOOR = 1e-9
 FEWEST = 2.0
 
 
 class FitTrace(NamedTuple):
-    """How the learning went, iteration by iteration.
+    """What happened in each iteration of the learning.
 
     Attributes
     ----------
     log_likelihood : ndarray of float64, shape (t,)
-        Mean over the images in use, of the model that the iteration began with.
+        Of the model that the iteration began with: mean over the images that it learned from.
     noise_variance : ndarray of float64, shape (t,)
         Of the same model.
     n_images : ndarray of intp, shape (t,)
-        In use.
+        How many the iteration learned from.
     """
 
-    log_likelihood: npt.NDArray[np.float64]
-    noise_variance: npt.NDArray[np.float64]
-    n_images: npt.NDArray[np.intp]
+    log_likelihood: Floats
+    noise_variance: Floats
+    n_images: Indices
 
 
 class Strength(NamedTuple):
-    """Medians and robust standard deviations of logarithms: of squared lengths, and of what the model leaves.
+    """How strong images usually are: medians of logarithms, and robust standard deviations from them.
 
     Attributes
     ----------
     energy, energy_spread : float
+        Of `SubspaceScores.energy`.
     residual, residual_spread : float
+        Of `SubspaceScores.residual`.
     """
 
     energy: float
@@ -70,17 +73,17 @@ class SubspaceModel(NamedTuple):
     noise_variance : float
         Of one coefficient.
     keep : ndarray of bool, shape (n,)
-        Images that were not discarded while learning.
+        False for images that were discarded while learning.
     trace : FitTrace
     strength : Strength or None
-        What is usual among the images that taught; None in a model made by hand.
+        Of the images that were learned from; None in a model made by hand.
     """
 
-    weights: npt.NDArray[np.float64]
-    means: npt.NDArray[np.float64]
-    loadings: npt.NDArray[np.float64]
+    weights: Floats
+    means: Floats
+    loadings: Floats
     noise_variance: float
-    keep: npt.NDArray[np.bool_]
+    keep: Bools
     trace: FitTrace
     strength: Strength | None = None
 
@@ -88,9 +91,9 @@ class SubspaceModel(NamedTuple):
 class Parameters(NamedTuple):
     """What a step of EM changes; shapes and meaning as in `SubspaceModel`."""
 
-    weights: npt.NDArray[np.float64]
-    means: npt.NDArray[np.float64]
-    loadings: npt.NDArray[np.float64]
+    weights: Floats
+    means: Floats
+    loadings: Floats
     noise_variance: float
 
 
@@ -122,20 +125,20 @@ class Symmetry(NamedTuple):
     angular : ndarray of intp, shape (L,)
         Angular index of each coefficient: m >= 0 for cosines, -m for sines.
     partner : ndarray of intp, shape (L,)
-        Where the sine of a cosine stands, and the other way round; itself for index 0.
+        Index of the sine that belongs to a cosine, and the other way round; itself for angular index 0.
     latent_angular, latent_partner : ndarray of intp, shape (K,)
         The same of the latent axes.
     """
 
-    angular: npt.NDArray[np.intp]
-    partner: npt.NDArray[np.intp]
-    latent_angular: npt.NDArray[np.intp]
-    latent_partner: npt.NDArray[np.intp]
+    angular: Indices
+    partner: Indices
+    latent_angular: Indices
+    latent_partner: Indices
 
 
 def maximize(
     rows: Rows,
-    use: npt.NDArray[np.bool_],
+    use: Bools,
     model: Parameters,
     n_jobs: int | None = None,
     symmetry: Symmetry | None = None,
@@ -146,11 +149,12 @@ def maximize(
     ----------
     rows : Rows
     use : ndarray of bool, shape (n,)
+        Images to learn from.
     model : Parameters
-        Of moved and scaled rows; columns of the loadings orthogonal.
+        Of standardized rows; columns of the loadings orthogonal.
     n_jobs : int, optional
     symmetry : Symmetry, optional
-        Learn from every image in all orientations: the model then has this symmetry.
+        If given, every image counts in all orientations, and the model gets this symmetry.
 
     Returns
     -------
@@ -159,7 +163,8 @@ def maximize(
     log_likelihood : float
         Of the given model, in the data's units: mean over the images in use.
     """
-    sums = rows.map(_expect, rows.part(0, 0), stack(model, rows.dtype), each=(use,), n_jobs=n_jobs)
+    arrays = model_arrays(model, rows.dtype)
+    sums = rows.map(_expect, rows.part(0, 0), arrays, each=(use,), n_jobs=n_jobs)
     cross, latent = np.zeros(sums[0].cross.shape), np.zeros(sums[0].latent.shape)
     for batch in sums:
         cross += batch.cross
@@ -172,9 +177,7 @@ def maximize(
     return _step(model, cross, latent, energy, symmetry), mean - rows.shape[1] * math.log(rows.scale)
 
 
-def _turned(
-    cross: npt.NDArray[np.float64], latent: npt.NDArray[np.float64], symmetry: Symmetry
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def _turned(cross: Floats, latent: Floats, symmetry: Symmetry) -> tuple[Floats, Floats]:
     """Average sums over all turns and reflections of the images.
 
     Products of different angular indices, and of a cosine with a sine, average to zero; that of two
@@ -193,8 +196,8 @@ def _turned(
 
 def _step(
     model: Parameters,
-    cross: npt.NDArray[np.float64],
-    latent: npt.NDArray[np.float64],
+    cross: Floats,
+    latent: Floats,
     energy: float,
     symmetry: Symmetry | None,
 ) -> Parameters:
@@ -241,19 +244,34 @@ def orthogonal(model: Parameters, symmetry: Symmetry | None = None) -> Parameter
     return model._replace(loadings=loadings)
 
 
-class Stack(NamedTuple):
-    """A model as the kernel wants it: [C_1 mu_1 C_2 mu_2 ...] and what each subspace needs of it."""
+class ModelArrays(NamedTuple):
+    """A model as the kernel of `posterior` needs it.
+
+    Attributes
+    ----------
+    columns : ndarray, shape (L, M * (K + 1))
+        [C_1 mu_1 C_2 mu_2 ...].
+    inner : ndarray of float64, shape (M, K)
+        Products of the columns of C_m with mu_m.
+    gains : ndarray of float64, shape (M, K)
+        Squared lengths of the columns of C_m.
+    mean_energy : ndarray of float64, shape (M,)
+        Squared length of mu_m.
+    constants : ndarray of float64, shape (M,)
+        Log-density of an image at distance 0, plus the logarithm of the weight.
+    noise_variance : float
+    """
 
     columns: npt.NDArray[np.floating]
-    inner: npt.NDArray[np.float64]
-    gains: npt.NDArray[np.float64]
-    mean_energy: npt.NDArray[np.float64]
-    constants: npt.NDArray[np.float64]
+    inner: Floats
+    gains: Floats
+    mean_energy: Floats
+    constants: Floats
     noise_variance: float
 
 
-def stack(model: Parameters, dtype: npt.DTypeLike) -> Stack:
-    """Prepare a model with orthogonal columns for `posterior`."""
+def model_arrays(model: Parameters, dtype: npt.DTypeLike) -> ModelArrays:
+    """Return what `posterior` needs of a model with orthogonal columns."""
     width, n_components = model.loadings.shape[1:]
     variance = model.noise_variance
     columns = np.concatenate(
@@ -262,7 +280,7 @@ def stack(model: Parameters, dtype: npt.DTypeLike) -> Stack:
     gains = np.einsum("mlk,mlk->mk", model.loadings, model.loadings)
     log_det = np.log(gains + variance).sum(axis=1) + (width - n_components) * math.log(variance)
     constants = np.log(np.maximum(model.weights, 1e-300)) - 0.5 * (width * math.log(2 * math.pi) + log_det)
-    return Stack(
+    return ModelArrays(
         np.ascontiguousarray(columns, dtype=dtype),
         np.einsum("mlk,ml->mk", model.loadings, model.means),
         gains,
@@ -273,7 +291,7 @@ def stack(model: Parameters, dtype: npt.DTypeLike) -> Stack:
 
 
 class Posterior(NamedTuple):
-    """What a model says of a batch of b images.
+    """Where a batch of b images lies in a model.
 
     Attributes
     ----------
@@ -282,7 +300,7 @@ class Posterior(NamedTuple):
     weighted : ndarray, shape (b, M * (K + 1))
         The same times the responsibility.
     energy : ndarray of float64, shape (b,)
-        Squared length of the moved and scaled image.
+        Squared length of the standardized image.
     log_density : ndarray of float64, shape (b,)
     distance : ndarray of float64, shape (b,)
         Squared Mahalanobis distance from the subspace, averaged over the subspaces by
@@ -291,24 +309,24 @@ class Posterior(NamedTuple):
 
     positions: npt.NDArray[np.floating]
     weighted: npt.NDArray[np.floating]
-    energy: npt.NDArray[np.float64]
-    log_density: npt.NDArray[np.float64]
-    distance: npt.NDArray[np.float64]
+    energy: Floats
+    log_density: Floats
+    distance: Floats
 
 
-def posterior(images: npt.NDArray[np.floating], model: Stack) -> Posterior:
-    """Responsibilities and latent positions of moved and scaled images (b, L)."""
+def posterior(images: npt.NDArray[np.floating], arrays: ModelArrays) -> Posterior:
+    """Responsibilities and latent positions of standardized images (b, L)."""
     n = len(images)
     energy, density, distance = squares(images), np.empty(n), np.empty(n)
-    positions = images @ model.columns
+    positions = images @ arrays.columns
     weighted = np.empty_like(positions)
     _posterior(
         energy,
-        model.inner,
-        model.gains,
-        model.mean_energy,
-        model.constants,
-        model.noise_variance,
+        arrays.inner,
+        arrays.gains,
+        arrays.mean_energy,
+        arrays.constants,
+        arrays.noise_variance,
         positions,
         weighted,
         density,
@@ -317,23 +335,23 @@ def posterior(images: npt.NDArray[np.floating], model: Stack) -> Posterior:
     return Posterior(positions, weighted, energy, density, distance)
 
 
-def _expect(
-    block: npt.NDArray[Any], start: int, use: npt.NDArray[np.bool_], rows: Rows, model: Stack
-) -> Sums:
-    images = rows.prepared(block if use.all() else block[use])
-    found = posterior(images, model)
-    n_subspaces, n_components = model.gains.shape
+def _expect(block: Array, start: int, use: Bools, rows: Rows, arrays: ModelArrays) -> Sums:
+    images = rows.standardized(block if use.all() else block[use])
+    expected = posterior(images, arrays)
+    n_subspaces, n_components = arrays.gains.shape
     shape = (len(images), n_subspaces, n_components + 1)
-    left, right = found.weighted.reshape(shape), found.positions.reshape(shape)
+    left, right = expected.weighted.reshape(shape), expected.positions.reshape(shape)
     latent = np.stack([left[:, m].T @ right[:, m] for m in range(n_subspaces)])
-    cross = images.T @ found.weighted
-    return Sums(cross, latent, float(found.energy.sum()), float(found.log_density.sum()))
+    cross = images.T @ expected.weighted
+    return Sums(cross, latent, float(expected.energy.sum()), float(expected.log_density.sum()))
 
 
 @kernel
 def _posterior(
     energy, inner, gains, mean_energy, constants, variance, positions, weighted, log_density, distance
 ):
+    # energy (b,), inner and gains (M, K), mean_energy and constants (M,), positions (b, M * (K + 1)) with the
+    # products of images and columns; writes positions, weighted of the same shape, log_density and distance.
     n_subspaces, n_components = gains.shape
     log_joint = np.empty(n_subspaces)
     square = np.empty(n_subspaces)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,21 +14,18 @@ from scipy.special import jv, roots_legendre
 from fastsort._brief import brief
 from fastsort._checks import InputError, check_box, check_count, check_positive
 from fastsort._process import one_blas_thread
+from fastsort._types import Array, Floats, Images, Indices, Singles
 from fastsort.images.batches import map_batches
 from fastsort.images.disk import Quarter, quarter_disk
-from fastsort.particles.source import open_particles
+from fastsort.particles.source import Particles, as_particles
 
-if TYPE_CHECKING:
-    from fastsort.particles.source import Particles
+Blocks = tuple[Indices, ...]
 
-Array = npt.NDArray[np.float64]
-Blocks = tuple[npt.NDArray[np.intp], ...]
-
-# Beyond these the rounding of an eigenvalue would decide whether a function is kept.
+# Outside of these, the rounding of an eigenvalue would decide whether a function is kept.
 TRUNCATIONS = (1e-6, 1e6)
 MAX_BYTES = 2 << 30
-# Functions are dependent on the grid where a combination of unit norm keeps less than this of it in
-# the samples. Orthonormality to double precision divided by this is still better than single.
+# Functions count as dependent on the grid if some combination of unit norm has samples with a squared norm
+# below this. Double precision divided by this is still better than single precision.
 MIN_NORM = 1e-8
 
 
@@ -54,9 +51,9 @@ class PswfBasis(NamedTuple):
         In cycles a pixel.
     """
 
-    functions: npt.NDArray[np.float32]
-    angular: npt.NDArray[np.intp]
-    radial: npt.NDArray[np.intp]
+    functions: Singles
+    angular: Indices
+    radial: Indices
     eigenvalues: npt.NDArray[np.complex128]
     box: int
     bandlimit: float
@@ -72,13 +69,13 @@ def pswf_basis(box: int, bandlimit: float = 0.5, *, truncation: float = 1.0) -> 
     bandlimit : float
         Highest frequency in cycles a pixel, at most 0.5.
     truncation : float
-        T of [2]_, from 1e-6 to 1e6. Larger keeps fewer functions, those with less of their
-        energy beyond the band limit.
+        T of [2]_, from 1e-6 to 1e6. A larger one keeps fewer functions, those with less of their
+        energy above the band limit.
 
     Returns
     -------
     basis : PswfBasis
-        The same one for the same arguments, hence read-only.
+        The same object for the same arguments, hence read-only.
 
     Raises
     ------
@@ -98,8 +95,8 @@ def pswf_basis(box: int, bandlimit: float = 0.5, *, truncation: float = 1.0) -> 
 
     The samples of these functions are nearly orthonormal, up to a factor R. The basis consists of
     the orthonormal functions closest to them in the sum of squares (symmetric orthonormalisation).
-    Turning an image by a right angle turns each pair of coefficients by m right angles exactly, for
-    the disk goes over into itself; by any other angle as closely as the pixels allow.
+    If an image turns by a right angle, each pair of coefficients turns by m right angles exactly, because
+    the disk is symmetric; with any other angle, this holds as closely as the pixels allow.
 
     References
     ----------
@@ -108,6 +105,17 @@ def pswf_basis(box: int, bandlimit: float = 0.5, *, truncation: float = 1.0) -> 
     .. [2] Landa, Shkolnisky, "Steerable principal components for space-frequency localized images",
        SIAM J. Imaging Sci. 10 (2017); "Approximation scheme for essentially bandlimited and
        space-concentrated functions on a disk", Appl. Comput. Harmon. Anal. 43 (2017).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsort as fs
+    >>> basis = fs.pswf_basis(24, bandlimit=0.3)
+    >>> flat = basis.functions.reshape(len(basis.functions), -1)
+    >>> bool(np.allclose(flat @ flat.T, np.eye(len(flat)), atol=1e-5))
+    True
+    >>> basis.angular[:4].tolist()
+    [0, 0, 0, 0]
     """
     box = check_count("box", box)
     check_box(box, box, "the box")
@@ -123,12 +131,12 @@ def pswf_basis(box: int, bandlimit: float = 0.5, *, truncation: float = 1.0) -> 
 
 
 def pswf_coefficients(
-    images: npt.NDArray[Any] | Particles,
+    images: Array | Particles,
     bandlimit: float = 0.5,
     *,
     truncation: float = 1.0,
     n_jobs: int | None = None,
-) -> npt.NDArray[np.float32]:
+) -> Singles:
     """Coefficients of images in the basis of `pswf_basis`.
 
     Parameters
@@ -149,12 +157,20 @@ def pswf_coefficients(
     ------
     InputError
         If the images are not a stack of squares, there are none, or `pswf_basis` raises it.
+
+    Examples
+    --------
+    >>> import fastsort as fs
+    >>> images, _ = fs.simulate_particles(10, 0, box=24)
+    >>> coefficients = fs.pswf_coefficients(images, bandlimit=0.3)
+    >>> coefficients.shape == (10, len(fs.pswf_basis(24, 0.3).functions))
+    True
     """
-    particles = open_particles(images)
+    particles = as_particles(images)
     basis = pswf_basis(particles.box, bandlimit, truncation=truncation)
     coefficients = np.empty((len(particles), len(basis.functions)), dtype=np.float32)
     start = 0
-    # Workers find the basis by its arguments: a task must not carry it.
+    # Workers get the basis from its arguments: it is too large to be sent with every task.
     for part in map_batches(_coefficients_batch, particles, bandlimit, truncation, n_jobs=n_jobs):
         coefficients[start : start + len(part)] = part
         start += len(part)
@@ -163,7 +179,7 @@ def pswf_coefficients(
 
 def pswf_images(
     coefficients: npt.ArrayLike, box: int, bandlimit: float = 0.5, *, truncation: float = 1.0
-) -> npt.NDArray[np.float32]:
+) -> Images:
     """Images with given coefficients: the inverse of `pswf_coefficients` on the span of the basis.
 
     Parameters
@@ -183,6 +199,18 @@ def pswf_images(
     ------
     InputError
         If the coefficients are not those of this basis, or `pswf_basis` raises it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsort as fs
+    >>> images, _ = fs.simulate_particles(10, 0, box=24)
+    >>> coefficients = fs.pswf_coefficients(images, 0.3)
+    >>> smooth = fs.pswf_images(coefficients, 24, 0.3)
+    >>> smooth.shape
+    (10, 24, 24)
+    >>> bool(np.allclose(fs.pswf_coefficients(smooth, 0.3), coefficients, atol=1e-4))
+    True
     """
     functions = pswf_basis(box, bandlimit, truncation=truncation).functions
     rows = np.asarray(coefficients)
@@ -198,12 +226,12 @@ def pswf_images(
 
 
 def angular_blocks(basis: PswfBasis) -> Blocks:
-    """Find where the functions of each angular index stand in a basis.
+    """Return the places of the functions of each angular index in a basis.
 
     Returns
     -------
     blocks : tuple of ndarray of intp, shape (1 or 2, p)
-        For m = 0, 1, ...: the places of cosines, and below them, where m > 0, those of their sines.
+        For m = 0, 1, ...: a row with the places of the cosines and, if m > 0, one with those of their sines.
     """
     blocks = []
     for m in range(int(basis.angular.max()) + 1):
@@ -212,9 +240,7 @@ def angular_blocks(basis: PswfBasis) -> Blocks:
     return tuple(blocks)
 
 
-def _coefficients_batch(
-    images: npt.NDArray[np.float32], start: int, bandlimit: float, truncation: float
-) -> npt.NDArray[np.float32]:
+def _coefficients_batch(images: Images, start: int, bandlimit: float, truncation: float) -> Singles:
     functions = pswf_basis(images.shape[1], bandlimit, truncation=truncation).functions
     with np.errstate(invalid="ignore", over="ignore"):
         coefficients = images.reshape(len(images), -1) @ functions.reshape(len(functions), -1).T
@@ -231,8 +257,8 @@ def _basis(box: int, bandlimit: float, truncation: float) -> PswfBasis:
             f"a basis for a box of {box} px at bandlimit {bandlimit:g} would take {size / 2**30:.1f} GiB: "
             "crop the images to a smaller box, or lower the bandlimit."
         )
-    # The number of threads would change the last bits, and threads that wait for one another on a
-    # busy machine cost far more than they save.
+    # The number of threads would change the last bits; and on a busy machine, threads that wait for one
+    # another cost far more time than they save.
     with one_blas_thread():
         return _sampled_basis(box, bandlimit, truncation, bandwidth)
 
@@ -262,7 +288,7 @@ def _sampled_basis(box: int, bandlimit: float, truncation: float, bandwidth: flo
             samples[(order == m) & (sine == 0)] = profiles * np.cos(m * angle)
             samples[(order == m) & (sine == 1)] = profiles * np.sin(m * angle)
         eigenvalues[order == m] = np.repeat(2 * np.pi * 1j ** (m % 4) * mode.eigenvalues, 1 + (m > 0))
-    # Zeros that the sine of a multiple of pi is not.
+    # Exact zeros: the computed sine of a multiple of pi is only nearly 0.
     samples[np.ix_((order + sine) % 2 == 1, quarter.x == 0)] = 0
     try:
         _orthonormalize(samples, quarter, order, sine)
@@ -278,13 +304,11 @@ def _sampled_basis(box: int, bandlimit: float, truncation: float, bandwidth: flo
     return basis
 
 
-def _orthonormalize(
-    samples: Array, quarter: Quarter, order: npt.NDArray[np.intp], sine: npt.NDArray[np.intp]
-) -> None:
+def _orthonormalize(samples: Floats, quarter: Quarter, order: Indices, sine: Indices) -> None:
     """Replace samples on a quarter by the closest orthonormal ones over the disk, in place.
 
-    Functions of different symmetry under the turns and reflections of the square grid are
-    orthogonal as they are. Five blocks remain: cosines and sines for m divisible by 4, and by 2
+    Functions of different symmetry under the turns and reflections of the square grid are already
+    orthogonal. Five blocks remain: cosines and sines for m divisible by 4, and by 2
     alone; and the cosines of odd m, whose sines are the same functions turned by a right angle.
     """
     for remainder in (0, 2):
@@ -301,7 +325,7 @@ def _orthonormalize(
         samples[block + 1] = sign * cosines[:, transposed]
 
 
-def _closest_orthonormal(rows: Array, weights: Array) -> Array:
+def _closest_orthonormal(rows: Floats, weights: Floats) -> Floats:
     gram = (rows * weights) @ rows.T
     values, vectors = eigh(gram, overwrite_a=True, check_finite=False, driver="evd")
     if values[0] < MIN_NORM:
@@ -323,21 +347,21 @@ class RadialModes(NamedTuple):
     """
 
     angular: int
-    coefficients: Array
-    eigenvalues: Array
+    coefficients: Floats
+    eigenvalues: Floats
 
     @property
     def size(self) -> int:
         """Number of functions."""
         return len(self.eigenvalues)
 
-    def evaluate(self, radii: Array) -> Array:
+    def evaluate(self, radii: Floats) -> Floats:
         """Return the functions at radii from 0 to 1; their squares times r integrate to 1."""
         return self.coefficients @ zernike_radial(self.angular, self.coefficients.shape[1], radii)
 
 
 def radial_modes(bandwidth: float, truncation: float) -> list[RadialModes]:
-    """Radial parts of the prolate functions on the unit disk that a truncation keeps.
+    """Return the radial parts of the prolate functions on the unit disk that a truncation keeps.
 
     Parameters
     ----------
@@ -357,8 +381,8 @@ def radial_modes(bandwidth: float, truncation: float) -> list[RadialModes]:
     transform, a symmetric tridiagonal matrix among the Zernike polynomials [1]_: n (n + 2) on the
     diagonal plus c^2 times the matrix of r^2. Its eigenvalues lie far apart, those of the transform
     (up to 1 / c) do not. The latter are Rayleigh quotients, whose absolute error is a rounding of
-    1 / c: no quotient of two tiny numbers is taken, and functions with eigenvalues so small that
-    this would not do are cut by the truncation. The transform of a Zernike polynomial is known:
+    1 / c: no quotient of two tiny numbers is taken, and the truncation removes functions with
+    eigenvalues too small for this accuracy. The transform of a Zernike polynomial is known:
     (-1)^k J_{n+1}(c r) / (c r) for the degree n = m + 2 k.
 
     References
@@ -366,7 +390,7 @@ def radial_modes(bandwidth: float, truncation: float) -> list[RadialModes]:
     .. [1] Shkolnisky, "Prolate spheroidal wave functions on a disc - integration and approximation
        of two-dimensional bandlimited functions", Appl. Comput. Harmon. Anal. 22 (2007).
     """
-    # Coefficients die out faster than any power beyond degree c.
+    # Above degree c, coefficients fall faster than any power.
     degree = int(1.1 * bandwidth) + 60
     nodes, weights = roots_legendre(degree + 2)
     nodes, weights = (nodes + 1) / 2, weights / 2
@@ -395,15 +419,15 @@ def radial_modes(bandwidth: float, truncation: float) -> list[RadialModes]:
         if n_kept == 0:
             break
         profiles = profiles[:n_kept]
-        # Every function leaves the origin upwards, whatever the sign of the eigenvector.
+        # An eigenvector may have either sign: every function shall rise from the origin.
         high = np.abs(profiles) > 0.1 * np.abs(profiles).max(axis=1, keepdims=True)
         rising = np.sign(profiles[np.arange(n_kept), high.argmax(axis=1)])
         modes.append(RadialModes(m, rising[:, np.newaxis] * vectors.T[:n_kept], eigenvalues[:n_kept]))
     return modes
 
 
-def zernike_radial(angular: int, n_terms: int, radii: Array) -> Array:
-    """Orthonormal Zernike radial polynomials by their three-term recurrence.
+def zernike_radial(angular: int, n_terms: int, radii: Floats) -> Floats:
+    """Return orthonormal Zernike radial polynomials, by their three-term recurrence.
 
     Parameters
     ----------
@@ -432,7 +456,7 @@ def zernike_radial(angular: int, n_terms: int, radii: Array) -> Array:
     return polynomials
 
 
-def _square_radius(angular: int, n_terms: int) -> tuple[Array, Array]:
+def _square_radius(angular: int, n_terms: int) -> tuple[Floats, Floats]:
     """Matrix of r^2 among the Zernike polynomials: its diagonal, and the one beside it.
 
     With x = 2 r^2 - 1 they are Jacobi polynomials for the weight (1 + x)^m.

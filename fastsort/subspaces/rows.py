@@ -13,16 +13,17 @@ import numpy.typing as npt
 
 from fastsort._checks import InputError
 from fastsort._jit import kernel
+from fastsort._types import Array, Floats, Indices
 from fastsort.images.batches import map_batches
 
-# Rows of a batch take about this much; their number depends on the row's length alone.
+# About the size of a batch. How many rows it has depends on nothing but their length.
 BATCH_BYTES = 4 << 20
-# Sets of this many numbers are computed in double precision: it costs nothing there.
+# Sets with at most this many numbers are computed in double precision, which costs nothing there.
 SMALL = 1 << 20
 
 
-def check_rows(coefficients: npt.ArrayLike, length: int | None = None) -> npt.NDArray[Any]:
-    """Return coefficients itself, not copied, if they are real (n, L)."""
+def check_rows(coefficients: npt.ArrayLike, length: int | None = None) -> Array:
+    """Return `coefficients` itself, not copied, if they are real (n, L)."""
     rows = coefficients if isinstance(coefficients, np.ndarray) else np.asarray(coefficients)
     if rows.dtype.kind not in "fiub":
         raise InputError(f"coefficients must be real numbers; got an array of {rows.dtype}.")
@@ -30,16 +31,16 @@ def check_rows(coefficients: npt.ArrayLike, length: int | None = None) -> npt.ND
         raise InputError(f"coefficients must have shape (n, L); got {rows.shape}: one row an image.")
     if length is not None and rows.shape[1] != length:
         raise InputError(
-            f"coefficients must have the {length} columns of those that taught; got {rows.shape[1]}."
+            f"coefficients must have {length} columns; got {rows.shape[1]}: make them with the same basis."
         )
     return rows
 
 
 class Rows:
-    """Rows of coefficients in memory or in a file, brought to mean 0 and variance 1 as they are used.
+    """Rows of coefficients in memory or in a file, brought to mean 0 and variance 1 when they are used.
 
-    A memory map is known by its file: a task then carries no data, and pages that were read do not
-    count as memory.
+    Of a memory map only the name of its file is kept: tasks then carry no data, and pages that were read
+    do not count as memory.
 
     Attributes
     ----------
@@ -51,14 +52,14 @@ class Rows:
     scale : float
     """
 
-    def __init__(self, coefficients: npt.NDArray[Any]) -> None:
+    def __init__(self, coefficients: Array) -> None:
         self.shape = coefficients.shape
         double = coefficients.dtype.itemsize > 4 or coefficients.size <= SMALL
         self.dtype = np.dtype(np.float64 if double else np.float32)
         self.batch_size = min(8192, max(64, BATCH_BYTES // (self.dtype.itemsize * self.shape[1])))
         self.origin = np.zeros(self.shape[1])
         self.scale = 1.0
-        self._source: npt.NDArray[Any] | tuple[str, int, str] = coefficients
+        self._source: Array | tuple[str, int, str] = coefficients
         if isinstance(coefficients, np.memmap) and isinstance(coefficients.base, mmap):
             if coefficients.flags.c_contiguous and coefficients.filename is not None:
                 self._source = str(coefficients.filename), int(coefficients.offset), coefficients.dtype.str
@@ -66,7 +67,7 @@ class Rows:
     def __len__(self) -> int:
         return int(self.shape[0])
 
-    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
+    def read(self, start: int, stop: int) -> Array:
         """Return rows as they are stored."""
         if not isinstance(self._source, tuple):
             return self._source[start:stop]
@@ -76,7 +77,7 @@ class Rows:
         return np.fromfile(path, dtype, (stop - start) * width, offset=offset).reshape(-1, width)
 
     def part(self, start: int, stop: int) -> Rows:
-        """Return some of the rows, moved and scaled as these."""
+        """Return a range of the rows, with the same origin and scale."""
         some = copy(self)
         some.shape = stop - start, self.shape[1]
         if isinstance(self._source, tuple):
@@ -86,18 +87,18 @@ class Rows:
             some._source = self._source[start:stop]
         return some
 
-    def prepared(self, block: npt.NDArray[Any]) -> npt.NDArray[np.floating]:
-        """Return stored rows moved and scaled, as a new array."""
+    def standardized(self, block: Array) -> npt.NDArray[np.floating]:
+        """Return stored rows without their origin and scale, as a new array."""
         return standardized(block, self.origin, self.scale, self.dtype)
 
-    def take(self, indices: npt.NDArray[np.intp]) -> npt.NDArray[np.floating]:
-        """Return some rows moved and scaled; indices ascend."""
+    def take(self, indices: Indices) -> npt.NDArray[np.floating]:
+        """Return some rows, standardized; indices ascend."""
         parts: list[npt.NDArray[np.floating]] = [np.empty((0, self.shape[1]), dtype=self.dtype)]
         for start in range(0, len(self), self.batch_size):
             stop = min(start + self.batch_size, len(self))
             some = indices[np.searchsorted(indices, start) : np.searchsorted(indices, stop)]
             if len(some):
-                parts.append(self.prepared(self.read(start, stop)[some - start]))
+                parts.append(self.standardized(self.read(start, stop)[some - start]))
         return np.concatenate(parts)
 
     def map(
@@ -111,30 +112,28 @@ class Rows:
 
 
 def standardized(
-    block: npt.NDArray[Any], origin: npt.NDArray[np.floating], scale: float, dtype: npt.DTypeLike
+    block: Array, origin: npt.NDArray[np.floating], scale: float, dtype: npt.DTypeLike
 ) -> npt.NDArray[np.floating]:
-    """Rows (b, L) with an origin and a scale taken out, as a new array."""
-    # In the rows' own precision: what is left may be much smaller than the origin.
+    """Rows (b, L) without an origin and a scale, as a new array."""
+    # In the rows' own precision: the difference may be much smaller than the origin.
     precision = np.result_type(block, np.dtype(dtype))
     moved = np.subtract(block, origin.astype(precision), order="C")
     moved *= moved.dtype.type(1 / scale)
     return moved.astype(dtype, copy=False)
 
 
-def open_rows(
-    coefficients: npt.NDArray[Any], n_jobs: int | None = None
-) -> tuple[Rows, npt.NDArray[np.float64]]:
-    """Find the origin and the scale of a set.
+def open_rows(coefficients: Array, n_jobs: int | None = None) -> tuple[Rows, Floats]:
+    """Return a set of rows, and find the origin and the scale that standardize it.
 
     Returns
     -------
     rows : Rows
     energy : ndarray of float64, shape (n,)
-        Squared length of every row as it is stored. Not finite where a row has a NaN or an infinity;
-        such rows have no part in origin and scale.
+        Squared length of every stored row. Not finite where a row has a NaN or an infinity; origin and
+        scale do not depend on such rows.
     """
     rows = Rows(coefficients)
-    # Near enough to the mean that the squares of a large one do not drown the deviations.
+    # Some origin near the mean: squares about 0 would lose small deviations from a large mean.
     first = coefficients[:256]
     usable = first[np.isfinite(first).all(axis=1)]
     if len(usable):
@@ -151,11 +150,9 @@ def open_rows(
     return rows, energy
 
 
-def _moments(
-    block: npt.NDArray[Any], start: int, rows: Rows
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64], float]:
+def _moments(block: Array, start: int, rows: Rows) -> tuple[Floats, Floats, float]:
     with np.errstate(all="ignore"):
-        moved = rows.prepared(block)
+        moved = rows.standardized(block)
         square = squares(moved)
         along = moved @ rows.origin.astype(moved.dtype)
         energy = np.maximum(square + 2 * along + rows.origin @ rows.origin, 0)
@@ -166,7 +163,7 @@ def _moments(
     return energy, (np.ones(len(moved), dtype=moved.dtype) @ moved).astype(np.float64), float(square.sum())
 
 
-def squares(rows: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+def squares(rows: npt.NDArray[np.floating]) -> Floats:
     """Squared length of rows (b, L)."""
     energy = np.empty(len(rows))
     _square(rows, energy)

@@ -1,29 +1,30 @@
-"""What a learned union of subspaces says of images: sorting factor, likelihood, score, denoised copies."""
+"""What a learned union of subspaces says about images: sorting factor, likelihood, score, denoised copies."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from fastsort._brief import brief
+from fastsort._types import Array, Bools, Floats, Singles
 from fastsort.subspaces.mixture import (
+    ModelArrays,
     Parameters,
     Posterior,
-    Stack,
     Strength,
     SubspaceModel,
+    model_arrays,
     orthogonal,
     posterior,
-    stack,
 )
 from fastsort.subspaces.rows import Rows, check_rows, standardized
 
-# Images drawn from a model that does not say how strong its images are.
+# How many images are drawn from a model that does not say how strong its images are.
 N_DRAWN = 1000
-# Energies and residuals within this many deviations are nothing unusual.
+# Energies and residuals within this many deviations are usual.
 USUAL = 3.0
 
 
@@ -48,17 +49,15 @@ class SubspaceScores(NamedTuple):
         nats. Infinite for images with a NaN or an infinity.
     """
 
-    log_likelihood: npt.NDArray[np.float64]
-    factor: npt.NDArray[np.float64]
-    ratio: npt.NDArray[np.float64]
-    energy: npt.NDArray[np.float64]
-    residual: npt.NDArray[np.float64]
-    score: npt.NDArray[np.float64]
+    log_likelihood: Floats
+    factor: Floats
+    ratio: Floats
+    energy: Floats
+    residual: Floats
+    score: Floats
 
 
-def sorting_factor(
-    coefficients: npt.ArrayLike, model: SubspaceModel, *, n_jobs: int | None = None
-) -> npt.NDArray[np.float64]:
+def sorting_factor(coefficients: npt.ArrayLike, model: SubspaceModel, *, n_jobs: int | None = None) -> Floats:
     """Residual of images over their projected energy, summed over the subspaces.
 
     Parameters
@@ -88,6 +87,17 @@ def sorting_factor(
     ----------
     .. [1] Weiss-Dicker, Eldar, Shkolnisky, Bendory, "Unsupervised particle sorting for cryo-EM using
        probabilistic PCA" (2023).
+
+    Examples
+    --------
+    >>> import fastsort as fs
+    >>> images, truth = fs.simulate_particles(200, 0, snr=0.3, box=24)
+    >>> coefficients = fs.pswf_coefficients(images, 0.3)
+    >>> model = fs.fit_subspaces(coefficients, 1, 10)
+    >>> noise, _ = fs.simulate_particles(0, 200, junk="noise", box=24)
+    >>> others = fs.sorting_factor(fs.pswf_coefficients(noise, 0.3), model)
+    >>> bool(others.mean() > fs.sorting_factor(coefficients, model).mean())
+    True
     """
     return evaluate(Rows(check_rows(coefficients, model.means.shape[1])), model, n_jobs).factor
 
@@ -95,7 +105,7 @@ def sorting_factor(
 def subspace_scores(
     coefficients: npt.ArrayLike, model: SubspaceModel, *, n_jobs: int | None = None
 ) -> SubspaceScores:
-    """Everything that a model says of images.
+    """Everything that a model says about images.
 
     Parameters
     ----------
@@ -116,48 +126,61 @@ def subspace_scores(
 
     Notes
     -----
-    The factor sees contamination and the likelihood does not: a smooth image lies closer to any
-    subspace than noise does, and a strong one has a low likelihood wherever it lies. The ratio is a
-    soft form of the factor, in which an axis counts by how far it stands out of the noise: with the
-    Mahalanobis distance d2 from the subspaces and the gains g_k = |C_k|^2,
+    Contamination can have a small factor, for a smooth image lies closer to any subspace than noise does;
+    but if it is strong, it has a low likelihood wherever it lies. The ratio is a soft form of the factor, in
+    which an axis counts by how far it stands out of the noise: with the Mahalanobis distance d2 from the
+    subspaces and the gains g_k = |C_k|^2,
 
         L / 2 log(|y|^2 / (s2 d2)) - 1 / 2 sum_k log(1 + g_k / s2),
 
     the ratio of two angular central Gaussian densities (Tyler, Biometrika 74, 1987). It depends on
-    the direction of an image and not on its strength, so that the score can judge strength apart:
-    (z^2 - 9) / 2 where the logarithm of the energy lies |z| > 3 robust deviations off, and the same
-    where that of the residual lies z > 3 above. In many dimensions noise hides how strong the rest
-    of an image is; what lies off the subspaces still shows in the residual.
+    the direction of an image and not on its strength, so the score adds a cost for unusual strength:
+    (z^2 - 9) / 2 where the logarithm of the energy lies |z| > 3 robust deviations from the median, and the
+    same where that of the residual lies z > 3 above its median. In many dimensions noise hides how strong
+    the rest of an image is; what lies off the subspaces still shows in the residual.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsort as fs
+    >>> images, truth = fs.simulate_particles(200, 0, snr=0.3, box=24)
+    >>> coefficients = fs.pswf_coefficients(images, 0.3)
+    >>> model = fs.fit_subspaces(coefficients, 1, 10)
+    >>> scores = fs.subspace_scores(coefficients, model)
+    >>> noise, _ = fs.simulate_particles(0, 200, junk="noise", box=24)
+    >>> others = fs.subspace_scores(fs.pswf_coefficients(noise, 0.3), model)
+    >>> bool(np.median(others.score) > np.median(scores.score))
+    True
     """
     scores = evaluate(Rows(check_rows(coefficients, model.means.shape[1])), model, n_jobs)
-    strength = model.strength or usual_strength(evaluate(Rows(_drawn(model)), model, 1))
+    strength = model.strength or usual_strength(evaluate(Rows(_draw_images(model)), model, 1))
     return with_strength(scores, strength)
 
 
 def evaluate(rows: Rows, model: SubspaceModel, n_jobs: int | None) -> SubspaceScores:
-    """All scores, the last of them without a judgement of strength."""
+    """Return all scores; `score` itself without the cost of unusual strength."""
     if len(rows) == 0:
         return SubspaceScores(*(np.empty(0) for _ in SubspaceScores._fields))
-    parts = rows.map(_score_batch, prepare(model, rows.dtype), n_jobs=n_jobs)
+    parts = rows.map(_score_batch, standardized_model(model, rows.dtype), n_jobs=n_jobs)
     density, factor, ratio, energy, residual = (np.concatenate(part) for part in zip(*parts, strict=True))
     return SubspaceScores(density, factor, ratio, energy, residual, -ratio)
 
 
-def usual_strength(scores: SubspaceScores, use: npt.NDArray[np.bool_] | None = None) -> Strength:
-    """Find how strong images are that are taken for good."""
+def usual_strength(scores: SubspaceScores, use: Bools | None = None) -> Strength:
+    """Return how strong images are that count as good: all, or those in use."""
     kinds = [values if use is None else values[use] for values in (scores.energy, scores.residual)]
-    return Strength(*robust(kinds[0]), *robust(kinds[1]))
+    return Strength(*log_median_and_spread(kinds[0]), *log_median_and_spread(kinds[1]))
 
 
-def robust(values: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """Median of logarithms, and their standard deviation as the median absolute deviation has it."""
+def log_median_and_spread(values: Floats) -> tuple[float, float]:
+    """Median of logarithms, and their standard deviation, estimated from the median absolute deviation."""
     logarithm = np.log(values + 1e-300)
     middle = float(np.median(logarithm))
     return middle, max(1.4826 * float(np.median(np.abs(logarithm - middle))), 1e-3)
 
 
 def with_strength(scores: SubspaceScores, strength: Strength) -> SubspaceScores:
-    """Count unusual strength against images."""
+    """Add the cost of unusual strength to the score."""
     energy = (np.log(scores.energy + 1e-300) - strength.energy) / strength.energy_spread
     residual = (np.log(scores.residual + 1e-300) - strength.residual) / strength.residual_spread
     cost = sum(0.5 * np.maximum(np.square(z) - USUAL**2, 0) for z in (energy, np.maximum(residual, 0)))
@@ -165,9 +188,7 @@ def with_strength(scores: SubspaceScores, strength: Strength) -> SubspaceScores:
     return scores._replace(score=score)
 
 
-def denoise(
-    coefficients: npt.ArrayLike, model: SubspaceModel, *, n_jobs: int | None = None
-) -> npt.NDArray[np.float32]:
+def denoise(coefficients: npt.ArrayLike, model: SubspaceModel, *, n_jobs: int | None = None) -> Singles:
     """Images without what the model takes for noise: their posterior mean.
 
     Parameters
@@ -188,34 +209,47 @@ def denoise(
     ------
     InputError
         If the coefficients are not real (n, L) of the model's L.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsort as fs
+    >>> clean, _ = fs.simulate_particles(200, 0, snr=1e6, box=24, normalize=False)
+    >>> clean = clean / clean.std()
+    >>> noisy = clean + np.random.default_rng(0).normal(size=clean.shape)
+    >>> coefficients = fs.pswf_coefficients(noisy, 0.3)
+    >>> model = fs.fit_subspaces(coefficients, 1, 10)
+    >>> denoised = fs.pswf_images(fs.denoise(coefficients, model), 24, 0.3)
+    >>> bool(np.square(denoised - clean).mean() < 0.5 * np.square(noisy - clean).mean())
+    True
     """
     rows = Rows(check_rows(coefficients, model.means.shape[1]))
     if len(rows) == 0:
         return np.empty(rows.shape, dtype=np.float32)
-    return np.concatenate(rows.map(_denoise_batch, prepare(model, rows.dtype), n_jobs=n_jobs))
+    return np.concatenate(rows.map(_denoise_batch, standardized_model(model, rows.dtype), n_jobs=n_jobs))
 
 
-class Prepared(NamedTuple):
-    """A model with the data's mean and scale taken out.
+class StandardizedModel(NamedTuple):
+    """A model without the data's mean and scale, as scoring needs it.
 
     Attributes
     ----------
     origin : ndarray, shape (L,)
     scale : float
-    model : Stack
-        Columns orthogonal within each subspace.
+    arrays : ModelArrays
+        Of the model of standardized rows; columns orthogonal within each subspace.
     inner : ndarray of float64, shape (M, K)
         Products of the columns with the origin, in units of the scale.
     """
 
     origin: npt.NDArray[np.floating]
     scale: float
-    model: Stack
-    inner: npt.NDArray[np.float64]
+    arrays: ModelArrays
+    inner: Floats
 
 
-def prepare(model: SubspaceModel, dtype: npt.DTypeLike) -> Prepared:
-    """Bring a model into the form that scoring in some precision needs."""
+def standardized_model(model: SubspaceModel, dtype: npt.DTypeLike) -> StandardizedModel:
+    """Return a model as scoring in some precision needs it."""
     origin = model.weights @ model.means
     spread = np.square(model.means - origin).mean() + np.square(model.loadings).sum(axis=2).mean()
     scale = math.sqrt(model.noise_variance + float(spread))
@@ -228,58 +262,59 @@ def prepare(model: SubspaceModel, dtype: npt.DTypeLike) -> Prepared:
     )
     parameters = orthogonal(parameters)
     inner = np.einsum("mlk,l->mk", parameters.loadings, origin / scale)
-    return Prepared(origin.astype(dtype), scale, stack(parameters, dtype), inner)
+    return StandardizedModel(origin.astype(dtype), scale, model_arrays(parameters, dtype), inner)
 
 
-def _score_batch(block: npt.NDArray[Any], start: int, model: Prepared) -> tuple[npt.NDArray[np.float64], ...]:
+def _score_batch(block: Array, start: int, model: StandardizedModel) -> tuple[Floats, ...]:
     return measure(block, model)
 
 
-def measure(images: npt.NDArray[Any], model: Prepared) -> tuple[npt.NDArray[np.float64], ...]:
+def measure(images: Array, model: StandardizedModel) -> tuple[Floats, ...]:
     """Log density, factor, ratio, energy and residual of images (b, L)."""
     n, width = images.shape
-    gains, variance = model.model.gains, model.model.noise_variance
+    gains, variance = model.arrays.gains, model.arrays.noise_variance
     n_subspaces = len(gains)
-    # A row that is not finite stays one in all that follows, and touches no other.
+    # A row that is not finite stays so in all that follows, and changes no other row.
     with np.errstate(all="ignore"):
-        moved, found = _located(images, model)
-        from_origin = moved @ (model.origin / moved.dtype.type(model.scale))
+        rows, latent = _positions(images, model)
+        from_origin = rows @ (model.origin / rows.dtype.type(model.scale))
         away = float(np.square(model.origin / model.scale, dtype=np.float64).sum())
-        total = np.maximum(found.energy + 2 * from_origin + away, 0)
+        total = np.maximum(latent.energy + 2 * from_origin + away, 0)
         finite = np.isfinite(total)
-        positions = found.positions.reshape(n, n_subspaces, -1)[:, :, :-1]
+        positions = latent.positions.reshape(n, n_subspaces, -1)[:, :, :-1]
         # Along a column c: c y = (g + s2) x + c mu, about the origin; the basis is c / |c|.
-        along = positions * (gains + variance) + (model.model.inner + model.inner)
+        along = positions * (gains + variance) + (model.arrays.inner + model.inner)
         counts = gains > 1e-20 * max(float(gains.max()), 1e-300)
         projected = (np.square(along) / np.where(counts, gains, np.inf)).sum(axis=2)
         projected = np.minimum(projected, total[:, None])
         factor = np.where(projected > 0, (total[:, None] - projected) / projected, np.inf).sum(axis=1)
-        left = np.maximum(found.distance * variance, 1e-12 * total + 1e-300)
-        responsibility = found.weighted.reshape(n, n_subspaces, -1)[:, :, -1]
+        residual = np.maximum(latent.distance * variance, 1e-12 * total + 1e-300)
+        responsibility = latent.weighted.reshape(n, n_subspaces, -1)[:, :, -1]
         volume = 0.5 * np.log1p(gains / variance).sum(axis=1)
-        ratio = 0.5 * width * np.log((total + 1e-300) / left) - responsibility @ volume
-        density = found.log_density - width * math.log(model.scale)
+        ratio = 0.5 * width * np.log((total + 1e-300) / residual) - responsibility @ volume
+        density = latent.log_density - width * math.log(model.scale)
     unfit = -np.inf, np.inf, -np.inf, np.inf, np.inf
-    for values, value in zip((density, factor, ratio, total, left), unfit, strict=True):
+    for values, value in zip((density, factor, ratio, total, residual), unfit, strict=True):
         values[~finite] = value
-    return density, factor, ratio, total * model.scale**2, left * model.scale**2
+    return density, factor, ratio, total * model.scale**2, residual * model.scale**2
 
 
-def _denoise_batch(block: npt.NDArray[Any], start: int, model: Prepared) -> npt.NDArray[np.float32]:
+def _denoise_batch(block: Array, start: int, model: StandardizedModel) -> Singles:
     with np.errstate(all="ignore"):
-        _, found = _located(block, model)
-        clean = (found.weighted @ model.model.columns.T) * model.scale + model.origin
-    clean[~np.isfinite(found.energy)] = np.nan
+        _, latent = _positions(block, model)
+        clean = (latent.weighted @ model.arrays.columns.T) * model.scale + model.origin
+    clean[~np.isfinite(latent.energy)] = np.nan
     return clean.astype(np.float32)
 
 
-def _located(images: npt.NDArray[Any], model: Prepared) -> tuple[npt.NDArray[np.floating], Posterior]:
-    moved = standardized(images, model.origin, model.scale, model.origin.dtype)
-    return moved, posterior(moved, model.model)
+def _positions(images: Array, model: StandardizedModel) -> tuple[npt.NDArray[np.floating], Posterior]:
+    """Standardized images, and where they lie in the subspaces."""
+    rows = standardized(images, model.origin, model.scale, model.origin.dtype)
+    return rows, posterior(rows, model.arrays)
 
 
-def _drawn(model: SubspaceModel) -> npt.NDArray[np.float64]:
-    """Images of the model itself."""
+def _draw_images(model: SubspaceModel) -> Floats:
+    """Draw images from the model itself."""
     rng = np.random.default_rng(0)
     subspace = rng.choice(len(model.weights), N_DRAWN, p=model.weights / model.weights.sum())
     images = model.means[subspace]

@@ -1,4 +1,4 @@
-"""What particles look like and what their surroundings look like, both in all orientations.
+"""What particles look like and what the background looks like, both in all orientations.
 
 Only the direction of an image counts, not its strength: a shape is a covariance up to a factor.
 """
@@ -11,16 +11,15 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from fastsort._types import Bools, Floats
 from fastsort.subspaces.pswf import Blocks
 
 N_ROUNDS = 4
-# White noise that is added to every covariance, in parts of its mean variance: images that were
-# denoised have next to nothing at high frequencies, and that must not decide.
+# White noise that is added to every covariance, in parts of its mean variance: denoised images have next
+# to nothing at high frequencies, and this must not decide.
 FLOOR = 0.05
-# Part of the background in the shape of the particles: with few images this is the better estimate.
+# Part of the background in the shape of the particles, which makes the estimate better if images are few.
 SHARED = 0.1
-
-Array = npt.NDArray[np.float64]
 
 
 class Shape(NamedTuple):
@@ -37,13 +36,13 @@ class Shape(NamedTuple):
         Half the logarithm of the determinant.
     """
 
-    mean: Array
-    covariances: tuple[Array, ...]
-    whiteners: tuple[Array, ...]
+    mean: Floats
+    covariances: tuple[Floats, ...]
+    whiteners: tuple[Floats, ...]
     log_volume: float
 
 
-def fit_shape(coefficients: Array, use: npt.NDArray[np.bool_], blocks: Blocks) -> Shape:
+def fit_shape(coefficients: Floats, use: Bools, blocks: Blocks) -> Shape:
     """Estimate a shape from the directions of some images.
 
     Parameters
@@ -51,7 +50,7 @@ def fit_shape(coefficients: Array, use: npt.NDArray[np.bool_], blocks: Blocks) -
     coefficients : ndarray of float64, shape (n, L)
     use : ndarray of bool, shape (n,)
     blocks : tuple of ndarray
-        As `angular_blocks` gives them.
+        As `angular_blocks` returns them.
 
     Returns
     -------
@@ -60,7 +59,7 @@ def fit_shape(coefficients: Array, use: npt.NDArray[np.bool_], blocks: Blocks) -
     Notes
     -----
     Four rounds towards Tyler's estimate (Ann. Statist. 15, 1987): each image is weighted by the
-    inverse of its Mahalanobis distance, so that a strong one has no more say than a weak one.
+    inverse of its Mahalanobis distance, so that a strong image counts no more than a weak one.
     """
     rows = coefficients[use]
     weights = np.ones(len(rows))
@@ -70,7 +69,7 @@ def fit_shape(coefficients: Array, use: npt.NDArray[np.bool_], blocks: Blocks) -
     return shape
 
 
-def distances(coefficients: Array, shape: Shape, blocks: Blocks) -> Array:
+def distances(coefficients: Floats, shape: Shape, blocks: Blocks) -> Floats:
     """Squared Mahalanobis distances of images (n, L)."""
     total = np.zeros(len(coefficients))
     for m, (members, whitener) in enumerate(zip(blocks, shape.whiteners, strict=True)):
@@ -81,7 +80,7 @@ def distances(coefficients: Array, shape: Shape, blocks: Blocks) -> Array:
     return total
 
 
-def log_ratio(coefficients: Array, particle: Shape, background: Shape, blocks: Blocks) -> Array:
+def log_ratio(coefficients: Floats, particle: Shape, background: Shape, blocks: Blocks) -> Floats:
     """Log-likelihood ratio of two shapes for the directions of images (n, L).
 
     Notes
@@ -92,32 +91,32 @@ def log_ratio(coefficients: Array, particle: Shape, background: Shape, blocks: B
     half = 0.5 * coefficients.shape[1]
     near = distances(coefficients, particle, blocks)
     far = distances(coefficients, background, blocks)
-    ratio: Array = half * np.log(np.maximum(far, 1e-30) / np.maximum(near, 1e-30))
+    ratio: Floats = half * np.log(np.maximum(far, 1e-30) / np.maximum(near, 1e-30))
     return ratio + background.log_volume - particle.log_volume
 
 
 def regularize(particle: Shape, background: Shape, n_images: int, blocks: Blocks) -> Shape:
-    """Give up what a shape differs from another in by no more than chance.
+    """Remove those differences of a shape from another that may be chance.
 
     Parameters
     ----------
     particle, background : Shape
     n_images : int
-        That the first was estimated from.
+        From which the first was estimated.
     blocks : tuple of ndarray
 
     Returns
     -------
     shape : Shape
         As the first; but relative to the second, principal variances between the two edges of the
-        Marchenko-Pastur law become equal, for chance gives these; and a tenth of the second is
-        mixed in.
+        Marchenko-Pastur law become equal, since chance gives variances in this range. A tenth of the
+        second is mixed in.
 
     Notes
     -----
-    Probabilistic PCA keeps the axes with more variance than noise. Particles also have axes with
-    less than their surroundings, so that both ends are kept, as in extreme components analysis
-    (Welling, Agakov & Williams, NIPS 16, 2003).
+    Probabilistic PCA keeps the axes with more variance than noise. Along some axes, particles also have
+    less variance than the background, so both ends are kept, as in extreme components analysis (Welling,
+    Agakov & Williams, NIPS 16, 2003).
     """
     relative = [np.linalg.eigh(covariance) for covariance in _relative(particle, background)]
     counts = [len(members) for members in blocks]
@@ -130,40 +129,40 @@ def regularize(particle: Shape, background: Shape, n_images: int, blocks: Blocks
     edge = np.repeat(edges, [len(values) for values, _ in relative])
     level = _typical([values for values, _ in relative], blocks)
     for _ in range(N_ROUNDS):
-        chance = _by_chance(every / level, edge)
+        chance = _is_chance(every / level, edge)
         if chance.any():
             level = float(np.average(every[chance], weights=weights[chance]))
     covariances = []
     for (values, vectors), other, limit in zip(relative, background.covariances, edges, strict=True):
-        values = np.where(_by_chance(values / level, limit), level, values)
+        values = np.where(_is_chance(values / level, limit), level, values)
         back = np.linalg.cholesky(other) @ vectors
         covariances.append((back * ((1 - SHARED) * values + SHARED * level)) @ back.T)
     return _shape(particle.mean, covariances, blocks)
 
 
 def relative_level(particle: Shape, background: Shape, blocks: Blocks) -> float:
-    """Typical variance of one shape in units of another: strengths of shapes cannot be compared."""
+    """Return the typical variance of one shape in units of another, since shapes have no common scale."""
     return _typical([np.linalg.eigvalsh(one) for one in _relative(particle, background)], blocks)
 
 
-def _relative(particle: Shape, background: Shape) -> list[Array]:
-    """Covariances of one shape where the other is white."""
+def _relative(particle: Shape, background: Shape) -> list[Floats]:
+    """Covariances of one shape in coordinates in which the other is white."""
     pairs = zip(background.whiteners, particle.covariances, strict=True)
     return [whitener.T @ covariance @ whitener for whitener, covariance in pairs]
 
 
 def _typical(variances: list[npt.NDArray[np.floating]], blocks: Blocks) -> float:
-    """Median of principal variances, those of sines counted apart."""
+    """Median of principal variances; a cosine and its sine count as two."""
     each = [np.repeat(values, len(members)) for values, members in zip(variances, blocks, strict=True)]
     return float(np.median(np.concatenate(each)))
 
 
-def _by_chance(values: Array, edge: Array | float) -> npt.NDArray[np.bool_]:
-    chance: npt.NDArray[np.bool_] = (values <= (1 + edge) ** 2) & (values >= (1 - np.minimum(edge, 1)) ** 2)
+def _is_chance(values: Floats, edge: Floats | float) -> Bools:
+    chance: Bools = (values <= (1 + edge) ** 2) & (values >= (1 - np.minimum(edge, 1)) ** 2)
     return chance
 
 
-def _weighted_shape(rows: Array, weights: Array, blocks: Blocks) -> Shape:
+def _weighted_shape(rows: Floats, weights: Floats, blocks: Blocks) -> Shape:
     total = weights.sum()
     mean = weights @ rows[:, blocks[0][0]] / total
     covariances = []
@@ -179,7 +178,7 @@ def _weighted_shape(rows: Array, weights: Array, blocks: Blocks) -> Shape:
     return _shape(mean, [c + floor * np.eye(len(c)) for c in covariances], blocks)
 
 
-def _shape(mean: Array, covariances: list[Array], blocks: Blocks) -> Shape:
+def _shape(mean: Floats, covariances: list[Floats], blocks: Blocks) -> Shape:
     whiteners = []
     log_volume = 0.0
     for members, covariance in zip(blocks, covariances, strict=True):

@@ -1,20 +1,18 @@
-"""Principal components of images together with all their turned and mirrored copies."""
+"""Principal components of images and of all their turned and mirrored copies."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from scipy.linalg import eigh
 
 from fastsort._brief import brief
 from fastsort._checks import InputError, check_count, check_positive
 from fastsort._process import one_blas_thread
+from fastsort._types import Array, Floats, Indices
 from fastsort.subspaces.pswf import Blocks, PswfBasis, angular_blocks
 from fastsort.subspaces.rows import Rows, check_rows
-
-Array = npt.NDArray[np.float64]
 
 # The largest eigenvalue of pure noise lies this many Tracy-Widom units above its typical place in
 # one block of ten thousand.
@@ -42,10 +40,10 @@ class SteerablePca(NamedTuple):
         How many components stand out of the noise; pairs count as two.
     """
 
-    mean: Array
-    components: Array
-    eigenvalues: Array
-    angular: npt.NDArray[np.intp]
+    mean: Floats
+    components: Floats
+    eigenvalues: Floats
+    angular: Indices
     noise_variance: float
     rank: int
 
@@ -54,20 +52,20 @@ class _Block(NamedTuple):
     """Eigenvalues of one angular index, descending, with eigenvectors as rows."""
 
     angular: int
-    eigenvalues: Array
-    vectors: Array
+    eigenvalues: Floats
+    vectors: Floats
     n_samples: int
 
 
 def steerable_pca(
-    coefficients: npt.NDArray[Any],
+    coefficients: Array,
     basis: PswfBasis,
     n_components: int | None = None,
     *,
     noise_variance: float | None = None,
     n_jobs: int | None = None,
 ) -> SteerablePca:
-    """Principal components of coefficients, as if every image were there in all orientations.
+    """Principal components of coefficients, as if the set held every image in all orientations.
 
     Parameters
     ----------
@@ -75,7 +73,7 @@ def steerable_pca(
         From `pswf_coefficients`, in memory or a memory map. Rows with a NaN or an infinity are left
         out.
     basis : PswfBasis
-        That they belong to.
+        Of the coefficients.
     n_components : int, optional
         How many components to return, pairs counted as two; one more if the last would be half a
         pair. By default all that stand out of the noise.
@@ -114,8 +112,23 @@ def steerable_pca(
     .. [2] Johnstone, "On the distribution of the largest eigenvalue in principal components
        analysis", Ann. Statist. 29 (2001), equations 1.3 and 1.4, with the offsets of one half of
        Ma, Bernoulli 18 (2012).
+
+    Examples
+    --------
+    >>> import fastsort as fs
+    >>> images, _ = fs.simulate_particles(500, 0, snr=0.5, box=24)
+    >>> basis = fs.pswf_basis(24, 0.3)
+    >>> pca = fs.steerable_pca(fs.pswf_coefficients(images, 0.3), basis)
+    >>> pca.components.shape == (pca.rank, len(basis.functions))
+    True
+
+    White noise has none:
+
+    >>> noise, _ = fs.simulate_particles(0, 500, junk="noise", box=24, noise="white")
+    >>> fs.steerable_pca(fs.pswf_coefficients(noise, 0.3), basis).rank
+    0
     """
-    rows = _open(coefficients, len(basis.angular))
+    rows = _check_coefficients(coefficients, len(basis.angular))
     length = rows.shape[1]
     if n_components is not None and check_count("n_components", n_components) > length:
         raise InputError(
@@ -125,7 +138,7 @@ def steerable_pca(
         noise_variance = check_positive("noise_variance", noise_variance)
     members = angular_blocks(basis)
     count, mean, covariances = _moments(rows, members, n_jobs)
-    # As in `map_batches`: the number of threads must not change any bit.
+    # As in `map_batches`, since the number of threads must not change the result.
     with one_blas_thread():
         blocks = [_block(m, covariance, count) for m, covariance in enumerate(covariances)]
     if noise_variance is None:
@@ -133,38 +146,55 @@ def steerable_pca(
     ranks = _ranks(blocks, noise_variance)
     rank = sum(n * (1 + (block.angular > 0)) for n, block in zip(ranks, blocks, strict=True))
 
-    taken = ranks if n_components is None else [len(block.eigenvalues) for block in blocks]
-    leading = [(block, k) for n, block in zip(taken, blocks, strict=True) for k in range(n)]
+    counts = ranks if n_components is None else [len(block.eigenvalues) for block in blocks]
+    components, eigenvalues, angular = _leading_components(blocks, counts, members, n_components)
+    return SteerablePca(mean, components, eigenvalues, angular, noise_variance, rank)
+
+
+def _leading_components(
+    blocks: list[_Block], counts: list[int], members: Blocks, n_components: int | None
+) -> tuple[Floats, Floats, Indices]:
+    """The first components of each block together, those with the largest variance first.
+
+    Returns
+    -------
+    components : ndarray of float64, shape (K, L)
+    eigenvalues : ndarray of float64, shape (K,)
+    angular : ndarray of intp, shape (K,)
+    """
+    leading = [(block, k) for n, block in zip(counts, blocks, strict=True) for k in range(n)]
     leading.sort(key=lambda one: -one[0].eigenvalues[one[1]])
-    found: list[tuple[int, float, Array]] = []
+    length = sum(columns.size for columns in members)
+    components: list[Floats] = []
+    eigenvalues: list[float] = []
+    angular: list[int] = []
     for block, k in leading:
-        if n_components is not None and len(found) >= n_components:
+        if n_components is not None and len(components) >= n_components:
             break
-        m = block.angular
-        for sign, columns in zip((1, -1), members[m], strict=False):
+        # A cosine and its sine have the same variance.
+        for sign, columns in zip((1, -1), members[block.angular], strict=False):
             component = np.zeros(length)
             component[columns] = block.vectors[k]
-            found.append((sign * m, float(block.eigenvalues[k]), component))
-    return SteerablePca(
-        mean,
-        np.array([component for _, _, component in found]).reshape(-1, length),
-        np.array([value for _, value, _ in found], dtype=np.float64),
-        np.array([m for m, _, _ in found], dtype=np.intp),
-        noise_variance,
-        rank,
+            components.append(component)
+            eigenvalues.append(float(block.eigenvalues[k]))
+            angular.append(sign * block.angular)
+    return (
+        np.array(components).reshape(-1, length),
+        np.array(eigenvalues, dtype=np.float64),
+        np.array(angular, dtype=np.intp),
     )
 
 
-def _block(angular: int, covariance: Array, count: int) -> _Block:
+def _block(angular: int, covariance: Floats, count: int) -> _Block:
     values, vectors = eigh(covariance, overwrite_a=True, check_finite=False)
     vectors = vectors.T[::-1]
-    # Of the two signs, that of a positive largest entry.
+    # Of the two signs, the one by which the largest entry is positive.
     largest = vectors[np.arange(len(vectors)), np.abs(vectors).argmax(axis=1)]
     vectors = vectors * np.sign(largest)[:, np.newaxis]
     return _Block(angular, np.maximum(values[::-1], 0), vectors, count * (1 + (angular > 0)))
 
 
-def relative_energy(coefficients: npt.NDArray[Any], pca: SteerablePca, *, n_jobs: int | None = None) -> Array:
+def relative_energy(coefficients: Array, pca: SteerablePca, *, n_jobs: int | None = None) -> Floats:
     """Part of the energy of each image that lies in the span of the components.
 
     Parameters
@@ -188,13 +218,23 @@ def relative_energy(coefficients: npt.NDArray[Any], pca: SteerablePca, *, n_jobs
     Notes
     -----
     |P y|^2 / |y|^2 for the projection P: the rule of sorting by steerable PCA.
+
+    Examples
+    --------
+    >>> import fastsort as fs
+    >>> images, truth = fs.simulate_particles(300, 100, snr=0.5, box=24, junk="noise")
+    >>> coefficients = fs.pswf_coefficients(images, 0.3)
+    >>> pca = fs.steerable_pca(coefficients, fs.pswf_basis(24, 0.3), 8)
+    >>> energy = fs.relative_energy(coefficients, pca)
+    >>> bool(energy[truth.label].mean() > energy[~truth.label].mean())
+    True
     """
-    rows = _open(coefficients, len(pca.mean))
+    rows = _check_coefficients(coefficients, len(pca.mean))
     parts = rows.map(_energy_batch, pca.components, n_jobs=n_jobs)
     return np.minimum(np.concatenate(parts), 1)
 
 
-def _energy_batch(block: npt.NDArray[Any], start: int, components: Array) -> Array:
+def _energy_batch(block: Array, start: int, components: Floats) -> Floats:
     rows = np.array(block, dtype=np.float64, order="C")
     finite = np.isfinite(rows).all(axis=1)
     rows[~finite] = 0
@@ -203,19 +243,19 @@ def _energy_batch(block: npt.NDArray[Any], start: int, components: Array) -> Arr
     rows /= np.where(largest > 0, largest, 1)[:, np.newaxis]
     total = np.einsum("ij,ij->i", rows, rows)
     projected = rows @ components.T
-    energy: Array = np.einsum("ij,ij->i", projected, projected) / np.where(total > 0, total, 1)
+    energy: Floats = np.einsum("ij,ij->i", projected, projected) / np.where(total > 0, total, 1)
     return energy
 
 
-def _open(coefficients: npt.NDArray[Any], length: int) -> Rows:
+def _check_coefficients(coefficients: Array, length: int) -> Rows:
     rows = Rows(check_rows(coefficients, length))
     if len(rows) == 0:
         raise InputError("coefficients hold no rows: nothing to sort.")
     return rows
 
 
-def _moments(rows: Rows, members: Blocks, n_jobs: int | None) -> tuple[int, Array, list[Array]]:
-    """Count of fit rows, their mean over all orientations, and a covariance an angular index."""
+def _moments(rows: Rows, members: Blocks, n_jobs: int | None) -> tuple[int, Floats, list[Floats]]:
+    """Number of fit rows, their mean over all orientations, and one covariance per angular index."""
     count = 0
     total = np.zeros(len(members[0][0]))
     products = [np.zeros((columns.shape[1], columns.shape[1])) for columns in members]
@@ -235,7 +275,7 @@ def _moments(rows: Rows, members: Blocks, n_jobs: int | None) -> tuple[int, Arra
     return count, mean, covariances
 
 
-def _moments_batch(block: npt.NDArray[Any], start: int, members: Blocks) -> tuple[int, Array, list[Array]]:
+def _moments_batch(block: Array, start: int, members: Blocks) -> tuple[int, Floats, list[Floats]]:
     rows = block[np.isfinite(block).all(axis=1)].astype(np.float64, order="C")
     products = []
     for block_columns in members:
@@ -248,13 +288,13 @@ def _moments_batch(block: npt.NDArray[Any], start: int, members: Blocks) -> tupl
 
 
 def _estimate_noise(blocks: list[_Block]) -> float:
-    """Variance of the noise by which the eigenvalues below the edges follow the law of noise."""
+    """Variance of the noise with which the eigenvalues below the edges follow the law of noise."""
     ranks = [0] * len(blocks)
     noise_variance = np.inf
     for _ in range(MAX_ROUNDS):
         ratios, weights = [], []
         for rank, block in zip(ranks, blocks, strict=True):
-            # What is left is noise of fewer dimensions, seen by fewer samples.
+            # The others are noise of fewer dimensions in fewer samples.
             n_samples = block.n_samples - rank
             n_left = min(len(block.eigenvalues) - rank, n_samples)
             if n_left > 0:
@@ -274,7 +314,7 @@ def _estimate_noise(blocks: list[_Block]) -> float:
     return float(noise_variance)
 
 
-def _weighted_median(values: Array, weights: npt.NDArray[np.intp]) -> float:
+def _weighted_median(values: Floats, weights: Indices) -> float:
     order = np.argsort(values, kind="stable")
     part = np.cumsum(weights[order]) - 0.5 * weights[order]
     return float(np.interp(0.5 * weights.sum(), part, values[order]))
@@ -283,20 +323,20 @@ def _weighted_median(values: Array, weights: npt.NDArray[np.intp]) -> float:
 def _median_of_noise(size: int, n_samples: int) -> float:
     """Median of the eigenvalues above zero of a sample covariance of white noise.
 
-    Marchenko-Pastur's law with x = 1 + g + 2 sqrt(g) cos(phi), in which it is smooth.
+    By the law of Marchenko and Pastur, which is smooth in phi if x = 1 + g + 2 sqrt(g) cos(phi).
     """
     ratio = size / n_samples
     shape = min(ratio, 1 / ratio)
     phi = np.pi * (np.arange(2000) + 0.5) / 2000
     x = 1 + shape + 2 * np.sqrt(shape) * np.cos(phi)
     part = np.cumsum(np.sin(phi) ** 2 / x)
-    # Beyond as many coefficients as samples these are the eigenvalues of the samples' own products.
+    # With more coefficients than samples, these are the eigenvalues of the products of the samples.
     return float(np.interp(0.5 * part[-1], part, x)) * max(ratio, 1)
 
 
 def _ranks(blocks: list[_Block], noise_variance: float) -> list[int]:
-    """How many eigenvalues of each block no noise of this variance would give."""
-    # Noiseless images leave eigenvalues of the size of rounding.
+    """How many eigenvalues of each block are larger than noise of this variance would give."""
+    # Images without noise have eigenvalues that are nothing but rounding.
     largest = max(block.eigenvalues[0] for block in blocks)
     rounding = 1e-13 * largest
     ranks = []

@@ -1,4 +1,4 @@
-"""Where a score is cut: the shape of its distribution, and what known junk scores."""
+"""Which threshold a score gets: from the shape of its distribution, and from what displaced places score."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import scipy.ndimage
 
-# Weight of the known junk against the images when the score of junk is fitted.
+from fastsort._types import Floats
+
+# Weight of the displaced places against the images when the score of junk is fitted.
 PRIOR = 0.1
 MAX_FITTED = 5000
-# Fewer images cannot say what is common.
+# With fewer images nobody can say what is common among them.
 MIN_JUDGED = 50
-# A valley between two peaks is one if it is at most this high, in parts of the lower peak, and if
-# this share of the images and this many lie beyond it.
+# The dip between two peaks counts as a valley if it is at most this high, in parts of the lower peak,
+# and if at least this share of the images, and this many of them, have a larger score.
 VALLEY = 0.5
-BEYOND, FEWEST_BEYOND = 0.01, 10
+LEAST_SHARE_ABOVE, FEWEST_ABOVE = 0.01, 10
 
 
 class ScoreModel(NamedTuple):
-    """Distribution of the score: particles (a split normal), junk (a normal), and what is far beyond.
+    """Distribution of a score: particles (a split normal), junk (a normal), and a constant for the rest.
 
     Attributes
     ----------
@@ -32,28 +33,28 @@ class ScoreModel(NamedTuple):
     junk_mean, junk_std : float
     far : float
         Where the constant density of the rest ends; it begins at `junk_mean`.
-    cut : float
-        Score at which junk becomes likelier than a particle.
+    threshold : float
+        Score above which an image is likelier junk than a particle.
     """
 
-    weights: npt.NDArray[np.float64]
+    weights: Floats
     mode: float
     lower: float
     upper: float
     junk_mean: float
     junk_std: float
     far: float
-    cut: float
+    threshold: float
 
 
-def fit_scores(scores: npt.NDArray[np.float64], displaced: npt.NDArray[np.float64]) -> ScoreModel:
+def fit_scores(scores: Floats, displaced: Floats) -> ScoreModel:
     """Find where the compact bulk of the valid images ends.
 
     Parameters
     ----------
     scores : ndarray of float64, shape (n,)
     displaced : ndarray of float64, shape (m,)
-        Scores of the displaced measurements: what junk looks like where nothing else is known.
+        Scores of displaced places: what junk looks like where nothing else is known.
 
     Returns
     -------
@@ -62,28 +63,26 @@ def fit_scores(scores: npt.NDArray[np.float64], displaced: npt.NDArray[np.float6
     Notes
     -----
     A mixture by expectation maximisation. Particles have a split normal distribution, since contrast
-    and view leave a longer tail towards junk; junk has a normal one that starts at the displaced
-    scores and is held there by them as by a tenth as many images, so that a clean set is not cut in
-    two. Where they lie beyond all that the images show, they do not hold it, as long as what it finds
-    is separate from the particles by Ashman's criterion, D > 2 (Ashman, Bird & Zepf, Astron. J. 108,
-    1994). What is far out has a constant density. The cut is where junk becomes likelier than a
-    particle.
+    and view leave a longer tail towards junk. Junk has a normal distribution. It starts at the scores of
+    the displaced places, which count as much as a tenth as many images would: this keeps a clean set in
+    one piece. They do not count where they score higher than all the images, as long as the junk that
+    is found without them is separate from the particles by Ashman's criterion, D > 2 (Ashman, Bird &
+    Zepf, Astron. J. 108, 1994). The highest scores have a constant density. Above the threshold, an image
+    is likelier junk than a particle.
     """
     values = np.sort(scores)[:: max(1, len(scores) // MAX_FITTED)]
     far = float(np.quantile(np.concatenate([values, displaced]), 0.995)) + 5
     near = float(values[0]) - 1
     values, displaced = np.clip(values, near, far), np.clip(displaced, near, far)
-    held = PRIOR * len(values)
+    prior_weight = PRIOR * len(values)
     if np.median(displaced) < np.quantile(values, 0.99):
-        return _fit_mixture(values, displaced, far, held)
+        return _fit_mixture(values, displaced, far, prior_weight)
     free = _fit_mixture(values, displaced, far, 0.0)
     separation = math.sqrt(2) * (free.junk_mean - free.mode) / math.hypot(free.upper, free.junk_std)
-    return free if separation > 2 else _fit_mixture(values, displaced, far, held)
+    return free if separation > 2 else _fit_mixture(values, displaced, far, prior_weight)
 
 
-def _fit_mixture(
-    values: npt.NDArray[np.float64], displaced: npt.NDArray[np.float64], far: float, held: float
-) -> ScoreModel:
+def _fit_mixture(values: Floats, displaced: Floats, far: float, prior_weight: float) -> ScoreModel:
     mode = float(np.quantile(values, 0.15))
     lower = upper = max(mode - float(np.quantile(values, 0.02)), 0.3)
     prior_mean = junk_mean = float(np.median(displaced))
@@ -102,19 +101,19 @@ def _fit_mixture(
         upper = max(right * math.sqrt((left + right) / total), 0.15)
         pull = particle / np.where(below, lower**2, upper**2)
         mode = float((pull * values).sum() / (pull.sum() + 1e-12))
-        amount = junk.sum() + held + 1e-9
-        junk_mean = float(((junk * values).sum() + held * prior_mean) / amount)
+        amount = junk.sum() + prior_weight + 1e-9
+        junk_mean = float(((junk * values).sum() + prior_weight * prior_mean) / amount)
         prior_spread = prior_std**2 + (prior_mean - junk_mean) ** 2
-        spread = (junk * (values - junk_mean) ** 2).sum() + held * prior_spread
+        spread = (junk * (values - junk_mean) ** 2).sum() + prior_weight * prior_spread
         junk_std = max(math.sqrt(float(spread / amount)), 0.15)
     model = ScoreModel(weights, mode, lower, upper, junk_mean, junk_std, far, far)
     grid = np.linspace(mode, max(junk_mean, mode) + 1e-6, 2000)
     likely = np.flatnonzero(junk_probability(grid, model) > 0.5)
-    return model._replace(cut=float(grid[likely[0]] if len(likely) else grid[-1]))
+    return model._replace(threshold=float(grid[likely[0]] if len(likely) else grid[-1]))
 
 
-def junk_probability(scores: npt.NDArray[np.float64], model: ScoreModel) -> npt.NDArray[np.float64]:
-    """Probability under the fitted mixture that an image of a score is junk; never falls with the score."""
+def junk_probability(scores: Floats, model: ScoreModel) -> Floats:
+    """Probability that an image with a score is junk, by the fitted mixture; never falls with the score."""
     low, high = model.mode, max(model.junk_mean, model.mode)
     values = np.clip(scores, low, high)
     density = _densities(values, *model[1:7]) * model.weights[:, None]
@@ -122,14 +121,8 @@ def junk_probability(scores: npt.NDArray[np.float64], model: ScoreModel) -> npt.
 
 
 def _densities(
-    values: npt.NDArray[np.float64],
-    mode: float,
-    lower: float,
-    upper: float,
-    junk_mean: float,
-    junk_std: float,
-    far: float,
-) -> npt.NDArray[np.float64]:
+    values: Floats, mode: float, lower: float, upper: float, junk_mean: float, junk_std: float, far: float
+) -> Floats:
     particle = np.exp(-0.5 * ((values - mode) / np.where(values < mode, lower, upper)) ** 2)
     particle *= 2 / (lower + upper) / math.sqrt(2 * math.pi)
     junk = np.exp(-0.5 * ((values - junk_mean) / junk_std) ** 2) / junk_std / math.sqrt(2 * math.pi)
@@ -137,18 +130,19 @@ def _densities(
     return np.stack([particle, junk, np.where(values > start, 1 / (far - start), 0)])
 
 
-def balanced_cut(scores: npt.NDArray[np.float64]) -> float:
-    """Cut scores that are log-likelihood ratios of junk to particles, in nats.
+def balanced_threshold(scores: Floats) -> float:
+    """Find the threshold of scores that are log-likelihood ratios of junk to particles.
 
     Parameters
     ----------
     scores : ndarray of float64, shape (n,)
+        In nats.
 
     Returns
     -------
-    cut : float
-        Score at which junk becomes likelier, with the share of junk that maximises the likelihood
-        of all scores.
+    threshold : float
+        Score above which an image is likelier junk than a particle, with the share of junk that
+        maximises the likelihood of all scores.
     """
     odds = np.clip(scores, -500, 500)
     share = 0.5
@@ -158,15 +152,15 @@ def balanced_cut(scores: npt.NDArray[np.float64]) -> float:
         if not 1e-12 < share < 1 - 1e-12 or abs(share - before) < 1e-9:
             break
     share = min(max(share, 1e-12), 1 - 1e-12)
-    # Whatever lies on the cut but for rounding is kept.
+    # Rounding must not reject an image whose score equals the threshold.
     return math.log((1 - share) / share) + 1e-6
 
 
-def valley(scores: npt.NDArray[np.float64]) -> float:
-    """Return the deepest minimum of the density of scores beyond their main peak.
+def valley(scores: Floats) -> float:
+    """Return the deepest minimum of the density of scores above their main peak.
 
-    Where the ratios that `balanced_cut` trusts are too sure of themselves, this is where the
-    particles really end. Infinity where there is none.
+    Particles really end here where the likelihood ratios, which `balanced_threshold` trusts, are too
+    sure of themselves. Infinity where there is no such minimum.
     """
     lower, upper = np.quantile(scores, [0.25, 0.75])
     spread = float(upper - lower) / 1.349
@@ -181,10 +175,10 @@ def valley(scores: npt.NDArray[np.float64]) -> float:
     density = scipy.ndimage.gaussian_filter1d(counts, width / (edges[1] - edges[0]), mode="constant")
     middle = 0.5 * (edges[1:] + edges[:-1])
     peak = int(np.argmax(np.where(middle <= np.quantile(values, 0.9), density, 0)))
-    ahead = np.maximum.accumulate(density[::-1])[::-1]
-    n_beyond = len(values) - np.searchsorted(np.sort(values), middle, side="right")
-    enough = n_beyond >= max(FEWEST_BEYOND, BEYOND * len(values))
-    depth = density / np.maximum(np.minimum(ahead, density[peak]), 1e-300)
+    highest_ahead = np.maximum.accumulate(density[::-1])[::-1]
+    n_above = len(values) - np.searchsorted(np.sort(values), middle, side="right")
+    enough = n_above >= max(FEWEST_ABOVE, LEAST_SHARE_ABOVE * len(values))
+    depth = density / np.maximum(np.minimum(highest_ahead, density[peak]), 1e-300)
     depth = np.where(enough & (np.arange(len(density)) > peak), depth, np.inf)
     lowest = int(np.argmin(depth))
     return float(middle[lowest]) if depth[lowest] <= VALLEY else math.inf

@@ -1,0 +1,113 @@
+"""``fastsort apply``: a list of images, or a finished run with another threshold."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from fastsort._checks import InputError
+from fastsort.cli.options import (
+    STRICTNESS,
+    Commands,
+    add_command,
+    add_micrographs,
+    add_reading,
+    add_strictness,
+    check_data_dir,
+    check_reading,
+    open_input,
+    refuse_all_but,
+)
+from fastsort.cli.printing import drawing, print_verdicts
+
+_ALWAYS = ("chosen", "input", "output", "overwrite", "quiet")
+# What says how micrographs and picks are opened. No pixel is read, so that --bright has no effect.
+_PICKS = ("micrographs", "coordinates", "box", "pixel_size", "data_dir")
+
+
+def add_apply(commands: Commands) -> None:
+    """Add the command."""
+    text = "Write what a list keeps, or what a finished run keeps with another threshold."
+    example = "fastsort apply sorted/ -o strict/ --fraction 0.5"
+    needs = "LIST|SORTED [INPUT] -o DIR "
+    parser = add_command(commands, "apply", run_apply, needs, text, example)
+    add = parser.add_argument
+    chosen = "list of images to keep, by indices from 0, or folder of a finished run"
+    add("chosen", metavar="LIST|SORTED", help=chosen)
+    particles = "particles that the list belongs to; for a run, its input if that has moved"
+    add("input", metavar="INPUT", nargs="?", help=particles)
+    add("-o", "--output", metavar="DIR", required=True, help="folder for the results")
+    add_strictness(parser, with_probability=True)
+    add_reading(parser)
+    add_micrographs(parser, reads_pixels=False)
+    add("--overwrite", action="store_true", help="replace earlier results in DIR")
+    add("--quiet", action="store_true", help="show no summary")
+
+
+def run_apply(options: argparse.Namespace) -> None:
+    """Run the command."""
+    from fastsort._checks import check_output_folder
+
+    check_output_folder(options.output, options.overwrite)
+    if os.path.isdir(options.chosen):
+        _apply_threshold(options)
+    else:
+        _apply_list(options)
+
+
+def _apply_list(options: argparse.Namespace) -> None:
+    from fastsort._checks import check_readable
+    from fastsort.particles.open import open_table
+    from fastsort.report.folder import results_folder
+    from fastsort.report.lists import read_list, write_choice
+
+    if options.input is None and options.micrographs is None:
+        raise InputError(f"{options.chosen} is a list: say of which STAR file, .cs file or stack.")
+    opening = ["passthrough"] if options.micrographs is None else _PICKS
+    refuse_all_but(options, [*_ALWAYS, *opening], "with a list")
+    # Before the input, whose stacks may be many.
+    check_readable(options.chosen).close()
+    if options.micrographs is None:
+        check_reading(options, options.input)
+        source, table = options.input, open_table(options.input, options.passthrough)
+    else:
+        particles = open_input(options)
+        source, table = options.coordinates, particles.table
+    keep = read_list(options.chosen, len(table))
+    inputs = [options.chosen, *table.files]
+    with results_folder(options.output, overwrite=options.overwrite, inputs=inputs) as partial:
+        summary = write_choice(partial, table, keep, options.chosen, source)
+    if not options.quiet:
+        print(f"{summary['kept']:,} kept, {summary['rejected']:,} rejected; results in {options.output}")
+
+
+def _apply_threshold(options: argparse.Namespace) -> None:
+    from fastsort.decide.verdict import cut_again
+    from fastsort.report.drawing import draw_results
+    from fastsort.report.finished import open_finished
+    from fastsort.report.folder import results_folder
+    from fastsort.report.results import write_results
+
+    useful = [*_ALWAYS, *STRICTNESS, "data_dir"]
+    refuse_all_but(options, useful, "with a finished run, which has its own")
+    finished = open_finished(options.chosen, options.input, data_dir=options.data_dir)
+    particles = finished.particles
+    check_data_dir(options, particles)
+    if not options.given & {*STRICTNESS}:
+        ways = ", ".join(f"--{name.replace('_', '-')}" for name in STRICTNESS)
+        raise InputError(f"say how much of {options.chosen} to keep: give one of {ways}.")
+    result = cut_again(finished.result, **{name: getattr(options, name) for name in STRICTNESS})
+    with results_folder(options.output, overwrite=options.overwrite, inputs=particles.files) as partial:
+        summary = write_results(
+            partial,
+            particles,
+            result,
+            recentre=bool(finished.summary.get("recentred")),
+            learned=finished.summary.get("subspaces"),
+            score_field=bool(finished.summary.get("score_field")),
+        )
+        with drawing("report.png"):
+            draw_results(partial, particles, result)
+    if not options.quiet:
+        print_verdicts(summary)
+        print(f"results in {options.output}")

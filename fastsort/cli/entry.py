@@ -1,0 +1,103 @@
+"""The way into the command: choose what runs, and turn what went wrong into one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+
+from fastsort._checks import InputError
+from fastsort._version import __version__
+from fastsort.cli.apply import add_apply
+from fastsort.cli.demo import add_demo
+from fastsort.cli.guide import add_guide
+from fastsort.cli.info import add_info
+from fastsort.cli.map import add_map
+from fastsort.cli.options import DONE, FAILED, fill_in_defaults, leave_out_defaults
+from fastsort.cli.relion import IS_JOB, run_job
+from fastsort.cli.report import add_report
+from fastsort.cli.simulate import add_simulate
+from fastsort.cli.sort import add_sort
+
+# In the order in which help lists the commands.
+_ADD_COMMANDS = (
+    add_sort,
+    add_apply,
+    add_report,
+    add_info,
+    add_map,
+    add_simulate,
+    add_demo,
+    add_guide,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        By default those of the process.
+
+    Returns
+    -------
+    code : int
+        0 when done, 1 when it failed or ``info`` found something missing. Wrong usage leaves with code 2.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    code: int | None = DONE
+    if threading.current_thread() is threading.main_thread():
+        # A batch system stops a job with SIGTERM: clean up as after Ctrl-C.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # As on the error stream: names of files may hold bytes that are no text.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        if IS_JOB in arguments:
+            run_job(arguments, _run)
+        else:
+            code = _run(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our summary has seen enough; the results are on the disk.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except InputError as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+    except KeyboardInterrupt as error:
+        return _fail(str(error) or "interrupted")
+    return code or DONE
+
+
+def _run(arguments: Sequence[str]) -> int | None:
+    options = fill_in_defaults(build_parser().parse_args(arguments))
+    code: int | None = options.run(options)
+    return code
+
+
+def _fail(message: str) -> int:
+    print("fastsort: error:", " ".join(message.split()), file=sys.stderr)
+    return FAILED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands; `fill_in_defaults` completes what it parses."""
+    parser = argparse.ArgumentParser(
+        prog="fastsort",
+        description="Sort picked cryo-EM particle images into particles and junk.",
+        epilog="example: fastsort sort particles.star --diameter 128 -o sorted/",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"fastsort {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add_command in _ADD_COMMANDS:
+        add_command(commands)
+    for command in commands.choices.values():
+        leave_out_defaults(command)
+    return parser

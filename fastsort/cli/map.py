@@ -1,0 +1,130 @@
+"""``fastsort map``: classes of the images, their averages, and what of a finished map is kept."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING
+
+from fastsort._types import Array
+from fastsort.cli.options import (
+    KINDS,
+    Commands,
+    add_command,
+    add_input,
+    open_input,
+    refuse_all_but,
+    resumable,
+    work_folder_of,
+)
+from fastsort.cli.printing import drawing, print_map
+
+if TYPE_CHECKING:
+    from fastsort.classify import MapResult
+
+_COLORS = ("class", "score", "displaced", "likeness")
+
+
+def add_map(commands: Commands) -> None:
+    """Add the command."""
+    text = "Divide particle images into classes, average and rank the classes."
+    example = "fastsort map particles.star --diameter 128 -o map/"
+    parser = add_command(commands, "map", run_map, "INPUT -o DIR ", text, example)
+    add = parser.add_argument
+    add("--classes", type=int, metavar="N", help="number of classes (default: from the data)")
+    add("--groups", type=int, default=1, metavar="N", help="number of kinds of particle (default 1)")
+    embedding = "method of the map (auto: umap if it is installed)"
+    add("--embedding", choices=("auto", "umap", "pca"), default="auto", help=embedding)
+    color = "what the colours of the map show (default class)"
+    add("--color", choices=_COLORS, default="class", help=color)
+    choice = parser.add_mutually_exclusive_group()
+    kept = "these classes of a finished map, such as 1,4,5; nothing is computed"
+    choice.add_argument("--keep-classes", type=_numbers, metavar="LIST", help=f"keep {kept}")
+    choice.add_argument("--discard-classes", type=_numbers, metavar="LIST", help=f"discard {kept}")
+    add_input(parser, f"{KINDS}, or the folder of a finished map", "0.8 of box", "default 96")
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be numbers with commas between them; got {text!r}") from None
+
+
+def run_map(options: argparse.Namespace) -> None:
+    """Run the command."""
+    from fastsort._checks import check_output_folder
+
+    check_output_folder(options.output, options.overwrite)
+    if options.keep_classes is None and options.discard_classes is None:
+        with resumable(work_folder_of(options)):
+            _make_map(options)
+    else:
+        _choose_classes(options)
+
+
+def _make_map(options: argparse.Namespace) -> None:
+    from fastsort.classify import classify_particles
+    from fastsort.report.atlas import draw_map
+    from fastsort.report.classes import summarize_map, write_map
+    from fastsort.report.folder import results_folder
+    from fastsort.report.montage import draw_classes
+    from fastsort.report.progress import progress_bar
+
+    particles = open_input(options)
+    with results_folder(options.output, overwrite=options.overwrite, inputs=particles.files) as partial:
+        with progress_bar("mapping", options.quiet) as progress:
+            result = classify_particles(
+                particles,
+                diameter=options.diameter,
+                n_classes=options.classes,
+                n_groups=options.groups,
+                embedding=options.embedding,
+                phase_flip=options.phase_flip,
+                working_size=options.working_size,
+                work=work_folder_of(options),
+                keep_work=options.keep_work,
+                n_jobs=options.jobs,
+                seed=options.seed,
+                progress=progress,
+            )
+        write_map(partial, particles, result)
+        with drawing("map.png and classes.png"):
+            draw_classes(partial / "classes.png", result.classes, result.pixel_size)
+            values, label = _point_values(options.color, result)
+            draw_map(
+                partial / "map.png",
+                result.classes,
+                result.pixel_size,
+                options.color,
+                values=values,
+                label=label,
+            )
+    if not options.quiet:
+        print_map(summarize_map(particles, result), result, options.output)
+
+
+def _point_values(color: str, result: MapResult) -> tuple[Array | None, str | None]:
+    """Return numbers by which points are coloured, if they are no class's, and what they are."""
+    if color == "displaced":
+        return result.classes.displaced, "probability of no particle in the middle"
+    if color == "likeness":
+        return result.classes.averages.score, "correlation with the class average"
+    return None, None
+
+
+def _choose_classes(options: argparse.Namespace) -> None:
+    from fastsort.report.folder import results_folder
+    from fastsort.report.selection import select_classes, write_selection
+
+    chosen = "keep_classes" if options.discard_classes is None else "discard_classes"
+    useful = ["input", "output", chosen, "overwrite", "quiet"]
+    where = f"with --{chosen.replace('_', '-')}, which takes a finished map as it is"
+    refuse_all_but(options, useful, where)
+    selection = select_classes(options.input, keep=options.keep_classes, discard=options.discard_classes)
+    inputs = [os.path.join(options.input, "summary.json")]
+    with results_folder(options.output, overwrite=options.overwrite, inputs=inputs) as partial:
+        write_selection(partial, selection)
+    if not options.quiet:
+        kept = int(selection.keep.sum())
+        print(f"{kept:,} kept, {len(selection.keep) - kept:,} rejected; results in {options.output}")

@@ -1,0 +1,252 @@
+"""What the commands print."""
+
+from __future__ import annotations
+
+import os
+import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastsort.classify import MapResult
+    from fastsort.decide.result import SortResult
+    from fastsort.particles.describe import Description, Look, OpticsGroup
+    from fastsort.simulate.particles import Truth
+
+_LINE = 99
+# How many of a long list are named.
+_N_NAMED = 10
+_N_MICROGRAPHS = 5
+
+
+@contextmanager
+def drawing(names: str) -> Iterator[None]:
+    """Go on without pictures where matplotlib is missing, and say so."""
+    try:
+        yield
+    except ImportError:
+        hint = f"fastsort: no {names} without matplotlib: pip install 'fastsort[report]'"
+        print(hint, file=sys.stderr)
+
+
+def print_summary(summary: dict[str, Any], folder: str | os.PathLike[str]) -> None:
+    """Print how a set was sorted, from what ``summary.json`` holds."""
+    n = summary["images"]
+    print_verdicts(summary)
+    update = summary["parameters"].get("update")
+    if update:
+        n = update["new_images"]
+        print(f"{_count(n, 'new image')}; models {update['models']}")
+    origin = "estimated" if summary["diameter_estimated"] else "given"
+    known = summary["diameter"] == summary["diameter"]
+    angstroms = f"{summary['diameter']:.1f} A, " if known else ""
+    flips = "flipped" if summary["phase_flipped"] else "not flipped"
+    measured = summary["diameter_px"] == summary["diameter_px"]
+    diameter = f"{angstroms}{summary['diameter_px']:.1f} px ({origin})" if measured else "unknown"
+    print(f"diameter {diameter}", end="; ")
+    contrast = "contrast unknown" if summary["contrast"] == "unknown" else f"{summary['contrast']} particles"
+    print(f"{contrast}; phases {flips}")
+    if summary["subspaces"] is not None:
+        print(_describe_subspaces(**summary["subspaces"]))
+    seconds = summary["seconds"]["total"]
+    print(f"{seconds:.1f} s, {n / seconds if seconds else 0:,.0f} images/s; results in {folder}")
+
+
+def print_verdicts(summary: dict[str, Any]) -> None:
+    """Print how many images there are of each kind, how sure that is, and what to look at."""
+    n, rescued = summary["images"], summary["rescued"]
+    set_aside = f", {rescued:,} set aside" if rescued else ""
+    print(f"{n:,} images: {summary['kept']:,} kept, {summary['rejected']:,} rejected{set_aside}")
+    for name, count in summary["reasons"].items():
+        if count:
+            print(f"  {name:<14}{count:>10,}  {100 * count / n:5.1f} %")
+    if summary["errors"] is not None:
+        _print_errors(summary["errors"])
+    if rescued:
+        where = summary["files"]["rescued"]
+        print(f"{_count(rescued, 'image')} of rare views set aside: look at them in {where}")
+    drop = (summary["micrographs"] or {}).get("drop")
+    if drop:
+        names = ", ".join(os.path.basename(name) for name in drop[:_N_MICROGRAPHS])
+        more = ", ..." if len(drop) > _N_MICROGRAPHS else ""
+        number = f"{len(drop):,} of {summary['micrographs']['number']:,}"
+        _print_wrapped(f"micrographs better left out: {number}: {names}{more}; see micrographs.csv", "", 2)
+
+
+def _print_errors(errors: dict[str, Any]) -> None:
+    remark = errors["remark"].rstrip(".")
+    if not errors["known"]:
+        _print_wrapped(": ".join(filter(None, ["errors cannot be estimated", remark])), "", 2)
+        return
+    kept, rejected, pure = (
+        _percent(**errors[name]) for name in ("true_positive_rate", "true_negative_rate", "precision")
+    )
+    print(f"estimated: {kept[0]} of the particles kept ({kept[1]}),")
+    print(f"  {rejected[0]} of the junk rejected ({rejected[1]}), precision {pure[0]}")
+    if remark:
+        _print_wrapped(remark, "  ", 2)
+
+
+def _percent(value: float, low: float, high: float) -> tuple[str, str]:
+    """Return a share and its interval in words."""
+    if value != value:
+        return "unknown", "unknown"
+    return f"{100 * value:.1f} %", f"{100 * low:.1f} to {100 * high:.1f}"
+
+
+def _describe_subspaces(number: int, components: int, iterations: int, images: int, **_: object) -> str:
+    if not number:
+        return "no subspaces: fewer than two images could be learned from"
+    learned = f"learned in {_count(iterations, 'iteration')} from {_count(images, 'image')}"
+    return f"{_count(number, 'subspace')} of {_count(components, 'dimension')}, {learned}"
+
+
+def print_accuracy(truth: Truth, result: SortResult) -> None:
+    """Print how well simulated images were sorted."""
+    from fastsort.report.accuracy import measure_accuracy
+
+    whole = measure_accuracy(truth.label, result.keep, result.score)
+    print("compared with the truth:")
+    print(f"  {'particles kept':<22}{100 * whole.true_positive_rate:6.1f} %")
+    print(
+        f"  {'junk rejected':<22}{100 * whole.true_negative_rate:6.1f} %   AUC {whole.area_under_curve:.3f}"
+    )
+    for kind in sorted(set(truth.kind[~truth.label].tolist())):
+        chosen = truth.label | (truth.kind == kind)
+        part = measure_accuracy(truth.label[chosen], result.keep[chosen], result.score[chosen])
+        print(f"    {kind:<20}{100 * part.true_negative_rate:6.1f} %   AUC {part.area_under_curve:.3f}")
+
+
+def print_map(summary: dict[str, Any], result: MapResult, folder: str) -> None:
+    """Print how many classes a map has, and a line for each of them."""
+    n, averages = summary["images"], result.classes.averages
+    junk = summary["junk_classes"]
+    named = f": {', '.join(map(str, junk))}" if junk else ""
+    print(
+        f"{n:,} images in {_count(summary['classes'], 'class', 'classes')}, {len(junk)} of them junk{named}"
+    )
+    unit = "A" if result.pixel_size == result.pixel_size else "px"
+    for k, (size, resolution, score) in enumerate(
+        zip(averages.size, averages.resolution, result.classes.ranking.score, strict=True), 1
+    ):
+        resolved = f"{resolution:6.1f} {unit}" if resolution < 1e6 else "  unresolved"
+        print(f"  {k:>3}{size:>10,}  {100 * size / n:5.1f} %  {resolved:<12}  score {score:.2f}")
+    if summary["without_class"]:
+        print(f"{_count(summary['without_class'], 'image')} without a class: flat, or with bad pixels")
+    print(f"{summary['kept']:,} kept, {summary['rejected']:,} rejected", end="; ")
+    speed = summary["images_per_second"]
+    print(f"{n / speed if speed else 0:.1f} s; results in {folder}")
+
+
+def print_description(description: Description) -> None:
+    """Print what a file of particles holds."""
+    print(f"{description.path}: {description.kind}")
+    n_repeated = description.n_repeated
+    repeated = f", of which {n_repeated:,} repeat an earlier one" if n_repeated else ""
+    _print_fact("images", f"{description.n_images:,}{repeated}")
+    boxes = [f"{nx} px" if nx == ny else f"{nx} x {ny} px" for nx, ny in description.boxes]
+    if len(boxes) > 1:
+        counts = description.boxes.values()
+        boxes = [f"{box}: {count:,}" for box, count in zip(boxes, counts, strict=True)]
+    _print_fact("box", "; ".join(boxes) or "unknown")
+    _print_fact(
+        "pixel size", _quantity(description.pixel_size, "A") or "unknown, or not the same for all images"
+    )
+    _print_optics(description)
+    kinds = [
+        name if len(description.pixels) == 1 else f"{name} ({n:,})" for name, n in description.pixels.items()
+    ]
+    size = f"{description.stack_bytes / 1e6:,.1f} MB" if description.stack_bytes else ""
+    _print_fact("stacks", "; ".join(filter(None, [f"{description.n_stacks:,}", size, *kinds])))
+    _print_look(description.look)
+    if description.missing:
+        _print_missing(description.missing)
+    for problem in description.problems[:_N_NAMED]:
+        _print_fact("problem", problem)
+    _print_rest(len(description.problems))
+
+
+def _print_optics(description: Description) -> None:
+    for group in description.optics:
+        known = _describe_optics(group)
+        if known:
+            _print_fact("optics group" if group.name else "optics", known)
+    if description.optics:
+        _print_fact("CTF", _describe_ctf(description))
+        n_micrographs = description.n_micrographs
+        _print_fact("micrographs", "not named" if n_micrographs is None else f"{n_micrographs:,}")
+
+
+def _describe_optics(group: OpticsGroup) -> str:
+    parts = [
+        f"{group.name}: {_count(group.n_images, 'image')}" if group.name else "",
+        _quantity(group.pixel_size, "A/px"),
+        _quantity(group.box, "px"),
+        _quantity(group.voltage, "kV"),
+        _quantity(group.spherical_aberration, "mm", "Cs "),
+        _quantity(group.amplitude_contrast, "", "amplitude contrast "),
+    ]
+    return ", ".join(filter(None, parts))
+
+
+def _describe_ctf(description: Description) -> str:
+    low, high = description.defocus
+    if low != low:
+        defocus = "no defocus"
+    else:
+        defocus = f"defocus {low:,.0f} to {high:,.0f} A"
+        if not description.has_ctf:
+            defocus += ", but other numbers that a CTF needs are missing"
+    return f"{defocus}; {description.corrected or 'not marked as phase-flipped'}"
+
+
+def _print_look(look: Look) -> None:
+    if look.n_images:
+        guess = "unclear" if look.contrast == "unclear" else f"{look.contrast} particles"
+        _print_fact("contrast", f"{guess} ({_count(look.n_images, 'image')} examined)")
+        levels = f"mean {look.background_mean:.3g}, standard deviation {look.background_std:.3g}"
+        _print_fact("background", f"{levels}: {'' if look.normalized else 'not '}normalised")
+    if look.n_bad or look.n_flat:
+        bad = f"{look.n_bad:,} with NaN or infinity, {look.n_flat:,} flat"
+        _print_fact("bad images", f"{bad}, of {look.n_images:,} examined")
+
+
+def _print_missing(missing: dict[str, int]) -> None:
+    n_images = sum(missing.values())
+    _print_fact("missing", f"{_count(len(missing), 'stack')} with {_count(n_images, 'image')}")
+    for name, count in list(missing.items())[:_N_NAMED]:
+        print(f"    {name}: {_count(count, 'image')}")
+    _print_rest(len(missing))
+    print("  use --data-dir to give the folder to which these names are relative")
+
+
+def _print_rest(number: int) -> None:
+    if number > _N_NAMED:
+        print(f"    and {number - _N_NAMED:,} more")
+
+
+def _print_fact(name: str, text: str) -> None:
+    _print_wrapped(text, f"  {name:<14}", 16)
+
+
+def _print_wrapped(text: str, first: str, indent: int) -> None:
+    lines = textwrap.wrap(
+        text,
+        _LINE,
+        initial_indent=first,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    print("\n".join(lines) or first.rstrip())
+
+
+def _quantity(value: float, unit: str, before: str = "") -> str:
+    """Return a number with its unit; nothing where it is unknown."""
+    return f"{before}{value:.5g} {unit}".strip() if value == value else ""
+
+
+def _count(number: int, noun: str, several: str | None = None) -> str:
+    return f"{number:,} {noun if number == 1 else several or noun + 's'}"

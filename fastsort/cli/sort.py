@@ -1,0 +1,205 @@
+"""``fastsort sort``: a verdict on every image, written and drawn."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastsort._checks import InputError
+from fastsort.cli.options import (
+    KINDS,
+    METHODS,
+    Commands,
+    add_command,
+    add_input,
+    add_micrographs,
+    add_strictness,
+    open_input,
+    refuse_given,
+    resumable,
+    work_folder_of,
+)
+from fastsort.cli.printing import drawing, print_summary
+from fastsort.cli.relion import IS_JOB
+
+if TYPE_CHECKING:
+    from fastsort.decide.result import SortResult
+    from fastsort.particles.source import Particles
+_PARAMETERS = (
+    "diameter",
+    "method",
+    "preset",
+    "phase_flip",
+    "contrast",
+    "working_size",
+    "n_peaks",
+    "n_subspaces",
+    "n_components",
+    "keep_at_least",
+    "discard",
+    "fraction",
+    "unanimous",
+    "keep_off_centre",
+    "duplicate_distance",
+    "keep_work",
+    "seed",
+)
+# Files that are looked for on every worker before work begins; it will look for the others itself.
+_N_LOOKED_FOR = 20
+
+
+def add_sort(commands: Commands) -> None:
+    """Add the command."""
+    text = "Sort particle images, and write which ones to keep."
+    example = "fastsort sort particles.star --diameter 128 -o sorted/"
+    parser = add_command(commands, "sort", run_sort, "INPUT -o DIR ", text, example)
+    add = parser.add_argument
+    add("--method", choices=METHODS, help="sort by one method alone (default: all three)")
+    add_strictness(parser)
+    add(
+        "--preset",
+        choices=("default", "published"),
+        default="default",
+        help="rules of the method: ours, or those of its paper",
+    )
+    add(
+        "--contrast",
+        choices=("auto", "bright", "dark"),
+        default="auto",
+        help="whether the particles are bright or dark",
+    )
+    add("--n-peaks", type=int, metavar="N", help="radial: number of peaks to measure in each image")
+    add("--n-subspaces", type=int, metavar="M", help="subspaces: their number (default: from the data)")
+    add("--n-components", type=int, metavar="K", help="subspaces: dimensions (default: from the data)")
+    add("--recentre", action="store_true", help="write origins that centre each particle")
+    add("--keep-off-centre", action="store_true", help="keep off-centre particles; use with --recentre")
+    closer = "closer picks are one particle (default 20; 0: off)"
+    add("--duplicate-distance", type=float, metavar="A", help=closer)
+    add("--write-stack", action="store_true", help="also copy the kept images to kept.mrcs")
+    add("--score-field", action="store_true", help="append scores to .cs files")
+    add("--update", action="store_true", help="sort what was added to INPUT since the run in DIR")
+    add("--judge-again", action="store_true", help="with --update: earlier verdicts may change too")
+    add("--cluster", metavar="ADDRESS", help="address of a Dask scheduler, to use its workers")
+    kinds = f"{KINDS}; not with --micrographs"
+    add_input(parser, kinds, "estimated", "default 36", optional=True)
+    add_micrographs(parser)
+    add(IS_JOB, action="store_true", help="run as an External job of RELION")
+
+
+def run_sort(options: argparse.Namespace) -> None:
+    """Run the command."""
+    from fastsort._checks import check_output_folder
+
+    folder = check_output_folder(options.output, options.overwrite or options.update)
+    _check_combination(options)
+    if options.update and not (folder / "results.npz").is_file():
+        raise InputError(f"{folder} holds no finished run: leave out --update, or give its folder.")
+    particles = open_input(options)
+    _check_tables(particles, options)
+    work = work_folder_of(options)
+    parameters = {name: getattr(options, name) for name in _PARAMETERS}
+    with resumable(work):
+        sort_into(folder, particles, options, work=work, n_jobs=options.jobs, **parameters)
+
+
+def _check_combination(options: argparse.Namespace) -> None:
+    """Refuse options that would have no effect, and combinations that mean nothing."""
+    if not options.update:
+        refuse_given(options, ["judge_again"], "without --update")
+    elif options.overwrite:
+        raise InputError(
+            "--update goes on from what is in DIR, and --overwrite replaces it: give one of them."
+        )
+    if not str(options.input).lower().endswith(".cs"):
+        refuse_given(options, ["score_field"], "without a .cs file")
+    if options.method in ("subspaces", "invariants"):
+        refuse_given(options, ["recentre"], f"with method {options.method!r}, which finds no centres")
+    if options.method == "radial" and options.preset == "published":
+        refuse_given(options, ["contrast"], "with the published rules, which are for bright particles")
+    if options.cluster is not None:
+        refuse_given(options, ["jobs"], "with --cluster, whose workers do the work")
+
+
+def _check_tables(particles: Particles, options: argparse.Namespace) -> None:
+    """Find now what would else fail when all the work is done, or have no effect."""
+    import numpy as np
+
+    from fastsort.particles.places import micrograph_places
+    from fastsort.report.recentre import origin_columns
+
+    places = micrograph_places(particles)
+    if options.recentre:
+        n = len(particles)
+        origin_columns(particles, np.zeros((n, 2)), np.zeros(n, bool))
+    if options.duplicate_distance and options.method is None:
+        if particles.table.has_segments:
+            refuse_given(options, ["duplicate_distance"], "with segments of filaments")
+        if places is None or places.x is None:
+            where = "where the input does not say where in a micrograph each particle was picked"
+            refuse_given(options, ["duplicate_distance"], where)
+
+
+def sort_into(
+    folder: str | os.PathLike[str], particles: Particles, options: argparse.Namespace, **parameters: Any
+) -> SortResult:
+    """Sort, write every result into a folder, and print the summary."""
+    from fastsort.report.drawing import draw_results
+    from fastsort.report.folder import results_folder
+    from fastsort.report.progress import progress_bar
+    from fastsort.report.relion_job import stop_when_aborted
+    from fastsort.report.results import write_results
+
+    # An update is made from what the folder holds.
+    overwrite = options.overwrite or getattr(options, "update", False)
+    with results_folder(folder, overwrite=overwrite, inputs=particles.files) as partial:
+        with (
+            progress_bar("sorting", options.quiet) as bar,
+            _workers(particles, options, parameters.get("work")),
+        ):
+            is_job = getattr(options, "relion_job", False)
+            progress = stop_when_aborted(Path(folder).parent, bar) if is_job else bar
+            result = _sort_or_update(folder, particles, options, progress=progress, **parameters)
+        summary = write_results(
+            partial,
+            particles,
+            result,
+            write_stack=getattr(options, "write_stack", False),
+            recentre=getattr(options, "recentre", False),
+            score_field=getattr(options, "score_field", False),
+        )
+        with drawing("report.png"):
+            draw_results(partial, particles, result)
+    if not options.quiet:
+        print_summary(summary, folder)
+    return result
+
+
+def _workers(
+    particles: Particles, options: argparse.Namespace, work: str | os.PathLike[str] | None
+) -> AbstractContextManager[object]:
+    """Give the work to a cluster, if that was asked for."""
+    if getattr(options, "cluster", None) is None:
+        return nullcontext()
+    from fastsort.images.cluster import use_cluster
+
+    return use_cluster(options.cluster, particles.store.files()[:_N_LOOKED_FOR], work=work)
+
+
+def _sort_or_update(
+    folder: str | os.PathLike[str], particles: Particles, options: argparse.Namespace, **parameters: Any
+) -> SortResult:
+    from fastsort.sort import sort_particles
+
+    if not getattr(options, "update", False):
+        return sort_particles(particles, **parameters)
+    from fastsort.report.finished import read_earlier
+    from fastsort.update import update_particles
+
+    # What is not given now is as it was in the run; these belong to a run and have no names as options.
+    given = options.given | {"work", "n_jobs", "progress"}
+    asked = {name: value for name, value in parameters.items() if name in given}
+    earlier, names = read_earlier(folder)
+    return update_particles(particles, earlier, names, judge_again=options.judge_again, **asked)

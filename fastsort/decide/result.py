@@ -1,0 +1,95 @@
+"""What sorting returns: the verdict on every image, and how it was reached."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from fastsort._brief import brief
+from fastsort._types import Array, Bools, Floats, Singles, Words
+from fastsort.decide.decoys import EstimatedErrors
+from fastsort.decide.rescue import Views
+from fastsort.decide.votes import LearnedVerdict
+from fastsort.subspaces.filter import SubspaceResult
+
+
+@brief
+class SortResult(NamedTuple):
+    """The verdict on every image, in input order, and how it was reached.
+
+    Attributes
+    ----------
+    keep : ndarray of bool, shape (n,)
+    score : ndarray of float64, shape (n,)
+        Larger for junk; infinite for images that cannot be judged.
+    reason : ndarray of str, shape (n,)
+        "valid", or why the image is rejected.
+    suspicion : ndarray of str, shape (n,)
+        Why the image would be rejected, should it be; for rejected images the same as `reason`.
+    rescued : ndarray of bool, shape (n,)
+        Rejected images that belong to a rare view and are set aside; their reason is "rare_view".
+    junk_probability : ndarray of float64, shape (n,)
+        1 for images that cannot be judged. NaN where there are fewer than 50 images.
+    votes : dict of str to ndarray of float64, shape (n,)
+        Score of each method that was asked, larger for junk; infinite for images that cannot be judged.
+    offset : ndarray of float32, shape (n, 2)
+        Where the particle's centre lies: row and column from pixel box // 2, in input pixels. Only the
+        radial method looks for it: NaN where that was not asked.
+    measurements : dict of str to ndarray
+        Everything else that was measured, one entry an image.
+    threshold : float
+        Images with a larger score are rejected; NaN where the score does not decide.
+    diameter : float
+        Of the particle in angstroms; NaN where the pixel size is unknown.
+    diameter_px : float
+        The same in input pixels.
+    diameter_estimated : bool
+        Whether the diameter was found from the data.
+    contrast : str
+        "bright" or "dark": of the particles in the images; "unknown" where no method that was asked tells.
+    phase_flipped : bool
+        Whether the phases were flipped here.
+    subspaces : SubspaceResult or None
+        With the subspaces method alone: all that it says of the working images.
+    errors : EstimatedErrors or None
+        How well the set was sorted, as far as that can be said without labels; None with one method.
+    views : Views or None
+        Classes of a sample of the images; None with one method.
+    learned : LearnedVerdict
+        What the verdict rests on. More images can be judged with it.
+    parameters : dict
+        The options of the run.
+    seconds : dict of str to float
+        Wall time of each stage.
+    """
+
+    keep: Bools
+    score: Floats
+    reason: Words
+    suspicion: Words
+    rescued: Bools
+    junk_probability: Floats
+    votes: dict[str, Floats]
+    offset: Singles
+    measurements: dict[str, Array]
+    threshold: float
+    diameter: float
+    diameter_px: float
+    diameter_estimated: bool
+    contrast: str
+    phase_flipped: bool
+    subspaces: SubspaceResult | None
+    errors: EstimatedErrors | None
+    views: Views | None
+    learned: LearnedVerdict
+    parameters: dict[str, Any]
+    seconds: dict[str, float]
+
+    @property
+    def cut(self) -> float:
+        """The name of `threshold` in version 0.1.0."""
+        return self.threshold
+
+    @property
+    def judge(self) -> LearnedVerdict:
+        """The name of `learned` in version 0.1.0."""
+        return self.learned

@@ -1,0 +1,191 @@
+"""Classes ranked without labels: which of them are junk."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from fastsort._brief import brief
+from fastsort._checks import InputError, check_radius
+from fastsort._types import Array, Bools, Floats, Indices
+from fastsort.invariants.averages import ClassAverages
+from fastsort.invariants.ring_correlation import resolved_rings
+
+# The particle's radius if it is not given, in parts of the box.
+RADIUS = 0.4
+# The background begins here, in parts of the particle's radius.
+BACKGROUND_FROM = 1.15
+# How much worse than usual a class may be in one measurement at no cost, in octaves.
+USUAL = 0.5
+
+
+@brief
+class ClassRanking(NamedTuple):
+    """How likely each class is junk, and the measurements that say so; one entry a class.
+
+    Attributes
+    ----------
+    score : ndarray of float64, shape (C,)
+        Larger for junk; infinite for an empty class.
+    junk : ndarray of bool, shape (C,)
+        Whether the score is above 1.
+    displaced : ndarray of float64, shape (C,)
+        Mean over the members of the probability that no particle lies in the middle.
+    contrast : ndarray of float64, shape (C,)
+        Power of the average inside the particle's disk minus that of the background, over the larger of
+        the two, from -1 to 1. The power that noise leaves in an average of so many members is subtracted
+        from both.
+    sharpness : ndarray of float64, shape (C,)
+        Resolution that the usual class would reach with so many members, over the resolution of this one:
+        1 for a class that is as sharp as others of its size, 0 for one that has no resolution.
+    likeness : ndarray of float64, shape (C,)
+        Mean correlation of the members with the average of the other half of the class.
+    compactness : ndarray of float64, shape (C,)
+        Median distance of all images from their median place on the map, over the same of the members.
+    """
+
+    score: Floats
+    junk: Bools
+    displaced: Floats
+    contrast: Floats
+    sharpness: Floats
+    likeness: Floats
+    compactness: Floats
+
+
+def rank_classes(
+    averages: ClassAverages,
+    labels: Array,
+    coordinates: Array,
+    displaced: Array | None = None,
+    *,
+    radius: float | None = None,
+) -> ClassRanking:
+    """Find which classes are junk, without labels.
+
+    Parameters
+    ----------
+    averages : ClassAverages
+        Of C classes.
+    labels : ndarray of int, shape (n,)
+        Class of each image; -1 for none.
+    coordinates : ndarray of float, shape (n, k)
+        Place of each image on the map, or its features. Rows with NaN do not count.
+    displaced : ndarray of float, shape (n,), optional
+        Probability that no particle lies in the middle of each image; by default 0.
+    radius : float, optional
+        Radius of the particle in pixels; by default 0.4 of the box.
+
+    Returns
+    -------
+    ranking : ClassRanking
+
+    Raises
+    ------
+    InputError
+        If the arrays do not fit each other.
+
+    Notes
+    -----
+    The score is the sum of five terms. One is 2.5 times the amount by which `displaced` exceeds its usual
+    value, or 0.5 if that is less. One is 2 times (1 - `contrast`). The other three come from `sharpness`,
+    `likeness` and `compactness`: half the number of octaves by which each is below its usual value, where
+    the first half octave is free. Usual is the median over the images in classes whose members mostly have
+    a particle in the middle.
+
+    The score does not depend on the size of the class: its resolution is compared with that of a usual
+    class of its size, and the other measurements do not grow with the size. So a rare view, which makes a
+    small class that is compact and has a good average, does not count as junk.
+
+    Examples
+    --------
+    >>> import fastsort as fs
+    >>> images, truth = fs.simulate_particles(60, 0, box=32, snr=2, seed=1)
+    >>> classes = fs.classify_images(images, 2, embedding="pca")
+    >>> ranking = fs.rank_classes(classes.averages, classes.label, classes.map.coordinates)
+    >>> len(ranking.score) == len(classes.averages.size)
+    True
+    >>> bool((ranking.junk == (ranking.score > 1)).all())
+    True
+    """
+    count, box = averages.averages.shape[:2]
+    labels = np.asarray(labels)
+    places: Floats = np.asarray(coordinates, dtype=np.float64)
+    away = np.zeros(len(labels)) if displaced is None else np.asarray(displaced, dtype=np.float64)
+    if places.ndim != 2 or not len(labels) == len(places) == len(away):
+        raise InputError(
+            "labels, coordinates and displaced must have one entry an image; "
+            f"got {labels.shape}, {places.shape} and {away.shape}."
+        )
+    if len(labels) and not -1 <= labels.min() <= labels.max() < count:
+        raise InputError(
+            f"labels must be -1 (no class) to {count - 1}; got {labels.min()} to {labels.max()}."
+        )
+    radius = RADIUS * box if radius is None else check_radius(radius, box)
+    members = [np.flatnonzero(labels == k) for k in range(count)]
+    size = np.array([len(chosen) for chosen in members])
+    share = np.array([away[chosen].mean() if len(chosen) else 1.0 for chosen in members])
+    central = np.where(share < 0.5, size, 0) if (share < 0.5).any() else size
+    contrast = _contrast(averages, radius)
+    sharpness = _sharpness(averages, central)
+    likeness = np.nan_to_num(1 - averages.spread.astype(np.float64))
+    compactness = _compactness(places, members)
+    usual_share = min(_weighted_median(share, central), 0.5)
+    score = 2.5 * np.maximum(share - usual_share, 0) + 2 * (1 - contrast)
+    for term in (sharpness, likeness, compactness):
+        usual = _weighted_median(term, central)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            octaves = np.nan_to_num(np.log2(usual / np.maximum(term, 1e-3)), nan=0.0)
+        score += 0.5 * np.maximum(octaves - USUAL, 0)
+    score[size == 0] = np.inf
+    return ClassRanking(score, score > 1, share, contrast, sharpness, likeness, compactness)
+
+
+def _contrast(averages: ClassAverages, radius: float) -> Floats:
+    box = averages.averages.shape[1]
+    offset = np.arange(box) - box // 2
+    distance = np.hypot(offset[:, None], offset)
+    inside = distance <= radius
+    outside = (distance > min(BACKGROUND_FROM * radius, box / 2 - 2)) & (distance < box / 2)
+    images = averages.averages.astype(np.float64)
+    # Members have deviation 1, nearly all of it noise.
+    noise = 1 / np.maximum(averages.size, 1)
+    within = np.maximum((images[:, inside] ** 2).mean(axis=1) - noise, 0)
+    without = np.maximum((images[:, outside] ** 2).mean(axis=1) - noise, 0)
+    return (within - without) / np.maximum(np.maximum(within, without), 1e-12)
+
+
+def _sharpness(averages: ClassAverages, weight: Array) -> Floats:
+    """Resolution of a usual class of the same size, over that of each class."""
+    frc = np.clip(averages.frc.astype(np.float64), 0, 0.999)
+    size = averages.size.astype(np.float64)
+    # Signal over noise in one member, by ring; that of the usual class.
+    single = 2 * frc / (1 - frc) / np.maximum(size, 1)[:, None]
+    usual = np.array([_weighted_median(ring, weight) for ring in single.T])
+    half = usual * size[:, None] / 2
+    usual_rings = resolved_rings(half / (1 + half))
+    own_rings = resolved_rings(frc)
+    return np.where(size > 1, own_rings / np.maximum(usual_rings, 1), 0.0)
+
+
+def _compactness(coordinates: Floats, members: list[Indices]) -> Floats:
+    known = np.asarray(np.isfinite(coordinates).all(axis=1))
+    whole = _spread(coordinates[known])
+    own = np.array([_spread(coordinates[chosen[known[chosen]]]) for chosen in members])
+    return np.divide(whole, own, out=np.ones(len(members)), where=own > 0)
+
+
+def _spread(rows: Floats) -> float:
+    """Median distance from the median place."""
+    if len(rows) == 0:
+        return 0.0
+    return float(np.median(np.linalg.norm(rows - np.median(rows, axis=0), axis=1)))
+
+
+def _weighted_median(values: Floats, weight: Array) -> float:
+    order = np.argsort(values, kind="stable")
+    total = np.cumsum(weight[order])
+    if not len(values) or total[-1] == 0:
+        return 0.0
+    return float(values[order[np.searchsorted(total, total[-1] / 2)]])
