@@ -385,7 +385,7 @@ def live(tmp_path_factory):
     early = write_rows(star, "early.star", range(140))
     star.write_text(early.read_text())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastsort.report.again.draw_results", lambda *_: None)
+        patch.setattr("fastsort.report.drawing.draw_results", lambda *_: None)
         assert cli.main(["sort", str(star), "-o", str(folder / "sorted"), "--jobs", "2", "--quiet"]) == 0
     star.write_text(whole)
     return star, folder / "sorted"
