@@ -43,7 +43,7 @@ from fastsort.particles.table import CtfParameters
 
 HERE = Path(__file__).parent
 # Each pixel of the small images becomes so many in a row: large enough for several batches, and quickly made.
-ENLARGED = 5
+ENLARGED = 7
 METHODS_OF_STARTING = [
     method for method in ("fork", "spawn", "forkserver") if method in multiprocessing.get_all_start_methods()
 ]
@@ -136,7 +136,7 @@ def wait_until(met, seconds=10):
 
 @pytest.fixture(scope="module")
 def stack():
-    return fs.simulate_particles(120, 120, box=32, snr=0.3, ctf=True, junk="all", n_micrographs=4, seed=1)
+    return fs.simulate_particles(70, 70, box=32, snr=0.3, ctf=True, junk="all", n_micrographs=4, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -366,7 +366,7 @@ def unchanged(what):
     assert not changed, (what, {name: (before[name], after[name]) for name in changed})
     now = blas_threads()
     assert {name: now[name] for name in blas} == blas, (what, now)
-images, truth = fs.simulate_particles(120, 120, box=32, snr=0.3, junk="all", seed=1)
+images, truth = fs.simulate_particles(70, 70, box=32, snr=0.3, junk="all", seed=1)
 unchanged("simulate")
 fs.write_project(folder + "/project", images, truth)
 unchanged("write")
@@ -746,10 +746,10 @@ def test_results_and_particles_travel(travel, result, project, stack):
     for particles in (fs.open_particles(project), fs.open_particles(images, pixel_size=2.0)):
         other = travel(particles)
         assert isinstance(other, fs.Particles)
-        assert (len(other), other.box, other.pixel_size) == (240, 32, particles.pixel_size)
+        assert (len(other), other.box, other.pixel_size) == (140, 32, particles.pixel_size)
         assert list(other.names) == list(particles.names)
         assert same(other.ctf, particles.ctf)
-        assert np.array_equal(other.read([7, 3, 200]), particles.read([7, 3, 200]))
+        assert np.array_equal(other.read([7, 3, 120]), particles.read([7, 3, 120]))
 
 
 def test_results_and_particles_are_short_to_look_at(result, project, stack):
@@ -763,8 +763,8 @@ def test_results_and_particles_are_short_to_look_at(result, project, stack):
         assert max(map(len, lines)) <= 100
         for name in type(thing)._fields:
             assert f"  {name}=" in text
-    assert "keep=bool (240,)" in repr(result)
-    assert "reason=str (240,)" in repr(result)
+    assert "keep=bool (140,)" in repr(result)
+    assert "reason=str (140,)" in repr(result)
     assert len(repr(fs.open_particles(project))) < 400
     assert len(repr(fs.open_particles(images))) < 100
 
