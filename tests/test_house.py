@@ -191,9 +191,7 @@ def frozen_names(source):
     constants = {
         target.id
         for node in tree.body
-        if isinstance(node, (ast.Assign, ast.AnnAssign))
-        and not any(isinstance(part, (ast.Call, ast.Attribute)) for part in ast.walk(node.value))
-        and not {part.id for part in ast.walk(node.value) if isinstance(part, ast.Name)} & imports_of(tree)
+        if isinstance(node, (ast.Assign, ast.AnnAssign)) and is_constant(node.value, imports_of(tree))
         for left in (node.targets if isinstance(node, ast.Assign) else [node.target])
         for target in ast.walk(left)
         if isinstance(target, ast.Name)
@@ -207,6 +205,15 @@ def frozen_names(source):
                 if isinstance(part, ast.Name):
                     (read if isinstance(part.ctx, ast.Load) else own).add(part.id)
         yield from ((node.name, name) for name in sorted(read - own - allowed))
+
+
+def is_constant(value, imported):
+    """Whether a value is made of literals, built-in functions and names of its own file."""
+    parts = list(ast.walk(value))
+    called = {ast.unparse(part.func) for part in parts if isinstance(part, ast.Call)}
+    names = {part.id for part in parts if isinstance(part, ast.Name)}
+    no_attributes = not any(isinstance(part, ast.Attribute) for part in parts)
+    return no_attributes and called <= set(dir(builtins)) and not names & imported
 
 
 def is_kernel(node):
