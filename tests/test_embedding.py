@@ -119,14 +119,14 @@ def fresh(code, *flags, temporary=None, folder=None, **environment):
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout, done.stderr
 
 
-def wait_until(met, seconds=10):
+def wait_until(met, seconds=60):
     """Wait for what other threads have still to do."""
     end = time.monotonic() + seconds
     while not met() and time.monotonic() < end:
@@ -457,7 +457,7 @@ path, backend = json.loads(ARGUMENTS)
 found = {}
 for n_jobs in (None, 2):
     tasks = (joblib.delayed(sort_file)(path, n_jobs, order) for order in (1, -1))
-    found[str(n_jobs)] = joblib.Parallel(n_jobs=2, backend=backend, timeout=100)(tasks)
+    found[str(n_jobs)] = joblib.Parallel(n_jobs=2, backend=backend, timeout=500)(tasks)
 print(json.dumps(found))
 """
 
@@ -479,7 +479,7 @@ path, methods = json.loads(ARGUMENTS)
 found = [sort_file(path, 2)]
 for method in methods:
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(method)) as pool:
-        found.append(pool.submit(sort_file, path, 2, -1).result(timeout=100))
+        found.append(pool.submit(sort_file, path, 2, -1).result(timeout=500))
 print(json.dumps(found))
 """
 
@@ -502,7 +502,7 @@ def progress(done, total):
         child = os.fork()
         if child == 0:
             # A child that hangs shall not hang the test.
-            signal.alarm(60)
+            signal.alarm(500)
             try:
                 found = [sort_file(path, 2), blas_threads() == before]
                 os.write(1, (json.dumps(found) + "\\n").encode())
@@ -560,7 +560,7 @@ def test_blas_has_its_threads_back_after_overlapping_runs(stack):
     def first():
         def progress(done, total):
             first_in.set()
-            assert second_in.wait(60)
+            assert second_in.wait(500)
 
         fs.sort_particles(images, progress=progress)
         after_first.append(blas_threads())
@@ -569,9 +569,9 @@ def test_blas_has_its_threads_back_after_overlapping_runs(stack):
     def second():
         def progress(done, total):
             second_in.set()
-            assert first_out.wait(60)
+            assert first_out.wait(500)
 
-        assert first_in.wait(60)
+        assert first_in.wait(500)
         fs.sort_particles(images, progress=progress)
 
     with ThreadPoolExecutor(2) as pool:
@@ -595,7 +595,7 @@ def test_warning_filters_are_back_after_overlapping_runs():
 
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(silence, 0.2)
-        entered.wait(10)
+        entered.wait(60)
         pool.submit(silence, 0.4).result()
         first.result()
     assert warnings.filters == before
@@ -701,7 +701,7 @@ def test_in_a_web_service(stack, tmp_path):
         request = urllib.request.Request(f"http://127.0.0.1:{server.server_port}", data)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with opener.open(request, timeout=60) as answer:
+            with opener.open(request, timeout=500) as answer:
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
             with error:
