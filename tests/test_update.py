@@ -409,7 +409,7 @@ def test_killed_update_leaves_the_old_results_and_the_next_one_goes_on(live, no_
     root = str(Path(__file__).parent.parent)
     path = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
     killed = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, timeout=120, check=False
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, timeout=600, check=False
     )
     assert killed.returncode == -signal.SIGKILL
     assert files_of(folder) == before
