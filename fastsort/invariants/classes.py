@@ -14,11 +14,12 @@ from fastsort._progress import Progress, part_of
 from fastsort._types import Array, Bools, Floats, Images, Indices, Singles
 from fastsort.invariants.align import NEAREST, match_to_references
 from fastsort.invariants.averages import ClassAverages, averages_to_match, class_averages
-from fastsort.invariants.features import invariant_features, ring_statistics
+from fastsort.invariants.features import invariant_features
 from fastsort.invariants.groups import group_classes
 from fastsort.invariants.map import EMBEDDINGS, ParticleMap, map_features
 from fastsort.invariants.ranking import RADIUS, ClassRanking, rank_classes
 from fastsort.invariants.ring_correlation import weigh_rings
+from fastsort.invariants.ring_statistics import ring_statistics
 from fastsort.particles.source import Particles, as_particles
 
 # How far from the middle of the box the alignment looks for a particle, in parts of the box: farther out,
