@@ -48,7 +48,7 @@ SAVED_TYPES = {
     "bulk": "fastsort._bulk:Bulk",
     "map-result": "fastsort.classify:MapResult",
     "classification": "fastsort.invariants.classes:Classification",
-    "class-ranking": "fastsort.invariants.classes:ClassRanking",
+    "class-ranking": "fastsort.invariants.ranking:ClassRanking",
     "class-averages": "fastsort.invariants.averages:ClassAverages",
     "particle-map": "fastsort.invariants.map:ParticleMap",
     "pixel-statistics": "fastsort.images.normalize:PixelStatistics",
