@@ -110,6 +110,7 @@ _FORMER = {
             "learned-radial": {"height": "typical_height", "second": "second_height"},
             "standardized-model": {"model": "arrays"},
             "subspace-result": {"cut": "threshold"},
+            "invariant-result": {"cut": "threshold"},
         },
         # A kind of decoys.
         keys={"surroundings": "background"},

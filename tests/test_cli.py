@@ -11,7 +11,6 @@ import resource
 import signal
 import subprocess
 import sys
-from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +22,6 @@ import starfile
 from fastsort import __version__, cli
 from fastsort.cli import demo
 from fastsort.cli.printing import print_verdicts
-from fastsort.particles.describe import describe
 from fastsort.particles.mrc import write_stack
 from fastsort.particles.open import open_particles
 from fastsort.simulate import simulate_particles, write_project
@@ -37,10 +35,6 @@ STAR_RESULTS = STACK_RESULTS - {"kept.txt", "rejected.txt"} | {
     "rejected.star",
     "micrographs.csv",
 }
-
-needs_passthrough = pytest.mark.skipif(
-    "passthrough" not in signature(describe).parameters, reason="describe takes no passthrough file yet"
-)
 
 
 def run(*arguments, **options):
@@ -538,7 +532,6 @@ def write_dataset(folder):
     return folder / "particles.cs"
 
 
-@needs_passthrough
 def test_info_reads_the_passthrough_file(tmp_path, capsys):
     path = write_dataset(tmp_path)
     assert call("info", path) == 0

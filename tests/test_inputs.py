@@ -72,6 +72,7 @@ def dataset(simulated, tmp_path):
     return save(tmp_path / "J24/cryosparc_P1_J24_particles.cs", rows), truth
 
 
+@pytest.mark.slow
 def test_a_dataset_comes_back_row_by_row(dataset, tmp_path, no_pictures):
     path, truth = dataset
     before = {file: file.read_bytes() for file in path.parent.iterdir()}
@@ -98,6 +99,7 @@ def test_a_dataset_comes_back_row_by_row(dataset, tmp_path, no_pictures):
     assert (out / "micrographs.csv").is_file()
 
 
+@pytest.mark.slow
 def test_scores_go_into_a_dataset_when_asked_for(dataset, tmp_path, no_pictures):
     path, _ = dataset
     assert call("sort", path, "-o", tmp_path / "out", "--quiet", "--score-field") == 0
@@ -127,6 +129,7 @@ def test_options_about_images_mean_nothing_to_a_list(dataset, tmp_path, capsys, 
     assert f"{option[0]} does nothing with a list" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_classes_of_a_dataset_are_chosen_again(dataset, tmp_path):
     pytest.importorskip("sklearn")
     path, _ = dataset
@@ -179,6 +182,7 @@ def numbers(path):
     return [int(line.split()[2]) for line in path.read_text().splitlines() if "# pick" in line]
 
 
+@pytest.mark.slow
 def test_picks_are_sorted_and_come_back_as_coordinate_files(picked, tmp_path, capsys, no_pictures):
     folder, truth = picked
     before = {file: file.read_bytes() for file in folder.iterdir()}
@@ -202,6 +206,7 @@ def test_picks_are_sorted_and_come_back_as_coordinate_files(picked, tmp_path, ca
     assert json.loads((out / "summary.json").read_text())["reasons"]["outside"] >= 2
 
 
+@pytest.mark.slow
 def test_a_finished_run_on_micrographs_is_cut_and_drawn_again(picked, tmp_path, monkeypatch):
     folder, truth = picked
     monkeypatch.chdir(folder)
@@ -221,12 +226,14 @@ def test_a_finished_run_on_micrographs_is_cut_and_drawn_again(picked, tmp_path, 
     assert call("apply", *arguments) == 0
     assert [numbers(tmp_path / "listed/kept" / name) for name in sorted(truth)] == [[0, 3], [9]]
     # The same again: folders of coordinate files are replaced, and only while all in them is ours.
-    assert call("sort", *sources(folder), "-o", out, "--quiet", "--overwrite") == 0
+    again = ["sort", *sources(folder), "-o", out, "--quiet", "--overwrite", "--method", "radial"]
+    assert call(*again) == 0
     (out / "kept" / "mine.txt").write_text("keep me")
-    assert call("sort", *sources(folder), "-o", out, "--quiet", "--overwrite") == 1
+    assert call(*again) == 1
     assert (out / "kept" / "mine.txt").read_text() == "keep me"
 
 
+@pytest.mark.slow
 def test_new_micrographs_are_sorted_as_they_come(picked, tmp_path, no_pictures):
     folder, truth = picked
     live = tmp_path / "live"
@@ -299,6 +306,7 @@ def test_relion_extracts_the_picks_that_are_kept(picked, tmp_path, no_pictures):
         assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.9999
 
 
+@pytest.mark.slow
 def test_relion_runs_the_command_as_a_job(simulated, tmp_path, monkeypatch, no_pictures):
     """Called as the pipeline does it; the pipeline itself is tried in test_relion_job."""
     images, truth = simulated
@@ -309,8 +317,8 @@ def test_relion_runs_the_command_as_a_job(simulated, tmp_path, monkeypatch, no_p
     (job / "run.out").write_text("RELION's own")
     arguments = ["sort", "--relion-job", "--o", "External/job012/", "--in_parts", star.name]
     arguments += ["--diameter", 150, "--j", 1, "--pipeline_control", "External/job012/"]
-    for _ in range(2):
-        assert call(*arguments, "--quiet") == 0
+    for more in ([], ["--method", "radial"]):
+        assert call(*arguments, *more, "--quiet") == 0
     names = {path.name for path in job.iterdir()}
     assert names == {"run.out", "sorted", "RELION_JOB_EXIT_SUCCESS", "RELION_OUTPUT_NODES.star"}
     made = starfile.read(job / "RELION_OUTPUT_NODES.star")

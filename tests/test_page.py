@@ -466,7 +466,7 @@ class Browser:
         return answer["result"].get("value")
 
     def wait(self, code):
-        end = time.monotonic() + 20
+        end = time.monotonic() + 200
         while not self.run(code):
             assert time.monotonic() < end, f"never came true: {code}"
             time.sleep(0.02)
@@ -507,7 +507,7 @@ class Browser:
         self.run("document.getElementById('save').focus()")
         self.press("Enter", text="\r")
         path = self.downloads / "kept_images.txt"
-        end = time.monotonic() + 20
+        end = time.monotonic() + 200
         while not path.exists():
             assert time.monotonic() < end, "nothing was saved"
             time.sleep(0.02)

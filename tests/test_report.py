@@ -47,6 +47,14 @@ NEW_COLUMNS = [
 ]
 
 
+class Result(SimpleNamespace):
+    """Stands for a `SortResult` that a test can change."""
+
+    @property
+    def cut(self):
+        return self.threshold
+
+
 def make_result(n, seed=0, **changes):
     """A result with every reason in it (if n allows), and scores with a long tail."""
     rng = np.random.default_rng(seed)
@@ -63,7 +71,7 @@ def make_result(n, seed=0, **changes):
         "junk_probability": rng.random(n),
         "offset": rng.normal(0, 3, (n, 2)).astype(np.float32),
         "measurements": {"peak": rng.random(n), "n_clusters": np.arange(n)},
-        "cut": 3.0,
+        "threshold": 3.0,
         "diameter": 128.0,
         "diameter_px": 32.0,
         "diameter_estimated": False,
@@ -75,7 +83,7 @@ def make_result(n, seed=0, **changes):
         "parameters": {"seed": np.int64(0), "method": None, "radius": np.float32(2.5)},
         "seconds": {"total": 2.0, "measure": 1.5},
     }
-    return SimpleNamespace(**{**fields, **changes})
+    return Result(**{**fields, **changes})
 
 
 def make_subspaces(n_subspaces=2, n_components=3, n_images=(40, 40, 38), steps=None, **changes):
@@ -361,7 +369,7 @@ def test_scores_survive_names_with_commas_and_chunks(tmp_path, monkeypatch):
 
 
 def test_summary_counts_add_up(project, tmp_path):
-    result = make_result(24, cut=np.inf)
+    result = make_result(24, threshold=np.inf)
     write_tables(tmp_path, open_particles(project), result)
     summary = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)
     assert summary["images"] == 24 and summary["kept"] == 3 and summary["rejected"] == 21
@@ -674,10 +682,10 @@ def test_picture_shows_images_scores_and_reasons(project, tmp_path):
     "changes",
     [
         {"keep": np.ones(5, bool)},
-        {"keep": np.zeros(5, bool), "score": np.full(5, np.nan), "cut": np.nan},
+        {"keep": np.zeros(5, bool), "score": np.full(5, np.nan), "threshold": np.nan},
         {"score": np.array([0, np.inf, -np.inf, 1e30, np.nan])},
-        {"score": np.zeros(5), "cut": 0.0},
-        {"offset": np.full((5, 2), np.nan, np.float32), "diameter": np.nan, "cut": np.inf},
+        {"score": np.zeros(5), "threshold": 0.0},
+        {"offset": np.full((5, 2), np.nan, np.float32), "diameter": np.nan, "threshold": np.inf},
     ],
 )
 def test_picture_of_odd_results(tmp_path, changes):
@@ -853,18 +861,18 @@ def test_choices_are_in_order_and_leave_out_unjudged_images():
     judged = np.sort(result.score[~np.isin(result.reason, ["flat", "bad_pixels"])])
     np.testing.assert_array_equal(best, judged[:24])
     np.testing.assert_array_equal(worst, judged[::-1][:24])
-    nearest = judged[np.argsort(np.abs(judged - result.cut))[:24]]
+    nearest = judged[np.argsort(np.abs(judged - result.threshold))[:24]]
     np.testing.assert_array_equal(borderline, np.sort(nearest))
 
 
 def test_without_a_threshold_the_border_lies_between_kept_and_rejected():
-    result = make_learned_result(800, cut=np.nan)
+    result = make_learned_result(800, threshold=np.nan)
     rejected = np.flatnonzero(~result.keep & ~np.isin(result.reason, ["flat", "bad_pixels"]))
     chosen = list(plots._choices(result).values())[1]
     assert len(chosen) == 24 and result.keep[chosen[:12]].all() and not result.keep[chosen[12:]].any()
     np.testing.assert_array_equal(result.score[chosen[:12]], np.sort(result.score[result.keep])[-12:])
     np.testing.assert_array_equal(result.score[chosen[12:]], np.sort(result.score[rejected])[:12])
-    all_kept = make_learned_result(30, cut=np.nan, keep=np.ones(30, bool))
+    all_kept = make_learned_result(30, threshold=np.nan, keep=np.ones(30, bool))
     assert len(plots._choices(all_kept)["Borderline: no threshold"]) == 0
 
 

@@ -611,7 +611,7 @@ def test_relion_reads_the_project(stack, tmp_path):
         cwd=star.parent,
         check=True,
         capture_output=True,
-        timeout=60,
+        timeout=600,
     )
     with mrcfile.open(star.parent / "all.mrcs", permissive=True) as file:
         np.testing.assert_allclose(file.data, images, atol=1e-5)

@@ -106,7 +106,8 @@ def add_micrographs(parser: argparse.ArgumentParser, reads_pixels: bool = True) 
     """
     add = parser.add_argument
     add("--micrographs", metavar="FILES", help="micrographs, e.g. 'mics/*.mrc', or a STAR file")
-    add("--coordinates", metavar="FILES", help="picks, e.g. 'picks/*.star' (or .box or .cs files)")
+    picks = "picks, e.g. 'picks/*.star'; also .cs, .box, .cbox, .json of EMAN2 and .txt of Topaz"
+    add("--coordinates", metavar="FILES", help=picks)
     add("--box", type=int, metavar="PX", help="size of the boxes to extract from the micrographs")
     bright = "particles are bright in the micrographs" if reads_pixels else argparse.SUPPRESS
     add("--bright", action="store_true", help=bright)

@@ -28,6 +28,8 @@ from fastsort.cli.relion import IS_JOB
 if TYPE_CHECKING:
     from fastsort.decide.result import SortResult
     from fastsort.particles.source import Particles
+
+# Options that `sort_particles` has under the same names.
 _PARAMETERS = (
     "diameter",
     "method",

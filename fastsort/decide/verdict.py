@@ -97,7 +97,7 @@ def _decide_by_one(
     weights = {**dict.fromkeys(results.votes, 1.0), OFFSET: 0.0}
     learned = LearnedVerdict(results.learned, weights, {}, (np.nan, np.nan))
     keep, reason, rescued, errors = _conclude(
-        result.keep, result.cut, result.score, result.junk_probability, suspicion, measurements, learned
+        result.keep, result.threshold, result.score, result.junk_probability, suspicion, measurements, learned
     )
     offset = np.full((len(keep), 2), np.nan, dtype=np.float32)
     if results.radial is not None:
@@ -111,7 +111,7 @@ def _decide_by_one(
         junk_probability=result.junk_probability,
         offset=offset,
         measurements=measurements,
-        threshold=result.cut,
+        threshold=result.threshold,
         errors=errors,
         views=None,
         learned=learned,

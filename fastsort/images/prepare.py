@@ -152,10 +152,10 @@ def _prepare(
     with os.fdopen(os.open(path, os.O_WRONLY), "wb") as file:
         file.seek((done + start) * working[0].nbytes)
         file.write(working.data)
-    return pixels, _total(working)
+    return pixels, _sum_of_bytes(working)
 
 
-def _total(working: npt.NDArray[np.float16]) -> int:
+def _sum_of_bytes(working: npt.NDArray[np.float16]) -> int:
     """Sum the bytes of images, eight at a time: much faster than a checksum, and lost pages still show."""
     numbers = np.frombuffer(working, np.uint64, working.nbytes // 8)
     return int(numbers.sum(dtype=np.uint64))
@@ -198,7 +198,7 @@ def _resume(path: str, journal: str, title: bytes, n: int, size: int) -> Iterato
                     pixels, total = entry
                     working = np.fromfile(images, WORKING, len(pixels.codes) * size * size)
                     # After a power failure the disk may have the entry and not the images.
-                    if _total(working) != total:
+                    if _sum_of_bytes(working) != total:
                         break
                     yield pixels
                     end = entries.tell()

@@ -175,8 +175,8 @@ def _is_whole(result: SortResult) -> bool:
     columns += [(values, "f") for values in result.votes.values()]
     columns += [(values, "biuf") for values in result.measurements.values()]
     n = np.size(result.keep)
-    numbers = (result.cut, result.diameter, result.diameter_px, *result.seconds.values())
-    parts = (result.subspaces, result.errors, result.views, result.judge)
+    numbers = (result.threshold, result.diameter, result.diameter_px, *result.seconds.values())
+    parts = (result.subspaces, result.errors, result.views, result.learned)
     return (
         all(isinstance(values, np.ndarray) and values.dtype.kind in kind for values, kind in columns)
         and all(values.shape == (n,) for values, _ in columns)

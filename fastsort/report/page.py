@@ -78,11 +78,20 @@ def write_page(
         "run": run_html(result),
     }
     every_code = base64.b64encode(codes.astype("<u2").tobytes()).decode()
-    template = files("fastsort.report").joinpath("page.html").read_text("utf-8")
+    template = _template()
     page = _fill(template, {**parts, "data": _embedded({**data, "codes": every_code})})
     if len(page) > MAX_BYTES:
         page = _fill(template, {**parts, "data": _embedded({**data, "codes": None})})
     Path(path).write_bytes(page)
+
+
+def _template() -> str:
+    """Return the page with its style and its script, and with a slot for each part."""
+    room = files("fastsort.report")
+    template, style, script = (
+        room.joinpath(f"page.{suffix}").read_text("utf-8") for suffix in ("html", "css", "js")
+    )
+    return template.replace("<!-- style -->", style).replace("<!-- script -->", script)
 
 
 def _fill(template: str, parts: dict[str, str]) -> bytes:

@@ -211,7 +211,11 @@ def run_html(result: SortResult) -> str:
         name: "default" if value is None else value for name, value in result.parameters.items()
     }
     tables: dict[str, dict[str, Any]] = {
-        "Parameters": {**parameters, "threshold on the score": result.cut, "votes": ", ".join(result.votes)},
+        "Parameters": {
+            **parameters,
+            "threshold on the score": result.threshold,
+            "votes": ", ".join(result.votes),
+        },
         "Versions": software_versions(),
         "Seconds": result.seconds,
     }

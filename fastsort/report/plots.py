@@ -93,16 +93,16 @@ def _draw_scores(axes: Any, result: SortResult) -> None:
     if len(scores) == 0:
         axes.text(0.5, 0.5, "no image has a score", transform=axes.transAxes, ha="center", va="center")
         return
-    edges = _edges(scores, result.cut)
+    edges = _edges(scores, result.threshold)
     shown = np.clip(scores, edges[0], edges[-1])
     groups = [shown[keep], shown[~keep]]
     names = [f"kept ({keep.sum():,})", f"rejected ({(~keep).sum():,})"]
     axes.hist(groups, edges, stacked=True, color=(_KEPT, _REJECTED), label=names)
     axes.set_xlim(edges[0], edges[-1])
     axes.locator_params(axis="y", integer=True)
-    if np.isfinite(result.cut):
-        label = f"threshold {result.cut:.3g}"
-        axes.axvline(result.cut, color="black", linestyle="--", linewidth=1.5, label=label)
+    if np.isfinite(result.threshold):
+        label = f"threshold {result.threshold:.3g}"
+        axes.axvline(result.threshold, color="black", linestyle="--", linewidth=1.5, label=label)
     notes = [
         f"{count:,} images {where} the axis are counted in the {side} bar"
         for where, side, count in (
@@ -154,10 +154,10 @@ def _choices(result: SortResult) -> dict[str, Indices]:
     order = judged[np.argsort(result.score[judged], kind="stable")]
     scores = result.score[order]
     finite = np.isfinite(scores)
-    distance = np.where(finite, np.abs(np.where(finite, scores, 0) - result.cut), np.inf)
+    distance = np.where(finite, np.abs(np.where(finite, scores, 0) - result.threshold), np.inf)
     nearest = order[np.sort(np.argsort(distance, kind="stable")[:N_TILES])]
     border = "scores nearest to the threshold"
-    if result.subspaces is not None and np.isnan(result.cut):
+    if result.subspaces is not None and np.isnan(result.threshold):
         mixed = not result.keep[order].all()
         border = "highest scores kept, lowest scores rejected" if mixed else "no threshold"
         nearest = _border(order, result.keep[order])
