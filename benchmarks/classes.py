@@ -29,7 +29,7 @@ from scipy.spatial.transform import Rotation
 from tables import DATA, ROOT, print_machine, print_table
 
 import fastsort as fs
-from fastsort.invariants.averages import filter_averages
+from fastsort.invariants.ring_correlation import filter_averages
 from fastsort.report.accuracy import measure_accuracy
 from fastsort.simulate import write_project
 from fastsort.simulate.phantoms import load_volume, phantom_blobs, phantom_volume, volume_extent

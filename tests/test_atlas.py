@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from fastsort._checks import InputError
 from fastsort.invariants.averages import ClassAverages
-from fastsort.invariants.classes import Classification, ClassRanking
+from fastsort.invariants.classes import Classification
 from fastsort.invariants.map import ParticleMap
+from fastsort.invariants.ranking import ClassRanking
 from fastsort.report import atlas, montage
 from fastsort.report.atlas import draw_map
 from fastsort.report.class_looks import class_tiles, style_of

@@ -15,7 +15,8 @@ import fastsort as fs
 from fastsort import InputError
 from fastsort.invariants import classes as module
 from fastsort.invariants.averages import ClassAverages
-from fastsort.invariants.classes import classify_images, group_classes
+from fastsort.invariants.classes import classify_images
+from fastsort.invariants.groups import group_classes
 from fastsort.invariants.ranking import rank_classes
 from fastsort.simulate.phantoms import phantom_blobs, phantom_volume
 

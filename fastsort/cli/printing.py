@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastsort.classify import MapResult
     from fastsort.decide.result import SortResult
-    from fastsort.particles.describe import Description, Look, OpticsGroup
-    from fastsort.simulate.particles import Truth
+    from fastsort.particles.describe import Description, Look
+    from fastsort.particles.table import OpticsGroup
+    from fastsort.simulate.plan import Truth
 
 _LINE = 99
 # How many of a long list are named.

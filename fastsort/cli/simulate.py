@@ -12,7 +12,7 @@ from fastsort.cli.options import NO_BAR_HELP, SEED_HELP, Commands, add_command
 
 if TYPE_CHECKING:
     from fastsort._types import Images
-    from fastsort.simulate.particles import Simulation
+    from fastsort.simulate.plan import Simulation
 
 _VOLUME_HELP = "particle: globular, elongated, shell, two-lobed, or an .mrc file (default globular)"
 

@@ -14,15 +14,11 @@ from fastsort._threshold import MIN_JUDGED
 from fastsort._types import Bools, Floats, Images, Indices, Singles
 from fastsort.images.batches import map_batches
 from fastsort.invariants.align import match_to_references
-from fastsort.invariants.averages import (
-    ClassAverages,
-    averages_to_match,
-    class_averages,
-    filter_averages,
-    resolved_rings,
-)
-from fastsort.invariants.classes import ClassRanking, rank_classes
-from fastsort.invariants.features import invariant_features, ring_statistics
+from fastsort.invariants.averages import ClassAverages, averages_to_match, class_averages
+from fastsort.invariants.features import invariant_features
+from fastsort.invariants.ranking import ClassRanking, rank_classes
+from fastsort.invariants.ring_correlation import filter_averages, resolved_rings
+from fastsort.invariants.ring_statistics import ring_statistics
 from fastsort.particles.source import Particles, choose_particles
 
 # Images on the map, kept and rejected: as many as a person can look at, and as are aligned in a second.

@@ -15,8 +15,10 @@ from fastsort._types import Codes, FilePath, Floats, Images, Words
 from fastsort.decide.combine import OFFSET
 from fastsort.invariants.filter import InvariantResult, LearnedInvariants, invariant_filter
 from fastsort.particles.source import Particles
-from fastsort.radial.filter import LearnedRadial, RadialResult, radial_filter
-from fastsort.subspaces.filter import EXCESS, LearnedShapes, SubspaceResult, subspace_filter
+from fastsort.radial.filter import RadialResult, radial_filter
+from fastsort.radial.learn import LearnedRadial
+from fastsort.subspaces.filter import EXCESS, SubspaceResult, subspace_filter
+from fastsort.subspaces.learn import LearnedShapes
 
 METHODS = ("radial", "subspaces", "invariants")
 # Time that the methods take, in parts of that of all three.

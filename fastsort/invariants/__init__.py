@@ -9,10 +9,12 @@ from fastsort._lazy import lazy_names
 if TYPE_CHECKING:
     from fastsort.invariants.align import align_images, apply_alignment, match_to_references
     from fastsort.invariants.averages import class_averages
-    from fastsort.invariants.classes import classify_images, group_classes, rank_classes
+    from fastsort.invariants.classes import classify_images
     from fastsort.invariants.features import invariant_features
     from fastsort.invariants.filter import invariant_filter
+    from fastsort.invariants.groups import group_classes
     from fastsort.invariants.map import map_features, map_particles
+    from fastsort.invariants.ranking import rank_classes
     from fastsort.invariants.ring_correlation import fourier_ring_correlation
     from fastsort.invariants.zernike import zernike_basis, zernike_moments
 
@@ -48,7 +50,7 @@ __getattr__, __dir__ = lazy_names(
         "class_averages": "fastsort.invariants.averages",
         "fourier_ring_correlation": "fastsort.invariants.ring_correlation",
         "classify_images": "fastsort.invariants.classes",
-        "rank_classes": "fastsort.invariants.classes",
-        "group_classes": "fastsort.invariants.classes",
+        "rank_classes": "fastsort.invariants.ranking",
+        "group_classes": "fastsort.invariants.groups",
     },
 )

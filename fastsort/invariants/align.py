@@ -128,7 +128,7 @@ def align_images(
     >>> reference = np.zeros((32, 32))
     >>> reference[12:20, 10:14] = reference[12:16, 14:22] = 1
     >>> image = np.roll(reference, (2, -1), axis=(0, 1))
-    >>> alignment = fs.align_images(image[np.newaxis], reference)
+    >>> alignment = fs.invariants.align_images(image[np.newaxis], reference)
     >>> alignment.shift.round().tolist()
     [[2.0, -1.0]]
     >>> bool(abs(alignment.angle[0]) < 1), bool(alignment.score[0] > 0.99)
@@ -203,7 +203,7 @@ def match_to_references(
     >>> references[0, 12:20, 10:14] = references[0, 12:16, 14:22] = 1
     >>> references[1, 14:18, 8:24] = 1
     >>> images = np.rot90(references[[1, 0, 1]], axes=(1, 2))
-    >>> fs.match_to_references(images, references).reference.tolist()
+    >>> fs.invariants.match_to_references(images, references).reference.tolist()
     [1, 0, 1]
     """
     particles = as_particles(images)
@@ -346,8 +346,8 @@ def apply_alignment(
     >>> import numpy as np
     >>> import fastsort as fs
     >>> images, truth = fs.simulate_particles(20, 0, box=32, snr=2, seed=1)
-    >>> alignment = fs.align_images(images, images[0], max_shift=4)
-    >>> aligned = fs.apply_alignment(images, alignment)
+    >>> alignment = fs.invariants.align_images(images, images[0], max_shift=4)
+    >>> aligned = fs.invariants.apply_alignment(images, alignment)
     >>> aligned.shape
     (20, 32, 32)
     >>> bool(np.corrcoef(aligned[0].ravel(), images[0].ravel())[0, 1] > 0.99)

@@ -140,7 +140,7 @@ def class_averages(
     >>> import fastsort as fs
     >>> images, truth = fs.simulate_particles(40, 0, box=32, snr=2, seed=1)
     >>> labels = np.arange(40) % 2
-    >>> classes = fs.class_averages(images, labels, n_iterations=2)
+    >>> classes = fs.invariants.class_averages(images, labels, n_iterations=2)
     >>> classes.averages.shape, classes.size.tolist()
     ((2, 32, 32), [20, 20])
     >>> bool(classes.score.min() > 0)

@@ -14,11 +14,12 @@ from fastsort._progress import Progress, part_of
 from fastsort._types import Array, Bools, Floats, Images, Indices, Singles
 from fastsort.invariants.align import NEAREST, match_to_references
 from fastsort.invariants.averages import ClassAverages, averages_to_match, class_averages
-from fastsort.invariants.features import invariant_features, ring_statistics
+from fastsort.invariants.features import invariant_features
 from fastsort.invariants.groups import group_classes
 from fastsort.invariants.map import EMBEDDINGS, ParticleMap, map_features
 from fastsort.invariants.ranking import RADIUS, ClassRanking, rank_classes
 from fastsort.invariants.ring_correlation import weigh_rings
+from fastsort.invariants.ring_statistics import ring_statistics
 from fastsort.particles.source import Particles, as_particles
 
 # How far from the middle of the box the alignment looks for a particle, in parts of the box: farther out,
@@ -152,7 +153,7 @@ def classify_images(
     --------
     >>> import fastsort as fs
     >>> images, truth = fs.simulate_particles(60, 0, box=32, snr=2, seed=1)
-    >>> classes = fs.classify_images(images, 2, embedding="pca")
+    >>> classes = fs.invariants.classify_images(images, 2, embedding="pca")
     >>> classes.label.shape, len(classes.averages.size) in (1, 2, 3)
     ((60,), True)
     >>> bool((~classes.ranking.junk[classes.label]).mean() > 0.9)
@@ -230,9 +231,11 @@ def find_classes(
     averages = stage("first_averages", lambda: search.first_averages(places.label))
     if not averages.size.any():
         raise InputError(f"no classes: all {len(particles)} images are flat, or have NaN or infinity.")
-    first = stage("round_1", lambda: search.first_round(places.label, averages))
-    second = stage("round_2", lambda: search.second_round(first))
-    label, displaced, _, averages, _ = stage("displaced", lambda: search.displaced_apart(second))
+    # Kept as plain tuples: files know no types of a single module.
+    first = _Classes(*stage("round_1", lambda: tuple(search.first_round(places.label, averages))))
+    second = _Classes(*stage("round_2", lambda: tuple(search.second_round(first))))
+    last = _Classes(*stage("displaced", lambda: tuple(search.displaced_apart(second))))
+    label, displaced, averages = last.label, last.displaced, last.averages
     if progress:
         progress(N_STEPS, N_STEPS)
     ranking = rank_classes(averages, label, places.coordinates, displaced, radius=radius)

@@ -129,10 +129,10 @@ def invariant_features(
     >>> import numpy as np
     >>> import fastsort as fs
     >>> images, truth = fs.simulate_particles(5, 0, box=32, snr=1, seed=1)
-    >>> features = fs.invariant_features(images, 10, noise_floor=None)
+    >>> features = fs.invariants.invariant_features(images, 10, noise_floor=None)
     >>> features.shape
     (5, 21)
-    >>> turned = fs.invariant_features(np.rot90(images, axes=(1, 2)), 10, noise_floor=None)
+    >>> turned = fs.invariants.invariant_features(np.rot90(images, axes=(1, 2)), 10, noise_floor=None)
     >>> bool(np.abs(turned - features).max() < 0.02)
     True
     """

@@ -45,7 +45,7 @@ def group_classes(features: Array, labels: Array, n_groups: int, chosen: Bools |
     >>> import numpy as np
     >>> import fastsort as fs
     >>> features = np.array([[0.0], [0.2], [5.0], [5.0], [5.3]])
-    >>> fs.group_classes(features, np.array([0, 1, 2, 2, 3]), 2).tolist()
+    >>> fs.invariants.group_classes(features, np.array([0, 1, 2, 2, 3]), 2).tolist()
     [1, 1, 0, 0]
     """
     n_groups = check_count("n_groups", n_groups)

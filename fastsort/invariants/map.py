@@ -92,7 +92,7 @@ def map_particles(
     --------
     >>> import fastsort as fs
     >>> images, truth = fs.simulate_particles(40, 0, box=32, snr=2, seed=1)
-    >>> places = fs.map_particles(images, 2, max_order=10, embedding="pca")
+    >>> places = fs.invariants.map_particles(images, 2, max_order=10, embedding="pca")
     >>> places.coordinates.shape, places.n_classes
     ((40, 2), 2)
     """
@@ -153,7 +153,7 @@ def map_features(
     >>> import fastsort as fs
     >>> rng = np.random.default_rng(0)
     >>> features = np.concatenate([rng.normal(size=(30, 5)), rng.normal(9, size=(20, 5))])
-    >>> places = fs.map_features(features, embedding="pca")
+    >>> places = fs.invariants.map_features(features, embedding="pca")
     >>> places.n_classes, np.bincount(places.label).tolist()
     (2, [30, 20])
     """

@@ -102,8 +102,8 @@ def rank_classes(
     --------
     >>> import fastsort as fs
     >>> images, truth = fs.simulate_particles(60, 0, box=32, snr=2, seed=1)
-    >>> classes = fs.classify_images(images, 2, embedding="pca")
-    >>> ranking = fs.rank_classes(classes.averages, classes.label, classes.map.coordinates)
+    >>> classes = fs.invariants.classify_images(images, 2, embedding="pca")
+    >>> ranking = fs.invariants.rank_classes(classes.averages, classes.label, classes.map.coordinates)
     >>> len(ranking.score) == len(classes.averages.size)
     True
     >>> bool((ranking.junk == (ranking.score > 1)).all())

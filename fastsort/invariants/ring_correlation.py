@@ -38,7 +38,7 @@ def fourier_ring_correlation(one: npt.ArrayLike, other: npt.ArrayLike) -> Floats
     >>> import numpy as np
     >>> import fastsort as fs
     >>> signal, noise, other_noise = np.random.default_rng(0).normal(size=(3, 64, 64))
-    >>> correlation = fs.fourier_ring_correlation(signal + noise, signal + other_noise)
+    >>> correlation = fs.invariants.fourier_ring_correlation(signal + noise, signal + other_noise)
     >>> correlation.shape
     (33,)
     >>> bool(0.4 < correlation.mean() < 0.6)

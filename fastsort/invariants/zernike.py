@@ -100,7 +100,7 @@ def zernike_basis(box: int, max_order: int = 20, *, orthonormal: bool = False) -
     Examples
     --------
     >>> import fastsort as fs
-    >>> basis = fs.zernike_basis(32, 4)
+    >>> basis = fs.invariants.zernike_basis(32, 4)
     >>> basis.functions.shape
     (15, 32, 32)
     >>> basis.order[:6].tolist(), basis.angular[:6].tolist()
@@ -155,10 +155,10 @@ def zernike_moments(
     >>> import numpy as np
     >>> import fastsort as fs
     >>> images = np.random.default_rng(0).normal(size=(3, 33, 33))
-    >>> moments = fs.zernike_moments(images, 6).moments
+    >>> moments = fs.invariants.zernike_moments(images, 6).moments
     >>> moments.shape
     (3, 16)
-    >>> turned = fs.zernike_moments(np.rot90(images, axes=(1, 2)), 6).moments
+    >>> turned = fs.invariants.zernike_moments(np.rot90(images, axes=(1, 2)), 6).moments
     >>> bool(np.allclose(np.abs(turned), np.abs(moments), atol=1e-3))
     True
     """

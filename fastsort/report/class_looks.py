@@ -8,8 +8,8 @@ import numpy as np
 
 from fastsort._checks import InputError
 from fastsort._types import Array, Floats, Images, Indices, Words
-from fastsort.invariants.averages import filter_averages
 from fastsort.invariants.classes import Classification
+from fastsort.invariants.ring_correlation import filter_averages
 from fastsort.report.tiles import stretch_contrast
 
 # Nobody confuses two of these, or one of them with the grey of junk. Further classes have other shapes.

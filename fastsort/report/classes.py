@@ -13,7 +13,7 @@ import numpy as np
 
 from fastsort._types import Array, FilePath
 from fastsort.classify import MapResult
-from fastsort.invariants.averages import filter_averages
+from fastsort.invariants.ring_correlation import filter_averages
 from fastsort.particles.mrc import write_stack
 from fastsort.particles.source import Particles
 from fastsort.particles.table import Added

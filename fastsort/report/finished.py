@@ -16,9 +16,9 @@ from fastsort._checks import InputError, check_readable
 from fastsort._saved import load
 from fastsort._types import FilePath
 from fastsort.decide.result import SortResult
+from fastsort.particles.files import shown
 from fastsort.particles.open import open_particles
 from fastsort.particles.source import Particles
-from fastsort.particles.star import shown
 from fastsort.report.folder import RESULTS, SCORES, SUMMARY
 
 _OPTIONS: dict[str, Any] = {

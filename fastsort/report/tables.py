@@ -123,7 +123,7 @@ def summarize(
         "diameter_estimated": result.diameter_estimated,
         "contrast": result.contrast,
         "phase_flipped": result.phase_flipped,
-        "cut": result.cut,
+        "cut": result.threshold,
         "subspaces": None if result.subspaces is None else _summarize_model(result.subspaces.model),
         "parameters": result.parameters,
         "seconds": result.seconds,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from fastsort._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from fastsort.simulate.particles import particle_blocks, plan_particles, simulate_particles
+    from fastsort.simulate.particles import particle_blocks, simulate_particles
+    from fastsort.simulate.plan import plan_particles
     from fastsort.simulate.project import write_project
     from fastsort.simulate.projections import project_volume
 
@@ -23,7 +24,7 @@ __getattr__, __dir__ = lazy_names(
     "fastsort.simulate",
     {
         "simulate_particles": "fastsort.simulate.particles",
-        "plan_particles": "fastsort.simulate.particles",
+        "plan_particles": "fastsort.simulate.plan",
         "particle_blocks": "fastsort.simulate.particles",
         "project_volume": "fastsort.simulate.projections",
         "write_project": "fastsort.simulate.project",
