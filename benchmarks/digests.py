@@ -167,7 +167,9 @@ def written_digests(folder: Path, inputs: dict[str, Any]) -> Iterator[tuple[str,
         found = [path for table in tables if (path := out / table).is_file()]
         found += sorted(path for part in ("kept", "rejected") for path in (out / part).glob("*.star"))
         for path in found:
-            text = path.read_bytes().replace(os.fsencode(folder), b"")
+            # Comments hold the date on which the input was made.
+            lines = [line for line in path.read_bytes().splitlines() if not line.startswith(b"#")]
+            text = b"\n".join(lines).replace(os.fsencode(folder), b"")
             yield f"command, {name}, {path.relative_to(out)}", hashlib.sha256(text).hexdigest()[:16]
 
 
