@@ -1031,7 +1031,7 @@ def test_diameter_means_nothing_without_a_pixel_size(stack, tmp_path):
         ({"preset": "publisht"}, "preset"),
         ({"method": "magic"}, "method"),
         ({"phase_flip": "maybe"}, "phase_flip"),
-        ({"phase_flip": "yes"}, "no defocus"),
+        ({"phase_flip": "yes"}, "does not give defocus"),
         ({"contrast": "grey"}, "contrast"),
         ({"working_size": 57}, "working size"),
         ({"working_size": 15}, "working_size"),
