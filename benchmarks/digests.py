@@ -45,7 +45,7 @@ METHODS: dict[str, dict[str, Any]] = {
 # By the names that every version knows.
 FIELDS = (
     *("keep", "score", "reason", "suspicion", "rescued", "junk_probability", "votes", "offset"),
-    *("measurements", "cut", "diameter", "diameter_px", "contrast", "phase_flipped", "errors", "views"),
+    *("measurements", "cut", "diameter", "diameter_px", "contrast", "phase_flipped", "views"),
 )
 PARTS = [f"{part}.{suffix}" for part in ("kept", "rejected", "rescued") for suffix in ("star", "cs")]
 TABLES = [*PARTS, "scores.csv", "micrographs.csv"]
@@ -53,7 +53,7 @@ MAP_TABLES = [*PARTS, "particles.star", "images.csv", "classes.star", "classes.m
 
 
 def digest(value: Any) -> str:
-    """Return the digest of arrays, numbers and words, nested in any way; names of types do not count."""
+    """Return the digest of arrays, numbers and words, nested in any way; names of fields do not count."""
     total = hashlib.sha256()
     for part in parts(value):
         total.update(part)
@@ -65,9 +65,8 @@ def parts(value: Any) -> Iterator[bytes]:
         yield f"{value.dtype.str}{value.shape}".encode()
         yield np.ascontiguousarray(value).tobytes()
     elif isinstance(value, dict):
-        for name in sorted(value):
-            yield name.encode()
-            yield from parts(value[name])
+        # Kinds of decoys may get other words; what is known of them may not change.
+        yield from sorted(b"".join(parts(item)) for item in value.values())
     elif isinstance(value, (tuple, list)):
         for item in value:
             yield from parts(item)
@@ -133,8 +132,9 @@ def sorted_digests(inputs: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 if method == "radial, published":
                     options = {**options, "diameter": DIAMETER * BOX * particles.pixel_size}
                 result = fs.sort_particles(particles, n_jobs=workers, seed=1, **options)
-                held = {name: getattr(result, name) for name in FIELDS}
-                yield f"sort, {kind}, {method}, {workers}", digest(held)
+                held = [getattr(result, name) for name in FIELDS]
+                errors = result.errors and result.errors._replace(remark="")
+                yield f"sort, {kind}, {method}, {workers}", digest([*held, errors])
     for workers in WORKERS:
         result = fs.classify_particles(inputs["STAR"], n_classes=5, embedding="pca", n_jobs=workers)
         yield f"map, STAR, {workers}", digest([result.classes, result.keep, result.score])
@@ -167,7 +167,9 @@ def written_digests(folder: Path, inputs: dict[str, Any]) -> Iterator[tuple[str,
         found = [path for table in tables if (path := out / table).is_file()]
         found += sorted(path for part in ("kept", "rejected") for path in (out / part).glob("*.star"))
         for path in found:
-            text = path.read_bytes().replace(os.fsencode(folder), b"")
+            # Comments hold the date on which the input was made.
+            lines = [line for line in path.read_bytes().splitlines() if not line.startswith(b"#")]
+            text = b"\n".join(lines).replace(os.fsencode(folder), b"")
             yield f"command, {name}, {path.relative_to(out)}", hashlib.sha256(text).hexdigest()[:16]
 
 

@@ -159,12 +159,6 @@ def check_output_folder(path: FilePath, overwrite: bool) -> Path:
     return folder
 
 
-def check_work_folder(path: FilePath | None) -> None:
-    """Refuse a work folder that does not exist."""
-    if path is not None and not Path(path).is_dir():
-        raise InputError(f"work folder {path} does not exist: make it, or give none.")
-
-
 def check_readable(path: FilePath) -> BufferedReader:
     """Return a regular file opened for reading."""
     try:

@@ -7,6 +7,7 @@ import builtins
 import doctest
 import inspect
 import os
+import re
 import subprocess
 import sys
 import typing
@@ -178,6 +179,21 @@ def test_rooms_allowed_point_one_way():
         assert MAY_IMPORT[room] - {"simulate"} <= set(order[:i])
         if room in METHODS:
             assert not MAY_IMPORT[room] & METHODS
+
+
+def test_what_is_imported_is_declared():
+    text = (PACKAGE.parent / "pyproject.toml").read_text()
+    declared = {re.match(r"[A-Za-z_-]+", line)[0] for line in re.findall(r'"([A-Za-z][^"]*>=[^"]*)"', text)}
+    names = {"sklearn": "scikit-learn", "umap": "umap-learn"}
+    imported = set()
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.split(".")[0])
+    foreign = imported - sys.stdlib_module_names - {"fastsort"}
+    assert {names.get(name, name) for name in foreign} <= declared, "add the package to pyproject.toml"
 
 
 def frozen_names(source):

@@ -50,10 +50,6 @@ NEW_COLUMNS = [
 class Result(SimpleNamespace):
     """Stands for a `SortResult` that a test can change."""
 
-    @property
-    def cut(self):
-        return self.threshold
-
 
 def make_result(n, seed=0, **changes):
     """A result with every reason in it (if n allows), and scores with a long tail."""

@@ -185,7 +185,15 @@ def simulate_particles(
 
 
 def particle_blocks(simulation: Simulation, block: int = _BLOCK) -> Iterator[Images]:
-    """Yield the images of a planned stack, `block` at a time, in order."""
+    """Yield the images of a planned stack, `block` at a time, in order.
+
+    Examples
+    --------
+    >>> import fastsort as fs
+    >>> simulation = fs.simulate.plan_particles(8, 4, box=32, seed=1)
+    >>> [len(images) for images in fs.simulate.particle_blocks(simulation, 5)]
+    [5, 5, 2]
+    """
     block = check_count("block", block)
     n = len(simulation.truth.label)
     for start in range(0, n, block):

@@ -167,6 +167,13 @@ def plan_particles(
 
     Parameters and errors are those of `simulate_particles`; a stack larger than
     memory is planned here, rendered block by block and written by `write_project`.
+
+    Examples
+    --------
+    >>> import fastsort as fs
+    >>> simulation = fs.simulate.plan_particles(8, 4, box=32, seed=1)
+    >>> len(simulation.truth.label), simulation.box
+    (12, 32)
     """
     n_good, n_junk = check_count("n_good", n_good, 0), check_count("n_junk", n_junk, 0)
     n = check_count("n_good + n_junk", n_good + n_junk)
