@@ -322,6 +322,7 @@ def simulate() -> Path:
 '''
 
 
+@pytest.mark.slow
 def test_a_strictly_checked_program_passes(tmp_path):
     if importlib.util.find_spec("mypy") is None:
         pytest.skip("mypy is not installed: pip install 'fastsort[test]'")
@@ -391,11 +392,13 @@ except fs.InputError:
 """
 
 
+@pytest.mark.slow
 def test_no_output_and_no_traces(project, tmp_path):
     code = NOTHING_CHANGES.replace("PATHS", repr(json.dumps([str(project), str(tmp_path)])))
     assert fresh(code) == ("", "")
 
 
+@pytest.mark.slow
 def test_no_output_in_this_process(project, stack, capfd):
     before = state()
     fs.sort_particles(fs.open_particles(project))
@@ -427,6 +430,7 @@ gc.collect()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_the_whole_way_when_warnings_are_errors(project, tmp_path):
     pytest.importorskip("matplotlib")
@@ -440,6 +444,7 @@ def test_the_whole_way_when_warnings_are_errors(project, tmp_path):
     assert list(temporary.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_command_when_warnings_are_errors(project, tmp_path):
     command = ("-X", "dev", "-W", "error", "-m", "fastsort", "sort", str(project), "-o", str(tmp_path / "o"))
     output, errors = fresh("", *command)
@@ -462,6 +467,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["loky", "threading"])
 def test_inside_an_outer_joblib_pool(backend, large_file, alone):
     code = OUTER_POOL.replace("ARGUMENTS", repr(json.dumps([large_file, backend])))
@@ -484,6 +490,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_after_fork_and_in_fresh_processes(large_file, alone):
     code = STARTED.replace("ARGUMENTS", repr(json.dumps([large_file, METHODS_OF_STARTING])))
     output, _ = fresh(code, "-W", "ignore::DeprecationWarning")
@@ -515,6 +522,7 @@ print(json.dumps([found, blas_threads() == before]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_child_forked_in_the_middle_of_a_run(large_file, alone):
     code = FORKED_WITHIN.replace("ARGUMENTS", repr(json.dumps(large_file)))
@@ -525,6 +533,7 @@ def test_a_child_forked_in_the_middle_of_a_run(large_file, alone):
 # In threads
 
 
+@pytest.mark.slow
 def test_two_threads_at_once(large_file, alone):
     before = blas_threads()
     with ThreadPoolExecutor(2) as pool:
@@ -533,6 +542,7 @@ def test_two_threads_at_once(large_file, alone):
     assert blas_threads() == before
 
 
+@pytest.mark.slow
 def test_in_an_event_loop(large_file, alone):
     async def serve():
         beats = 0
@@ -548,6 +558,7 @@ def test_in_an_event_loop(large_file, alone):
     assert beats > 10
 
 
+@pytest.mark.slow
 def test_blas_has_its_threads_back_after_overlapping_runs(stack):
     """The second run begins within the first one and ends after it."""
     before = blas_threads()
@@ -605,6 +616,7 @@ class Cancelled(Exception):
     """Raised by whoever does not want to wait."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.0, 0.15, 0.4, 0.7, 0.9])
 @pytest.mark.parametrize("error", [Cancelled, KeyboardInterrupt])
 def test_a_progress_that_raises_cancels_cleanly(share, error, large, tmp_path, monkeypatch):
@@ -656,6 +668,7 @@ print(digest(fs.sort_particles(images, n_jobs=2)))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of another kind")
 def test_ctrl_c(large_file, alone, tmp_path):
     code = INTERRUPTED.replace("ARGUMENTS", repr(json.dumps(large_file)))
@@ -686,6 +699,7 @@ class Sorter(BaseHTTPRequestHandler):
         """Write nothing."""
 
 
+@pytest.mark.slow
 def test_in_a_web_service(stack, tmp_path):
     path = tmp_path / "stack.mrcs"
     with mrcfile.new(path) as file:
@@ -737,6 +751,7 @@ def same(one, other):
     return one == other or (one != one and other != other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("travel", [lambda it: pickle.loads(pickle.dumps(it)), copy.deepcopy, copy.copy])
 def test_results_and_particles_travel(travel, result, project, stack):
     images, truth = stack
@@ -788,6 +803,7 @@ fig.savefig(OUT, format="png")
 """
 
 
+@pytest.mark.slow
 def test_in_a_notebook():
     matplotlib = pytest.importorskip("matplotlib")
     pytest.importorskip("tqdm")
