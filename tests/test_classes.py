@@ -78,6 +78,7 @@ def assert_sound(result, n):
         assert held.min() > 0 and (np.diff(held) <= 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("volume", PHANTOMS)
 def test_junk_comes_last(volume):
     images, truth = simulated(408, 72, volume)
@@ -91,6 +92,7 @@ def test_junk_comes_last(volume):
     assert roc_auc_score(~truth.label, result.displaced) >= 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("one", "other", "snr", "least"),
     [
@@ -111,6 +113,7 @@ def test_two_molecules_in_two_groups(one, other, snr, least):
     assert purity(group, truth[good]) >= least
 
 
+@pytest.mark.slow
 def test_a_little_noise_does_not_cost_a_class():
     images, truth = mixture("shell", "elongated", 300, 0.2, seed=20)
     noise = np.random.default_rng(0).normal(size=(3, BOX, BOX))
@@ -149,6 +152,7 @@ def two_views(n_common, n_rare, n_junk, seed=0, snr=0.1):
     return np.concatenate([images, other[~truth.label]]).astype(np.float32)[order], kind[order]
 
 
+@pytest.mark.slow
 def test_a_rare_view_is_no_junk():
     images, kind = two_views(660, 16, 75)
     result = classify(images)
@@ -159,6 +163,7 @@ def test_a_rare_view_is_no_junk():
     assert kept[kind == "junk"].mean() <= 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("volume", PHANTOMS)
 def test_a_clean_set_is_kept(volume):
     images, _ = simulated(180, 0, volume, seed=2)
@@ -168,6 +173,7 @@ def test_a_clean_set_is_kept(volume):
     assert result.displaced.mean() < 0.05
 
 
+@pytest.mark.slow
 def test_pure_noise():
     images = np.random.default_rng(0).normal(size=(300, BOX, BOX)).astype(np.float32)
     result = classify(images, 4)
@@ -185,6 +191,7 @@ def same(one, other):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_same_bits_again_and_for_two_workers(monkeypatch):
     # More than two batches of alignment; fewer are done by one worker.
     monkeypatch.setattr("fastsort.invariants.members.BATCH_BYTES", 100 * 4 * 24 * 24)
@@ -196,6 +203,7 @@ def test_same_bits_again_and_for_two_workers(monkeypatch):
     same(classify(small, 3, seed=3), classify(small, 3, seed=3))
 
 
+@pytest.mark.slow
 def test_progress_counts_up():
     images, _ = simulated(60, 0, "globular", snr=1)
     calls = []
@@ -222,6 +230,7 @@ def test_more_groups_than_classes():
     assert len(result.group) > 1
 
 
+@pytest.mark.slow
 def test_groups_are_of_classes_that_are_no_junk():
     images, truth = simulated(200, 40, "shell", seed=1)
     result = classify(images, 6, n_groups=2)
@@ -264,6 +273,7 @@ def test_two_images():
     assert (result.label == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "n_classes"), [(1, None), (1, 1), (2, 2), (6, 6)])
 def test_classes_of_one_image(n, n_classes):
     images, _ = simulated(n, 0, "shell", snr=1)

@@ -723,6 +723,7 @@ def test_interrupted_map_goes_on(project, tmp_path, monkeypatch, capsys, named):
     assert seen == [(work, named)] and names_in(tmp_path) == [work.name]
 
 
+@pytest.mark.slow
 def test_interrupted_map_ends_with_the_same_files(project, tmp_path, monkeypatch):
     def stop(*arguments, **options):
         raise KeyboardInterrupt

@@ -153,6 +153,7 @@ def test_score_is_the_weighted_sum_and_the_cut_is_halfway_to_one_half(seed, shar
     np.testing.assert_array_equal(found.score <= found.threshold, found.junk_probability <= limit)
 
 
+@pytest.mark.slow
 @few_examples
 @given(seed=seeds)
 def test_order_of_images_and_of_made_junk_does_not_matter(seed):
@@ -165,6 +166,7 @@ def test_order_of_images_and_of_made_junk_does_not_matter(seed):
     np.testing.assert_allclose(other.junk_probability, one.junk_probability[order], atol=0.03)
 
 
+@pytest.mark.slow
 @few_examples
 @given(seed=seeds, factor=st.floats(0.01, 100), moved=st.floats(-100, 100))
 def test_units_of_a_vote_do_not_matter(seed, factor, moved):
@@ -176,6 +178,7 @@ def test_units_of_a_vote_do_not_matter(seed, factor, moved):
     assert other.weights["subspaces"] * factor == pytest.approx(one.weights["subspaces"], rel=0.02, abs=0.01)
 
 
+@pytest.mark.slow
 @few_examples
 @given(seed=seeds, n_bad=st.integers(1, 80))
 def test_images_that_cannot_be_judged_do_not_count(seed, n_bad):
@@ -227,6 +230,7 @@ def test_a_vote_of_pure_noise_does_no_harm(noisy, seed):
     assert roc_auc_score(is_junk, found.score) >= roc_auc_score(is_junk, votes[good]) - 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [200, 1000, 12_000])
 @pytest.mark.parametrize("distance", [3.0, 4.0])
 def test_clean_set_is_kept_and_junk_is_not(n, distance):

@@ -318,6 +318,7 @@ def marked(documents):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("document", marked(FOR_USERS))
 def test_users_can_run_every_block(document, scratch, run_document):
     if document.stem == "clusters":

@@ -396,6 +396,7 @@ print(int(inspect_pixels(images).codes.sum()), type(_inspect._cache).__name__)
 """
 
 
+@pytest.mark.slow
 def test_kernels_run_without_a_cache():
     with_cache, without = python(INSPECT).split(), python(INSPECT, FASTSORT_NUMBA_CACHE="0").split()
     assert without[0] == with_cache[0]

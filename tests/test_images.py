@@ -337,6 +337,7 @@ def test_exceptions_come_through_and_blas_is_restored(particles, two_blas_thread
     assert blas_threads() == two_blas_threads
 
 
+@pytest.mark.slow
 def test_exceptions_come_out_of_processes(particles):
     with (
         joblib.parallel_config(backend="loky", n_jobs=2),

@@ -213,6 +213,7 @@ def test_what_a_turn_does_to_a_periodic_image():
     assert apart[2, "continuous"] < 0.25 * apart[1, "continuous"]
 
 
+@pytest.mark.slow
 @examples
 @given(
     seed=st.integers(0, 2**32 - 1),

@@ -340,6 +340,7 @@ def star_of(folder, text):
     return read_star(path)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(star_texts(), st.data())
 def test_tables_survive_reading_and_writing(tmp_path_factory, generated, data):

@@ -125,6 +125,7 @@ def test_naive_dbscan_is_that_of_scikit_learn(data, d, min_samples):
 # The correlation map.
 
 
+@pytest.mark.slow
 @examples
 @given(seed=seeds, d=boxes, n=st.integers(1, 3))
 def test_map_is_the_naive_one(seed, d, n):
@@ -151,6 +152,7 @@ def test_one_bright_pixel_paints_the_filter_around_itself_and_across_the_edges(d
 # The whole filter against the slow one.
 
 
+@pytest.mark.slow
 @examples
 @given(data=st.data(), seed=seeds, d=boxes, n_peaks=st.integers(1, 24), n=st.integers(1, 4))
 def test_decisions_are_the_naive_ones(data, seed, d, n_peaks, n):
@@ -198,6 +200,7 @@ def test_decisions_are_the_naive_ones_on_real_particles(name, radius):
     assert (actual.reason == expected.reason).mean() >= 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mean", "std"), [(900, 30), (60000, 5)])
 def test_counts_far_from_zero_lose_nothing(mean, std):
     # Whole numbers that float32 holds exactly, but whose sums are too coarse to rank in the second case,
@@ -365,6 +368,7 @@ def point_sets(draw):
     return d, radius, points
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(case=point_sets())
 def test_rules_on_any_set_of_points(case):
@@ -388,6 +392,7 @@ def test_permuting_the_images_permutes_the_results(seed, d, n):
     assert_identical(published(images[order], d / 6, 10), published(images, d / 6, 10), order)
 
 
+@pytest.mark.slow
 @examples
 @given(seed=seeds, d=boxes, n=st.integers(2, 6))
 def test_other_images_of_the_batch_do_not_matter(seed, d, n):

@@ -631,6 +631,7 @@ def check_new_results(folder):
     assert {path.read_text() for path in out.iterdir()} == {"new"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("job", "setup", "look"),
     [
@@ -691,6 +692,7 @@ def test_picture_of_odd_results(tmp_path, changes):
     assert pixels.std() > 0.05
 
 
+@pytest.mark.slow
 def test_picture_shows_the_subspaces_below(project, tmp_path):
     particles = open_particles(project)
     plain = picture(tmp_path, particles, make_learned_result(24, subspaces=None))
@@ -810,6 +812,7 @@ def test_nothing_learned_is_said():
     assert len(axes.images) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "subspaces",
     [
@@ -833,6 +836,7 @@ def test_picture_of_odd_subspaces(tmp_path, subspaces, n):
         assert edge.min() == 1
 
 
+@pytest.mark.slow
 def test_picture_without_diameter(tmp_path):
     images = np.random.default_rng(0).normal(size=(30, 16, 16)).astype(np.float32)
     result = make_learned_result(30, diameter=np.nan, diameter_px=np.nan)

@@ -148,6 +148,7 @@ def test_phantoms_look_different_from_every_side(shape):
     assert not np.array_equal(phantom_blobs(shape, 1).centre, phantom_blobs(shape).centre)
 
 
+@pytest.mark.slow
 def test_snr_by_mean_is_what_was_asked():
     clean, truth = simulate_particles(300, 100, snr=math.inf, junk="noise", snr_definition="mean", centring=0)
     noisy, _ = simulate_particles(
@@ -617,6 +618,7 @@ def test_relion_reads_the_project(stack, tmp_path):
         np.testing.assert_allclose(file.data, images, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_projections_have_the_same_bits_from_the_compiler_and_from_its_cache(tmp_path):
     code = (
         "import hashlib, numpy as np, fastsort as fs;"

@@ -210,6 +210,7 @@ def test_naive_iteration_leaves_the_optimum_alone(seed, n_components):
 # Learning against the slow version and the closed form.
 
 
+@pytest.mark.slow
 def test_one_subspace_is_the_closed_form():
     rng = np.random.default_rng(1)
     axes = np.linalg.qr(rng.normal(size=(300, 20)))[0]
@@ -249,6 +250,7 @@ def problems(draw):
     return drawn_from(truth, draw(st.integers(5, 200)), seed), n_subspaces, n_components
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(problem=problems(), discard=st.sampled_from([0, 0, 0.1]), seed=seeds)
 def test_log_likelihood_never_falls(problem, discard, seed):
@@ -385,6 +387,7 @@ def test_denoising_removes_noise():
 # What must not matter.
 
 
+@pytest.mark.slow
 @examples
 @given(exponent=st.floats(-6, 6))
 def test_scale_of_the_images_does_not_matter(exponent):
@@ -528,6 +531,7 @@ def test_processes_do_not_change_bits(many, many_on_disk, learned, told):
         assert_same_bits(many_on_disk, learned, told)
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_a_cluster_does_not_change_bits(many, many_on_disk, learned, told):
     distributed = pytest.importorskip("distributed")

@@ -574,12 +574,14 @@ def in_fresh_process(name, folder):
     return killed.fresh_process(code)
 
 
+@pytest.mark.slow
 def test_killed_at_random_and_run_again(tmp_path):
     n_killed = eval(in_fresh_process("kill_often", tmp_path))
     # How many depends on how fast the machine is.
     assert sum(n_killed) >= 3
 
 
+@pytest.mark.slow
 def test_killed_at_every_step_and_run_again(tmp_path):
     assert int(in_fresh_process("kill_at_every_step", tmp_path)) > 40
 

@@ -113,7 +113,8 @@ def _draw_scores(axes: Any, result: SortResult) -> None:
     ]
     if len(scores) < len(result.score):
         notes.append(f"{len(result.score) - len(scores):,} images have no score")
-    legend = axes.legend(title="\n".join(notes) or None, title_fontsize=9, fontsize=10, frameon=False)
+    style = {"loc": "upper right", "title_fontsize": 9, "fontsize": 10, "frameon": False}
+    legend = axes.legend(title="\n".join(notes) or None, **style)
     if result.subspaces is not None:
         # Where all scores are near the threshold, the legend cannot avoid its line.
         legend.set_frame_on(True)
