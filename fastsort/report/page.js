@@ -14,7 +14,8 @@ const runReason = code => code >> 14 & 1 ? VALID : code >> 10 & 15;
 const reasonOf = code => isKept(code) ? VALID : code >> 10 & 15;
 const kindOf = reason => data.kinds[reason];
 const count = n => n.toLocaleString("en-US");
-const percent = x => Number.isFinite(x) ? (100 * x).toFixed(1) + " %" : "unknown";
+// The product is off by the last bits, which decide how a tie such as 51.95 is rounded.
+const percent = x => Number.isFinite(x) ? Number((100 * x).toPrecision(12)).toFixed(1) + " %" : "unknown";
 const thousandths = level => (level / 1000).toFixed(3);
 
 function element(tag, attributes, ...children) {
