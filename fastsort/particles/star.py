@@ -20,7 +20,7 @@ import numpy.typing as npt
 from fastsort._checks import InputError, check_readable
 from fastsort.particles.files import shown
 
-Places = npt.NDArray[np.integer[Any]]
+Spans = npt.NDArray[np.integer[Any]]
 
 # A quote ends its value only where a blank follows. Group 1 is a comment, group 2 what follows a quote that
 # does not end on its line.
@@ -68,8 +68,8 @@ class StarBlock:
     labels: list[str]
     is_loop: bool
     header_stop: int
-    lines: Places
-    values: Places
+    lines: Spans
+    values: Spans
     has_quotes_or_comments: bool
     text: bytes = field(repr=False)
 
@@ -246,7 +246,7 @@ def _read_block(path: str, text: bytes, start: int, heading: bytes, stop: int) -
     return StarBlock(*header, lines, values, odd, text)
 
 
-def _read_rows(path: str, text: bytes, start: int, stop: int, n_columns: int) -> tuple[Places, Places, bool]:
+def _read_rows(path: str, text: bytes, start: int, stop: int, n_columns: int) -> tuple[Spans, Spans, bool]:
     odd = any(text.find(mark, start, stop) >= 0 for mark in (b"'", b'"', b"#"))
     places = (_values_one_by_one if odd else _values_between_blanks)(text, start, stop)
     line_stops = _line_stops(text, start, stop)
@@ -263,7 +263,7 @@ def _read_rows(path: str, text: bytes, start: int, stop: int, n_columns: int) ->
     return lines, places.reshape(len(lines), n_columns, 2), odd
 
 
-def _values_one_by_one(text: bytes, start: int, stop: int) -> Places:
+def _values_one_by_one(text: bytes, start: int, stop: int) -> Spans:
     return np.fromiter(chain.from_iterable(_spans(text, start, stop)), np.int64).reshape(-1, 2)
 
 
@@ -277,7 +277,7 @@ def _spans(text: bytes, start: int, stop: int, quotes: bytes = b"'\"") -> Iterat
             yield from _spans(text, match.start(), match.end(), others)
 
 
-def _values_between_blanks(text: bytes, start: int, stop: int) -> Places:
+def _values_between_blanks(text: bytes, start: int, stop: int) -> Spans:
     """Return the same, much faster, where there are neither quotes nor comments."""
     dtype = np.uint32 if stop < 1 << 32 else np.int64
     edges, inside = [], False
@@ -291,7 +291,7 @@ def _values_between_blanks(text: bytes, start: int, stop: int) -> Places:
     return np.concatenate(edges).reshape(-1, 2)
 
 
-def _line_stops(text: bytes, start: int, stop: int) -> Places:
+def _line_stops(text: bytes, start: int, stop: int) -> Spans:
     stops = []
     for place in range(start, stop, _BYTES_AT_ONCE):
         piece = np.frombuffer(text, np.uint8, min(_BYTES_AT_ONCE, stop - place), place)
@@ -372,7 +372,7 @@ def _new_labels(block: StarBlock, columns: dict[str, Sequence[str]]) -> bytes:
     return b"".join(ending + line for line in lines)
 
 
-def _edited_rows(block: StarBlock, rows: Places, columns: dict[str, Sequence[str]]) -> bytes:
+def _edited_rows(block: StarBlock, rows: Spans, columns: dict[str, Sequence[str]]) -> bytes:
     """Return the lines of some rows, cut wherever a value is put in."""
     edits = []
     for index, label in enumerate(block.labels):
@@ -393,11 +393,11 @@ def _edited_rows(block: StarBlock, rows: Places, columns: dict[str, Sequence[str
     return b"".join(chain.from_iterable(zip(*pieces, strict=True)))
 
 
-def _encoded(values: Sequence[str], rows: Places) -> list[bytes]:
+def _encoded(values: Sequence[str], rows: Spans) -> list[bytes]:
     return [values[row].encode("utf-8", "surrogateescape") for row in rows.tolist()]
 
 
-def _row_ends(block: StarBlock, rows: Places) -> Places:
+def _row_ends(block: StarBlock, rows: Spans) -> Spans:
     if block.has_quotes_or_comments:
         return block.values[rows, -1, 1]  # a comment may follow
     text = np.frombuffer(block.text, np.uint8)
@@ -406,5 +406,5 @@ def _row_ends(block: StarBlock, rows: Places) -> Places:
     return ends - (text[ends - 1] == ord("\r"))
 
 
-def _slices(text: bytes, starts: Places, stops: Places) -> list[bytes]:
+def _slices(text: bytes, starts: Spans, stops: Spans) -> list[bytes]:
     return [text[start:stop] for start, stop in zip(starts.tolist(), stops.tolist(), strict=True)]
