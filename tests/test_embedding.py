@@ -170,9 +170,18 @@ def result(project):
 # Types
 
 
-def public_functions():
+def public_things():
+    """What stands at the top, and what stands in the rooms, by the names under which users find it."""
     for name in fs.__all__:
         thing = getattr(fs, name)
+        if inspect.ismodule(thing):
+            yield from ((f"{name}.{inside}", getattr(thing, inside)) for inside in thing.__all__)
+        else:
+            yield name, thing
+
+
+def public_functions():
+    for name, thing in public_things():
         if not inspect.isclass(thing):
             yield name, thing
             continue
@@ -233,7 +242,7 @@ def read(path: str) -> Floats:
     assert_type(particles.read([1, 2, 3]), Floats)
     if particles.ctf is not None:
         assert_type(particles.ctf.defocus_u, Doubles)
-        assert_type(fs.contrast_transfer(particles.ctf, 32, 1.0), Floats)
+        assert_type(fs.images.contrast_transfer(particles.ctf, 32, 1.0), Floats)
         assert_type(fs.phase_flip(particles.read(0, 10), particles.ctf, 1.0), Floats)
     return particles.read(0, 100)
 
@@ -261,9 +270,10 @@ def sort(path: Path, images: Floats) -> list[str]:
     mapped = fs.classify_particles(path, n_classes=10, progress=show)
     assert_type(mapped.keep, Bools)
     assert_type(mapped.pixel_size, float)
-    votes = fs.combine_votes(result.votes, result.judge.decoys)
+    assert_type(result, fs.decide.SortResult)
+    votes = fs.decide.combine_votes(result.votes, result.learned.decoys)
     assert_type(votes.score, Doubles)
-    errors = fs.estimate_errors(result.keep, votes.junk_probability, {"cut": ~result.keep}, (0.5, 0.5))
+    errors = fs.decide.estimate_errors(result.keep, votes.junk_probability, {"cut": ~result.keep}, (0.5, 0.5))
     assert_type(errors.known, bool)
     return [str(reason) for reason in result.reason]
 
@@ -275,49 +285,52 @@ def filters(images: Floats, particles: fs.Particles) -> None:
     assert_type(fs.radial_filter(small, progress=show).keep, Bools)
     assert_type(fs.subspace_filter(small).score, Doubles)
     assert_type(fs.invariant_filter(small).reason, Words)
-    decoys = fs.make_decoys(small, small, np.random.default_rng(0), 10)
+    decoys = fs.decide.make_decoys(small, small, np.random.default_rng(0), 10)
     assert_type(decoys, dict[str, Floats])
 
 
 def subspaces(images: Floats) -> None:
-    basis = fs.pswf_basis(32)
-    coefficients = fs.pswf_coefficients(images)
+    basis = fs.subspaces.pswf_basis(32)
+    coefficients = fs.subspaces.pswf_coefficients(images)
     assert_type(coefficients, Floats)
-    assert_type(fs.pswf_images(coefficients, 32), Floats)
-    pca = fs.steerable_pca(coefficients, basis)
+    assert_type(fs.subspaces.pswf_images(coefficients, 32), Floats)
+    pca = fs.subspaces.steerable_pca(coefficients, basis)
     assert_type(pca.rank, int)
-    assert_type(fs.relative_energy(coefficients, pca), Doubles)
-    model = fs.fit_subspaces(coefficients, 2, 10)
-    assert_type(fs.subspace_scores(coefficients, model).score, Doubles)
-    assert_type(fs.sorting_factor(coefficients, model), Doubles)
-    assert_type(fs.denoise(coefficients, model), Floats)
+    assert_type(fs.subspaces.relative_energy(coefficients, pca), Doubles)
+    model = fs.subspaces.fit_subspaces(coefficients, 2, 10)
+    assert_type(fs.subspaces.subspace_scores(coefficients, model).score, Doubles)
+    assert_type(fs.subspaces.sorting_factor(coefficients, model), Doubles)
+    assert_type(fs.subspaces.denoise(coefficients, model), Floats)
 
 
 def classes(images: Floats) -> None:
-    assert_type(fs.zernike_basis(32).box, int)
-    assert_type(fs.zernike_moments(images).order, Numbers)
-    features = fs.invariant_features(images, max_order=10)
+    assert_type(fs.invariants.zernike_basis(32).box, int)
+    assert_type(fs.invariants.zernike_moments(images).order, Numbers)
+    features = fs.invariants.invariant_features(images, max_order=10)
     assert_type(features, Floats)
-    places = fs.map_features(features, 3)
+    places = fs.invariants.map_features(features, 3)
     assert_type(places.label, Numbers)
-    assert_type(fs.map_particles(images).coordinates, Floats)
-    averages = fs.class_averages(images, places.label)
+    assert_type(fs.invariants.map_particles(images).coordinates, Floats)
+    averages = fs.invariants.class_averages(images, places.label)
     assert_type(averages.averages, Floats)
-    assert_type(fs.fourier_ring_correlation(averages.averages[0], averages.averages[1]), Doubles)
-    assert_type(fs.rank_classes(averages, places.label, places.coordinates).score, Doubles)
-    assert_type(fs.group_classes(features, places.label, 2), Numbers)
-    assert_type(fs.classify_images(images, 3).label, Numbers)
-    alignment = fs.align_images(images, averages.averages[0])
+    assert_type(fs.invariants.fourier_ring_correlation(averages.averages[0], averages.averages[1]), Doubles)
+    assert_type(fs.invariants.rank_classes(averages, places.label, places.coordinates).score, Doubles)
+    assert_type(fs.invariants.group_classes(features, places.label, 2), Numbers)
+    assert_type(fs.invariants.classify_images(images, 3).label, Numbers)
+    alignment = fs.invariants.align_images(images, averages.averages[0])
     assert_type(alignment.angle, Floats)
-    assert_type(fs.apply_alignment(images, alignment), Floats)
-    assert_type(fs.match_to_references(images, averages.averages).reference, Numbers)
+    assert_type(fs.invariants.apply_alignment(images, alignment), Floats)
+    assert_type(fs.invariants.match_to_references(images, averages.averages).reference, Numbers)
 
 
 def simulate() -> Path:
     images, truth = fs.simulate_particles(10, 10, junk=["noise", "ice"])
     assert_type(images, Floats)
     assert_type(truth.label, Bools)
-    assert_type(fs.project_volume(np.zeros((32, 32, 32)), np.eye(3)[None]), Floats)
+    assert_type(fs.simulate.project_volume(np.zeros((32, 32, 32)), np.eye(3)[None]), Floats)
+    simulation = fs.simulate.plan_particles(3, 2, box=32)
+    for block in fs.simulate.particle_blocks(simulation):
+        assert_type(block, Floats)
     return fs.write_project("project", images, truth)
 '''
 
@@ -326,7 +339,9 @@ def simulate() -> Path:
 def test_a_strictly_checked_program_passes(tmp_path):
     if importlib.util.find_spec("mypy") is None:
         pytest.skip("mypy is not installed: pip install 'fastsort[test]'")
-    assert [name for name in fs.__all__ if f"fs.{name}" not in CONSUMER] == []
+    # What the rooms share with the top is used there.
+    used = {name.rpartition(".")[2] for name, _ in public_things() if f"fs.{name}" in CONSUMER}
+    assert [name for name, _ in public_things() if name.rpartition(".")[2] not in used] == []
     right, wrong = tmp_path / "right.py", tmp_path / "wrong.py"
     right.write_text(CONSUMER)
     wrong.write_text('import fastsort as fs\n\nfs.sort_particles(12).keep.nonsense\nfs.cut_again("a")\n')

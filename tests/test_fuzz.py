@@ -81,7 +81,7 @@ def test_what_is_promised_of_results_is_looked_at(tmp_path, monkeypatch):
         [
             ("fastsort.particles.source.Particles.read", lambda old: lambda *a: old(*a).astype(np.float64)),
             (
-                "fastsort.report.subsets.subset_bytes",
+                "fastsort.particles.relion.subset_bytes",
                 lambda old: lambda star, rows, *a: old(star, rows[1:], *a),
             ),
         ]

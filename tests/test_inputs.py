@@ -278,7 +278,7 @@ def test_micrographs_need_a_box_in_python_too(picked):
     folder, _ = picked
     with pytest.raises(InputError, match="need a box"):
         open_particles((folder / "*.mrc", folder / "*_pick.star"))
-    with pytest.raises(InputError, match="box is for particles that are cut"):
+    with pytest.raises(InputError, match="box is for particles that are extracted"):
         open_particles(np.zeros((2, 32, 32)), box=32)
 
 
