@@ -1,8 +1,8 @@
 """Is this version as fast as another one? The same sort by both, in turn, each in a fresh process.
 
-python benchmarks/versions.py OTHER [--quick]
+python benchmarks/versions.py OTHER [--images N]
 
-OTHER is a checkout of the other version. The stack of 6.3 GB (20,000 images of 280 px) is made in a temporary
+OTHER is a checkout of the other version. The stack (6.3 GB for 20,000 images of 280 px) is made in a temporary
 folder, which goes when all is done.
 """
 
@@ -18,7 +18,9 @@ from pathlib import Path
 import numpy as np
 import speed
 from tables import ROOT, print_machine, print_table
-from verdict import WORKERS, large_stack
+from verdict import BOX, PIXEL_SIZE, WORKERS, large_blocks
+
+from fastsort.particles.mrc import write_stack
 
 # Kernels are compiled before the clock starts.
 SORT = """
@@ -43,13 +45,13 @@ def seconds_of(checkout: Path, stack: Path) -> tuple[float, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("other", type=Path, metavar="OTHER")
-    parser.add_argument("--quick", action="store_true", help="1,000 images, two runs")
+    parser.add_argument("--images", type=int, default=20_000, metavar="N", help="a multiple of 1,000")
     options = parser.parse_args()
     checkouts = {"the other version": options.other.resolve(), "this version": ROOT.resolve()}
     print_machine()
     with tempfile.TemporaryDirectory() as folder:
-        options.folder = Path(folder)
-        stack, runs = large_stack(options), 2 if options.quick else 5
+        stack, runs = Path(folder) / "stack.mrcs", 5
+        write_stack(stack, large_blocks(options.images), PIXEL_SIZE, options.images, BOX)
         n = speed.warm_page_cache(stack)
         seconds: dict[str, list[float]] = {name: [] for name in checkouts}
         kept = dict.fromkeys(checkouts, 0)
