@@ -2,8 +2,8 @@
 
 python benchmarks/versions.py OTHER [--images N]
 
-OTHER is a checkout of the other version. The stack (6.3 GB for 20,000 images of 280 px) is made in a temporary
-folder, which goes when all is done.
+OTHER is a checkout of the other version. The stack (6.3 GB for 20,000 images of 280 px) is made in a
+temporary folder, which goes when all is done.
 """
 
 from __future__ import annotations
