@@ -13,11 +13,12 @@ from fastsort._types import Bools, Floats, Images, Indices
 from fastsort.decide.combine import confident
 from fastsort.decide.votes import LearnedMethods, ask_methods
 from fastsort.images.normalize import normalize_background
+from fastsort.images.picks import picked_noise
 from fastsort.particles.source import Particles
 
 # How many decoys of each kind the weights of the votes are learned from, and how many test the verdict.
 N_TO_LEARN, N_TO_TEST = 200, 150
-JUNK = ("off-centre", "partial", "multiple", "scrambled", "noise", "background")
+JUNK = ("off-centre", "partial", "multiple", "scrambled", "noise", "picked noise", "background")
 GOOD = "particle"
 # Distances from the centre, in parts of the box.
 OFF_CENTRE, PARTIAL, MULTIPLE = (0.20, 0.33), (0.40, 0.55), (0.18, 0.30)
@@ -161,7 +162,7 @@ def make_decoys(
     decoys : dict of str to ndarray of float32, shape (number, d, d)
         "off-centre"; "partial": moved over the edge; "multiple": two particles added; "scrambled": the
         spectrum of a particle with random phases; "noise": Gaussian, with the mean spectrum of the
-        background; "background": an image of which the middle shows what lies half a box away; and
+        background; "picked noise": as `picked_noise` makes it; "background": an image of which the middle shows what lies half a box away; and
         "particle": turned, moved a little, with more noise. Their background has mean 0 and deviation 1.
 
     Examples
@@ -171,7 +172,7 @@ def make_decoys(
     >>> images, truth = fs.simulate_particles(20, 20, snr=0.2, box=32, seed=1)
     >>> decoys = fs.make_decoys(images[truth.label], images, np.random.default_rng(0), 5, good=True)
     >>> list(decoys)
-    ['off-centre', 'partial', 'multiple', 'scrambled', 'noise', 'background', 'particle']
+    ['off-centre', 'partial', 'multiple', 'scrambled', 'noise', 'picked noise', 'background', 'particle']
     >>> decoys["noise"].shape
     (5, 32, 32)
     """
@@ -195,6 +196,7 @@ def make_decoys(
         "multiple": _rolled(some(images), rows, columns) + _rolled(some(images), -rows, -columns),
         "scrambled": np.fft.irfft2(amplitudes * phases / np.maximum(np.abs(phases), 1e-12), (box, box)),
         "noise": np.fft.irfft2(np.fft.rfft2(white[1]) * spectrum, (box, box)),
+        "picked noise": picked_noise(images, number, 0.5 * box, int(rng.integers(2**31))),
         "background": background,
     }
     if good:

@@ -10,11 +10,13 @@ if TYPE_CHECKING:
     from fastsort.images.cluster import use_cluster
     from fastsort.images.crop import fourier_crop
     from fastsort.images.ctf import contrast_transfer, phase_flip
+    from fastsort.images.picks import picked_noise
 
 __all__ = [
     "contrast_transfer",
     "fourier_crop",
     "phase_flip",
+    "picked_noise",
     "use_cluster",
 ]
 
@@ -24,6 +26,7 @@ __getattr__, __dir__ = lazy_names(
         "fourier_crop": "fastsort.images.crop",
         "phase_flip": "fastsort.images.ctf",
         "contrast_transfer": "fastsort.images.ctf",
+        "picked_noise": "fastsort.images.picks",
         "use_cluster": "fastsort.images.cluster",
     },
 )

@@ -14,31 +14,40 @@ from fastsort._types import Bools, Floats
 PROMISING = 0.3
 BULK = 0.4
 N_ROUNDS = 5
-PENALTY = 0.7
+PENALTY = 0.4
+# Results of version 0.1.0 have only one direction, and this penalty.
+FORMER_PENALTY = 0.7
 
 
 class Discriminant(NamedTuple):
-    """A score for features: it falls along a direction, and grows away from the bulk of the particles.
+    """A score for features: it falls along two directions, and grows away from the bulk of the particles.
 
     Attributes
     ----------
-    direction : ndarray of float64, shape (p,)
-        Score falls by 1 a unit along it: what a centre has and displaced places have not.
-    origin : float
-        Position of the typical particle along it.
+    direction : ndarray of float64, shape (2, p)
+        What a centre has, and displaced places, or picked noise, have not: log-likelihood ratios of a
+        particle to these grow along it.
+    origin : ndarray of float64, shape (2,)
+        Where both are zero.
     mean : ndarray of float64, shape (p,)
     precision : ndarray of float64, shape (p, p)
         Of the bulk of the particles, scaled so that its median squared distance is that of a Gaussian.
+    unit : float
+        Log-likelihood ratio that counts 1 in the score.
+    penalty : float
+        What a unit of distance from the bulk counts.
     """
 
     direction: Floats
-    origin: float
+    origin: Floats
     mean: Floats
     precision: Floats
+    unit: float = 1.0
+    penalty: float = FORMER_PENALTY
 
 
-def fit_discriminant(centred: Floats, displaced: Floats, usable: Bools) -> Discriminant:
-    """Learn what the centre of a good pick has and displaced places of the same images have not.
+def fit_discriminant(centred: Floats, displaced: Floats, picked: Floats, usable: Bools) -> Discriminant:
+    """Learn what the centre of a good pick has, and displaced places and picked noise have not.
 
     Parameters
     ----------
@@ -46,6 +55,8 @@ def fit_discriminant(centred: Floats, displaced: Floats, usable: Bools) -> Discr
         Features at the centre of each image; the first is the height of the template's peak.
     displaced : ndarray of float64, shape (k, n, p)
         The same, measured at k displaced places of the same images.
+    picked : ndarray of float64, shape (m, p)
+        The same of `picked_noise`.
     usable : ndarray of bool, shape (n,)
         Images to learn from.
 
@@ -55,21 +66,26 @@ def fit_discriminant(centred: Floats, displaced: Floats, usable: Bools) -> Discr
 
     Notes
     -----
-    Fisher's linear discriminant between the centres of the most promising images and the displaced
-    places. These have the same noise, defocus and normalisation but hold no centred particle, so nobody
-    has to label anything. The first choice goes by the height of the peak; then the 30 % of the images
+    Fisher's linear discriminants between the centres of the most promising images and either the displaced
+    places or picked noise. Displaced places have the same noise, defocus and normalisation but hold no
+    centred particle, so nobody has to label anything. Picked noise has a blob in its middle, as pickers find
+    it, and is no particle either. The likelihood of both together counts. The first choice goes by the height of the peak; then the 30 % of the images
     that look most like particles are chosen again, five times. Junk that is stronger than any particle
     (ice, carbon) also scores well along one direction. Therefore the score also grows with the
     Mahalanobis distance from the bulk of the particles, which concentration steps find as in the minimum
     covariance determinant (Rousseeuw & Van Driessen, Technometrics 41, 1999).
     """
     images = centred[usable]
-    direction, pooled = _separating_direction(images, displaced[:, usable].reshape(-1, centred.shape[1]))
-    likeness = images @ direction
-    candidates = images[np.argsort(-likeness, kind="stable")[: max(2, round(BULK * len(images)))]]
-    mean, precision = _bulk_of(candidates)
-    direction /= math.sqrt(float(direction @ pooled @ direction)) + 1e-12
-    return Discriminant(direction, float(np.median(candidates @ direction)), mean, precision)
+    places = displaced[:, usable].reshape(-1, centred.shape[1])
+    direction, origin = _separating_directions(images, (places, picked))
+    likeness = _likeness(images, direction, origin)
+    best = np.argsort(-likeness, kind="stable")[: max(2, round(BULK * len(images)))]
+    mean, precision = _bulk_of(images[best])
+    # The typical particle scores 0, and the score has the deviation of displaced places for its unit: a
+    # log-likelihood ratio between two Gaussians has their squared distance for its variance.
+    typical = float(np.median(likeness[best]))
+    unit = math.sqrt(max(float((direction[0] @ _covariance(places)) @ direction[0]), 0.0)) + 1e-12
+    return Discriminant(direction, origin + typical, mean, precision, unit, PENALTY)
 
 
 def discriminant_score(features: Floats, discriminant: Discriminant) -> Floats:
@@ -78,11 +94,17 @@ def discriminant_score(features: Floats, discriminant: Discriminant) -> Floats:
     Returns
     -------
     score : ndarray of float64, shape (n,)
-        In standard deviations along the direction, plus 0.7 of the Mahalanobis distance by which an
+        In standard deviations of displaced places, plus 0.4 of the Mahalanobis distance by which an
         image lies outside the bulk of the particles.
     """
-    likeness = features @ discriminant.direction - discriminant.origin
-    return -likeness + PENALTY * outlyingness(features, discriminant)
+    likeness = _likeness(features, discriminant.direction, discriminant.origin) / discriminant.unit
+    return -likeness + discriminant.penalty * outlyingness(features, discriminant)
+
+
+def _likeness(features: Floats, direction: Floats, origin: Floats) -> Floats:
+    """Log-likelihood ratio of a particle to everything else together, up to a constant."""
+    ratios = features @ np.atleast_2d(direction).T - origin
+    return -np.logaddexp.reduce(-ratios, axis=1)
 
 
 def outlyingness(features: Floats, discriminant: Discriminant) -> Floats:
@@ -91,17 +113,22 @@ def outlyingness(features: Floats, discriminant: Discriminant) -> Floats:
     return np.maximum(np.sqrt(distance) - math.sqrt(len(discriminant.mean)), 0)
 
 
-def _separating_direction(images: Floats, places: Floats) -> tuple[Floats, Floats]:
-    """Direction from displaced places to the most promising images, and the covariance within both."""
-    place_mean, place_covariance = places.mean(axis=0), _covariance(places)
+def _separating_directions(images: Floats, others: tuple[Floats, ...]) -> tuple[Floats, Floats]:
+    """Directions from each of the others to the most promising images, and where the ratios are zero."""
     promise = images[:, 0]
+    moments = [(other.mean(axis=0), _covariance(other)) for other in others]
     for _ in range(N_ROUNDS):
         promising = images[promise >= np.quantile(promise, 1 - PROMISING)]
-        pooled = 0.5 * (place_covariance + _covariance(promising))
-        pooled += np.diag(0.02 * np.diag(pooled) + 1e-9)
-        direction = np.linalg.solve(pooled, promising.mean(axis=0) - place_mean)
-        promise = images @ direction
-    return direction, pooled
+        mean, covariance = promising.mean(axis=0), _covariance(promising)
+        directions, origins = [], []
+        for other_mean, other_covariance in moments:
+            pooled = 0.5 * (other_covariance + covariance)
+            pooled += np.diag(0.02 * np.diag(pooled) + 1e-9)
+            directions.append(np.linalg.solve(pooled, mean - other_mean))
+            origins.append(0.5 * float((mean + other_mean) @ directions[-1]))
+        direction, origin = np.array(directions), np.array(origins)
+        promise = _likeness(images, direction, origin)
+    return direction, origin
 
 
 def _bulk_of(candidates: Floats) -> tuple[Floats, Floats]:

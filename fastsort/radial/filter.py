@@ -171,9 +171,9 @@ def radial_filter(
     Notes
     -----
     The default preset learns from at most 2048 images: a radial template (`learn_template`), and the
-    direction in which the centres of good picks differ from displaced places of the same images
-    (`fit_discriminant`). The score of an image is its distance from the typical particle against that
-    direction, plus a penalty if it lies outside the bulk of the particles. The valid images are
+    directions in which the centres of good picks differ from displaced places of the same images, and from
+    noise as a picker finds it (`fit_discriminant`, `picked_noise`). The score of an image is its distance
+    from the typical particle against these directions, plus a penalty if it lies outside the bulk of the particles. The valid images are
     compact on this scale, and a mixture fitted to the scores says where their bulk ends
     (`fit_scores`). Fewer than 50 images cannot say what is common: they get scores, but only those
     that cannot be judged are rejected.
@@ -219,7 +219,7 @@ def radial_filter(
     if learned is None:
         cropped_radius = radius and radius / scale
         sample = read_sample(particles, operator, cropped_radius, seed)
-        learned = None if sample is None else learn_radial(sample, cropped_radius, contrast, n_jobs)
+        learned = None if sample is None else learn_radial(sample, cropped_radius, contrast, n_jobs, seed)
     if learned is None:
         batches = map_batches(_unfit_batch, particles, n_jobs=n_jobs, progress=progress)
         contrast = "bright" if contrast == "auto" else contrast

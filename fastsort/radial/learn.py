@@ -9,6 +9,7 @@ import numpy as np
 
 from fastsort._types import Floats, Images, Singles
 from fastsort.images.normalize import normalize_background
+from fastsort.images.picks import N_LEARNED_FROM, picked_noise
 from fastsort.images.prepare import sample_batches
 from fastsort.particles.source import Particles
 from fastsort.radial.discriminant import Discriminant, discriminant_score, fit_discriminant
@@ -62,8 +63,10 @@ def background_radius(radius: float | None, box: int) -> float:
     return 0.5 * box if radius is None else min(max(radius, 0.25 * box), 0.5 * box)
 
 
-def learn_radial(images: Images, radius: float | None, contrast: str, n_jobs: int | None) -> LearnedRadial:
-    """Learn the template, then what tells the centres of good picks from displaced places.
+def learn_radial(
+    images: Images, radius: float | None, contrast: str, n_jobs: int | None, seed: int
+) -> LearnedRadial:
+    """Learn the template, then what tells the centres of good picks from displaced places and picked noise.
 
     Parameters
     ----------
@@ -73,11 +76,14 @@ def learn_radial(images: Images, radius: float | None, contrast: str, n_jobs: in
         Of the particle, in cropped pixels; None finds it.
     contrast : {"auto", "bright", "dark"}
     n_jobs : int, optional
+    seed : int
+        Of the picked noise.
 
     Returns
     -------
     learned : LearnedRadial
     """
+    picks = picked_noise(images, N_LEARNED_FROM, background_radius(radius, images.shape[1]), seed)
     template, radius = learn_template(images, radius, contrast, n_jobs)
     half = images.shape[1] // 2
     places = ((half, 0), (0, half), (half, half), (0, 0))
@@ -87,7 +93,8 @@ def learn_radial(images: Images, radius: float | None, contrast: str, n_jobs: in
     features = np.concatenate([part for part, _ in measured], axis=1)
     other_peaks = np.concatenate([part for _, part in measured])
     displaced, centred = features[:3], features[3]
-    discriminant = fit_discriminant(centred, displaced, ordinary(ring_power(images)))
+    picked = radial_features(forward(picks), template, radius)[0][0]
+    discriminant = fit_discriminant(centred, displaced, picked, ordinary(ring_power(images)))
     scores = discriminant_score(displaced.reshape(-1, displaced.shape[-1]), discriminant)
     best = np.argsort(discriminant_score(centred, discriminant), kind="stable")[: max(1, len(images) // 4)]
     height = float(np.median(centred[best, 0]))

@@ -7,7 +7,11 @@ import math
 import numpy as np
 import scipy.fft
 
-from fastsort._types import Floats, Singles
+from fastsort._types import Floats, Images, Singles
+from fastsort.images.picks import blob_response
+
+# A picker looks for the best place in a field that is so many boxes wide.
+PICKED_FIELD = 3
 
 
 def ice(rng: np.random.Generator, box: int) -> Singles:
@@ -44,6 +48,51 @@ def carbon(rng: np.random.Generator, box: int) -> Singles:
 def texture(rng: np.random.Generator, box: int) -> Singles:
     """Draw smooth noise of several scales, with a standard deviation of 0.7 to 1.5."""
     return (rng.uniform(0.7, 1.5) * _cloud(rng, box, (1 / 32, 1 / 16, 1 / 8, 1 / 4))).astype(np.float32)
+
+
+def beneath_picks(rng: np.random.Generator, size: int, box: int) -> Singles | float:
+    """Draw what lies beneath the noise in which a picker takes maxima: nothing, carbon or small ice.
+
+    Half of the fields are bare. A quarter has the texture of carbon film, with a standard deviation of 0.3
+    to 1, and a quarter is strewn with pieces of ice.
+    """
+    ground = rng.choice(("bare", "bare", "carbon", "ice"))
+    if ground == "carbon":
+        return (rng.uniform(0.3, 1.0) * _cloud(rng, size, (box / size / 48, box / size / 16))).astype(np.float32)
+    if ground == "ice":
+        field = np.zeros((size, size), dtype=np.float32)
+        y, x = _grid(size)
+        for _ in range(rng.integers(2, 6)):
+            middle, radius = rng.uniform(-0.5, 0.5, 2) * size, rng.uniform(0.05, 0.20) * box
+            distance = np.hypot(y - middle[0], x - middle[1])
+            field += rng.uniform(0.5, 2) * np.clip(radius - distance + 0.5, 0, 1).astype(np.float32)
+        return field
+    return 0.0
+
+
+def best_pick(field: Images, radius: float, box: int) -> Images:
+    """Cut out the box about the place where a blob picker responds most.
+
+    Parameters
+    ----------
+    field : ndarray of float32, shape (size, size)
+    radius : float
+        Of the particle that is looked for, in pixels.
+    box : int
+
+    Returns
+    -------
+    image : ndarray of float32, shape (box, box)
+
+    Notes
+    -----
+    The picker is a difference of two Gaussians that responds most to bright disks of the particle's size.
+    """
+    response = blob_response(field[None], radius)[0]
+    half, room = box // 2, len(field) - box
+    inner = response[half : half + room + 1, half : half + room + 1]
+    top, left = np.unravel_index(np.argmax(inner), inner.shape)
+    return field[top : top + box, left : left + box]
 
 
 def hot_pixels(rng: np.random.Generator, box: int) -> Singles:

@@ -216,6 +216,9 @@ def render_particles(simulation: Simulation, start: int, stop: int) -> Images:
     images = _clean_particles(simulation, start, stop)
     for i in range(start, stop):
         rng = random_stream(simulation.seed, PIXELS, i)
+        if truth.kind[i] == "picked":
+            images[i - start] = _picked(simulation, rng)
+            continue
         images[i - start] += _contamination(simulation, str(truth.kind[i]), rng)
         if simulation.noise_deviation > 0:
             noise = noise_image(rng, simulation.noise_amplitude, box)
@@ -244,6 +247,16 @@ def _clean_particles(simulation: Simulation, start: int, stop: int) -> Images:
     np.add.at(images, shown_in - start, views)
     images *= np.float32(simulation.gain)
     return images
+
+
+def _picked(simulation: Simulation, rng: np.random.Generator) -> Images:
+    """Draw a field without particles, and cut out what a picker takes for one."""
+    box, truth = simulation.box, simulation.truth
+    size = contaminants.PICKED_FIELD * box
+    field = noise_image(rng, simulation.picked_amplitude, size)
+    field *= np.float32(simulation.noise_deviation)
+    field += np.float32(simulation.particle_deviation) * contaminants.beneath_picks(rng, size, box)
+    return contaminants.best_pick(field, truth.diameter / truth.pixel_size / 2, box)
 
 
 def _contamination(simulation: Simulation, kind: str, rng: np.random.Generator) -> Images | float:

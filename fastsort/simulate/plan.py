@@ -16,6 +16,7 @@ from fastsort._types import Array, Bools, FilePath, Floats, Images, Indices, Sin
 from fastsort.images.ctf import contrast_transfer
 from fastsort.particles.table import CtfParameters
 from fastsort.simulate import junk as contaminants
+from fastsort.simulate.junk import PICKED_FIELD
 from fastsort.simulate.noise import SPECTRA, noise_amplitude, noise_canvas, noise_gain
 from fastsort.simulate.phantoms import (
     PHANTOMS,
@@ -118,8 +119,8 @@ class Simulation(NamedTuple):
         Scales projections so that the signal of the signal-to-noise ratio is 1.
     particle_deviation, noise_deviation : float
         Standard deviation of the clean particles inside their disk, and of the noise.
-    noise_amplitude : ndarray of float32, shape (canvas, canvas // 2 + 1)
-        From `fastsort.simulate.noise.noise_amplitude`.
+    noise_amplitude, picked_amplitude : ndarray of float32, shape (canvas, canvas // 2 + 1)
+        From `fastsort.simulate.noise.noise_amplitude`, for images and for fields in which noise is picked.
     scene : ndarray of float32, shape (d, d), or None
         The photograph of which images show a part.
     normalize : bool
@@ -138,6 +139,7 @@ class Simulation(NamedTuple):
     particle_deviation: float
     noise_deviation: float
     noise_amplitude: Singles
+    picked_amplitude: Singles
     scene: Images | None
     normalize: bool
     sign: int
@@ -207,6 +209,7 @@ def plan_particles(
         particle_deviation=deviation / signal,
         noise_deviation=_noise_deviation(snr, recipe),
         noise_amplitude=noise_amplitude(recipe.noise, noise_canvas(box), recipe.source_box / box),
+        picked_amplitude=noise_amplitude(recipe.noise, noise_canvas(PICKED_FIELD * box), recipe.source_box / box),
         scene=_scene(box, seed) if "photograph" in kinds else None,
         normalize=recipe.normalize and snr != math.inf,
         sign=1 if contrast == "bright" else -1,

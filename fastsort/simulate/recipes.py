@@ -13,6 +13,7 @@ from fastsort._types import Floats
 
 KINDS = (
     "noise",
+    "picked",
     "partial",
     "multiple",
     "off-centre",
@@ -67,7 +68,7 @@ class Recipe(NamedTuple):
 
 
 _HARD = Recipe(
-    kinds=("noise", "partial", "multiple", "off-centre", "ice", "carbon", "texture"),
+    kinds=("noise", "picked", "partial", "multiple", "off-centre", "ice", "carbon", "texture"),
     snr_definition="power",
     noise="decaying",
     fill=1 / 1.5,

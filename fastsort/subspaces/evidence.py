@@ -73,7 +73,7 @@ def ratios_beside(
     for y, x in DIRECTIONS[::step]:
         shift = (round(-y * distance * box), round(-x * distance * box))
         coefficients = coefficients_of(np.roll(images, shift, (1, 2)), basis)
-        ratios.append(log_ratio(coefficients, particle, background, blocks))
+        ratios.append(log_ratio(coefficients, particle, [background], blocks))
     return np.stack(ratios, axis=1)
 
 

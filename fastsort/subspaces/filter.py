@@ -191,9 +191,10 @@ def subspace_filter(
     -----
     The default preset asks whether an image is more like the particles of this set or more like
     displaced places of the same images. These have the same noise, defocus and normalisation, but hold no
-    centred particle, since they lie half a box away. For both, a shape is learned: the covariance of the
-    prolate coefficients under all in-plane rotations, of which only the direction of an image counts.
-    Therefore strong contamination counts no more than a faint particle. Contamination in the same
+    centred particle, since they lie half a box away. Pickers do not return any place, but places where the
+    noise looks like a particle, so the image is compared with `picked_noise`, too. For all three, a shape is
+    learned: the covariance of the prolate coefficients under all in-plane rotations, of which only the
+    direction of an image counts. Therefore strong contamination counts no more than a faint particle. Contamination in the same
     directions as the particles shows in the power in bands of frequency, which must not be far from that
     of most images.
 
@@ -257,7 +258,7 @@ def _batch(images: Images, start: int, operator: Singles, learned: LearnedShapes
     judged = codes == VALID
     images = crop_and_normalize(images, operator)
     coefficients = coefficients_of(images, learned.basis)
-    score = -log_ratio(coefficients, learned.particle, learned.background, learned.blocks)
+    score = -log_ratio(coefficients, learned.particle, learned.others, learned.blocks)
     powers = log_powers(coefficients, learned.bands)
     excess = ((powers - learned.usual) / learned.spread).max(axis=1)
     score += _penalty(excess, EXCESS)

@@ -10,6 +10,7 @@ from fastsort._bulk import excess_distance, fit_bulk
 from fastsort._threshold import MIN_JUDGED, balanced_threshold
 from fastsort._types import Bools, Floats, Images, Indices, Singles
 from fastsort.images.normalize import normalize_background
+from fastsort.images.picks import N_LEARNED_FROM, picked_noise
 from fastsort.images.prepare import sample_batches
 from fastsort.particles.source import Particles
 from fastsort.subspaces.evidence import (
@@ -55,6 +56,7 @@ class LearnedShapes(NamedTuple):
     blocks, bands : tuple of ndarray
         Its functions, by angle and by frequency.
     particle, background : Shape
+        Of centred particles and of displaced places.
     usual, spread : ndarray of float64, shape (b,)
         Logarithm of the power of particles in each band, and how much it scatters.
     steep : float
@@ -66,6 +68,8 @@ class LearnedShapes(NamedTuple):
         As `SubspaceResult.model`.
     described : StandardizedModel or None
         The subspaces as `factor` and `log_likelihood` need them.
+    picked : Shape or None
+        Of noise as a picker finds it; None in results of version 0.1.0.
     """
 
     basis: PswfBasis
@@ -79,6 +83,12 @@ class LearnedShapes(NamedTuple):
     beside: Floats
     subspaces: SubspaceModel
     described: StandardizedModel | None
+    picked: Shape | None = None
+
+    @property
+    def others(self) -> list[Shape]:
+        """What images without a particle in the middle look like."""
+        return [self.background] if self.picked is None else [self.background, self.picked]
 
 
 def read_sample(particles: Particles, operator: Singles, seed: int) -> Images:
@@ -120,7 +130,9 @@ def learn_shapes(
     powers = log_powers(centred, bands)
     outlying = excess_distance(powers, fit_bulk(powers))
     background = _learn_background(images, basis, outlying < EXCLUDED, blocks, bands)
-    particle, use = _learn_particle(centred, powers, outlying, background, blocks)
+    picks = picked_noise(images, N_LEARNED_FROM, 0.5 * images.shape[1], seed)
+    picked = fit_shape(coefficients_of(picks, basis), np.ones(len(picks), dtype=bool), blocks)
+    particle, use = _learn_particle(centred, powers, outlying, [background, picked], blocks)
     usual, spread, steep = _usual_power(powers[use])
     beside = _usual_beside(images[use], basis, particle, background, blocks)
     subspaces, described = no_subspaces(basis), None
@@ -129,7 +141,7 @@ def learn_shapes(
         subspaces = _describe(rows, basis, numbers, n_jobs, seed)
         described = standardized_model(subspaces, np.float32)
     return LearnedShapes(
-        basis, blocks, bands, particle, background, usual, spread, steep, beside, subspaces, described
+        basis, blocks, bands, particle, background, usual, spread, steep, beside, subspaces, described, picked
     )
 
 
@@ -155,19 +167,19 @@ def _learn_background(
 
 
 def _learn_particle(
-    centred: Floats, powers: Floats, outlying: Floats, background: Shape, blocks: Blocks
+    centred: Floats, powers: Floats, outlying: Floats, others: list[Shape], blocks: Blocks
 ) -> tuple[Shape, Bools]:
     """Shape of the particles, and the images that it was learned from."""
-    use, ratio, excess = _choose_promising(centred, powers, outlying, background, blocks)
+    use, ratio, excess = _choose_promising(centred, powers, outlying, others, blocks)
     for _ in range(N_REFINEMENTS):
         kept = (-ratio <= balanced_threshold(-ratio)) & (excess < OUTLYING)
         use = kept if kept.sum() >= min(len(centred), MIN_JUDGED) else use
-        particle, ratio = _compare(centred, use, background, blocks)
+        particle, ratio = _compare(centred, use, others, blocks)
     return particle, use
 
 
 def _choose_promising(
-    centred: Floats, powers: Floats, outlying: Floats, background: Shape, blocks: Blocks
+    centred: Floats, powers: Floats, outlying: Floats, others: list[Shape], blocks: Blocks
 ) -> tuple[Bools, Floats, Floats]:
     """Choose the images that look most like particles and least like contamination, several times.
 
@@ -176,7 +188,7 @@ def _choose_promising(
     use : ndarray of bool, shape (n,)
         The images chosen last.
     ratio : ndarray of float64, shape (n,)
-        Log-likelihood ratio of these to the background, for all images.
+        Log-likelihood ratio of these to all that is no particle, for all images.
     excess : ndarray of float64, shape (n,)
         How far images lie outside the bulk of these.
     """
@@ -185,7 +197,7 @@ def _choose_promising(
     use = outlying < OUTLYING
     use = use if 2 * use.sum() >= n else np.ones_like(use)
     for step in range(N_CONCENTRATIONS + 1):
-        _, ratio = _compare(centred, use, background, blocks)
+        _, ratio = _compare(centred, use, others, blocks)
         chosen = np.flatnonzero(use)
         if step == 0:
             best = np.argsort(-ratio[chosen], kind="stable")
@@ -201,10 +213,13 @@ def _choose_promising(
     return use, ratio, excess
 
 
-def _compare(coefficients: Floats, use: Bools, background: Shape, blocks: Blocks) -> tuple[Shape, Floats]:
-    """Shape of the images in use, and the log-likelihood ratio of all images to the background."""
-    particle = regularize(fit_shape(coefficients, use, blocks), background, int(use.sum()), blocks)
-    return particle, log_ratio(coefficients, particle, background, blocks)
+def _compare(coefficients: Floats, use: Bools, others: list[Shape], blocks: Blocks) -> tuple[Shape, Floats]:
+    """Shape of the images in use, and the log-likelihood ratio of it to the others, for all images.
+
+    The first of the others is the background.
+    """
+    particle = regularize(fit_shape(coefficients, use, blocks), others[0], int(use.sum()), blocks)
+    return particle, log_ratio(coefficients, particle, others, blocks)
 
 
 def _describe(

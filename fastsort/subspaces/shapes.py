@@ -6,6 +6,7 @@ Only the direction of an image counts, not its strength: a shape is a covariance
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -80,8 +81,8 @@ def distances(coefficients: Floats, shape: Shape, blocks: Blocks) -> Floats:
     return total
 
 
-def log_ratio(coefficients: Floats, particle: Shape, background: Shape, blocks: Blocks) -> Floats:
-    """Log-likelihood ratio of two shapes for the directions of images (n, L).
+def log_ratio(coefficients: Floats, particle: Shape, others: Sequence[Shape], blocks: Blocks) -> Floats:
+    """Log-likelihood ratio of a shape to all others together, for the directions of images (n, L).
 
     Notes
     -----
@@ -89,10 +90,12 @@ def log_ratio(coefficients: Floats, particle: Shape, background: Shape, blocks: 
     1987).
     """
     half = 0.5 * coefficients.shape[1]
-    near = distances(coefficients, particle, blocks)
-    far = distances(coefficients, background, blocks)
-    ratio: Floats = half * np.log(np.maximum(far, 1e-30) / np.maximum(near, 1e-30))
-    return ratio + background.log_volume - particle.log_volume
+    near = np.maximum(distances(coefficients, particle, blocks), 1e-30)
+    against = []
+    for other in others:
+        far = np.maximum(distances(coefficients, other, blocks), 1e-30)
+        against.append(particle.log_volume - other.log_volume - half * np.log(far / near))
+    return -np.logaddexp.reduce(against, axis=0)
 
 
 def regularize(particle: Shape, background: Shape, n_images: int, blocks: Blocks) -> Shape:
