@@ -14,8 +14,8 @@ from fastsort._checks import InputError
 from fastsort._progress import Progress
 from fastsort._threshold import MIN_JUDGED
 from fastsort._types import Array, Bools, FilePath, Indices
-from fastsort.decide.combine import OFFSET, calibrate
-from fastsort.decide.decoys import JUNK
+from fastsort.decide.calibrate import calibrate
+from fastsort.decide.combine import OFFSET
 from fastsort.decide.duplicates import find_all_duplicates
 from fastsort.decide.rescue import Views
 from fastsort.decide.result import SortResult
@@ -352,8 +352,7 @@ def _calibrated(result: SortResult, strictness: dict[str, Any]) -> SortResult:
     """Give all images new probabilities and verdicts, from all scores."""
     judged = np.isfinite(result.score)
     probability = np.ones(len(judged))
-    decoys = np.concatenate([result.learned.decoys[kind] for kind in JUNK])
-    threshold, probability[judged], shares = calibrate(result.score[judged], decoys)
+    threshold, probability[judged], shares = calibrate(result.score[judged], result.learned.decoys)
     learned = result.learned._replace(shares=shares)
     result = result._replace(junk_probability=probability, learned=learned)
     result = with_verdict(result, judged & (result.score <= threshold), threshold)

@@ -12,8 +12,9 @@ import scipy.optimize
 from fastsort._brief import brief
 from fastsort._checks import InputError, check_count, check_positive
 from fastsort._process import one_blas_thread
-from fastsort._threshold import MIN_JUDGED, balanced_threshold, fit_scores, junk_probability
+from fastsort._threshold import MIN_JUDGED
 from fastsort._types import Bools, Floats, Indices
+from fastsort.decide.calibrate import calibrate
 
 # Votes that know where the particle lies. The other votes may refine the result of these, but must not
 # decide what a particle is: a vote that ignores the place can tell decoys from images, not from particles.
@@ -29,13 +30,6 @@ UNLABELLED = 0.4
 RIDGE = 1.0
 # The number that is added to the sum of the votes stands among their weights under this name.
 OFFSET = "offset"
-# With a smaller share of junk, or a larger one, the images are all of one kind, and no other is looked for.
-CLEAN, EMPTY = 0.05, 0.9
-# Weight of the odds in the probabilities of all other sets, the rest being that of the shape of the scores:
-# where the kinds overlap, the shape is not sure enough, and the odds are too sure.
-WEIGHT_OF_ODDS = 0.3
-# In every set, either kind has a share of at least one half per cent; as log-odds.
-SUREST = math.log(0.995 / 0.005)
 
 
 @brief
@@ -54,7 +48,7 @@ class Combination(NamedTuple):
     weights : dict of str to float
         Of the votes, and "offset", which is added.
     shares : tuple of float
-        Share of junk, estimated in two ways: from the shape of the scores, and from scores taken for odds.
+        Share of junk, estimated in two ways: from the mixture, and from scores taken for odds.
     """
 
     score: Floats
@@ -67,6 +61,43 @@ class Combination(NamedTuple):
     def cut(self) -> float:
         """The name of `threshold` in version 0.1.0."""
         return self.threshold
+
+
+class Weighing(NamedTuple):
+    """Weights of the votes, and the scores they give.
+
+    Attributes
+    ----------
+    score : ndarray of float64, shape (n,)
+    weights : dict of str to float
+        As `Combination.weights`.
+    learned : bool
+        Whether there was enough to learn from.
+    """
+
+    score: Floats
+    weights: dict[str, float]
+    learned: bool
+
+
+def weighted(votes: Mapping[str, Floats], weights: Mapping[str, float]) -> Floats:
+    """Return the score of images: the weighted sum of the votes; infinite where one of them is.
+
+    Parameters
+    ----------
+    votes : mapping of str to ndarray of float64, shape (n,)
+    weights : mapping of str to float
+        Of each vote, and "offset", which is added.
+
+    Returns
+    -------
+    score : ndarray of float64, shape (n,)
+    """
+    rows = np.column_stack([votes[name] for name in votes])
+    judged = np.isfinite(rows).all(axis=1)
+    score = np.full(len(rows), np.inf)
+    score[judged] = rows[judged] @ [weights[name] for name in votes] + weights[OFFSET]
+    return score
 
 
 def confident(votes: Mapping[str, Floats]) -> Indices:
@@ -117,11 +148,10 @@ def combine_votes(votes: Mapping[str, Floats], junk: Mapping[str, Floats]) -> Co
     30 % of the images that no vote speaks against are the particles. Votes that do not know where the
     particle lies join in the last round.
 
-    Then the share of junk is estimated from the scores in two ways: by the mixture of `fit_scores`, and as
-    the share that makes the scores most likely when they are taken for log-odds (Saerens, Latinne &
-    Decaestecker, Neural Computation 14, 2002). The second estimate recognises sets that are all particles
-    or all junk, and decides there. Elsewhere the probability is 0.7 of the first, which knows the shape of
-    the particles' scores, and 0.3 of the second.
+    The junk probability comes from a mixture that is fitted to the scores; it knows how decoys score, but not
+    how much of such junk there is (`calibrate`). The share of junk is estimated in a second way, too: as the
+    one that makes the scores most likely when they are taken for log-odds (Saerens, Latinne & Decaestecker,
+    Neural Computation 14, 2002). It decides nothing, but says how far the first can be trusted.
 
     The expected balanced accuracy is highest where images are rejected whose junk probability is above the
     share of junk. A lost particle costs more than junk that is kept, so the limit lies halfway between that
@@ -144,23 +174,36 @@ def combine_votes(votes: Mapping[str, Floats], junk: Mapping[str, Floats]) -> Co
     >>> bool(keep[~is_junk].mean() > 0.95 and keep[is_junk].mean() < 0.05)
     True
     """
+    weighing = weigh_votes(votes, junk)
+    return combination_of(weighing, {"junk": weighted(junk, weighing.weights)})
+
+
+def weigh_votes(votes: Mapping[str, Floats], junk: Mapping[str, Floats]) -> Weighing:
+    """Learn the weights of the votes, as `combine_votes` describes it, and return them with the scores."""
     names = list(votes)
     judged = np.isfinite(votes[names[0]])
     score = np.full(len(judged), np.inf)
-    probability = np.where(judged, np.nan, 1.0)
     rows = np.column_stack([votes[name][judged] for name in names])
     decoys = np.column_stack([junk[name][np.isfinite(junk[name])] for name in names])
     if len(rows) < MIN_JUDGED or not len(decoys) or not np.ptp(rows, axis=0).any():
         # Too few images, or votes that say nothing.
         score[judged] = rows.mean(axis=1)
-        equal = {**dict.fromkeys(names, 1 / len(names)), OFFSET: 0.0}
-        return Combination(score, probability, math.nan, equal, (math.nan, math.nan))
+        return Weighing(score, {**dict.fromkeys(names, 1 / len(names)), OFFSET: 0.0}, False)
     with one_blas_thread():
         weights, offset = _learn_weights(rows, decoys, names)
     score[judged] = rows @ weights + offset
-    threshold, probability[judged], shares = calibrate(score[judged], decoys @ weights + offset)
-    by_name = {**dict(zip(names, weights.tolist(), strict=True)), OFFSET: offset}
-    return Combination(score, probability, threshold, by_name, shares)
+    return Weighing(score, {**dict(zip(names, weights.tolist(), strict=True)), OFFSET: offset}, True)
+
+
+def combination_of(weighing: Weighing, decoys: Mapping[str, Floats]) -> Combination:
+    """Say how likely each image is junk, from its score and the scores of decoys by kind."""
+    score = weighing.score
+    judged = np.isfinite(score)
+    probability = np.where(judged, np.nan, 1.0)
+    threshold, shares = math.nan, (math.nan, math.nan)
+    if weighing.learned:
+        threshold, probability[judged], shares = calibrate(score[judged], decoys)
+    return Combination(score, probability, threshold, weighing.weights, shares)
 
 
 def _learn_weights(rows: Floats, decoys: Floats, names: list[str]) -> tuple[Floats, float]:
@@ -210,55 +253,6 @@ def _fit_logistic(values: Floats, target: Floats, amount: Floats) -> tuple[Float
     best = scipy.optimize.minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B").x
     weights: Floats = best[1:] / spread
     return weights, float(best[0] - weights @ mean)
-
-
-def calibrate(score: Floats, decoys: Floats) -> tuple[float, Floats, tuple[float, float]]:
-    """Turn scores into junk probabilities.
-
-    Parameters
-    ----------
-    score : ndarray of float64, shape (n,)
-        Finite; about the logarithm of odds.
-    decoys : ndarray of float64, shape (m,)
-        Scores of decoys that are junk.
-
-    Returns
-    -------
-    threshold : float
-        The highest score that is kept.
-    junk_probability : ndarray of float64, shape (n,)
-    shares : tuple of float
-        As `Combination.shares`.
-    """
-    by_odds = probability_by_odds(score)
-    by_shape = junk_probability(score, fit_scores(score, decoys))
-    shares = float(by_shape.mean()), float(by_odds.mean())
-    probability = by_odds
-    if CLEAN <= shares[1] <= EMPTY:
-        probability = (1 - WEIGHT_OF_ODDS) * by_shape + WEIGHT_OF_ODDS * by_odds
-    keep = probability <= 0.5 * (float(probability.mean()) + 0.5)
-    threshold = float(score[keep].max()) if keep.any() else float(np.nextafter(score.min(), -np.inf))
-    return threshold, probability, shares
-
-
-def probability_by_odds(score: Floats) -> Floats:
-    """Return the junk probabilities of scores that are taken for log-odds, with the likeliest share of junk.
-
-    Parameters
-    ----------
-    score : ndarray of float64, shape (n,)
-        Infinite for images that cannot be judged, which get 1.
-
-    Returns
-    -------
-    probability : ndarray of float64, shape (n,)
-    """
-    judged = np.isfinite(score)
-    probability = np.ones(len(score))
-    if judged.any():
-        balance = float(np.clip(balanced_threshold(score[judged]), -SUREST, SUREST))
-        probability[judged] = 1 / (1 + np.exp(np.clip(balance - score[judged], -700, 700)))
-    return probability
 
 
 def apply_strictness(

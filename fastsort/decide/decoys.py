@@ -10,6 +10,7 @@ import numpy as np
 from scipy.ndimage import affine_transform
 
 from fastsort._types import Bools, Floats, Images, Indices
+from fastsort.decide.calibrate import GOOD, TOLD_APART
 from fastsort.decide.combine import confident
 from fastsort.decide.votes import LearnedMethods, ask_methods
 from fastsort.images.normalize import normalize_background
@@ -19,7 +20,6 @@ from fastsort.particles.source import Particles
 # How many decoys of each kind the weights of the votes are learned from, and how many test the verdict.
 N_TO_LEARN, N_TO_TEST = 200, 150
 JUNK = ("off-centre", "partial", "multiple", "scrambled", "noise", "picked noise", "background")
-GOOD = "particle"
 # Distances from the centre, in parts of the box.
 OFF_CENTRE, PARTIAL, MULTIPLE = (0.20, 0.33), (0.40, 0.55), (0.18, 0.30)
 # How far the copy of a particle is moved, in pixels, and how much noise is added to it, in parts of the
@@ -28,6 +28,8 @@ MOVED, NOISIER = 1.0, 0.3
 # With fewer images than this, or with two estimates of the share of junk that differ by more than this,
 # the errors are not known.
 MIN_IMAGES, DISAGREE = 200, 0.25
+# No model of the scores is exact: shares are off by this much in sets whose labels are known.
+OFF = 0.03
 Z95 = 1.96
 
 
@@ -162,8 +164,9 @@ def make_decoys(
     decoys : dict of str to ndarray of float32, shape (number, d, d)
         "off-centre"; "partial": moved over the edge; "multiple": two particles added; "scrambled": the
         spectrum of a particle with random phases; "noise": Gaussian, with the mean spectrum of the
-        background; "picked noise": as `picked_noise` makes it; "background": an image of which the middle shows what lies half a box away; and
-        "particle": turned, moved a little, with more noise. Their background has mean 0 and deviation 1.
+        background; "picked noise": as `picked_noise` makes it; "background": an image of which the middle
+        shows what lies half a box away; and "particle": turned, moved a little, with more noise. Their
+        background has mean 0 and deviation 1.
 
     Examples
     --------
@@ -243,6 +246,7 @@ def estimate_errors(
     shares: tuple[float, float],
     *,
     other: Floats | None = None,
+    apart: float = 1.0,
 ) -> EstimatedErrors:
     """Say how well a set was sorted, from its own probabilities and from decoys.
 
@@ -257,6 +261,8 @@ def estimate_errors(
         Share of junk, estimated in two ways, as `Combination.shares`.
     other : ndarray of float64, shape (n,), optional
         Junk probabilities by the second of the two ways (`probability_by_odds`).
+    apart : float
+        How well decoys that are particles are told from decoys that are junk (`told_apart`).
 
     Returns
     -------
@@ -265,7 +271,8 @@ def estimate_errors(
     Notes
     -----
     Sums of calibrated probabilities are the expected numbers of particles and of junk, kept and rejected.
-    Their intervals cover the scatter of so many images and the result of the other estimate. The decoys
+    Their intervals cover the scatter of so many images, half of the way to the result of the other estimate,
+    and 0.03 for what the model of the scores does not know. The decoys
     show how each kind of junk fares, with Wilson's intervals. The particles among the decoys are copies of
     the clearest ones, so their share is an upper limit.
 
@@ -298,7 +305,7 @@ def estimate_errors(
     )
     # Images that could be judged if there were not too few of them have no probability.
     number = int((~judged).sum()) if (p == 1).all() and not judged.all() else len(p)
-    remark = _remark(number, float((1 - p).sum()), shares, by_kind)
+    remark = _remark(number, float((1 - p).sum()), shares, apart, by_kind)
     return EstimatedErrors(
         kept_particles, rejected_junk, precision, share, by_kind, counts, not remark, remark
     )
@@ -323,8 +330,8 @@ def _interval(share: tuple[float, float], other: tuple[float, float], doubtful: 
     if doubtful or share[1] < 1:
         return Estimate(math.nan, math.nan, math.nan)
     value = min(share[0] / share[1], 1.0)
-    ends = [value, min(other[0] / other[1], 1.0) if other[1] >= 1 else value]
-    wide = Z95 * math.sqrt(max(value * (1 - value), 1 / share[1]) / share[1])
+    ends = [value, 0.5 * (value + min(other[0] / other[1], 1.0)) if other[1] >= 1 else value]
+    wide = math.hypot(OFF, Z95 * math.sqrt(max(value * (1 - value), 1 / share[1]) / share[1]))
     return Estimate(value, max(min(ends) - wide, 0.0), min(max(ends) + wide, 1.0))
 
 
@@ -336,10 +343,17 @@ def _wilson(hits: int, number: int) -> Estimate:
     return Estimate(value, max(middle - wide, 0.0), min(middle + wide, 1.0))
 
 
-def _remark(n: int, particles: float, shares: tuple[float, float], by_kind: Mapping[str, Estimate]) -> str:
+def _remark(
+    n: int, particles: float, shares: tuple[float, float], apart: float, by_kind: Mapping[str, Estimate]
+) -> str:
     """Say why the figures are not to be trusted; empty if they are."""
     if n < MIN_IMAGES:
         return f"{n} images are too few to say; it takes {MIN_IMAGES}"
+    if apart < TOLD_APART:
+        return (
+            "the best images look hardly more like one another than like junk: either there are next to no "
+            "particles, or they are too faint to be told"
+        )
     if particles < 0.05 * n:
         return "hardly any image looks like a particle of its own kind: there is nothing to compare with"
     if not math.isfinite(sum(shares)) or abs(shares[0] - shares[1]) > DISAGREE:

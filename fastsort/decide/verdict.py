@@ -10,14 +10,22 @@ from fastsort._checks import InputError
 from fastsort._progress import Progress, part_of
 from fastsort._reasons import DUPLICATE, OFF_CENTRE, OUTSIDE, RARE_VIEW, REASONS, VALID, reason_names
 from fastsort._types import Array, Bools, Floats, Singles, Words
-from fastsort.decide.combine import OFFSET, Combination, apply_strictness, combine_votes, probability_by_odds
+from fastsort.decide.calibrate import probability_by_odds, told_apart
+from fastsort.decide.combine import (
+    OFFSET,
+    Combination,
+    apply_strictness,
+    combination_of,
+    weigh_votes,
+    weighted,
+)
 from fastsort.decide.decoys import EstimatedErrors, estimate_errors, votes_on_decoys
 from fastsort.decide.duplicates import find_all_duplicates
 from fastsort.decide.recentre import centred_scores
 from fastsort.decide.rescue import Views, find_views
 from fastsort.decide.result import SortResult
 from fastsort.decide.settings import Settings, check_strictness
-from fastsort.decide.votes import METHODS, LearnedVerdict, MethodResults, explain, weighted
+from fastsort.decide.votes import METHODS, LearnedVerdict, MethodResults, explain
 from fastsort.images.normalize import PixelStatistics
 from fastsort.particles.source import Particles
 from fastsort.radial.filter import RadialResult
@@ -319,8 +327,9 @@ def _weigh(
 ) -> tuple[Combination, LearnedVerdict]:
     """Learn the weights of the votes from decoys, and score other decoys to test the verdict with."""
     decoys = votes_on_decoys(working, results.votes, results.learned, n_jobs=n_jobs, seed=seed)
-    combination = combine_votes(results.votes, decoys.to_learn)
-    tested = {kind: weighted(votes, combination.weights) for kind, votes in decoys.to_test.items()}
+    weighing = weigh_votes(results.votes, decoys.to_learn)
+    tested = {kind: weighted(votes, weighing.weights) for kind, votes in decoys.to_test.items()}
+    combination = combination_of(weighing, tested)
     return combination, LearnedVerdict(results.learned, combination.weights, tested, combination.shares)
 
 
@@ -389,5 +398,6 @@ def _conclude(
         {kind: scores > threshold for kind, scores in decoys.items()},
         learned.shares,
         other=probability_by_odds(score[~outside]),
+        apart=told_apart(decoys),
     )
     return keep, reason, rescued, errors

@@ -12,7 +12,7 @@ from fastsort._brief import brief
 from fastsort._progress import Progress, part_of
 from fastsort._reasons import CONTAMINATION, NOISE, OFF_CENTRE, REASONS
 from fastsort._types import Codes, FilePath, Floats, Images, Words
-from fastsort.decide.combine import OFFSET
+from fastsort.decide.combine import weighted
 from fastsort.invariants.filter import InvariantResult, LearnedInvariants, invariant_filter
 from fastsort.particles.source import Particles
 from fastsort.radial.filter import RadialResult, radial_filter
@@ -68,26 +68,6 @@ class LearnedVerdict(NamedTuple):
     def score(self, votes: Mapping[str, Floats]) -> Floats:
         """Weigh the votes on some images; infinite where one of them is."""
         return weighted(votes, self.weights)
-
-
-def weighted(votes: Mapping[str, Floats], weights: Mapping[str, float]) -> Floats:
-    """Return the score of images: the weighted sum of the votes; infinite where one of them is.
-
-    Parameters
-    ----------
-    votes : mapping of str to ndarray of float64, shape (n,)
-    weights : mapping of str to float
-        Of each vote, and "offset", which is added.
-
-    Returns
-    -------
-    score : ndarray of float64, shape (n,)
-    """
-    rows = np.column_stack([votes[name] for name in votes])
-    judged = np.isfinite(rows).all(axis=1)
-    score = np.full(len(rows), np.inf)
-    score[judged] = rows[judged] @ [weights[name] for name in votes] + weights[OFFSET]
-    return score
 
 
 class MethodResults(NamedTuple):

@@ -147,15 +147,14 @@ def invariant_filter(
     InputError
         If the images cannot be sorted or a parameter is out of range.
 
-    Notes
-    -----
-    The image is faded out beyond 0.3 of the box from its centre, and its absolute Zernike moments are taken
-    (`invariant_features` [1]_), which do not depend on how the particle lies. On the twelve leading axes of
-    their logarithms, particles have a Gaussian distribution, and so have displaced places: the same images
-    displaced by half a box, and noise as a picker finds it (`picked_noise`). The distribution of particles is learned from the 30 % of a sample of at most
-    4096 images that look most like particles and do not stand out; they are chosen again five times. Images
-    that look like neither have a Gaussian distribution three times as wide as that of the particles. The
-    threshold is where a mixture that is fitted to the scores makes junk likelier than a particle.
+    Notes ----- The image is faded out beyond 0.3 of the box from its centre, and its absolute Zernike moments
+    are taken (`invariant_features` [1]_), which do not depend on how the particle lies. On the twelve leading
+    axes of their logarithms, particles have a Gaussian distribution, and so have displaced places: the same
+    images displaced by half a box, and noise as a picker finds it (`picked_noise`). The distribution of
+    particles is learned from the 30 % of a sample of at most 4096 images that look most like particles and do
+    not stand out; they are chosen again five times. Images that look like neither have a Gaussian
+    distribution three times as wide as that of the particles. The threshold is where a mixture that is fitted
+    to the scores makes junk likelier than a particle.
 
     The features of one image are mostly noise. Alone, this is the weakest of the three methods, but it
     measures what the others do not.

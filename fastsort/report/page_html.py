@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from fastsort._reasons import REASONS, VALID
-from fastsort.decide.decoys import GOOD, Estimate, EstimatedErrors
+from fastsort.decide.calibrate import GOOD
+from fastsort.decide.decoys import Estimate, EstimatedErrors
 from fastsort.decide.micrographs import MicrographTable
 from fastsort.decide.result import SortResult
 from fastsort.particles.source import Particles

@@ -58,7 +58,9 @@ def beneath_picks(rng: np.random.Generator, size: int, box: int) -> Singles | fl
     """
     ground = rng.choice(("bare", "bare", "carbon", "ice"))
     if ground == "carbon":
-        return (rng.uniform(0.3, 1.0) * _cloud(rng, size, (box / size / 48, box / size / 16))).astype(np.float32)
+        return (rng.uniform(0.3, 1.0) * _cloud(rng, size, (box / size / 48, box / size / 16))).astype(
+            np.float32
+        )
     if ground == "ice":
         field = np.zeros((size, size), dtype=np.float32)
         y, x = _grid(size)

@@ -209,7 +209,9 @@ def plan_particles(
         particle_deviation=deviation / signal,
         noise_deviation=_noise_deviation(snr, recipe),
         noise_amplitude=noise_amplitude(recipe.noise, noise_canvas(box), recipe.source_box / box),
-        picked_amplitude=noise_amplitude(recipe.noise, noise_canvas(PICKED_FIELD * box), recipe.source_box / box),
+        picked_amplitude=noise_amplitude(
+            recipe.noise, noise_canvas(PICKED_FIELD * box), recipe.source_box / box
+        ),
         scene=_scene(box, seed) if "photograph" in kinds else None,
         normalize=recipe.normalize and snr != math.inf,
         sign=1 if contrast == "bright" else -1,

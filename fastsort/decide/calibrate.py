@@ -1,0 +1,241 @@
+"""Scores become junk probabilities: a mixture of particles, of every kind of decoy, and of other junk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from scipy.ndimage import gaussian_filter1d
+
+from fastsort._threshold import balanced_threshold
+from fastsort._types import Floats
+
+# The density of the scores is computed in so many steps.
+N_STEPS = 500
+N_ROUNDS = 200
+# Where the particles' scores may peak, as a quantile, with the share of junk: each is tried as a start.
+STARTS = ((0.15, 0.5), (0.30, 0.3), (0.50, 0.1))
+# Neither side of the particles' peak is wider than this many times the other.
+LOPSIDED = 2.0
+NARROWEST = 0.15
+# Junk of a kind that no decoy shows lies at least this many widths of the particles above their peak, and
+# is so narrow that the peak is this many of its own widths away.
+ABOVE, AWAY = 1.0, 2.0
+# It counts only where it is separate from the particles (Ashman, Bird & Zepf, Astron. J. 108, 1994), or
+# so rare that it changes nothing.
+SEPARATE, RARE = 2.0, 0.02
+# The last of the junk has any score above the particles, with the same density.
+WIDTHS_TO_REST = 2.0
+# The kind of decoys that are particles.
+GOOD = "particle"
+# Where decoys that are particles are told from junk less often than this (area under the curve, mean over
+# the kinds), what was learned is no particle. Then only images are kept that are hardly junk by the odds.
+TOLD_APART, HARDLY = 0.9, 0.25
+# In every set, either kind has a share of at least one half per cent; as log-odds.
+SUREST = math.log(0.995 / 0.005)
+
+
+class _Scale(NamedTuple):
+    """Steps of the score: their middles, their width, and how many images have such scores."""
+
+    middle: Floats
+    step: float
+    counts: Floats
+
+
+class _Fit(NamedTuple):
+    """A fitted mixture.
+
+    Attributes
+    ----------
+    likelihood : float
+        Logarithm of that of all scores.
+    peak, lower, upper : float
+        Of the particles, with the widths to either side.
+    other, width : float
+        Where junk lies that no decoy shows.
+    share : float
+        Of such junk.
+    probability : ndarray of float64
+        Of junk, at every step of the score.
+    """
+
+    likelihood: float
+    peak: float
+    lower: float
+    upper: float
+    other: float
+    width: float
+    share: float
+    probability: Floats
+
+    @property
+    def separation(self) -> float:
+        """Ashman's D of the junk that no decoy shows."""
+        return math.sqrt(2) * (self.other - self.peak) / math.hypot(self.upper, self.width)
+
+
+def calibrate(score: Floats, decoys: Mapping[str, Floats]) -> tuple[float, Floats, tuple[float, float]]:
+    """Turn scores into junk probabilities.
+
+    Parameters
+    ----------
+    score : ndarray of float64, shape (n,)
+        Finite; about the logarithm of odds.
+    decoys : mapping of str to ndarray of float64
+        Their scores, by kind.
+
+    Returns
+    -------
+    threshold : float
+        The highest score that is kept.
+    junk_probability : ndarray of float64, shape (n,)
+        Never falls with the score.
+    shares : tuple of float
+        Share of junk, by these probabilities, and by the scores if they are taken for odds.
+
+    Notes
+    -----
+    The scores are a mixture, found by expectation maximisation: particles have a split normal
+    distribution; junk of each kind has the distribution of its decoys, in any share; other junk has a
+    normal distribution; and any score above the particles may occur. Other junk counts only where it is
+    separate from the particles: their tail is not junk of its own.
+
+    Where copies of the best images are not told from decoys that are junk, there may be no particles at
+    all. Then the probabilities are those of the scores taken for odds.
+    """
+    by_odds = probability_by_odds(score)
+    if told_apart(decoys) < TOLD_APART:
+        probability = by_odds
+        keep = probability <= HARDLY
+    else:
+        probability = mixture_probability(score, {k: v for k, v in decoys.items() if k != GOOD})
+        keep = probability <= 0.5 * (float(probability.mean()) + 0.5)
+    threshold = float(score[keep].max()) if keep.any() else float(np.nextafter(score.min(), -np.inf))
+    return threshold, probability, (float(probability.mean()), float(by_odds.mean()))
+
+
+def told_apart(decoys: Mapping[str, Floats]) -> float:
+    """Return how well decoys that are particles are told from junk: the mean area under the curve.
+
+    1 where there are none of them, and nobody can say.
+    """
+    kinds = [np.sort(values) for kind, values in decoys.items() if kind != GOOD and len(values)]
+    good = decoys.get(GOOD, np.empty(0))
+    if not kinds or not len(good):
+        return 1.0
+    below = [np.searchsorted(junk, good) / len(junk) for junk in kinds]
+    return 1 - float(np.mean(below))
+
+
+def mixture_probability(score: Floats, decoys: Mapping[str, Floats]) -> Floats:
+    """Return the junk probabilities of scores by a mixture, as `calibrate` describes it."""
+    kinds = [values[np.isfinite(values)] for values in decoys.values()]
+    known = np.concatenate(kinds)
+    low = float(min(score.min(), known.min())) - 1
+    high = float(max(np.quantile(score, 0.995), np.quantile(known, 0.9))) + 3
+    edges = np.linspace(low, high, N_STEPS + 1)
+    count = np.histogram(np.clip(score, low, high), edges)[0].astype(np.float64)
+    scale = _Scale(0.5 * (edges[1:] + edges[:-1]), float(edges[1] - edges[0]), count)
+    shapes = np.array([_smooth(values, edges) for values in kinds])
+    typical = min(float(np.median(known)), float(np.quantile(score, 0.97)))
+    fits = [_fit(scale, shapes, score, typical, start, True) for start in STARTS]
+    best = max(fits, key=lambda fit: fit.likelihood)
+    if best.share > RARE and best.separation < SEPARATE:
+        fits = [_fit(scale, shapes, score, typical, start, False) for start in STARTS]
+        best = max(fits, key=lambda fit: fit.likelihood)
+    return np.interp(score, scale.middle, best.probability)
+
+
+def probability_by_odds(score: Floats) -> Floats:
+    """Return the junk probabilities of scores that are taken for log-odds, with the likeliest share of junk.
+
+    Parameters
+    ----------
+    score : ndarray of float64, shape (n,)
+        Infinite for images that cannot be judged, which get 1.
+
+    Returns
+    -------
+    probability : ndarray of float64, shape (n,)
+
+    Notes
+    -----
+    The share is found as in Saerens, Latinne & Decaestecker, Neural Computation 14, 2002.
+    """
+    judged = np.isfinite(score)
+    probability = np.ones(len(score))
+    if judged.any():
+        balance = float(np.clip(balanced_threshold(score[judged]), -SUREST, SUREST))
+        probability[judged] = 1 / (1 + np.exp(np.clip(balance - score[judged], -700, 700)))
+    return probability
+
+
+def _smooth(values: Floats, edges: Floats) -> Floats:
+    """Density of some scores, with Scott's rule for the width of the kernel."""
+    step = float(edges[1] - edges[0])
+    values = np.clip(values, edges[0], edges[-1])
+    width = max(1.06 * float(values.std()) * len(values) ** -0.2, step)
+    counts = np.histogram(values, edges)[0].astype(np.float64)
+    density = gaussian_filter1d(counts, width / step, mode="nearest") + 1e-6
+    return density / (density.sum() * step)
+
+
+def _fit(
+    scale: _Scale, shapes: Floats, score: Floats, typical: float, start: tuple[float, float], free: bool
+) -> _Fit:
+    """Fit the mixture from one start; unless `free`, all junk is like some decoy, or has any score."""
+    x, count, n = scale.middle, scale.counts, scale.counts.sum()
+    quantile, junk = start
+    peak = float(np.quantile(score, quantile))
+    lower = upper = max(peak - float(np.quantile(score, 0.02 if quantile < 0.3 else 0.16)), 0.3)
+    other, width = typical, max(0.5 * float(score.std()), 0.3)
+    shares = np.concatenate(
+        [[1 - junk], np.full(len(shapes), 0.6 * junk / len(shapes)), [0.3 * junk * free, 0.1 * junk]]
+    )
+    for _ in range(N_ROUNDS):
+        rest = x > peak + WIDTHS_TO_REST * upper
+        densities = np.vstack(
+            [
+                _split_normal(x, peak, lower, upper),
+                shapes,
+                np.exp(-0.5 * ((x - other) / width) ** 2) / (width * math.sqrt(2 * math.pi)),
+                rest / max(rest.sum() * scale.step, 1e-9),
+            ]
+        )
+        densities *= shares[:, None]
+        total = densities.sum(axis=0) + 1e-300
+        members = densities / total * count
+        shares = members.sum(axis=1) / n
+        peak, lower, upper = _split_normal_of(x, members[0], peak, lower, upper)
+        amount = members[-2].sum() + 1e-9
+        other = max(float((members[-2] @ x) / amount), peak + ABOVE * upper)
+        width = math.sqrt(float(members[-2] @ (x - other) ** 2) / amount)
+        width = min(max(width, 0.5 * lower), (other - peak) / AWAY)
+    likelihood = float((count * np.log(total)).sum())
+    probability = 1 - densities[0] / total
+    # Below the peak nothing looks more like a particle than at it.
+    probability[x < peak] = probability[min(int(np.searchsorted(x, peak)), len(x) - 1)]
+    rising = np.maximum.accumulate(probability)
+    return _Fit(likelihood, peak, lower, upper, other, width, float(shares[-2]), rising)
+
+
+def _split_normal(x: Floats, peak: float, lower: float, upper: float) -> Floats:
+    density: Floats = np.exp(-0.5 * ((x - peak) / np.where(x < peak, lower, upper)) ** 2)
+    return density * (2 / (lower + upper) / math.sqrt(2 * math.pi))
+
+
+def _split_normal_of(
+    x: Floats, weight: Floats, peak: float, lower: float, upper: float
+) -> tuple[float, float, float]:
+    """One step towards the likeliest peak and widths of weighted scores."""
+    below = x < peak
+    left = float((weight * below) @ (peak - x) ** 2) ** (1 / 3)
+    right = float((weight * ~below) @ (x - peak) ** 2) ** (1 / 3)
+    size = math.sqrt((left + right) / (float(weight.sum()) + 1e-9))
+    lower, upper = max(left * size, NARROWEST), max(right * size, NARROWEST)
+    lower, upper = min(lower, LOPSIDED * upper), min(upper, LOPSIDED * lower)
+    pull = weight / np.where(below, lower**2, upper**2)
+    return float((pull @ x) / (pull.sum() + 1e-12)), lower, upper
