@@ -11,18 +11,16 @@ from fastsort._types import Bools, Floats, Images, Singles
 from fastsort.images.normalize import normalize_background
 
 # The noise is measured outside this radius, in parts of the box, on at most so many images.
-OUTSIDE, MOST_MEASURED = 0.4, 1024
-# Fields in which noise is picked are so many boxes wide, and the best few places of each are taken. The
-# picker looks for blobs of these radii, in parts of the box.
-FIELD, PICKS_A_FIELD = 4, 6
-LEAST_RADIUS, LARGEST_RADIUS = 0.22, 0.36
-# Two picks of a field are at least so many radii apart.
-APART = 1.5
+OUTSIDE, MOST_MEASURED = 0.4, 512
+# In each field of so many boxes in width, the picker takes the best place. It looks for blobs between these
+# radii, in parts of the box, of so many sizes.
+FIELD = 2
+LEAST_RADIUS, LARGEST_RADIUS, N_SIZES = 0.22, 0.36, 8
 # The Gaussians of a blob picker, in radii: their difference responds most to disks of that radius.
 NARROW, WIDE = 1 / (1.1 * math.sqrt(2)), 1.1 / math.sqrt(2)
-N_ROUNDS = 4
+N_ROUNDS = 3
 # Methods learn from so many.
-N_LEARNED_FROM = 600
+N_LEARNED_FROM = 480
 
 
 def picked_noise(images: Images, number: int, background: float, seed: int = 0) -> Images:
@@ -46,10 +44,10 @@ def picked_noise(images: Images, number: int, background: float, seed: int = 0) 
 
     Notes
     -----
-    A picker does not cut boxes at random: it takes maxima. Large fields of Gaussian noise are made with the
-    spectrum that the images have outside a disk of 0.4 of the box. In each field, a difference of Gaussians
-    looks for blobs of the images' contrast, and the boxes about the six highest places are cut out. Its
-    size is drawn anew for each field, since nobody says which size the picker looked for.
+    A picker does not cut boxes at random: it takes maxima. Fields of Gaussian noise, two boxes wide, are
+    made with the spectrum that the images have outside a disk of 0.4 of the box. In each field, a difference
+    of Gaussians looks for blobs of the images' contrast, and the box about the highest place is cut out. It
+    looks for eight sizes in turn, since nobody says which size the picker looked for.
 
     The spectrum is found by trial: boxes are cut from fields and normalised, and the power of the fields is
     changed until the boxes have, outside the disk, the power of the images there.
@@ -71,12 +69,11 @@ def picked_noise(images: Images, number: int, background: float, seed: int = 0) 
     middle = 0.5 * (LEAST_RADIUS + LARGEST_RADIUS) * box
     # In a set of particles, the middle of most images stands out.
     bright = float(np.median(blob_response(images[::step], middle)[:, box // 2, box // 2])) >= 0
-    picks = np.empty((number, box, box), dtype=np.float32)
-    for start in range(0, number, PICKS_A_FIELD):
-        radius = rng.uniform(LEAST_RADIUS, LARGEST_RADIUS) * box
-        field = _fields(amplitude, 1, size, rng)
-        response = blob_response(field if bright else -field, radius)[0]
-        _cut_best(field[0], response, APART * radius, picks[start : start + PICKS_A_FIELD])
+    parts = []
+    for k, radius in enumerate(np.linspace(LEAST_RADIUS, LARGEST_RADIUS, N_SIZES) * box):
+        fields = _fields(amplitude, len(range(k, number, N_SIZES)), size, rng)
+        parts.append(_cut_best(fields, blob_response(fields if bright else -fields, radius), box))
+    picks = np.concatenate(parts)
     normalize_background(picks, background)
     return picks
 
@@ -99,16 +96,13 @@ def _fields(amplitude: Singles, number: int, size: int, rng: np.random.Generator
     return fields
 
 
-def _cut_best(field: Images, response: Images, apart: float, picks: Images) -> None:
-    """Cut boxes about the highest places of a periodic response, each away from those before."""
-    size, box = len(field), picks.shape[1]
-    line = (np.arange(size) + size // 2) % size - size // 2
-    near = np.hypot(line[:, None], line) < apart
-    for pick in picks:
-        row, column = np.unravel_index(np.argmax(response), response.shape)
-        rows, columns = ((place - box // 2 + np.arange(box)) % size for place in (row, column))
-        pick[:] = field[np.ix_(rows, columns)]
-        response[np.roll(near, (row, column), (0, 1))] = -np.inf
+def _cut_best(fields: Images, responses: Images, box: int) -> Images:
+    """Cut a box out of every field, about the highest place of its response; both are periodic."""
+    number, size = fields.shape[:2]
+    row, column = np.divmod(responses.reshape(number, -1).argmax(axis=1), size)
+    around = np.arange(box) - box // 2
+    rows, columns = ((place[:, None] + around) % size for place in (row, column))
+    return np.ascontiguousarray(fields[np.arange(number)[:, None, None], rows[:, :, None], columns[:, None]])
 
 
 def _noise_amplitude(images: Images, size: int, background: float, rng: np.random.Generator) -> Singles:
