@@ -178,7 +178,8 @@ def fit_radius(profile: Profile, candidates: list[Candidate], box: int) -> float
     """
     n_rings = len(profile.mean)
     level = np.trace(profile.covariance) / n_rings
-    if not 0 < level < np.inf:
+    # One image many times scatters by rounding only, and says nothing of other views.
+    if not 1e-9 * np.ptp(profile.mean) ** 2 < level < np.inf:
         return math.nan
     # Models are never exact: no combination of rings counts as known much better than the others.
     root = np.linalg.cholesky(profile.covariance + 1e-3 * level * np.eye(n_rings))
