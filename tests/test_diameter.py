@@ -15,11 +15,12 @@ from fastsort.decide.diameter import (
     STEP,
     Candidate,
     Profile,
-    _ring_means,
+    _ring_waves,
     _shells,
     estimate_diameter,
     fit_radius,
-    radial_profile,
+    mean_profile,
+    ring_means,
 )
 from fastsort.images.ctf import phase_flip
 from fastsort.images.normalize import normalize_background
@@ -67,8 +68,10 @@ def ball():
 @pytest.mark.parametrize("box", [20, 27])
 def test_profile_is_the_naive_one(box):
     images = np.random.default_rng(0).normal(size=(7, box, box)).astype(np.float32)
-    profile = radial_profile(images)
-    expected = naive.ring_means(images, len(profile.mean))
+    found = ring_means(images)
+    expected = naive.ring_means(images, found.shape[1])
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    profile = mean_profile(found)
     np.testing.assert_allclose(profile.mean, expected.mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(profile.covariance, np.cov(expected.T) / 7, atol=1e-6)
 
@@ -77,7 +80,7 @@ def test_profile_is_the_naive_one(box):
 def test_shells_are_projected_as_points_on_a_sphere_are(radius):
     # So large a box that the width of the shell, which grows with it, hides the limit in frequency.
     box, n_rings = 108, 40
-    found = _ring_means(box, n_rings) @ _shells(np.array([radius]), box)[:, 0]
+    found = _ring_waves(box, n_rings) @ _shells(np.array([radius]), box)[:, 0]
     expected = naive.shell_rings(radius, STEP * box, box, n_rings)
     np.testing.assert_allclose(found, expected, atol=0.01 * expected.max())
 
@@ -85,7 +88,7 @@ def test_shells_are_projected_as_points_on_a_sphere_are(radius):
 def ball_profile(radius, transfer, background, error):
     """Exact profile of a solid ball."""
     radii = np.arange(0.25, radius, 0.5)
-    shells = _ring_means(GRID, 22) @ (transfer[:, None] * _shells(radii, GRID))
+    shells = _ring_waves(GRID, 22) @ (transfer[:, None] * _shells(radii, GRID))
     return Profile(shells @ radii**2 + background, error**2 * np.eye(22))
 
 
@@ -111,6 +114,16 @@ def test_a_flat_profile_and_explanations_that_contradict_each_other_have_no_radi
     assert math.isnan(fit_radius(profile._replace(mean=np.ones(22)), [Candidate(flat, 0)], GRID))
     assert math.isnan(fit_radius(profile._replace(mean=-profile.mean), [Candidate(flat, 0)], GRID))
     assert math.isnan(fit_radius(profile._replace(covariance=np.zeros((22, 22))), [Candidate(flat, 0)], GRID))
+
+
+def test_a_fit_that_does_not_converge_gives_no_radius(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("Maximum number of iterations reached.")
+
+    flat = np.ones_like(FREQUENCIES)
+    profile = ball_profile(8.0, flat, 0.0, 1e-3)
+    monkeypatch.setattr("scipy.optimize.nnls", fail)
+    assert math.isnan(fit_radius(profile, [Candidate(flat, 0)], GRID))
 
 
 # From images.

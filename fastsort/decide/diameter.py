@@ -24,6 +24,7 @@ GRID = 36
 # The fewest and the most images that are averaged, and the share of them that must be particles: what
 # else is kept lies all over the box and makes the particle too large.
 FEWEST, MOST = 50, 2048
+BATCH = 256
 LEAST_PURE = 0.7
 # The part of the mass that the sphere holds.
 MASS = 0.95
@@ -136,28 +137,34 @@ def estimate_diameter(
     if len(used) < FEWEST or not 1 - junk_probability[used].mean() >= LEAST_PURE:
         return math.nan
     used = used[:: -(-len(used) // MOST)]
-    images = apply_crop(working.read(used), crop_operator(working.box, min(working.box, GRID)))
+    box = min(working.box, GRID)
+    operator = crop_operator(working.box, box)
     signs = {"bright": (1,), "dark": (-1,)}.get(contrast, (1, -1))
-    box = images.shape[1]
     with one_blas_thread():
+        batches = (used[start : start + BATCH] for start in range(0, len(used), BATCH))
+        rings = [ring_means(apply_crop(working.read(batch), operator)) for batch in batches]
         candidates = [
             Candidate(sign * candidate.transfer, candidate.n_effects)
             for sign in signs
             for candidate in _candidates(particles, used, box, phase_flipped)
         ]
-        return 2 * fit_radius(radial_profile(images), candidates, box) * particles.box / box
+        return 2 * fit_radius(mean_profile(np.concatenate(rings)), candidates, box) * particles.box / box
 
 
-def radial_profile(images: Images) -> Profile:
-    """Average images (n, d, d) over rings about pixel d // 2, one pixel wide, and then over the images."""
+def ring_means(images: Images) -> Floats:
+    """Average images (n, d, d) over rings about pixel d // 2, one pixel wide: (n, r)."""
     n, box = images.shape[:2]
     ring = np.rint(_distances(box)).astype(np.intp).ravel()
     n_rings = round(REACH * box)
     inside = np.flatnonzero(ring < n_rings)
     average = np.zeros((ring.size, n_rings))
     average[inside, ring[inside]] = 1 / np.bincount(ring)[ring[inside]]
-    profiles = images.reshape(n, -1) @ average
-    return Profile(profiles.mean(axis=0), np.cov(profiles.T) / n)
+    return images.reshape(n, -1).astype(np.float64) @ average
+
+
+def mean_profile(rings: Floats) -> Profile:
+    """Average the ring means (n, r) of images."""
+    return Profile(rings.mean(axis=0), np.cov(rings.T) / len(rings))
 
 
 def fit_radius(profile: Profile, candidates: list[Candidate], box: int) -> float:
@@ -187,8 +194,8 @@ def fit_radius(profile: Profile, candidates: list[Candidate], box: int) -> float
     target = whiten @ profile.mean
     radii: Floats = np.arange(1.0, int(LARGEST / STEP) + 1) * (STEP * box)
     projections = _shells(radii, box)
-    rings = whiten @ _ring_means(box, n_rings)
-    shells = [rings @ (candidate.transfer[:, None] * projections) for candidate in candidates]
+    waves = whiten @ _ring_waves(box, n_rings)
+    shells = [waves @ (candidate.transfer[:, None] * projections) for candidate in candidates]
     chi = np.array([_fit(columns, target)[1] for columns in shells])
     signal = float(target @ target)
     best = float(chi.min())
@@ -268,7 +275,7 @@ def _shells(radii: Floats, box: int) -> Floats:
     return np.sinc(2 * frequency * radii) * np.exp(-2 * (np.pi * frequency * STEP * box) ** 2)
 
 
-def _ring_means(box: int, n_rings: int) -> Floats:
+def _ring_waves(box: int, n_rings: int) -> Floats:
     """Matrix (r, k) from a radial transform to the means over rings of its image."""
     distance, count = np.unique(_distances(box).round(6), return_counts=True)
     ring = np.rint(distance).astype(np.intp)
@@ -281,7 +288,11 @@ def _ring_means(box: int, n_rings: int) -> Floats:
 
 def _fit(columns: Floats, target: Floats) -> tuple[Floats, float]:
     """Masses of the shells that fit best, and chi squared."""
-    masses, rest = scipy.optimize.nnls(columns, target, maxiter=100 * columns.shape[1])
+    try:
+        masses, rest = scipy.optimize.nnls(columns, target, maxiter=100 * columns.shape[1])
+    except RuntimeError:
+        # It did not converge. No sorting is worth less for that.
+        return np.zeros(columns.shape[1]), math.inf
     return masses, rest**2
 
 
