@@ -2,10 +2,10 @@
 
 python benchmarks/verdict.py [--quick] [--data FOLDER] [part ...]
 
-The parts are accuracy, real, shares, rare, speed, memory, kill, bits and relion; all of them without any
-name. Nothing is set: neither diameter nor method. The parts speed and memory make a stack of 6.3 GB in a
-temporary folder, which goes when all is done; relion runs where relion_refine is installed. Several seeds:
-the mean, and the lowest in brackets.
+The parts are accuracy, real, diameter, shares, rare, speed, memory, kill, bits and relion; all of them
+without any name. Nothing is set: neither diameter nor method. The parts speed and memory make a stack of
+6.3 GB in a temporary folder, which goes when all is done; relion runs where relion_refine is installed.
+Several seeds: the mean, and the lowest in brackets.
 """
 
 from __future__ import annotations
@@ -52,10 +52,23 @@ from fastsort.decide.votes import METHODS
 from fastsort.images.batches import map_batches
 from fastsort.particles.mrc import write_stack
 from fastsort.report.accuracy import measure_accuracy
+from fastsort.simulate.phantoms import PHANTOMS, load_volume, phantom_blobs, phantom_volume
 
 WORKERS = 2
 N_BINS = 10
 SHARES = (0, 0.01, 0.6, 1)
+# Images whose diameter is estimated: is the contrast transfer function told, is it there without being told,
+# or is there none; signal-to-noise ratio; share of junk; diameter in parts of the box.
+SIZES = (
+    ("told", 1 / 5, 0.1, 0.55),
+    ("told", 1 / 20, 0.3, 0.65),
+    ("told", 1 / 50, 0.3, 0.65),
+    ("told", 1 / 20, 0.6, 0.42),
+    ("untold", 1 / 10, 0.3, 0.6),
+    ("none", 1 / 10, 0.6, 0.75),
+    ("none", 1 / 20, 0.4, 0.65),
+    ("none", 1 / 50, 0.3, 0.45),
+)
 RARE_BOX = 48
 RARE_MOLECULES = ("sheath ring", "EF-G", "70S ribosome", "elongated", "two-lobed")
 # The stack on disk: simulated in a small box, then brought to the large one.
@@ -235,6 +248,86 @@ def calibration_error(probability: np.ndarray, junk: np.ndarray) -> float:
         return np.nan
     number = np.minimum((probability * N_BINS).astype(int), N_BINS - 1)
     return float(np.abs(np.bincount(number, probability - junk)).sum() / len(junk))
+
+
+# How large the particle is.
+
+
+def diameter(options: argparse.Namespace) -> None:
+    volumes = {name: options.data / "volumes" / file for name, file in VOLUMES.items()}
+    molecules = volumes | dict.fromkeys(PHANTOMS)
+    print_table(
+        "Estimated diameter over that of the sphere that truly holds 95 % of the mass, nothing set, 1200 "
+        "images of 48 px, junk of all kinds, one figure a seed; ?: not known; CTF: told, untold (in the "
+        "images, not in the source) or none.",
+        ("CTF", "SNR", "junk", "diameter / box", *molecules),
+        (
+            (
+                ctf,
+                f"1/{1 / snr:.0f}",
+                f"{100 * share:.0f} %",
+                fill,
+                *(size_cell(options, name, path, ctf, snr, share, fill) for name, path in molecules.items()),
+            )
+            for ctf, snr, share, fill in SIZES
+        ),
+    )
+    real = {name: open_real(options.data / "real", name)[0] for name in REAL_DIAMETERS}
+    print_table(
+        "Real stacks, whose defocus is not known, nothing set.",
+        ("stack", "diameter in A", "estimated"),
+        (
+            (name, f"{REAL_DIAMETERS[name]:.0f}", f"{fs.sort_particles(source, n_jobs=WORKERS).diameter:.0f}")
+            for name, source in real.items()
+            if source is not None
+        ),
+    )
+
+
+def size_cell(
+    options: argparse.Namespace,
+    name: str,
+    path: Path | None,
+    ctf: str,
+    snr: float,
+    share: float,
+    fill: float,
+) -> str:
+    if path is None:
+        volume = phantom_volume(phantom_blobs(name), 96, 50.0)
+    else:
+        volume = load_volume(path)[0]
+    # The diameter that a simulation tells holds 98 % of the mass.
+    part = mass_diameter(volume, 0.95) / mass_diameter(volume, 0.98)
+    n_junk = round(1200 * share)
+    found = []
+    for seed in options.seeds:
+        images, truth = fs.simulate_particles(
+            1200 - n_junk,
+            n_junk,
+            snr=snr,
+            box=48,
+            volume=name if path is None else path,
+            fill=fill,
+            junk="all",
+            ctf=ctf != "none",
+            # Neither the seeds nor the noise by which the method was chosen.
+            seed=1000 + seed,
+        )
+        sets = project_sets(images, truth) if ctf == "told" else [simulated_set(images, truth)]
+        for source, *_ in sets:
+            result = fs.sort_particles(source, n_jobs=WORKERS)
+            found.append(result.diameter / (part * truth.diameter))
+    return ", ".join("?" if np.isnan(value) else f"{value:.2f}" for value in found)
+
+
+def mass_diameter(volume: np.ndarray, part: float) -> float:
+    """Diameter in voxels of the sphere about the centre of mass that holds a part of the mass."""
+    density = np.where(volume > 0.05 * volume.max(), volume, 0)
+    points, mass = np.argwhere(density), density[density > 0].astype(np.float64)
+    distance = np.linalg.norm(points - mass @ points / mass.sum(), axis=1)
+    order = np.argsort(distance)
+    return 2 * float(distance[order[np.searchsorted(np.cumsum(mass[order]), part * mass.sum())]])
 
 
 # Any share of junk.
@@ -696,6 +789,7 @@ def classify_with_relion(star: Path, iterations: int, diameter: float) -> tuple[
 PARTS = {
     "accuracy": accuracy,
     "real": real,
+    "diameter": diameter,
     "shares": shares,
     "rare": rare,
     "speed": time_taken,
@@ -705,7 +799,7 @@ PARTS = {
     "relion": relion,
 }
 # What needs the volumes of the data folder.
-SIMULATED = ("accuracy", "shares", "rare", "relion")
+SIMULATED = ("accuracy", "diameter", "shares", "rare", "relion")
 
 
 if __name__ == "__main__":

@@ -77,7 +77,7 @@ def classify_particles(
     particles : path, ndarray (n, d, d) or Particles
         As for `open_particles`. Read once, never changed.
     diameter : float, optional
-        Diameter of the particle in angstroms; by default 0.8 of the box.
+        Diameter of the particle in angstroms, as for `sort_particles`; by default 0.8 of the box.
     n_classes, n_groups, embedding
         As for `classify_images`.
     phase_flip : {"auto", "yes", "no"}

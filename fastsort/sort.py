@@ -9,6 +9,7 @@ import numpy as np
 from fastsort._crop import crop_operator
 from fastsort._progress import Progress, part_of
 from fastsort._types import Array, FilePath
+from fastsort.decide.diameter import estimate_diameter
 from fastsort.decide.result import SortResult
 from fastsort.decide.settings import OPTIONS, settings_for
 from fastsort.decide.verdict import check_earlier, cut_again, decide
@@ -55,7 +56,8 @@ def sort_particles(
     particles : path, ndarray (n, d, d) or Particles
         As for `open_particles`. Read once, never changed.
     diameter : float, optional
-        Of the particle in angstroms; by default it is estimated from the data.
+        Of the particle in angstroms: of the sphere about its centre of mass that holds 95 % of its mass. By
+        default it is estimated from the images that are kept.
     method : {"radial", "subspaces", "invariants"}, optional
         Asks one method only: where the mass of the image lies (`radial_filter`), what the image is made
         of (`subspace_filter`), or what does not change when the image is turned (`invariant_filter`). By
@@ -166,8 +168,24 @@ def sort_particles(
         times.append(time.perf_counter())
         decided = part_of(progress, MEASURED, 1.0, n)
         verdict = decide(particles, working, pixels, results, settings, earlier=earlier, progress=decided)
+        if radius is not None:
+            diameter_px = 2 * radius * (particles.box / size)
+        elif earlier is not None:
+            diameter_px = earlier.diameter_px
+        elif preset == "published":
+            # Nothing says how many of the images that are kept are particles.
+            diameter_px = np.nan
+        else:
+            diameter_px = estimate_diameter(
+                particles,
+                working,
+                verdict.keep,
+                verdict.junk_probability,
+                verdict.suspicion,
+                contrast=results.contrast,
+                phase_flipped=ctf is not None,
+            )
     times.append(time.perf_counter())
-    diameter_px = 2 * (results.radius if radius is None else radius) * (particles.box / size)
     result = SortResult(
         **verdict._asdict(),
         votes=results.votes,

@@ -185,10 +185,20 @@ def _check_usable(particles: Particles, earlier: SortResult) -> None:
         raise InputError(
             f"the earlier run had {len(earlier.keep)} images, too few to learn from: sort without updating."
         )
-    pixel_size = earlier.diameter / earlier.diameter_px
-    if np.isnan(pixel_size) or np.isnan(particles.pixel_size):
+    side = earlier.parameters["working_size"] * earlier.views.pixel_size
+    if np.isnan(side) or np.isnan(particles.pixel_size):
         return
-    box = round(earlier.parameters["working_size"] * earlier.views.pixel_size / pixel_size)
+    pixel_size = earlier.diameter / earlier.diameter_px
+    if np.isnan(pixel_size):
+        # Without a diameter, nothing tells how many pixels the earlier images had.
+        if abs(particles.box * particles.pixel_size / side - 1) > 1e-3:
+            raise InputError(
+                f"the earlier run had images of {side:.4g} A, and these have "
+                f"{particles.box * particles.pixel_size:.4g} A: correct the pixel size, or sort without "
+                "updating."
+            )
+        return
+    box = round(side / pixel_size)
     if box != particles.box:
         raise InputError(
             f"the earlier run had images of {box} px, and these have {particles.box} px: "

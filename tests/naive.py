@@ -645,3 +645,48 @@ def concentrated(values: npt.ArrayLike, share: float, steps: int) -> npt.NDArray
         nearest = sorted(range(len(values)), key=lambda i: distances[i])
         chosen = nearest[: round(share * len(values))]
     return values[chosen].mean(axis=0)
+
+
+# The diameter that is reported.
+
+
+def ring_means(images: npt.ArrayLike, n_rings: int) -> npt.NDArray[np.float64]:
+    """Mean of every image over rings one pixel wide about pixel d // 2."""
+    images = np.asarray(images, dtype=np.float64)
+    d = images.shape[-1]
+    means = np.empty((len(images), n_rings))
+    for i, image in enumerate(images):
+        for ring in range(n_rings):
+            values = [
+                image[y, x]
+                for y in range(d)
+                for x in range(d)
+                if round(np.hypot(y - d // 2, x - d // 2)) == ring
+            ]
+            means[i, ring] = np.mean(values)
+    return means
+
+
+def shell_rings(radius: float, width: float, box: int, n_rings: int) -> npt.NDArray[np.float64]:
+    """Ring means of the projection of Gaussians with mass 1 that lie evenly on a sphere."""
+    n_points = 3000
+    turn = np.arange(n_points) * np.pi * (3 - np.sqrt(5))
+    height = 1 - (2 * np.arange(n_points) + 1) / n_points
+    image = np.zeros((box, box))
+    line = np.arange(box) - box // 2
+    for angle, z in zip(turn, height, strict=True):
+        x, y = radius * np.sqrt(1 - z**2) * np.array([np.cos(angle), np.sin(angle)])
+        across = np.exp(-((line - x) ** 2) / (2 * width**2))
+        down = np.exp(-((line - y) ** 2) / (2 * width**2))
+        image += np.outer(down, across) / (2 * np.pi * width**2 * n_points)
+    return ring_means(image[None], n_rings)[0]
+
+
+def mass_diameter(volume: npt.NDArray[np.float32], part: float) -> float:
+    """Diameter of the sphere about the centre of mass that holds a part of the mass above 5 % of the peak."""
+    density = np.where(volume > 0.05 * volume.max(), volume, 0).astype(np.float64)
+    points = np.argwhere(density)
+    mass = density[density > 0]
+    distance = np.linalg.norm(points - mass @ points / mass.sum(), axis=1)
+    order = np.argsort(distance)
+    return 2 * float(distance[order][np.searchsorted(np.cumsum(mass[order]), part * mass.sum())])

@@ -69,7 +69,8 @@ def add_input(
     add = parser.add_argument
     add("input", metavar="INPUT", nargs="?" if optional else None, help=kinds)
     add("-o", "--output", metavar="DIR", required=True, help="folder for the results")
-    add("--diameter", type=float, metavar="A", help=f"particle diameter in angstroms (default: {diameter})")
+    sphere = f"diameter in angstroms of the sphere that holds 95 %% of the particle (default: {diameter})"
+    add("--diameter", type=float, metavar="A", help=sphere)
     flip = "flip phases for the CTF (auto: unless done before)"
     add("--phase-flip", choices=("auto", "yes", "no"), default="auto", help=flip)
     add_reading(parser)

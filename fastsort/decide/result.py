@@ -39,7 +39,9 @@ class SortResult(NamedTuple):
     threshold : float
         Images with a larger score are rejected; NaN where the score does not decide.
     diameter : float
-        Of the particle in angstroms; NaN where the pixel size is unknown.
+        Of the particle in angstroms, as given or estimated (`estimate_diameter`): of the sphere about its
+        centre of mass that holds 95 % of its mass. NaN where the pixel size is unknown, and where the images
+        do not tell.
     diameter_px : float
         The same in input pixels.
     diameter_estimated : bool

@@ -105,11 +105,6 @@ class MethodResults(NamedTuple):
         return np.sum(rejected, axis=0, dtype=np.int8)
 
     @property
-    def radius(self) -> float:
-        """Of the particle, in pixels of the images; NaN where no method that was asked finds it."""
-        return next((result.radius for result in (self.radial, self.subspaces) if result is not None), np.nan)
-
-    @property
     def contrast(self) -> str:
         """Of the particle: "bright", "dark", or "unknown" where no method that was asked finds it."""
         results = (self.radial, self.subspaces)
