@@ -23,7 +23,7 @@ from fastsort._reasons import VALID
 from fastsort._types import FilePath, Images, Singles
 from fastsort.images.batches import default_batch_size, map_batches
 from fastsort.images.ctf import phase_flip as flip_phases
-from fastsort.images.normalize import PixelStatistics, inspect_pixels, normalize_background
+from fastsort.images.normalize import PixelStatistics, inspect_pixels, normalize_background, subtract_ramps
 from fastsort.images.work import fingerprint, source_identity
 from fastsort.particles.mrc import MrcHeader
 from fastsort.particles.source import Particles
@@ -142,6 +142,8 @@ def _prepare(
 ) -> tuple[PixelStatistics, int]:
     """Make the working images of a batch and write them to their place; unfit images become zero."""
     pixels = inspect_pixels(images)
+    # Before the crop and the flip: both take images for periodic, where a ramp has an edge that rings.
+    subtract_ramps(images)
     cropped = apply_crop(images, operator)
     if ctf is not None:
         cropped = flip_phases(cropped, ctf, pixel_size)
@@ -275,18 +277,21 @@ def sample_batches(
     Yields
     ------
     images : ndarray of float32, shape (k, size, size)
-        The images of a batch that are not unfit, in ascending order; possibly none.
+        The images of a batch that are not unfit, without ramps, in ascending order; possibly none.
     """
     chosen = np.arange(len(particles))
     if len(chosen) > number:
         chosen = np.sort(np.random.default_rng(seed).choice(len(particles), number, replace=False))
     for start in range(0, len(chosen), batch_size):
         part = particles.read(chosen[start : start + batch_size])
-        yield apply_crop(part[inspect_pixels(part).codes == VALID], operator)
+        part = part[inspect_pixels(part).codes == VALID]
+        subtract_ramps(part)
+        yield apply_crop(part, operator)
 
 
 def crop_and_normalize(images: Images, operator: Singles) -> Images:
-    """Crop images, then normalise their background: all that lies outside the largest disk in the box."""
+    """Take ramps out of images in place, crop them, and normalise all outside the largest disk in the box."""
+    subtract_ramps(images)
     images = apply_crop(images, operator)
     normalize_background(images, 0.5 * len(operator))
     return images
