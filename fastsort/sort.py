@@ -8,15 +8,18 @@ import numpy as np
 
 from fastsort._crop import crop_operator
 from fastsort._progress import Progress, part_of
+from fastsort._reasons import VALID
 from fastsort._types import Array, FilePath
+from fastsort.decide.copies import CONTENT, STAMP, Copies, copies_by_content, copies_by_name, spread
 from fastsort.decide.result import SortResult
 from fastsort.decide.settings import OPTIONS, settings_for
 from fastsort.decide.verdict import check_earlier, cut_again, decide
 from fastsort.decide.votes import ask_methods
+from fastsort.images.content import stamps_of
 from fastsort.images.prepare import ctf_to_flip, prepare_images, working_radius
 from fastsort.images.work import fingerprint, work_folder
 from fastsort.particles.open import open_particles
-from fastsort.particles.source import Particles
+from fastsort.particles.source import Particles, choose_particles
 
 STAGES = ("read and crop", "measure", "decide")
 # Where in the whole work the images are read, and where they are measured; the rest is the verdict.
@@ -112,6 +115,10 @@ def sort_particles(
 
     Notes
     -----
+    Lines that name one image, and images with the same pixels, share the verdict of the first: nothing is
+    learned from the others, and errors are estimated of distinct images. Only picks of one place are
+    duplicates.
+
     The images are read once: cropped, phase-flipped, normalised, and their pixels measured. The methods
     work on the result. `combine_votes` turns their votes into one junk probability, with the help of
     decoys made from the set itself (`make_decoys`). `estimate_errors` estimates the errors of the verdict,
@@ -134,17 +141,23 @@ def sort_particles(
     operator = crop_operator(particles.box, size)
     radius = working_radius(particles, diameter, size)
     ctf = ctf_to_flip(particles, phase_flip)
+    named = copies_by_name(particles)
+    images = particles
+    if len(named.distinct) < n:
+        images = choose_particles(particles, named.distinct)
+        ctf = ctf and ctf.of(named.distinct)
     learned = None
     if earlier is not None:
         check_earlier(earlier, settings)
         learned = earlier.learned
+    stamps = stamps_of(particles)
     mark = ""
     if work is not None:
         mark = fingerprint("sort", particles, settings.voting, learned and learned.weights)
     times = [time.perf_counter()]
     with work_folder(work, fingerprint=mark, keep=keep_work) as folder:
-        working, pixels = prepare_images(
-            particles,
+        working, pixels, content = prepare_images(
+            images,
             operator,
             folder.path("images"),
             radius=radius,
@@ -153,6 +166,10 @@ def sort_particles(
             progress=part_of(progress, 0.0, READ, n),
         )
         times.append(time.perf_counter())
+        same = copies_by_content(content, pixels.codes == VALID)
+        if len(same.distinct) < len(content):
+            working = choose_particles(working, same.distinct)
+            pixels = pixels.of(same.distinct)
         results = ask_methods(
             working,
             settings.methods,
@@ -165,7 +182,17 @@ def sort_particles(
         )
         times.append(time.perf_counter())
         decided = part_of(progress, MEASURED, 1.0, n)
-        verdict = decide(particles, working, pixels, results, settings, earlier=earlier, progress=decided)
+        copies = Copies(named.distinct[same.distinct], same.of[named.of])
+        verdict = decide(
+            particles,
+            working,
+            pixels,
+            results,
+            settings,
+            rows=copies.distinct,
+            earlier=earlier,
+            progress=decided,
+        )
     times.append(time.perf_counter())
     diameter_px = 2 * (results.radius if radius is None else radius) * (particles.box / size)
     result = SortResult(
@@ -180,6 +207,8 @@ def sort_particles(
         parameters=settings.parameters,
         seconds={**dict(zip(STAGES, np.diff(times).tolist(), strict=True)), "total": times[-1] - times[0]},
     )
+    result = spread(result, copies, particles)
+    result.measurements.update({CONTENT: content[named.of], STAMP: stamps})
     if progress:
         progress(n, n)
     return cut_again(result, **settings.strictness) if settings.strictness else result

@@ -9,8 +9,9 @@ import numpy as np
 from fastsort._checks import InputError
 from fastsort._progress import Progress, part_of
 from fastsort._reasons import DUPLICATE, OFF_CENTRE, OUTSIDE, RARE_VIEW, REASONS, VALID, reason_names
-from fastsort._types import Array, Bools, Floats, Singles, Words
+from fastsort._types import Array, Bools, Floats, Indices, Singles, Words
 from fastsort.decide.combine import OFFSET, Combination, apply_strictness, combine_votes, probability_by_odds
+from fastsort.decide.copies import COPY, copies_among
 from fastsort.decide.decoys import EstimatedErrors, estimate_errors, votes_on_decoys
 from fastsort.decide.duplicates import find_all_duplicates
 from fastsort.decide.recentre import centred_scores
@@ -53,6 +54,7 @@ def decide(
     results: MethodResults,
     settings: Settings,
     *,
+    rows: Indices,
     earlier: SortResult | None = None,
     progress: Progress | None = None,
 ) -> Verdict:
@@ -63,12 +65,14 @@ def decide(
     particles : Particles
         The images that are sorted.
     working : Particles
-        Their working images.
+        The working images of the distinct ones.
     pixels : PixelStatistics
         Of their pixels.
     results : MethodResults
         What the methods say of the working images.
     settings : Settings
+    rows : ndarray of intp, shape (m,)
+        Which of the particles the working images are.
     earlier : SortResult, optional
         Nothing is learned from these images: votes are weighed, and scores mean, what they did then.
     progress : callable, optional
@@ -80,12 +84,12 @@ def decide(
         Of one method, without errors, views and decoys.
     """
     suspicion = np.where(pixels.codes == VALID, explain(results), reason_names(pixels.codes))
-    measurements = _measurements(particles, pixels, results)
+    measurements = _measurements(particles, rows, pixels, results)
     scale = np.float32(particles.box / working.box)
     if settings.method is not None:
         return _decide_by_one(results, suspicion, measurements, scale)
     return _decide_by_all(
-        particles, working, results, settings, suspicion, measurements, scale, earlier, progress
+        particles, working, results, settings, rows, suspicion, measurements, scale, earlier, progress
     )
 
 
@@ -123,6 +127,7 @@ def _decide_by_all(
     working: Particles,
     results: MethodResults,
     settings: Settings,
+    rows: Indices,
     suspicion: Words,
     measurements: dict[str, Array],
     scale: np.float32,
@@ -130,7 +135,7 @@ def _decide_by_all(
     progress: Progress | None,
 ) -> Verdict:
     """Return the verdict of all methods together."""
-    radial, n, n_jobs = results.radial, len(particles), settings.n_jobs
+    radial, n, n_jobs = results.radial, len(rows), settings.n_jobs
     assert radial is not None
     if earlier is None:
         combination, learned = _weigh(working, results, n_jobs, settings.seed)
@@ -156,7 +161,7 @@ def _decide_by_all(
     measurements = {
         **measurements,
         "against": results.against,
-        "duplicate": find_all_duplicates(particles, settings.duplicate_distance, score),
+        "duplicate": find_all_duplicates(particles, settings.duplicate_distance, score, rows),
         "rare_view": rare,
     }
     keep, reason, rescued, errors = _conclude(
@@ -234,7 +239,9 @@ def cut_again(
     }
     check_strictness({**given, "unanimous": unanimous or None}, len(result.keep), exactly_one=True)
     if not unanimous:
-        passed = apply_strictness(result.score, result.junk_probability, **given)
+        # Copies of an image do not count, and share its verdict.
+        distinct, of = copies_among(result)
+        passed = apply_strictness(result.score[distinct], result.junk_probability[distinct], **given)[of]
         return with_verdict(result, passed, float(np.max(result.score[passed], initial=-np.inf)))
     if len(result.votes) < 2:
         raise InputError("unanimous needs the votes of several methods: sort with all of them.")
@@ -299,7 +306,9 @@ def check_earlier(earlier: SortResult, settings: Settings) -> None:
         )
 
 
-def _measurements(particles: Particles, pixels: PixelStatistics, results: MethodResults) -> dict[str, Array]:
+def _measurements(
+    particles: Particles, rows: Indices, pixels: PixelStatistics, results: MethodResults
+) -> dict[str, Array]:
     """Collect what was measured besides the votes."""
     measurements: dict[str, Array] = {}
     if results.radial is not None:
@@ -310,7 +319,7 @@ def _measurements(particles: Particles, pixels: PixelStatistics, results: Method
         measurements |= {name: getattr(results.subspaces, name) for name in names}
     measurements |= {"pixel_mean": pixels.mean, "pixel_std": pixels.std}
     if particles.outside is not None:
-        measurements["outside"] = particles.outside
+        measurements["outside"] = particles.outside[rows]
     return measurements
 
 
@@ -370,9 +379,9 @@ def _conclude(
 
     Returns which images are kept, the reasons, which images are rescued, and the errors.
     """
-    duplicate, rare, outside = (
+    duplicate, rare, outside, copy = (
         measurements.get(name, np.zeros(len(passed), dtype=bool))
-        for name in ("duplicate", "rare_view", "outside")
+        for name in ("duplicate", "rare_view", "outside", COPY)
     )
     keep = passed & ~duplicate & ~outside
     rescued = rare & ~keep & ~duplicate & ~outside
@@ -382,12 +391,13 @@ def _conclude(
     if not learned.decoys:
         return keep, reason, rescued, None
     decoys = {} if np.isnan(threshold) else learned.decoys
-    # For images over the edge of their micrograph the score decides nothing.
+    # For images over the edge of their micrograph the score decides nothing; copies of an image are one.
+    counted = ~(outside | copy)
     errors = estimate_errors(
-        keep[~outside],
-        junk_probability[~outside],
+        keep[counted],
+        junk_probability[counted],
         {kind: scores > threshold for kind, scores in decoys.items()},
         learned.shares,
-        other=probability_by_odds(score[~outside]),
+        other=probability_by_odds(score[counted]),
     )
     return keep, reason, rescued, errors

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastsort._jit import kernel
 from fastsort._reasons import BAD_PIXELS, FLAT, VALID
-from fastsort._types import Codes, Images, Singles
+from fastsort._types import Codes, Images, Indices, Singles
 
 # A single pixel this many standard deviations from the mean of its image, with no neighbour half as far, is
 # a defect of the detector: nothing that a microscope shows is so sharp.
@@ -33,6 +33,10 @@ class PixelStatistics(NamedTuple):
     codes: Codes
     mean: Singles
     std: Singles
+
+    def of(self, rows: Indices) -> PixelStatistics:
+        """Return the statistics of some of the images."""
+        return PixelStatistics(self.codes[rows], self.mean[rows], self.std[rows])
 
 
 def inspect_pixels(images: Images) -> PixelStatistics:
