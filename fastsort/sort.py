@@ -90,7 +90,8 @@ def sort_particles(
         the best of them is kept. By default 20; 0 keeps them all. Segments of filaments are no duplicates
         of each other.
     earlier : SortResult, optional
-        From a run with all methods on images of the same box. Nothing is learned from the new images:
+        From a run with all methods, on images of the same box or, where both pixel sizes are known, of the
+        same side in angstroms. Nothing is learned from the new images:
         scores, junk probabilities and the threshold mean what they meant in that run.
     work : path, optional
         Folder for temporary files of 2 bytes a working pixel; by default one of the system's. If a run
@@ -148,7 +149,7 @@ def sort_particles(
         ctf = ctf and ctf.of(named.distinct)
     learned = None
     if earlier is not None:
-        check_earlier(earlier, settings)
+        check_earlier(earlier, settings, particles)
         learned = earlier.learned
     stamps = stamps_of(particles)
     mark = ""

@@ -30,7 +30,7 @@ from fastsort.decide.duplicates import find_all_duplicates
 from fastsort.decide.rescue import Views
 from fastsort.decide.result import SortResult
 from fastsort.decide.settings import DUPLICATES, RUN, STRICTNESS, VERDICT, VOTES, is_given, option_names
-from fastsort.decide.verdict import cut_again, kept_by_any, with_verdict
+from fastsort.decide.verdict import cut_again, kept_by_any, scale_of, with_verdict
 from fastsort.decide.votes import METHODS
 from fastsort.images.content import read_content, stamps_of
 from fastsort.images.prepare import is_corrected
@@ -221,10 +221,7 @@ def _check_usable(particles: Particles, earlier: SortResult) -> None:
         raise InputError(
             f"the earlier run had {len(earlier.keep)} images, too few to learn from: sort without updating."
         )
-    pixel_size = earlier.diameter / earlier.diameter_px
-    if np.isnan(pixel_size) or np.isnan(particles.pixel_size):
-        return
-    box = round(earlier.parameters["working_size"] * earlier.views.pixel_size / pixel_size)
+    box, pixel_size = scale_of(earlier)
     if box != particles.box:
         raise InputError(
             f"the earlier run had images of {box} px, and these have {particles.box} px: "

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastsort import cut_again, open_particles, simulate_particles, sort_particles, update_particles
+from fastsort import cli, cut_again, open_particles, simulate_particles, sort_particles, update_particles
 from fastsort.decide.copies import COLUMNS, copies_by_content, doubts_of_copies
 from fastsort.images.content import content_of, read_content, stamps_of
 from fastsort.particles.mrc import write_stack
@@ -199,6 +199,45 @@ def test_other_images_of_the_same_names_are_measured(project, images, n_changed)
     assert result.parameters["update"]["new_images"] == n_changed
     assert (result.score[:n_changed] != earlier.score[:n_changed]).all()
     np.testing.assert_array_equal(result.score[n_changed:], earlier.score[n_changed:])
+
+
+def test_report_refuses_images_that_are_not_those_sorted(project, images, tmp_path, capsys, monkeypatch):
+    path, _, _ = project
+    monkeypatch.setattr("fastsort.report.drawing._draw", lambda path, *_: path.write_bytes(b""))
+    folder, stack = tmp_path / "s", path.with_name("a.mrcs")
+    assert cli.main(["sort", str(path), "-o", str(folder), "--jobs", "1", "--quiet"]) == 0
+    later(stack)
+    assert cli.main(["report", str(folder), "--quiet"]) == 0
+    others = images[:60].copy()
+    others[7] = others[8]
+    write_stack(stack, [others], 3.0, 60, 16)
+    later(stack)
+    for command in (
+        ["report", str(folder)],
+        ["apply", str(folder), "-o", str(tmp_path / "t"), "--fraction", "0.5"],
+    ):
+        capsys.readouterr()
+        assert cli.main(command) != 0
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and "image 000008@a.mrcs has other pixels now" in said
+        assert "sort again" in said
+    # A list of images needs no pixels.
+    (tmp_path / "list.txt").write_text("3\n5\n")
+    assert (
+        cli.main(["apply", str(tmp_path / "list.txt"), str(path), "-o", str(tmp_path / "u"), "--quiet"]) == 0
+    )
+
+
+def test_a_run_that_was_kept_starts_anew_with_other_images(project, images, tmp_path):
+    path, _, earlier = project
+    work = tmp_path / "work"
+    sort_particles(path, work=work, keep_work=True, n_jobs=1)
+    write_stack(path.with_name("a.mrcs"), [images[59::-1]], 3.0, 60, 16)
+    later(path.with_name("a.mrcs"))
+    result = sort_particles(path, work=work, keep_work=True, n_jobs=1)
+    np.testing.assert_equal(
+        result.measurements["content"], earlier.measurements["content"][np.r_[59:-1:-1, 60:N]]
+    )
 
 
 def test_new_images_that_are_copies_share_the_earlier_verdict(images):

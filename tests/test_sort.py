@@ -44,6 +44,7 @@ from fastsort.decide.settings import (
     is_given,
     option_names,
 )
+from fastsort.decide.verdict import scale_of
 from fastsort.particles.mrc import write_stack
 from fastsort.particles.store import ImageStore
 
@@ -453,6 +454,32 @@ def test_an_earlier_run_of_another_kind_is_refused(tiny_project, tiny_result, op
         sort_particles(tiny_project, earlier=tiny_result, **options)
     with pytest.raises(InputError, match="with all methods only"):
         sort_particles(tiny_project, earlier=sort_particles(tiny_project, method="radial"))
+
+
+@pytest.mark.parametrize(
+    ("box", "pixel_size", "message"),
+    [
+        (48, None, "images of 32 px, and these have 48 px, with pixels of unknown size"),
+        (32, 3.0, "32 px with 2 A a pixel, and these have 32 px with 3 A: .*only boxes of 64 A"),
+        (48, 2.0, "32 px with 2 A a pixel, and these have 48 px with 2 A: .*only boxes of 64 A"),
+        (48, 64 / 48, None),
+        (32, 2.0, None),
+        (32, None, None),
+    ],
+    ids=str,
+)
+def test_an_earlier_run_judges_images_of_its_scale_alone(box, pixel_size, message):
+    images, truth = simulate_particles(70, 30, snr=0.5, box=32, seed=1)
+    earlier = sort_particles(open_particles(images, pixel_size=pixel_size and 2.0), working_size=24)
+    assert scale_of(earlier) == (32, 2.0 if pixel_size else 1.0)
+    more, truth = simulate_particles(40, 20, snr=0.5, box=box, seed=2)
+    more = open_particles(more, pixel_size=pixel_size)
+    if message:
+        with pytest.raises(InputError, match=message):
+            sort_particles(more, earlier=earlier, working_size=24)
+    else:
+        result = sort_particles(more, earlier=earlier, working_size=24)
+        assert result.keep[truth.label].mean() > 0.8 and result.keep[~truth.label].mean() < 0.3
 
 
 # Another cut through the same result.

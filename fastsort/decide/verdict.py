@@ -21,13 +21,15 @@ from fastsort.decide.settings import Settings, check_strictness
 from fastsort.decide.votes import METHODS, LearnedVerdict, MethodResults, explain, weighted
 from fastsort.images.normalize import PixelStatistics
 from fastsort.particles.source import Particles
-from fastsort.radial.filter import RadialResult
+from fastsort.radial.filter import GRID, RadialResult
 
 # What the methods measure besides their votes.
 OF_RADIAL = ("peak", "second_peak", "outlyingness", "n_clusters", "n_scattered")
 OF_SUBSPACES = ("factor", "log_likelihood", "excess")
 # Part of the time of a verdict of all methods that weighing the votes takes; rare views take the rest.
 WEIGHING = 0.3
+# Boxes whose sides in angstroms differ by less than this part are of one scale.
+SAME_SCALE = 1e-2
 
 
 class Verdict(NamedTuple):
@@ -282,8 +284,10 @@ def with_verdict(result: SortResult, passed: Bools, threshold: float) -> SortRes
     return result._replace(keep=keep, reason=reason, rescued=rescued, threshold=threshold, errors=errors)
 
 
-def check_earlier(earlier: SortResult, settings: Settings) -> None:
+def check_earlier(earlier: SortResult, settings: Settings, particles: Particles) -> None:
     """Refuse an earlier result with which images cannot be judged.
+
+    Images of another box are fine where their working images have pixels of the same size in angstroms.
 
     Raises
     ------
@@ -304,6 +308,31 @@ def check_earlier(earlier: SortResult, settings: Settings) -> None:
             f"the earlier run had images of {before} working pixels, and these have {size}: "
             "give the same working size, or sort without it."
         )
+    box, pixel_size = scale_of(earlier)
+    here = particles.pixel_size
+    # Arrays have 1 where nobody gave a size.
+    if not all(np.isfinite(size) and size != 1 for size in (pixel_size, here)):
+        if box != particles.box:
+            raise InputError(
+                f"the earlier run had images of {box} px, and these have {particles.box} px, with pixels of "
+                "unknown size: give the pixel sizes in both runs, or sort without the earlier one."
+            )
+    elif abs(here * particles.box / (pixel_size * box) - 1) > SAME_SCALE:
+        raise InputError(
+            f"the earlier run had images of {box} px with {pixel_size:.4g} A a pixel, and these have "
+            f"{particles.box} px with {here:.4g} A: what it learned fits only boxes of "
+            f"{box * pixel_size:.4g} A: bring the images to that, or sort without the earlier run."
+        )
+
+
+def scale_of(result: SortResult) -> tuple[int, float]:
+    """Return box and pixel size of the images of a run with all methods; NaN where the size is unknown."""
+    learned = result.learned.methods.radial
+    assert learned is not None
+    # The diameter in input pixels and in those of the radial method, whose box is known, tell the box.
+    size = min(result.parameters["working_size"], GRID)
+    box = round(size * result.diameter_px / (2 * learned.radius))
+    return box, result.diameter / result.diameter_px
 
 
 def _measurements(
