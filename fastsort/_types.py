@@ -24,5 +24,7 @@ Numbers: TypeAlias = npt.NDArray[np.int32]
 """Whole numbers of which there are many: which stack, which section, which pixel."""
 Codes: TypeAlias = npt.NDArray[np.int8]
 """Reasons as kernels write them."""
+Contents: TypeAlias = npt.NDArray[np.uint64]
+"""What images are told by: 64 bits of each, made of its pixels."""
 Bools: TypeAlias = npt.NDArray[np.bool_]
 Words: TypeAlias = npt.NDArray[np.str_]

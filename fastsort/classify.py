@@ -143,7 +143,7 @@ def classify_particles(
     mark = "" if work is None else fingerprint("classify", particles, kept_for)
     begin = time.perf_counter()
     with work_folder(work, fingerprint=mark, keep=keep_work) as folder:
-        working, _ = prepare_images(
+        working = prepare_images(
             particles,
             operator,
             folder.path("images"),
@@ -151,7 +151,7 @@ def classify_particles(
             ctf=ctf,
             n_jobs=n_jobs,
             progress=part_of(progress, 0, READING, n),
-        )
+        ).particles
         prepared = time.perf_counter()
         classes = find_classes(
             working,

@@ -8,16 +8,19 @@ import numpy as np
 
 from fastsort._crop import crop_operator
 from fastsort._progress import Progress, part_of
+from fastsort._reasons import VALID
 from fastsort._types import Array, FilePath
+from fastsort.decide.copies import CONTENT, STAMP, Copies, copies_by_content, copies_by_name, spread
 from fastsort.decide.diameter import estimate_diameter
 from fastsort.decide.result import SortResult
 from fastsort.decide.settings import OPTIONS, settings_for
 from fastsort.decide.verdict import check_earlier, cut_again, decide
 from fastsort.decide.votes import ask_methods
+from fastsort.images.content import stamps_of
 from fastsort.images.prepare import ctf_to_flip, prepare_images, working_radius
 from fastsort.images.work import fingerprint, work_folder
 from fastsort.particles.open import open_particles
-from fastsort.particles.source import Particles
+from fastsort.particles.source import Particles, choose_particles
 
 STAGES = ("read and crop", "measure", "decide")
 # Where in the whole work the images are read, and where they are measured; the rest is the verdict.
@@ -89,7 +92,8 @@ def sort_particles(
         the best of them is kept. By default 20; 0 keeps them all. Segments of filaments are no duplicates
         of each other.
     earlier : SortResult, optional
-        From a run with all methods on images of the same box. Nothing is learned from the new images:
+        From a run with all methods, on images of the same box or, where both pixel sizes are known, of the
+        same side in angstroms. Nothing is learned from the new images:
         scores, junk probabilities and the threshold mean what they meant in that run.
     work : path, optional
         Folder for temporary files of 2 bytes a working pixel; by default one of the system's. If a run
@@ -114,6 +118,10 @@ def sort_particles(
 
     Notes
     -----
+    Lines that name one image, and images with the same pixels, share the verdict of the first: nothing is
+    learned from the others, and errors are estimated of distinct images. Only picks of one place are
+    duplicates.
+
     The images are read once: cropped, phase-flipped, normalised, and their pixels measured. The methods
     work on the result. `combine_votes` turns their votes into one junk probability, with the help of
     decoys made from the set itself (`make_decoys`). `estimate_errors` estimates the errors of the verdict,
@@ -136,17 +144,23 @@ def sort_particles(
     operator = crop_operator(particles.box, size)
     radius = working_radius(particles, diameter, size)
     ctf = ctf_to_flip(particles, phase_flip)
+    named = copies_by_name(particles)
+    images = particles
+    if len(named.distinct) < n:
+        images = choose_particles(particles, named.distinct)
+        ctf = ctf and ctf.of(named.distinct)
     learned = None
     if earlier is not None:
-        check_earlier(earlier, settings)
+        check_earlier(earlier, settings, particles)
         learned = earlier.learned
+    stamps = stamps_of(particles)
     mark = ""
     if work is not None:
         mark = fingerprint("sort", particles, settings.voting, learned and learned.weights)
     times = [time.perf_counter()]
     with work_folder(work, fingerprint=mark, keep=keep_work) as folder:
-        working, pixels = prepare_images(
-            particles,
+        working, pixels, content = prepare_images(
+            images,
             operator,
             folder.path("images"),
             radius=radius,
@@ -155,6 +169,10 @@ def sort_particles(
             progress=part_of(progress, 0.0, READ, n),
         )
         times.append(time.perf_counter())
+        same = copies_by_content(content, pixels.codes == VALID)
+        if len(same.distinct) < len(content):
+            working = choose_particles(working, same.distinct)
+            pixels = pixels.of(same.distinct)
         results = ask_methods(
             working,
             settings.methods,
@@ -167,7 +185,17 @@ def sort_particles(
         )
         times.append(time.perf_counter())
         decided = part_of(progress, MEASURED, 1.0, n)
-        verdict = decide(particles, working, pixels, results, settings, earlier=earlier, progress=decided)
+        copies = Copies(named.distinct[same.distinct], same.of[named.of])
+        verdict = decide(
+            particles,
+            working,
+            pixels,
+            results,
+            settings,
+            rows=copies.distinct,
+            earlier=earlier,
+            progress=decided,
+        )
         if radius is not None:
             diameter_px = 2 * radius * (particles.box / size)
         elif earlier is not None:
@@ -177,7 +205,7 @@ def sort_particles(
             diameter_px = np.nan
         else:
             diameter_px = estimate_diameter(
-                particles,
+                choose_particles(particles, copies.distinct),
                 working,
                 verdict.keep,
                 verdict.junk_probability,
@@ -197,7 +225,11 @@ def sort_particles(
         subspaces=results.subspaces if method is not None else None,
         parameters=settings.parameters,
         seconds={**dict(zip(STAGES, np.diff(times).tolist(), strict=True)), "total": times[-1] - times[0]},
+        box=particles.box,
+        pixel_size=particles.pixel_size,
     )
+    result = spread(result, copies, particles)
+    result.measurements.update({CONTENT: content[named.of], STAMP: stamps})
     if progress:
         progress(n, n)
     return cut_again(result, **settings.strictness) if settings.strictness else result

@@ -16,12 +16,23 @@ from fastsort._threshold import MIN_JUDGED
 from fastsort._types import Array, Bools, FilePath, Indices
 from fastsort.decide.calibrate import calibrate
 from fastsort.decide.combine import OFFSET
+from fastsort.decide.copies import (
+    COLUMNS,
+    CONTENT,
+    COPY,
+    STAMP,
+    Copies,
+    copies_among,
+    copies_by_content,
+    taken,
+)
 from fastsort.decide.duplicates import find_all_duplicates
 from fastsort.decide.rescue import Views
 from fastsort.decide.result import SortResult
 from fastsort.decide.settings import DUPLICATES, RUN, STRICTNESS, VERDICT, VOTES, is_given, option_names
-from fastsort.decide.verdict import cut_again, kept_by_any, with_verdict
+from fastsort.decide.verdict import cut_again, kept_by_any, scale_of, with_verdict
 from fastsort.decide.votes import METHODS
+from fastsort.images.content import read_content, stamps_of
 from fastsort.images.prepare import is_corrected
 from fastsort.particles.open import open_particles
 from fastsort.particles.source import Particles, choose_particles
@@ -32,8 +43,6 @@ from fastsort.sort import sort_particles
 DRIFT, BY_CHANCE = 0.25, 1e-4
 # With fewer images, a model of their own is worse than one that does not quite fit.
 FEWEST = 500
-# What a result says of every image, besides votes and measurements.
-COLUMNS = ("keep", "score", "reason", "suspicion", "rescued", "junk_probability", "offset")
 KEPT, ANEW = "kept", "learned anew"
 DRIFTED = "kept, although the images have drifted: too few are new to learn from"
 
@@ -107,6 +116,7 @@ def update_particles(
     settings, strictness = _options_of_update(earlier, options, judge_again)
     _check_usable(particles, earlier)
     rows = _earlier_rows(particles, names)
+    rows = _rows_by_content(particles, earlier, rows, settings.get("n_jobs"))
     n_new = int((rows < 0).sum())
     sort: Callable[..., SortResult] = partial(sort_particles, progress=progress, **settings)
     models, new = KEPT, earlier
@@ -116,14 +126,14 @@ def update_particles(
         whole = sort(particles, **strictness)
         return _noted(whole, whole.parameters, whole.seconds, n_new, models)
     distance = settings["duplicate_distance"]
-    result = _merged(earlier, new, rows, models == ANEW, particles, distance, judge_again)
+    result, is_new = _merged(earlier, new, rows, models == ANEW, particles, distance, judge_again)
     changed = {"duplicate_distance": distance}
     if judge_again:
         result = _calibrated(result, strictness)
         changed |= strictness
     else:
         threshold = earlier.threshold
-        passed = np.where(rows < 0, _passed(result, threshold), result.keep)
+        passed = np.where(is_new, _passed(result, threshold), result.keep)
         result = with_verdict(result, passed, threshold)
     seconds = {**(new.seconds if n_new else {}), "total": time.perf_counter() - begin}
     return _noted(result, {**earlier.parameters, **changed}, seconds, n_new, models)
@@ -155,9 +165,13 @@ def _options_of_update(
 
 
 def _earlier_rows(particles: Particles, names: Sequence[str]) -> Indices:
-    """Return the row that each image had in the earlier run; -1 for new ones."""
+    """Return the row that each image had in the earlier run; -1 for new ones.
+
+    A table may name an image several times, and now once more.
+    """
     row_of = {name: row for row, name in enumerate(_numbered(names))}
-    rows = np.array([row_of.get(name, -1) for name in _numbered(particles.names)], dtype=np.intp)
+    places = (row_of.get(name, row_of.get((name[0], 0), -1)) for name in _numbered(particles.names))
+    rows = np.fromiter(places, np.intp, len(particles))
     if (rows < 0).all():
         raise InputError(
             f"none of the {len(rows)} images was there in the earlier run: sort them without updating."
@@ -165,8 +179,30 @@ def _earlier_rows(particles: Particles, names: Sequence[str]) -> Indices:
     return rows
 
 
+def _rows_by_content(particles: Particles, earlier: SortResult, rows: Indices, n_jobs: int | None) -> Indices:
+    """Correct the rows of images whose files were written anew: an image is what its pixels are."""
+    content, stamps = (earlier.measurements.get(name) for name in (CONTENT, STAMP))
+    if content is None or stamps is None:
+        return rows
+    now = stamps_of(particles)
+    # Images that are in no file have no stamp.
+    doubtful = np.flatnonzero((rows >= 0) & ((now != stamps[rows]) | (now == 0)))
+    if len(doubtful) == 0:
+        return rows
+    found = read_content(choose_particles(particles, doubtful), n_jobs)
+    changed = found != content[rows[doubtful]]
+    row_of = {number: row for row, number in reversed(list(enumerate(content.tolist())))}
+    rows = rows.copy()
+    rows[doubtful[changed]] = [row_of.get(number, -1) for number in found[changed].tolist()]
+    if (rows < 0).all():
+        raise InputError(
+            f"all {len(rows)} images have other pixels than in the earlier run: sort them without updating."
+        )
+    return rows
+
+
 def _numbered(names: Iterable[str]) -> Iterator[tuple[str, int]]:
-    """Number images that have the same name: a table may name one image several times."""
+    """Number images that have the same name."""
     seen: dict[str, int] = {}
     for name in names:
         number = seen.get(name, 0)
@@ -185,20 +221,7 @@ def _check_usable(particles: Particles, earlier: SortResult) -> None:
         raise InputError(
             f"the earlier run had {len(earlier.keep)} images, too few to learn from: sort without updating."
         )
-    side = earlier.parameters["working_size"] * earlier.views.pixel_size
-    if np.isnan(side) or np.isnan(particles.pixel_size):
-        return
-    pixel_size = earlier.diameter / earlier.diameter_px
-    if np.isnan(pixel_size):
-        # Without a diameter, nothing tells how many pixels the earlier images had.
-        if abs(particles.box * particles.pixel_size / side - 1) > 1e-3:
-            raise InputError(
-                f"the earlier run had images of {side:.4g} A, and these have "
-                f"{particles.box * particles.pixel_size:.4g} A: correct the pixel size, or sort without "
-                "updating."
-            )
-        return
-    box = round(side / pixel_size)
+    box, pixel_size = scale_of(earlier)
     if box != particles.box:
         raise InputError(
             f"the earlier run had images of {box} px, and these have {particles.box} px: "
@@ -231,7 +254,7 @@ def _sort_new(
         sort = partial(sort, phase_flip="no" if done else "yes")
     last = _last_models(earlier)
     result = sort(new, earlier=last)
-    if not _has_drifted(last, result):
+    if not _has_drifted(last, taken(result, copies_among(result).distinct)):
         return KEPT, result
     if len(new) < FEWEST:
         return DRIFTED, result
@@ -300,8 +323,11 @@ def _merged(
     particles: Particles,
     distance: float,
     judge_again: bool,
-) -> SortResult:
-    """Put earlier and new images into the order of the set, each with the verdict that it has so far."""
+) -> tuple[SortResult, Bools]:
+    """Put earlier and new images into the order of the set, each with the verdict that it has so far.
+
+    Returns that, and which images have the verdict of a new one.
+    """
     columns: dict[str, Any] = {
         name: _in_order(getattr(earlier, name), getattr(new, name), rows) for name in COLUMNS
     }
@@ -310,21 +336,44 @@ def _merged(
     if anew or models.any():
         newest = np.full(len(rows), models.max() + anew, dtype=np.int16)
         measurements["models"] = _in_order(models, newest[rows < 0], rows)
-    stays = (rows >= 0) & (not judge_again)
-    keep, was_duplicate = columns["keep"], measurements["duplicate"]
-    # Of images whose verdict stays, those that are kept come before all others, and duplicates last.
-    score = np.where(stays & keep, -np.inf, np.where(stays & was_duplicate, np.inf, columns["score"]))
-    duplicate = find_all_duplicates(particles, distance, score)
-    measurements["duplicate"] = np.where(stays, was_duplicate, duplicate)
-    if particles.outside is not None:
-        measurements["outside"] = particles.outside
-    return new._replace(
+    merged = new._replace(
         **columns,
         votes=_all_in_order(earlier.votes, new.votes, rows),
         measurements=measurements,
         views=earlier.views and _views_in_order(earlier.views, rows),
         subspaces=None,
     )
+    first = _first_of_same(merged, rows)
+    merged, is_new = taken(merged, first), rows[first] < 0
+    copies = Copies(*np.unique(first, return_inverse=True))
+    measurements = merged.measurements
+    measurements.pop(COPY, None)
+    if len(copies.distinct) < len(first):
+        measurements[COPY] = copies.copy
+    stays = ~is_new & (not judge_again)
+    was_duplicate = measurements["duplicate"]
+    # Of images whose verdict stays, those that are kept come before all others, and duplicates last.
+    score = np.where(stays & merged.keep, -np.inf, np.where(stays & was_duplicate, np.inf, merged.score))
+    duplicate = find_all_duplicates(particles, distance, score[copies.distinct], copies.distinct)[copies.of]
+    if particles.table.has_picks and distance:
+        duplicate |= copies.copy
+    measurements["duplicate"] = np.where(stays, was_duplicate, duplicate)
+    if particles.outside is not None:
+        measurements["outside"] = particles.outside
+    if CONTENT in measurements:
+        measurements[STAMP] = stamps_of(particles)
+    return merged, is_new
+
+
+def _first_of_same(merged: SortResult, rows: Indices) -> Indices:
+    """Return for each image the first with the same pixels, of which earlier ones come before new ones."""
+    first = np.arange(len(rows))
+    if CONTENT in merged.measurements:
+        order = np.argsort(rows < 0, kind="stable")
+        content, judged = merged.measurements[CONTENT][order], np.isfinite(merged.score)[order]
+        distinct, of = copies_by_content(content, judged)
+        first[order] = order[distinct[of]]
+    return first
 
 
 def _in_order(before: Array, now: Array, rows: Indices) -> Array:
@@ -360,12 +409,14 @@ def _passed(result: SortResult, threshold: float) -> Bools:
 
 def _calibrated(result: SortResult, strictness: dict[str, Any]) -> SortResult:
     """Give all images new probabilities and verdicts, from all scores."""
-    judged = np.isfinite(result.score)
+    distinct, of = copies_among(result)
+    score = result.score[distinct]
+    judged = np.isfinite(score)
     probability = np.ones(len(judged))
-    threshold, probability[judged], shares = calibrate(result.score[judged], result.learned.decoys)
+    threshold, probability[judged], shares = calibrate(score[judged], result.learned.decoys)
     learned = result.learned._replace(shares=shares)
-    result = result._replace(junk_probability=probability, learned=learned)
-    result = with_verdict(result, judged & (result.score <= threshold), threshold)
+    result = result._replace(junk_probability=probability[of], learned=learned)
+    result = with_verdict(result, (judged & (score <= threshold))[of], threshold)
     return cut_again(result, **strictness) if strictness else result
 
 

@@ -200,6 +200,17 @@ def is_near_edge(centre: npt.NDArray[np.floating], d: int, radius: float) -> boo
 # Images: what happens to every image before anything is measured.
 
 
+def subtract_ramp(image, least):
+    """Subtract the plane of least squares, less as it explains less of the variance."""
+    image = image.astype(np.float64)
+    y, x = np.indices(image.shape)
+    terms = np.stack([np.ones(image.size), x.ravel(), y.ravel()], axis=1)
+    plane = (terms @ np.linalg.lstsq(terms, image.ravel())[0]).reshape(image.shape)
+    explained, left = ((plane - plane.mean()) ** 2).sum(), ((image - plane) ** 2).sum()
+    part = max(0.0, 1 - least * left / explained)
+    return image - part * (plane - plane.mean())
+
+
 def fourier_crop(image: npt.ArrayLike, size: int) -> npt.NDArray[np.float64]:
     """Crop one image to `size` pixels by leaving out high frequencies of its transform.
 

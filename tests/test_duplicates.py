@@ -166,7 +166,6 @@ def test_images_named_twice_are_found_by_file_and_section(tmp_path):
     names = ["2@a.mrcs", "2@b.mrcs", "000002@a.mrcs", "1@a.mrcs", "2@./a.mrcs", "2@again.mrcs", "3@b.mrcs"]
     path = tmp_path / "p.star"
     path.write_text("data_\nloop_\n_rlnImageName #1\n" + "".join(f"{name}\n" for name in names))
-    repeated = open_particles(path).store.repeated()
-    assert repeated.tolist() == [False, False, True, False, True, True, False]
-    assert not open_particles(tmp_path / "a.mrcs").store.repeated().any()
-    assert open_particles(images).store.repeated().tolist() == [False] * 3
+    assert open_particles(path).store.first_named().tolist() == [0, 1, 0, 3, 0, 0, 6]
+    assert open_particles(tmp_path / "a.mrcs").store.first_named().tolist() == [0, 1, 2]
+    assert open_particles(images).store.first_named().tolist() == [0, 1, 2]

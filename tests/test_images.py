@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from fastsort import InputError, fourier_crop, open_particles
+from fastsort._crop import crop_operator
 from fastsort._reasons import BAD_PIXELS, FLAT, VALID
 from fastsort.images import normalize
 from fastsort.images.batches import default_batch_size, map_batches
-from fastsort.images.normalize import inspect_pixels, normalize_background
+from fastsort.images.normalize import LEAST_RAMP, inspect_pixels, normalize_background, subtract_ramps
+from fastsort.images.prepare import crop_and_normalize, prepare_images, sample_batches
 
 examples = settings(max_examples=40, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
@@ -132,6 +134,85 @@ def test_background_without_variance_becomes_zero():
     assert np.isfinite(images).all()
     normalize_background(before[[0, 2]], 8)
     assert std[0] > 0.5 and std[2] > 0.5
+
+
+# Ramps.
+
+
+def ramps(seed, n, d, height):
+    """Planes of random directions, `height` at the edge of the box."""
+    angle = np.random.default_rng(seed).uniform(0, 2 * np.pi, n)[:, None, None]
+    y, x = (np.mgrid[:d, :d] - (d - 1) / 2) / (d / 2)
+    return (height * (np.sin(angle) * y + np.cos(angle) * x)).astype(np.float32)
+
+
+@examples
+@given(seed=seeds, box=st.integers(2, 40), height=st.floats(-20, 20), offset=st.floats(-100, 100))
+def test_ramps_are_subtracted_as_far_as_they_explain_more_than_chance(seed, box, height, offset):
+    images = noise(seed, 3, box) + ramps(seed, 3, box, height) + np.float32(offset)
+    expected = [naive.subtract_ramp(image, LEAST_RAMP) for image in images]
+    subtract_ramps(images)
+    np.testing.assert_allclose(images, expected, atol=1e-4)
+
+
+@examples
+@given(seed=seeds, box=st.integers(16, 40), height=st.floats(1, 1000), scale=st.floats(0.001, 1000))
+def test_what_is_left_of_a_ramp_is_small(seed, box, height, scale):
+    plain = noise(seed, 3, box)
+    images = (plain + ramps(seed, 3, box, height)) * np.float32(scale)
+    subtract_ramps(images)
+    images /= np.float32(scale)
+    np.testing.assert_allclose(images, plain, atol=1 + 1e-5 * height)
+    # Nothing is left to subtract.
+    again = images.copy()
+    subtract_ramps(again)
+    np.testing.assert_array_equal(again, images)
+
+
+@examples
+@given(seed=seeds, box=st.integers(16, 64))
+def test_images_without_ramps_keep_their_bits(seed, box):
+    y, x = np.mgrid[:box, :box] - (box - 1) / 2
+    particle = 3 * np.exp(-(y**2 + x**2) / (0.02 * box**2))
+    images = (noise(seed, 3, box) * (1 if box > 24 else 0.3) + particle).astype(np.float32)
+    before = images.copy()
+    subtract_ramps(images)
+    np.testing.assert_array_equal(images, before)
+
+
+def test_ramps_of_ugly_images():
+    for box in (1, 2, 3):
+        images = noise(1, 2, box)
+        subtract_ramps(images)
+        assert np.isfinite(images).all()
+    images = np.zeros((4, 20, 20), np.float32)
+    images[1] = 0.1
+    images[2] = ramps(1, 1, 20, 5)[0]
+    images[3] = np.nan
+    subtract_ramps(images)
+    assert not images[0].any() and (images[1] == np.float32(0.1)).all()
+    np.testing.assert_allclose(images[2], 0, atol=1e-5)
+    assert np.isnan(images[3]).all()
+    subtract_ramps(images[:0])
+
+
+def test_every_entry_takes_ramps_out(tmp_path):
+    plain = noise(1, 40, 48)
+    steep = plain + ramps(1, 40, 48, 30)
+    operator = crop_operator(48, 24)
+
+    def entries(images, name):
+        particles = open_particles(images)
+        working = prepare_images(particles, operator, tmp_path / name).particles
+        return (
+            working.read(0, 40),
+            crop_and_normalize(images.copy(), operator),
+            *sample_batches(particles, operator, 40, 64, 0),
+        )
+
+    for without, with_ramps in zip(entries(plain, "plain"), entries(steep, "steep"), strict=True):
+        # What is left of a ramp, and the plane that noise has by chance.
+        assert np.abs(without - with_ramps).max() < 0.5
 
 
 # Images that cannot be judged.

@@ -24,7 +24,7 @@ from fastsort.classify import MapResult
 from fastsort.decide.decoys import GOOD, JUNK
 from fastsort.decide.result import SortResult
 from fastsort.decide.verdict import cut_again
-from fastsort.images.normalize import PixelStatistics
+from fastsort.images.normalize import PixelStatistics, subtract_ramps
 from fastsort.invariants.filter import InvariantResult
 from fastsort.particles.open import open_particles
 from fastsort.radial import filter as radial_room
@@ -231,8 +231,14 @@ def test_images_are_sorted_with_what_0_1_0_learned(old_result, tmp_path):
     images, truth = simulate_particles(36, 24, snr=0.4, box=16, junk="all", ctf=True, seed=21)
     particles = open_particles(write_project(tmp_path / "p", images, truth))
     found = sort_particles(particles, earlier=old_result, n_jobs=1)
-    np.testing.assert_allclose(found.score, old_result.score, rtol=1e-4, atol=1e-4)
-    assert (found.keep != old_result.keep).sum() <= 1 and found.threshold == old_result.threshold
+    assert found.threshold == old_result.threshold
+    # 0.1.0 left ramps in, which junk of so few pixels often has by chance.
+    level = images.copy()
+    subtract_ramps(level)
+    same = (level == images).all(axis=(1, 2))
+    assert same.sum() > 40
+    np.testing.assert_allclose(found.score[same], old_result.score[same], rtol=1e-4, atol=1e-4)
+    assert (found.keep != old_result.keep)[same].sum() <= 1
 
 
 class Elsewhere(NamedTuple):

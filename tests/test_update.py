@@ -336,7 +336,8 @@ def test_an_image_that_a_table_names_twice(grown):
     table = write_rows(star, "repeated.star", [*range(N_OLD), kept])
     result = update_particles(open_particles(table), earlier, names, n_jobs=1)
     assert_same_verdicts(result, slice(N_OLD), earlier, slice(None))
-    assert result.keep[kept] and result.reason[-1] == "duplicate"
+    assert result.keep[kept] and result.keep[-1] and result.measurements["copy"].sum() == 1
+    assert result.score[-1] == result.score[kept]
     again = update_particles(open_particles(table), result, list(open_particles(table).names), n_jobs=1)
     assert again.parameters["update"]["new_images"] == 0
     assert_same_verdicts(again, slice(None), result, slice(None))

@@ -84,10 +84,10 @@ def prepared(particles, path, **changes):
     """Bytes of the file and of the statistics."""
     options = {"radius": 6.0, "ctf": make_ctf(), "n_jobs": 1, **changes}
     operator = options.pop("operator", crop_operator(BOX, SIZE))
-    working, pixels = prepare_images(particles, operator, path, **options)
+    working, pixels, content = prepare_images(particles, operator, path, **options)
     images = working.read(0, len(working))
     assert images.shape == (len(particles), len(operator), len(operator))
-    return Path(path).read_bytes(), *(column.tobytes() for column in pixels)
+    return Path(path).read_bytes(), *(column.tobytes() for column in (*pixels, content))
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ def test_processes_resume_as_threads_do(tmp_path, expected):
 
     with joblib.parallel_config(backend="loky", n_jobs=2):
         assert prepared(particles, path, n_jobs=None) == expected
-        os.truncate(tmp_path / "images.done", 64 + 4 * (BATCH * 9 + 16))
+        os.truncate(tmp_path / "images.done", 64 + 4 * (BATCH * 17 + 16))
         path.write_bytes(path.read_bytes()[: 4 * BATCH * SIZE * SIZE * 2])
         os.truncate(path, N * SIZE * SIZE * 2)
         assert prepared(particles, path, n_jobs=None) == expected
@@ -149,8 +149,8 @@ def test_torn_journals_end_before_the_tear(tmp_path, no_sample, expected, length
     os.truncate(journal, length % journal.stat().st_size)
     again = counted()
     assert prepared(again, path) == expected
-    entries = (journal.stat().st_size - 64) // (BATCH * 9 + 16)
-    whole = max(0, (length % journal.stat().st_size) - 64) // (BATCH * 9 + 16)
+    entries = (journal.stat().st_size - 64) // (BATCH * 17 + 16)
+    whole = max(0, (length % journal.stat().st_size) - 64) // (BATCH * 17 + 16)
     assert again.store.read_so_far[0] == min(whole, entries) * BATCH
 
 
@@ -163,7 +163,7 @@ def test_changed_journals_end_before_the_change(tmp_path, no_sample, expected, p
     journal.write_bytes(content)
     again = counted()
     assert prepared(again, path) == expected
-    whole = max(0, place % len(content) - 64) // (BATCH * 9 + 16)
+    whole = max(0, place % len(content) - 64) // (BATCH * 17 + 16)
     assert again.store.read_so_far[0] == whole * BATCH
 
 
@@ -514,7 +514,7 @@ def whole_run(folder, pause=0.0):
     particles = open_particles(folder.parent / "source.mrcs")
     with work_folder(folder / ".out.work", fingerprint=fingerprint(particles)) as kept:
         with results_folder(folder / "out", overwrite=True) as partial:
-            working, pixels = prepare_images(
+            working, pixels, _ = prepare_images(
                 particles,
                 crop_operator(BOX, SIZE),
                 kept.path("images"),

@@ -7,7 +7,7 @@ import numpy.typing as npt
 from scipy.spatial import cKDTree
 
 from fastsort._checks import InputError, check_positive
-from fastsort._types import Bools, Floats
+from fastsort._types import Bools, Floats, Indices
 from fastsort.particles.places import Places, micrograph_places
 from fastsort.particles.source import Particles
 
@@ -92,7 +92,7 @@ def _near_an_earlier(points: Floats, distance: float) -> Bools:
     return near
 
 
-def find_all_duplicates(particles: Particles, distance: float, score: Floats) -> Bools:
+def find_all_duplicates(particles: Particles, distance: float, score: Floats, rows: Indices) -> Bools:
     """Find images of particles that a better image shows too.
 
     Parameters
@@ -102,26 +102,28 @@ def find_all_duplicates(particles: Particles, distance: float, score: Floats) ->
         duplicates of each other.
     distance : float
         Between picks of one micrograph, in angstroms; 0 finds none.
-    score : ndarray of float64, shape (n,)
+    score : ndarray of float64, shape (m,)
         Larger for junk.
+    rows : ndarray of intp, shape (m,)
+        The particles that have these scores. All others are copies of them, and no duplicates.
 
     Returns
     -------
-    duplicate : ndarray of bool, shape (n,)
-        Of images that were picked closer together than the distance, all but the best; and of rows that
-        name the same section of a stack, all but the first.
+    duplicate : ndarray of bool, shape (m,)
+        Of images that were picked closer together than the distance, all but the best.
     """
+    none = np.zeros(len(rows), dtype=bool)
     if not distance:
-        return np.zeros(len(particles), dtype=bool)
+        return none
     if particles.outside is not None:
         # These images are rejected anyway, so no other image may be a duplicate of them.
-        score = np.where(particles.outside, np.inf, score)
-    duplicate = particles.store.repeated()
+        score = np.where(particles.outside[rows], np.inf, score)
     places = micrograph_places(particles)
     if places is None or places.x is None or places.y is None or particles.table.has_segments:
-        return duplicate
+        return none
     pixel_size = np.where(
         np.isfinite(places.coordinate_pixel_size), places.coordinate_pixel_size, particles.own_pixel_size
     )
-    places = places._replace(x=places.x * pixel_size, y=places.y * pixel_size)
-    return duplicate | find_duplicates(places, distance, np.where(duplicate, np.inf, score))
+    x, y = (places.x * pixel_size)[rows], (places.y * pixel_size)[rows]
+    places = places._replace(micrograph=places.micrograph[rows], x=x, y=y)
+    return find_duplicates(places, distance, score)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from fastsort._brief import brief
@@ -62,6 +63,10 @@ class SortResult(NamedTuple):
         The options of the run.
     seconds : dict of str to float
         Wall time of each stage.
+    box : int
+        Of the images, in pixels; 0 in results of version 0.1.0.
+    pixel_size : float
+        Of the images, in angstroms; NaN where it is unknown.
     """
 
     keep: Bools
@@ -85,6 +90,8 @@ class SortResult(NamedTuple):
     learned: LearnedVerdict
     parameters: dict[str, Any]
     seconds: dict[str, float]
+    box: int = 0
+    pixel_size: float = math.nan
 
     @property
     def cut(self) -> float:

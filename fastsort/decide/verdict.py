@@ -9,7 +9,7 @@ import numpy as np
 from fastsort._checks import InputError
 from fastsort._progress import Progress, part_of
 from fastsort._reasons import DUPLICATE, OFF_CENTRE, OUTSIDE, RARE_VIEW, REASONS, VALID, reason_names
-from fastsort._types import Array, Bools, Floats, Singles, Words
+from fastsort._types import Array, Bools, Floats, Indices, Singles, Words
 from fastsort.decide.calibrate import probability_by_odds, told_apart
 from fastsort.decide.combine import (
     OFFSET,
@@ -19,6 +19,7 @@ from fastsort.decide.combine import (
     weigh_votes,
     weighted,
 )
+from fastsort.decide.copies import COPY, copies_among
 from fastsort.decide.decoys import EstimatedErrors, estimate_errors, votes_on_decoys
 from fastsort.decide.duplicates import find_all_duplicates
 from fastsort.decide.recentre import centred_scores
@@ -28,13 +29,15 @@ from fastsort.decide.settings import Settings, check_strictness
 from fastsort.decide.votes import METHODS, LearnedVerdict, MethodResults, explain
 from fastsort.images.normalize import PixelStatistics
 from fastsort.particles.source import Particles
-from fastsort.radial.filter import RadialResult
+from fastsort.radial.filter import GRID, RadialResult
 
 # What the methods measure besides their votes.
 OF_RADIAL = ("peak", "second_peak", "outlyingness", "n_clusters", "n_scattered")
 OF_SUBSPACES = ("factor", "log_likelihood", "excess")
 # Part of the time of a verdict of all methods that weighing the votes takes; rare views take the rest.
 WEIGHING = 0.3
+# Boxes whose sides in angstroms differ by less than this part are of one scale.
+SAME_SCALE = 1e-2
 
 
 class Verdict(NamedTuple):
@@ -61,6 +64,7 @@ def decide(
     results: MethodResults,
     settings: Settings,
     *,
+    rows: Indices,
     earlier: SortResult | None = None,
     progress: Progress | None = None,
 ) -> Verdict:
@@ -71,12 +75,14 @@ def decide(
     particles : Particles
         The images that are sorted.
     working : Particles
-        Their working images.
+        The working images of the distinct ones.
     pixels : PixelStatistics
         Of their pixels.
     results : MethodResults
         What the methods say of the working images.
     settings : Settings
+    rows : ndarray of intp, shape (m,)
+        Which of the particles the working images are.
     earlier : SortResult, optional
         Nothing is learned from these images: votes are weighed, and scores mean, what they did then.
     progress : callable, optional
@@ -88,12 +94,12 @@ def decide(
         Of one method, without errors, views and decoys.
     """
     suspicion = np.where(pixels.codes == VALID, explain(results), reason_names(pixels.codes))
-    measurements = _measurements(particles, pixels, results)
+    measurements = _measurements(particles, rows, pixels, results)
     scale = np.float32(particles.box / working.box)
     if settings.method is not None:
         return _decide_by_one(results, suspicion, measurements, scale)
     return _decide_by_all(
-        particles, working, results, settings, suspicion, measurements, scale, earlier, progress
+        particles, working, results, settings, rows, suspicion, measurements, scale, earlier, progress
     )
 
 
@@ -131,6 +137,7 @@ def _decide_by_all(
     working: Particles,
     results: MethodResults,
     settings: Settings,
+    rows: Indices,
     suspicion: Words,
     measurements: dict[str, Array],
     scale: np.float32,
@@ -138,7 +145,7 @@ def _decide_by_all(
     progress: Progress | None,
 ) -> Verdict:
     """Return the verdict of all methods together."""
-    radial, n, n_jobs = results.radial, len(particles), settings.n_jobs
+    radial, n, n_jobs = results.radial, len(rows), settings.n_jobs
     assert radial is not None
     if earlier is None:
         combination, learned = _weigh(working, results, n_jobs, settings.seed)
@@ -164,7 +171,7 @@ def _decide_by_all(
     measurements = {
         **measurements,
         "against": results.against,
-        "duplicate": find_all_duplicates(particles, settings.duplicate_distance, score),
+        "duplicate": find_all_duplicates(particles, settings.duplicate_distance, score, rows),
         "rare_view": rare,
     }
     keep, reason, rescued, errors = _conclude(
@@ -242,7 +249,9 @@ def cut_again(
     }
     check_strictness({**given, "unanimous": unanimous or None}, len(result.keep), exactly_one=True)
     if not unanimous:
-        passed = apply_strictness(result.score, result.junk_probability, **given)
+        # Copies of an image do not count, and share its verdict.
+        distinct, of = copies_among(result)
+        passed = apply_strictness(result.score[distinct], result.junk_probability[distinct], **given)[of]
         return with_verdict(result, passed, float(np.max(result.score[passed], initial=-np.inf)))
     if len(result.votes) < 2:
         raise InputError("unanimous needs the votes of several methods: sort with all of them.")
@@ -283,8 +292,10 @@ def with_verdict(result: SortResult, passed: Bools, threshold: float) -> SortRes
     return result._replace(keep=keep, reason=reason, rescued=rescued, threshold=threshold, errors=errors)
 
 
-def check_earlier(earlier: SortResult, settings: Settings) -> None:
+def check_earlier(earlier: SortResult, settings: Settings, particles: Particles) -> None:
     """Refuse an earlier result with which images cannot be judged.
+
+    Images of another box are fine where their working images have pixels of the same size in angstroms.
 
     Raises
     ------
@@ -305,9 +316,39 @@ def check_earlier(earlier: SortResult, settings: Settings) -> None:
             f"the earlier run had images of {before} working pixels, and these have {size}: "
             "give the same working size, or sort without it."
         )
+    box, pixel_size = scale_of(earlier)
+    here = particles.pixel_size
+    # Arrays have 1 where nobody gave a size.
+    if not all(np.isfinite(size) and size != 1 for size in (pixel_size, here)):
+        if box != particles.box:
+            raise InputError(
+                f"the earlier run had images of {box} px, and these have {particles.box} px, with pixels of "
+                "unknown size: give the pixel sizes in both runs, or sort without the earlier one."
+            )
+    elif abs(here * particles.box / (pixel_size * box) - 1) > SAME_SCALE:
+        raise InputError(
+            f"the earlier run had images of {box} px with {pixel_size:.4g} A a pixel, and these have "
+            f"{particles.box} px with {here:.4g} A: what it learned fits only boxes of "
+            f"{box * pixel_size:.4g} A: bring the images to that, or sort without the earlier run."
+        )
 
 
-def _measurements(particles: Particles, pixels: PixelStatistics, results: MethodResults) -> dict[str, Array]:
+def scale_of(result: SortResult) -> tuple[int, float]:
+    """Return box and pixel size of the images of a run with all methods; NaN where the size is unknown."""
+    if result.box:
+        return result.box, result.pixel_size
+    learned = result.learned.methods.radial
+    assert learned is not None
+    # In results of version 0.1.0, the diameter in input pixels and in those of the radial method, whose box
+    # is known, tell the box.
+    size = min(result.parameters["working_size"], GRID)
+    box = round(size * result.diameter_px / (2 * learned.radius))
+    return box, result.diameter / result.diameter_px
+
+
+def _measurements(
+    particles: Particles, rows: Indices, pixels: PixelStatistics, results: MethodResults
+) -> dict[str, Array]:
     """Collect what was measured besides the votes."""
     measurements: dict[str, Array] = {}
     if results.radial is not None:
@@ -318,7 +359,7 @@ def _measurements(particles: Particles, pixels: PixelStatistics, results: Method
         measurements |= {name: getattr(results.subspaces, name) for name in names}
     measurements |= {"pixel_mean": pixels.mean, "pixel_std": pixels.std}
     if particles.outside is not None:
-        measurements["outside"] = particles.outside
+        measurements["outside"] = particles.outside[rows]
     return measurements
 
 
@@ -379,9 +420,9 @@ def _conclude(
 
     Returns which images are kept, the reasons, which images are rescued, and the errors.
     """
-    duplicate, rare, outside = (
+    duplicate, rare, outside, copy = (
         measurements.get(name, np.zeros(len(passed), dtype=bool))
-        for name in ("duplicate", "rare_view", "outside")
+        for name in ("duplicate", "rare_view", "outside", COPY)
     )
     keep = passed & ~duplicate & ~outside
     rescued = rare & ~keep & ~duplicate & ~outside
@@ -391,13 +432,14 @@ def _conclude(
     if not learned.decoys:
         return keep, reason, rescued, None
     decoys = {} if np.isnan(threshold) else learned.decoys
-    # For images over the edge of their micrograph the score decides nothing.
+    # For images over the edge of their micrograph the score decides nothing; copies of an image are one.
+    counted = ~(outside | copy)
     errors = estimate_errors(
-        keep[~outside],
-        junk_probability[~outside],
+        keep[counted],
+        junk_probability[counted],
         {kind: scores > threshold for kind, scores in decoys.items()},
         learned.shares,
-        other=probability_by_odds(score[~outside]),
+        other=probability_by_odds(score[counted]),
         apart=told_apart(decoys),
     )
     return keep, reason, rescued, errors

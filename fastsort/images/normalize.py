@@ -1,4 +1,4 @@
-"""Background brought to mean 0 and deviation 1, and images that cannot be judged."""
+"""Ramps taken out, background brought to mean 0 and deviation 1, and images that cannot be judged."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ import numpy as np
 
 from fastsort._jit import kernel
 from fastsort._reasons import BAD_PIXELS, FLAT, VALID
-from fastsort._types import Codes, Images, Singles
+from fastsort._types import Codes, Images, Indices, Singles
 
 # A single pixel this many standard deviations from the mean of its image, with no neighbour half as far, is
 # a defect of the detector: nothing that a microscope shows is so sharp.
 HOT_PIXEL = 10.0
+
+# A plane is taken for a ramp as far as it explains more than this part of the variance that it leaves: noise,
+# neighbours and particles off the centre make planes too, and most of them explain less.
+LEAST_RAMP = 0.05
 
 
 class PixelStatistics(NamedTuple):
@@ -29,6 +33,10 @@ class PixelStatistics(NamedTuple):
     codes: Codes
     mean: Singles
     std: Singles
+
+    def of(self, rows: Indices) -> PixelStatistics:
+        """Return the statistics of some of the images."""
+        return PixelStatistics(self.codes[rows], self.mean[rows], self.std[rows])
 
 
 def inspect_pixels(images: Images) -> PixelStatistics:
@@ -49,6 +57,19 @@ def inspect_pixels(images: Images) -> PixelStatistics:
     std = np.empty(n, dtype=np.float32)
     _inspect(images, HOT_PIXEL, VALID, BAD_PIXELS, FLAT, codes, mean, std)
     return PixelStatistics(codes, mean, std)
+
+
+def subtract_ramps(images: Images) -> None:
+    """Take ramps out of images in place: one side brighter than the other, as by thick ice or uneven stain.
+
+    Parameters
+    ----------
+    images : ndarray of float32, shape (n, d, d)
+        The mean of each stays. Of the plane that fits all its pixels best, the more is subtracted, the
+        more of the variance it explains; an image without a ramp keeps its bits.
+    """
+    box = images.shape[1]
+    _subtract_ramps(images, (np.arange(box) - 0.5 * (box - 1)).astype(np.float32), LEAST_RAMP)
 
 
 def normalize_background(images: Images, radius: float) -> tuple[Singles, Singles]:
@@ -143,6 +164,51 @@ def _has_hot_pixel(image, mean, limit):
             if lonely:
                 return True
     return False
+
+
+@kernel
+def _subtract_ramps(images, places, least):
+    # places: (d,), from the middle of the box, about which the terms of the plane are orthogonal.
+    # The fit is to all pixels: one to the background alone hangs on its corners, and what it takes from them
+    # tells displaced places, which are centred there, from others. A float32 sum for each row is exact enough
+    # once a typical value is subtracted.
+    d = images.shape[1]
+    # Sum over all pixels of the square of one coordinate.
+    square_of_places = d * d * (d * d - 1) / 12
+    for i in range(images.shape[0]):
+        image = images[i]
+        middle = 0.0
+        for x in range(d):
+            middle += image[d // 2, x]
+        typical = np.float32(middle / d)
+        total = 0.0
+        total_x = 0.0
+        total_y = 0.0
+        square = 0.0
+        for y in range(d):
+            row = np.float32(0)
+            row_x = np.float32(0)
+            row_square = np.float32(0)
+            for x in range(d):
+                difference = image[y, x] - typical
+                row += difference
+                row_x += difference * places[x]
+                row_square += difference * difference
+            total += row
+            total_x += row_x
+            total_y += row * places[y]
+            square += row_square
+        explained = (total_x * total_x + total_y * total_y) / square_of_places
+        left = max(square - total * total / (d * d) - explained, 0.0)
+        if not explained > least * left:
+            continue
+        part = (1 - least * left / explained) / square_of_places
+        slope_x = np.float32(part * total_x)
+        slope_y = part * total_y
+        for y in range(d):
+            level = np.float32(slope_y * places[y])
+            for x in range(d):
+                image[y, x] -= level + slope_x * places[x]
 
 
 @kernel

@@ -11,7 +11,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from io import BufferedReader
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,10 +20,11 @@ from fastsort._checks import InputError, check_choice, check_positive, check_rad
 from fastsort._crop import apply_crop
 from fastsort._progress import Progress
 from fastsort._reasons import VALID
-from fastsort._types import FilePath, Images, Singles
+from fastsort._types import Array, Contents, FilePath, Images, Singles
 from fastsort.images.batches import default_batch_size, map_batches
+from fastsort.images.content import content_of
 from fastsort.images.ctf import phase_flip as flip_phases
-from fastsort.images.normalize import PixelStatistics, inspect_pixels, normalize_background
+from fastsort.images.normalize import PixelStatistics, inspect_pixels, normalize_background, subtract_ramps
 from fastsort.images.work import fingerprint, source_identity
 from fastsort.particles.mrc import MrcHeader
 from fastsort.particles.source import Particles
@@ -32,14 +33,14 @@ from fastsort.particles.table import CtfParameters
 
 PHASE_FLIPS = ("auto", "yes", "no")
 WORKING = np.dtype(np.float16)
-# An entry of the journal: number of images, sum of their bytes, their statistics, checksum of all that.
+# An entry of the journal: number of images, sum of their bytes, what is known of them, checksum of all that.
 _ENTRY = struct.Struct("<IQ")
 _CHECKSUM = struct.Struct("<I")
-_STATISTICS = (("codes", np.dtype("i1")), ("mean", np.dtype("<f4")), ("std", np.dtype("<f4")))
+_COLUMNS: tuple[np.dtype[Any], ...] = (np.dtype("i1"), np.dtype("<f4"), np.dtype("<f4"), np.dtype("<u8"))
 
 
 class WorkingImages(NamedTuple):
-    """Working images, and the statistics of the original pixels.
+    """Working images, and what is known of the original pixels.
 
     Attributes
     ----------
@@ -47,10 +48,13 @@ class WorkingImages(NamedTuple):
         The working images in half precision, zero where an image is unfit. They live as long as the file.
     pixels : PixelStatistics
         One entry for each original image.
+    content : ndarray of uint64, shape (n,)
+        From `content_of`: equal for images with the same pixels.
     """
 
     particles: Particles
     pixels: PixelStatistics
+    content: Contents
 
 
 def prepare_images(
@@ -71,7 +75,7 @@ def prepare_images(
     operator : ndarray of float32, shape (size, box)
         From `crop_operator`.
     path : path
-        File to be written, 2 bytes a working pixel. Its journal, ``path.done``, has 9 bytes an image.
+        File to be written, 2 bytes a working pixel. Its journal, ``path.done``, has 17 bytes an image.
         If an earlier call with the same arguments has left both, whole or in part, the images in the
         file are not read again; the result has the bits of an undisturbed call.
     radius : float, optional
@@ -101,7 +105,7 @@ def prepare_images(
     batch_size = default_batch_size(particles.box)
     title = fingerprint("images", source_identity(particles), operator, radius, ctf, batch_size).encode()
     batches = list(_resume(file_path, journal, title, n, size))
-    done = sum(len(batch.codes) for batch in batches)
+    done = sum(len(codes) for codes, *_ in batches)
     if done and progress:
         progress(done, n)
     rest = map_batches(
@@ -118,16 +122,17 @@ def prepare_images(
         progress=progress and (lambda more, _: progress(done + more, n)),
     )
     with open(journal, "ab", buffering=0) as file:
-        for pixels, total in rest:
+        for columns, total in rest:
             # Images are written before their entry, so that no entry promises images that are not there.
-            file.write(_entry(pixels, total))
-            batches.append(pixels)
-    pixels = PixelStatistics(*(np.concatenate(column) for column in zip(*batches, strict=True)))
+            file.write(_entry(columns, total))
+            batches.append(columns)
+    *statistics, content = (np.concatenate(column) for column in zip(*batches, strict=True))
     # The file is read and not mapped, because mapped pages count as memory.
     header = MrcHeader(file_path, n, size, size, WORKING, 0, pixel_size)
     sections = np.arange(n, dtype=np.int32)
     stack = StackImages([header], np.zeros_like(sections), sections)
-    return WorkingImages(Particles(stack, size, pixel_size, file_path), pixels)
+    working = Particles(stack, size, pixel_size, file_path)
+    return WorkingImages(working, PixelStatistics(*statistics), content)
 
 
 def _prepare(
@@ -139,9 +144,12 @@ def _prepare(
     radius: float | None,
     path: str,
     done: int,
-) -> tuple[PixelStatistics, int]:
+) -> tuple[tuple[Array, ...], int]:
     """Make the working images of a batch and write them to their place; unfit images become zero."""
+    content = content_of(images)
     pixels = inspect_pixels(images)
+    # Before the crop and the flip: both take images for periodic, where a ramp has an edge that rings.
+    subtract_ramps(images)
     cropped = apply_crop(images, operator)
     if ctf is not None:
         cropped = flip_phases(cropped, ctf, pixel_size)
@@ -152,7 +160,7 @@ def _prepare(
     with os.fdopen(os.open(path, os.O_WRONLY), "wb") as file:
         file.seek((done + start) * working[0].nbytes)
         file.write(working.data)
-    return pixels, _sum_of_bytes(working)
+    return (*pixels, content), _sum_of_bytes(working)
 
 
 def _sum_of_bytes(working: npt.NDArray[np.float16]) -> int:
@@ -161,33 +169,33 @@ def _sum_of_bytes(working: npt.NDArray[np.float16]) -> int:
     return int(numbers.sum(dtype=np.uint64))
 
 
-def _entry(pixels: PixelStatistics, total: int) -> bytes:
-    columns = (getattr(pixels, name).astype(kind).tobytes() for name, kind in _STATISTICS)
-    entry = b"".join([_ENTRY.pack(len(pixels.codes), total), *columns])
+def _entry(columns: tuple[Array, ...], total: int) -> bytes:
+    known = (column.astype(kind).tobytes() for column, kind in zip(columns, _COLUMNS, strict=True))
+    entry = b"".join([_ENTRY.pack(len(columns[0]), total), *known])
     return entry + _CHECKSUM.pack(zlib.crc32(entry))
 
 
-def _read_entry(file: BufferedReader) -> tuple[PixelStatistics, int] | None:
+def _read_entry(file: BufferedReader) -> tuple[tuple[Array, ...], int] | None:
     """Read the next entry of a journal; None at its end, or where a killed run left half an entry."""
     entry = file.read(_ENTRY.size)
     if len(entry) < _ENTRY.size:
         return None
     count, total = _ENTRY.unpack(entry)
-    width = sum(kind.itemsize for _, kind in _STATISTICS)
+    width = sum(kind.itemsize for kind in _COLUMNS)
     entry += file.read(count * width)
     if len(entry) < _ENTRY.size + count * width or file.read(_CHECKSUM.size) != _CHECKSUM.pack(
         zlib.crc32(entry)
     ):
         return None
     columns, offset = [], _ENTRY.size
-    for _, kind in _STATISTICS:
+    for kind in _COLUMNS:
         columns.append(np.frombuffer(entry, kind, count, offset).copy())
         offset += count * kind.itemsize
-    return PixelStatistics(*columns), total
+    return tuple(columns), total
 
 
-def _resume(path: str, journal: str, title: bytes, n: int, size: int) -> Iterator[PixelStatistics]:
-    """Yield the statistics of the batches in the file, then make both files ready for the next batch."""
+def _resume(path: str, journal: str, title: bytes, n: int, size: int) -> Iterator[tuple[Array, ...]]:
+    """Yield what is known of the batches in the file, then make both files ready for the next batch."""
     length = n * size * size * WORKING.itemsize
     end = 0
     try:
@@ -195,12 +203,12 @@ def _resume(path: str, journal: str, title: bytes, n: int, size: int) -> Iterato
             if entries.read(len(title)) == title and os.fstat(images.fileno()).st_size == length:
                 end = entries.tell()
                 while entry := _read_entry(entries):
-                    pixels, total = entry
-                    working = np.fromfile(images, WORKING, len(pixels.codes) * size * size)
+                    columns, total = entry
+                    working = np.fromfile(images, WORKING, len(columns[0]) * size * size)
                     # After a power failure the disk may have the entry and not the images.
                     if _sum_of_bytes(working) != total:
                         break
-                    yield pixels
+                    yield columns
                     end = entries.tell()
     except FileNotFoundError:
         pass
@@ -275,18 +283,21 @@ def sample_batches(
     Yields
     ------
     images : ndarray of float32, shape (k, size, size)
-        The images of a batch that are not unfit, in ascending order; possibly none.
+        The images of a batch that are not unfit, without ramps, in ascending order; possibly none.
     """
     chosen = np.arange(len(particles))
     if len(chosen) > number:
         chosen = np.sort(np.random.default_rng(seed).choice(len(particles), number, replace=False))
     for start in range(0, len(chosen), batch_size):
         part = particles.read(chosen[start : start + batch_size])
-        yield apply_crop(part[inspect_pixels(part).codes == VALID], operator)
+        part = part[inspect_pixels(part).codes == VALID]
+        subtract_ramps(part)
+        yield apply_crop(part, operator)
 
 
 def crop_and_normalize(images: Images, operator: Singles) -> Images:
-    """Crop images, then normalise their background: all that lies outside the largest disk in the box."""
+    """Take ramps out of images in place, crop them, and normalise all outside the largest disk in the box."""
+    subtract_ramps(images)
     images = apply_crop(images, operator)
     normalize_background(images, 0.5 * len(operator))
     return images

@@ -156,19 +156,19 @@ class MicrographImages(ImageStore):
         """Return the paths of the micrographs."""
         return [header.path for header in self.micrographs]
 
+    def file_of(self) -> Indices:
+        """Return which micrograph each image is in."""
+        return self.micrograph_of.astype(np.intp)
+
     def layout(self) -> list[Array]:
         """Return which image is where, and how it is extracted."""
         return [self.micrograph_of, self.x, self.y, np.array([self.box, self.invert])]
 
-    def repeated(self) -> Bools:
-        """Return which images have the same centre in the same micrograph as an earlier one."""
-        places = self.micrograph_of, self.y, self.x
-        # The sort is stable, so that of equal places the earliest comes first.
-        order = np.lexsort(places)
-        same = np.logical_and.reduce([place[order[1:]] == place[order[:-1]] for place in places])
-        repeated = np.zeros(len(self), bool)
-        repeated[order[1:][same]] = True
-        return repeated
+    def first_named(self) -> Indices:
+        """Return for each image the first one that has the same centre in the same micrograph."""
+        places = np.stack([self.micrograph_of, self.y, self.x], axis=1)
+        _, first, which = np.unique(places, axis=0, return_index=True, return_inverse=True)
+        return first[which.reshape(-1)]
 
 
 def _mirrored(start: int, box: int, side: int) -> Indices:

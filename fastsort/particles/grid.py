@@ -192,14 +192,27 @@ class GridImages(ImageStore):
         """Return the paths of the stacks."""
         return [path for store in self.stores for path in store.files()]
 
+    def file_of(self) -> Indices:
+        """Return which of these stacks each image is in."""
+        file_of = np.empty(len(self), np.intp)
+        n_before = 0
+        for kind, store in enumerate(self.stores):
+            mine = self.kind_of == kind
+            file_of[mine] = n_before + store.file_of()[self.place[mine]]
+            n_before += len(store.files())
+        return file_of
+
     def layout(self) -> list[npt.NDArray[Any]]:
         """Return which image is where, and what is made of it."""
         return [self.kind_of, self.place, *(part for store in self.stores for part in store.layout())]
 
-    def repeated(self) -> npt.NDArray[np.bool_]:
-        """Return which images are the same section of the same stack as an earlier one of their kind."""
-        repeated = np.zeros(len(self), bool)
+    def first_named(self) -> Indices:
+        """Return for each image the first one of its kind that is the same section of the same stack."""
+        first = np.arange(len(self))
         for kind, store in enumerate(self.stores):
             mine = np.flatnonzero(self.kind_of == kind)
-            repeated[mine] = store.repeated()[self.place[mine]]
-        return repeated
+            _, earliest, which = np.unique(
+                store.first_named()[self.place[mine]], return_index=True, return_inverse=True
+            )
+            first[mine] = mine[earliest[which]]
+        return first

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from fastsort._types import Array, Bools, Images, Indices, Numbers
+from fastsort._types import Array, Images, Indices, Numbers
 from fastsort.particles.mrc import MrcHeader, announce_sections, read_sections
 
 
@@ -41,13 +41,17 @@ class ImageStore(ABC):
         """Return the paths of all files that hold pixels."""
         return []
 
+    def file_of(self) -> Indices:
+        """Return which of these files each image is in, shape (n,), where there are files."""
+        return np.zeros(len(self), np.intp)
+
     def layout(self) -> list[Array]:
         """Return what tells the images from others that the same files may hold."""
         return []
 
-    def repeated(self) -> Bools:
-        """Return which images are the same pixels of the same file as an earlier one, shape (n,)."""
-        return np.zeros(len(self), bool)
+    def first_named(self) -> Indices:
+        """Return for each image the first one that is the same pixels of the same file, shape (n,)."""
+        return np.arange(len(self))
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,19 +154,22 @@ class StackImages(ImageStore):
         """Return the paths of the stacks."""
         return [stack.path for stack in self.stacks]
 
+    def file_of(self) -> Indices:
+        """Return which stack each image is in."""
+        return self.stack_of.astype(np.intp)
+
     def layout(self) -> list[Array]:
         """Return which image is where."""
         return [self.stack_of, self.section_of, *([] if self.sign_of is None else [self.sign_of])]
 
-    def repeated(self) -> Bools:
-        """Return which images are the same section of the same stack as an earlier one."""
-        repeated = np.ones(len(self), bool)
+    def first_named(self) -> Indices:
+        """Return for each image the first one that is the same section of the same stack."""
         # A file may be named in several ways.
         number_of: dict[str, int] = {}
         files = [number_of.setdefault(os.path.realpath(stack.path), len(number_of)) for stack in self.stacks]
         keys = np.array(files, np.int64)[self.stack_of] << 32 | self.section_of
-        repeated[np.unique(keys, return_index=True)[1]] = False
-        return repeated
+        _, first, which = np.unique(keys, return_index=True, return_inverse=True)
+        return first[which]
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,6 +204,10 @@ class ChosenImages(ImageStore):
     def files(self) -> list[str]:
         """Return the paths of all files that hold pixels."""
         return self.store.files()
+
+    def file_of(self) -> Indices:
+        """Return which of these files each image is in."""
+        return self.store.file_of()[self.chosen]
 
     def layout(self) -> list[Array]:
         """Return what tells the images from others that the same files may hold."""

@@ -25,7 +25,7 @@ from fastsort._reasons import (
 from fastsort._threshold import MIN_JUDGED, fit_scores, junk_probability
 from fastsort._types import Array, Bools, Codes, Floats, Images, Singles, Words
 from fastsort.images.batches import map_batches
-from fastsort.images.normalize import inspect_pixels, normalize_background
+from fastsort.images.normalize import inspect_pixels, normalize_background, subtract_ramps
 from fastsort.particles.source import Particles, as_particles
 from fastsort.radial.discriminant import discriminant_score, outlyingness
 from fastsort.radial.evidence import N_FEATURES, N_POWERS, Peaks, radial_features
@@ -246,6 +246,7 @@ def _batch(
     images: Images, start: int, operator: Singles, learned: LearnedRadial, n_peaks: int
 ) -> _Measurements:
     codes = inspect_pixels(images).codes
+    subtract_ramps(images)
     images = apply_crop(images, operator)
     box = len(operator)
     normalize_background(images, background_radius(learned.radius, box))

@@ -15,10 +15,12 @@ import numpy as np
 from fastsort._checks import InputError, check_readable
 from fastsort._saved import load
 from fastsort._types import FilePath
+from fastsort.decide.copies import CONTENT, STAMP
 from fastsort.decide.result import SortResult
+from fastsort.images.content import read_content, stamps_of
 from fastsort.particles.files import shown
 from fastsort.particles.open import open_particles
-from fastsort.particles.source import Particles
+from fastsort.particles.source import Particles, choose_particles
 from fastsort.report.folder import RESULTS, SCORES, SUMMARY
 
 _OPTIONS: dict[str, Any] = {
@@ -28,6 +30,8 @@ _OPTIONS: dict[str, Any] = {
     "box": int,
     "invert": bool,
 }
+# How many images of files that were written anew are compared with those that were sorted.
+N_COMPARED = 1000
 _PICKED = ("micrographs", "coordinates")
 # The kind of number or text in each column of a result.
 _COLUMNS = {
@@ -226,11 +230,29 @@ def _check_unchanged(folder: Path, particles: Particles, result: SortResult, sum
         difference = f"its box is {particles.box} px, and was {box} px"
     elif particles.table.names is not None or particles.table.has_picks:
         difference = _first_difference(folder / SCORES, particles.names)
+    difference = difference or _other_pixels(particles, result)
     if difference:
         raise InputError(
             f"{particles.path} is not what was sorted into {folder}: {difference}. "
             "Name the file that was sorted, or sort again."
         )
+
+
+def _other_pixels(particles: Particles, result: SortResult) -> str | None:
+    """Say which image has other pixels than the one that was sorted; only files written anew are read."""
+    content, stamps = (result.measurements.get(name) for name in (CONTENT, STAMP))
+    # Images that are cropped as they are read may differ in their last bits from machine to machine.
+    if content is None or stamps is None or particles.rescaled is not None:
+        return None
+    doubtful = np.flatnonzero(stamps_of(particles) != stamps)
+    if len(doubtful) > N_COMPARED:
+        doubtful = doubtful[np.linspace(0, len(doubtful) - 1, N_COMPARED).astype(np.intp)]
+    if len(doubtful) == 0:
+        return None
+    changed = doubtful[read_content(choose_particles(particles, doubtful), 1) != content[doubtful]]
+    if len(changed) == 0:
+        return None
+    return f"image {shown(particles.names[int(changed[0])])} has other pixels now"
 
 
 def _first_difference(path: Path, names: Sequence[str]) -> str | None:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from fastsort._reasons import REASONS
 from fastsort._version import __version__
+from fastsort.decide.copies import CONTENT, STAMP
 from fastsort.particles.mrc import write_stack as write_mrc_stack
 from fastsort.particles.source import Particles
 from fastsort.particles.table import Added
@@ -210,7 +211,7 @@ def _write_scores(path: Path, particles: Particles, result: SortResult) -> None:
         "offset_x": offset[:, 1],
         "offset_y": offset[:, 0],
         "rescued": result.rescued,
-        **result.measurements,
+        **{name: values for name, values in result.measurements.items() if name not in (CONTENT, STAMP)},
     }
     if len(result.votes) > 1:
         numbers |= {f"vote_{name}": values for name, values in result.votes.items()}

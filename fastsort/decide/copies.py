@@ -1,0 +1,163 @@
+"""Copies: lines that name one image again, and images with the same pixels as an earlier one.
+
+Only distinct images are learned from and judged; each copy shares the verdict of the first.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastsort._reasons import DUPLICATE, REASONS
+from fastsort._types import Array, Bools, Contents, Indices
+from fastsort.decide.result import SortResult
+from fastsort.particles.source import Particles
+
+# What a result calls the content of images, the stamps of their files, and the copies among them.
+CONTENT, STAMP, COPY = "content", "stamp", "copy"
+# What a result says of every image, besides votes and measurements.
+COLUMNS = ("keep", "score", "reason", "suspicion", "rescued", "junk_probability", "offset")
+_OF_SUBSPACES = (
+    "keep",
+    "score",
+    "reason",
+    "suspicion",
+    "junk_probability",
+    "factor",
+    "log_likelihood",
+    "excess",
+    "beside",
+)
+
+
+class Copies(NamedTuple):
+    """Which of n images are distinct.
+
+    Attributes
+    ----------
+    distinct : ndarray of intp, shape (m,)
+        The first of all images that are the same, ascending.
+    of : ndarray of intp, shape (n,)
+        Place in `distinct` of the image that each is the same as.
+    """
+
+    distinct: Indices
+    of: Indices
+
+    @property
+    def copy(self) -> Bools:
+        """Which images are the same as an earlier one, shape (n,)."""
+        copy = np.ones(len(self.of), bool)
+        copy[self.distinct] = False
+        return copy
+
+
+def copies_by_name(particles: Particles) -> Copies:
+    """Find images that are the same pixels of the same file; nothing is read."""
+    return Copies(*np.unique(particles.store.first_named(), return_inverse=True))
+
+
+def copies_by_content(content: Contents, judged: Bools) -> Copies:
+    """Find images with the same pixels.
+
+    Parameters
+    ----------
+    content : ndarray of uint64, shape (n,)
+        From `content_of`.
+    judged : ndarray of bool, shape (n,)
+        All others count as distinct: nothing is learned from them, and many may be zero.
+    """
+    n = len(content)
+    first = np.arange(n)
+    rows = np.flatnonzero(judged)
+    _, earliest, which = np.unique(content[rows], return_index=True, return_inverse=True)
+    first[rows] = rows[earliest[which]]
+    return Copies(*np.unique(first, return_inverse=True))
+
+
+def copies_among(result: SortResult) -> Copies:
+    """Return the copies that a result knows of."""
+    n = len(result.keep)
+    if COPY not in result.measurements:
+        return Copies(np.arange(n), np.arange(n))
+    return copies_by_content(result.measurements[CONTENT], np.isfinite(result.score))
+
+
+def spread(result: SortResult, copies: Copies, particles: Particles) -> SortResult:
+    """Give all images what is said of the distinct ones.
+
+    Parameters
+    ----------
+    result : SortResult
+        Of the distinct images.
+    copies : Copies
+    particles : Particles
+        All images. Copies among picks were picked twice, so that they are duplicates; others are meant.
+
+    Returns
+    -------
+    result : SortResult
+        Of all images; the same one where all are distinct.
+    """
+    if len(copies.distinct) == len(copies.of):
+        return result
+    result = taken(result, copies.of)
+    measurements = {**result.measurements, COPY: copies.copy}
+    if "duplicate" not in measurements or not particles.table.has_picks:
+        return result._replace(measurements=measurements)
+    again = copies.copy & bool(result.parameters["duplicate_distance"])
+    again &= ~measurements.get("outside", np.zeros(len(again), bool))
+    measurements["duplicate"] = measurements["duplicate"] | again
+    return result._replace(
+        measurements=measurements,
+        keep=result.keep & ~again,
+        rescued=result.rescued & ~again,
+        reason=np.where(again, REASONS[DUPLICATE], result.reason),
+    )
+
+
+def taken(result: SortResult, rows: Indices) -> SortResult:
+    """Return a result in which image i has what is said of image ``rows[i]``."""
+
+    def all_taken(columns: dict[str, Array]) -> dict[str, Any]:
+        return {name: values[rows] for name, values in columns.items()}
+
+    views, subspaces = result.views, result.subspaces
+    if views is not None:
+        views = views._replace(coordinates=views.coordinates[rows], label=views.label[rows])
+    if subspaces is not None:
+        columns = all_taken({name: getattr(subspaces, name) for name in _OF_SUBSPACES})
+        subspaces = subspaces._replace(**columns)
+    return result._replace(
+        **all_taken({name: getattr(result, name) for name in COLUMNS}),
+        votes=all_taken(result.votes),
+        measurements=all_taken(result.measurements),
+        views=views,
+        subspaces=subspaces,
+    )
+
+
+def doubts_of_copies(particles: Particles, result: SortResult) -> list[str]:
+    """Say how many images are copies, in at most two lines.
+
+    Parameters
+    ----------
+    particles : Particles
+        What was sorted.
+    result : SortResult
+    """
+    n = len(particles)
+    n_named = len(copies_by_name(particles).distinct)
+    n_copies = int(result.measurements.get(COPY, np.zeros(n, bool)).sum())
+    lines = []
+    if n_named < n:
+        lines.append(
+            f"{n:,} lines name {n_named:,} images (symmetry expansion?): lines of one image share its verdict"
+        )
+    if n_copies > n - n_named:
+        more = n_copies - (n - n_named)
+        lines.append(
+            f"{more:,} of {n_named:,} images are copies of others: copies share the verdict of the first"
+        )
+    return lines
