@@ -531,13 +531,13 @@ def test_a_file_larger_than_one_piece_is_read_without_a_seam(tmp_path, monkeypat
         (b"data_\nloop_\n\0\1\2", ["is not a STAR file", "binary"]),
         (
             table(["_rlnMicrographName"], [("m",)], "micrographs"),
-            ["no loop with _rlnImageName", "data_micrographs"],
+            ["no table with _rlnImageName", "data_micrographs", "it lists micrographs", "--coordinates"],
         ),
-        ("data_\n\n_rlnImageName 1@a\n", ["no loop with _rlnImageName"]),
+        ("data_\n\n_rlnA 1@a\n", ["no table with _rlnImageName"]),
         (table(["_rlnImageName", "_rlnA"], [("1@a", 2), ("2@a",)]), ["line 8 ", "has 1 values", "2 columns"]),
         (table(["_rlnImageName"], [("1@a",), ("2@a", 3, 4)]), ["line 7 ", "has 3 values", "1 columns"]),
         (table(["_rlnImageName"], []), ["holds no images"]),
-        ("data_\nloop_\n1 2 3\n", ["line 3 ", "0 columns"]),
+        ("data_\nloop_\n1 2 3\n", ["rows (line 3)", "no columns"]),
     ],
 )
 def test_tables_that_are_none_are_refused(tmp_path, text, parts):

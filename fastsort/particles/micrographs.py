@@ -190,10 +190,10 @@ def _open_given(micrographs: FilePath | Sequence[FilePath], data_dir: FilePath |
     paths = names
     if len(names) == 1 and Path(names[0]).suffix.lower() == ".star":
         star = read_star(names[0])
-        rows = star.loop_with("_rlnMicrographName")
+        rows = star.table_with("_rlnMicrographName")
         if rows is None:
             raise InputError(
-                f"{star.path} has no loop with _rlnMicrographName: give a STAR file that lists micrographs, "
+                f"{star.path} has no table with _rlnMicrographName: give a STAR file that lists micrographs, "
                 "such as micrographs_ctf.star, or the micrographs themselves."
             )
         table, names = join_optics(star, rows), rows.column("_rlnMicrographName")
@@ -223,7 +223,7 @@ def _coordinate_files(
     files = [_CoordinateFile(path, None) for path in _expand(coordinates, "coordinates")]
     if len(files) == 1 and Path(files[0].path).suffix.lower() == ".star":
         star = read_star(files[0].path)
-        listed = star.loop_with("_rlnMicrographName", "_rlnMicrographCoordinates")
+        listed = star.table_with("_rlnMicrographName", "_rlnMicrographCoordinates")
         if listed is not None:
             names = listed.column("_rlnMicrographCoordinates")
             if not names:

@@ -284,7 +284,14 @@ def join_optics(star: StarFile, rows: StarBlock | None = None) -> JoinedTable:
             f"{star.path} has {optics.n_rows} optics groups, but its particles have no column "
             "_rlnOpticsGroup that says which is theirs: add it."
         )
-    row_of = {number: row for row, number in enumerate(optics.floats("_rlnOpticsGroup").tolist())}
+    row_of: dict[float, int] = {}
+    for row, number in enumerate(optics.floats("_rlnOpticsGroup").tolist()):
+        other = row_of.setdefault(number, row)
+        if other != row:
+            raise InputError(
+                f"data_optics of {star.path} lists group {number:g} on lines {optics.line_number(other)} and "
+                f"{optics.line_number(row)}: give each group a number of its own, or remove one."
+            )
     groups = rows.floats("_rlnOpticsGroup")
     used, first, which = np.unique(groups, return_index=True, return_inverse=True)
     for number, row in zip(used.tolist(), first.tolist(), strict=True):

@@ -46,12 +46,12 @@ def read_star_picks(path: str) -> StarPicks:
         When the file cannot be read, or its coordinates are no finite numbers.
     """
     star = read_star(path)
-    block = star.loop_with("_rlnCoordinateX", "_rlnCoordinateY")
+    block = star.table_with("_rlnCoordinateX", "_rlnCoordinateY")
     # Of no picks, RELION writes a table without columns.
     block = block or next((block for block in star.blocks if not block.labels), None)
     if block is None:
         raise InputError(
-            f"{path} has no loop with _rlnCoordinateX and _rlnCoordinateY: give the picks of a RELION job."
+            f"{path} has no table with _rlnCoordinateX and _rlnCoordinateY: give the picks of a RELION job."
         )
     if not block.labels:
         return StarPicks(path, None, np.zeros(0), np.zeros(0), None, star, block)
