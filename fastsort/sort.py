@@ -179,6 +179,7 @@ def sort_particles(
         subspaces=results.subspaces if method is not None else None,
         parameters=settings.parameters,
         seconds={**dict(zip(STAGES, np.diff(times).tolist(), strict=True)), "total": times[-1] - times[0]},
+        doubts=particles.doubts,
     )
     if progress:
         progress(n, n)

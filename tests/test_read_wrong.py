@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
-from fastsort import InputError, open_particles
+from fastsort import InputError, classify_particles, open_particles, sort_particles
+from fastsort._saved import _FORMER, FORMAT, _decode, _encode, load
 from fastsort.cli import main
+from fastsort.cli.printing import print_map
+from fastsort.images.ctf import phase_flip
+from fastsort.images.prepare import ctf_to_flip
 from fastsort.particles.mrc import write_stack
 from fastsort.particles.open import open_table, read_picks
+from fastsort.particles.source import choose_particles
 from fastsort.particles.star import read_star, subset_bytes
+from fastsort.report.classes import summarize_map
+from fastsort.report.finished import open_finished
 
 CASES = Path(__file__).parents[2] / "shared" / "cases"
 BOX = 16
@@ -231,6 +240,9 @@ def test_a_table_of_one_row_is_written_with_it_and_without_it(tmp_path, ending):
 
 # cryoSPARC.
 
+CTF_FIELDS = [
+    f"ctf/{name}" for name in ("df1_A", "df2_A", "df_angle_rad", "accel_kv", "cs_mm", "amp_contrast")
+]
 DTYPE = [("uid", "<u8"), ("blob/path", "S40"), ("blob/idx", "<u4"), ("blob/psize_A", "<f4")]
 
 
@@ -262,3 +274,336 @@ def test_copies_of_symmetry_expansion_may_share_a_uid(tmp_path):
     stack(tmp_path / "p.mrcs")
     expanded = dataset(tmp_path, (7, 7, 8, 8), more=[("sym_expand/idx", "<u4")], blob__idx=(0, 0, 1, 1))
     assert len(open_particles(expanded)) == 4
+
+
+# Files that are longer than their header says.
+
+
+def with_bytes(path, before=b"", after=b""):
+    """Put bytes between header and images, or after these, of which the header does not know."""
+    content = path.read_bytes()
+    path.write_bytes(content[:1024] + before + content[1024:] + after)
+    return path
+
+
+@pytest.mark.parametrize(("file", "more"), [("p.mrcs", 131072), ("fewer.mrcs", 245760)])
+def test_longer_files_are_refused(file, more, capsys):
+    path = case("longer_than_header", file)
+    refused(path, f"{path} has {more} bytes more than its header promises", "more images", "extended header")
+    if file == "p.mrcs":
+        text, code = info(path.with_suffix(".star"), capsys)
+        assert code == 1 and f"has {more} bytes more than its header promises" in text
+
+
+@pytest.mark.parametrize(
+    "bytes_more",
+    [
+        {"before": b"\1" + bytes(767)},
+        {"before": bytes(80)},
+        {"after": b"abcd" * 20},
+        {"after": bytes(4 * BOX * BOX)},
+        {"after": b"\1" * 3 * 4 * BOX * BOX},
+    ],
+)
+def test_bytes_that_may_shift_the_images_are_refused(tmp_path, bytes_more):
+    path = with_bytes(stack(tmp_path / "p.mrcs"), **bytes_more)
+    refused(path, "bytes more than its header promises (4 images, and 0 bytes of extended header)", "nsymbt")
+
+
+@pytest.mark.parametrize("after", [bytes(512), bytes(3), b"\r\n", b"xyz" * 5])
+def test_bytes_that_cannot_shift_the_images_are_left_out(tmp_path, after, capsys):
+    path = with_bytes(stack(tmp_path / "p.mrcs"), after=after)
+    particles = open_particles(path)
+    np.testing.assert_array_equal(particles.read(0, 4), noise())
+    doubt = f"p.mrcs has {len(after)} bytes after its last image, which are left out: check that it is whole."
+    assert particles.doubts == (doubt,)
+    text, code = info(path, capsys)
+    assert code == 0 and f"doubt {doubt}" in text
+
+
+def test_doubts_about_many_stacks_are_one_line(tmp_path):
+    for name in "abc":
+        with_bytes(stack(tmp_path / f"{name}.mrcs"), after=bytes(8))
+    path = star(tmp_path, table(["_rlnImageName"], [(f"1@{name}.mrcs",) for name in "abc"]))
+    (doubt,) = open_particles(path).doubts
+    assert doubt.startswith("a.mrcs (and 2 more) has 8 bytes after its last image")
+
+
+# Bytes with and without a sign.
+
+
+def bytes_stack(path, images, stamp=None):
+    """Write numbers as they stand, in mode 0."""
+    stack(path, noise(len(images), images.shape[1]))
+    header = bytearray(path.read_bytes()[:1024])
+    header[12:16] = bytes(4)
+    if stamp is not None:
+        header[152:160] = np.array([1146047817, stamp], "<i4").tobytes()
+    path.write_bytes(bytes(header) + images.tobytes())
+    return path
+
+
+@pytest.mark.parametrize(("mean", "std"), [(128, 20), (100, 30), (150, 40)])
+def test_unsigned_bytes_are_told_by_their_pixels(tmp_path, mean, std):
+    images = np.clip(np.round(mean + std * noise()), 0, 255).astype(np.uint8)
+    path = bytes_stack(tmp_path / "p.mrcs", images)
+    particles = open_particles(path)
+    np.testing.assert_array_equal(particles.read(0, 4), images)
+    (doubt,) = particles.doubts
+    assert doubt.startswith("p.mrcs holds bytes, which are read as 0 to 255, since neighbouring pixels")
+    wrong = open_particles(bytes_stack(path, images, stamp=1))
+    np.testing.assert_array_equal(wrong.read(0, 4), images.view(np.int8))
+    assert wrong.doubts == ()
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0, 20), (-30, 40), (50, 10), (0, 60)])
+def test_signed_bytes_stay_signed(tmp_path, mean, std):
+    images = np.clip(np.round(mean + std * noise()), -128, 127).astype(np.int8)
+    particles = open_particles(bytes_stack(tmp_path / "p.mrcs", images))
+    np.testing.assert_array_equal(particles.read(0, 4), images)
+    assert particles.doubts == ()
+    stamped = open_particles(bytes_stack(tmp_path / "p.mrcs", images, stamp=0))
+    np.testing.assert_array_equal(stamped.read(0, 4), images.view(np.uint8))
+
+
+def test_bytes_that_tell_nothing_are_read_as_the_standard_says(tmp_path):
+    images = np.random.default_rng(0).integers(-128, 128, (4, BOX, BOX)).astype(np.int8)
+    particles = open_particles(bytes_stack(tmp_path / "p.mrcs", images))
+    np.testing.assert_array_equal(particles.read(0, 4), images)
+    assert "read as -128 to 127, as the MRC standard has it, and may be 0 to 255" in particles.doubts[0]
+
+
+# Flags that count for one optics group.
+
+FLAGS = ("_rlnCtfDataArePhaseFlipped", "_rlnCtfDataAreCtfPremultiplied")
+
+
+def two_groups(folder, flags, label=FLAGS[0], n=(3, 5)):
+    stack(folder / "p.mrcs", noise(sum(n), 32))
+    optics = table(
+        [*OPTICS, label], [(g, 300, 2.7, 0.1, flag) for g, flag in zip("12", flags, strict=True)], "optics"
+    )
+    rows = [(f"{i + 1}@p.mrcs", 1 + (i >= n[0]), 15000 + 100 * i, 15000) for i in range(sum(n))]
+    images = table(["_rlnImageName", "_rlnOpticsGroup", "_rlnDefocusU", "_rlnDefocusV"], rows)
+    return star(folder, optics, images)
+
+
+@pytest.mark.parametrize("label", FLAGS)
+@pytest.mark.parametrize("flags", [(1, 0), (0, 1)])
+def test_flags_of_one_group_are_for_its_images(tmp_path, label, flags, capsys):
+    path = two_groups(tmp_path, flags, label)
+    particles = open_particles(path)
+    done = np.repeat(flags, (3, 5)) == 1
+    np.testing.assert_array_equal(particles.corrected, done)
+    ctf = ctf_to_flip(particles, "auto")
+    flipped = phase_flip(particles.read(0, 8), ctf, particles.pixel_size)
+    all_flipped = phase_flip(particles.read(0, 8), particles.ctf, particles.pixel_size)
+    np.testing.assert_array_equal(flipped[~done], all_flipped[~done])
+    np.testing.assert_allclose(flipped[done], particles.read(0, 8)[done], atol=1e-5)
+    assert ctf_to_flip(particles, "yes") is particles.ctf and ctf_to_flip(particles, "no") is None
+    word = "phase-flipped" if label == FLAGS[0] else "CTF-premultiplied"
+    assert f"{done.sum()} of 8 images {word}" in info(path, capsys)[0]
+    # A part of the set knows it too.
+    np.testing.assert_array_equal(choose_particles(particles, [7, 0]).corrected, done[[7, 0]])
+
+
+def test_flags_of_all_groups_or_of_none(tmp_path):
+    all_done = open_particles(two_groups(tmp_path, (1, 1)))
+    assert all_done.corrected.all() and ctf_to_flip(all_done, "auto") is None
+    none_done = open_particles(two_groups(tmp_path, (0, 0)))
+    assert none_done.corrected is None and ctf_to_flip(none_done, "auto") is none_done.ctf
+
+
+def test_flags_of_images_and_of_different_kinds(tmp_path):
+    stack(tmp_path / "p.mrcs")
+    rows = [(f"{i + 1}@p.mrcs", i == 0, i > 2) for i in range(4)]
+    rows = [(name, int(flipped), int(multiplied)) for name, flipped, multiplied in rows]
+    path = star(tmp_path, table(["_rlnImageName", *FLAGS], rows))
+    assert open_particles(path).corrected.tolist() == [True, False, False, True]
+
+
+# Numbers that cannot be.
+
+
+def one_group(folder, name="a.star", pixel_size=2.0, values=(300, 2.7, 0.1), defocus=(15000, 14000), **more):
+    """Write eight images of one optics group."""
+    stack(folder / "p.mrcs", noise(8))
+    optics = table(
+        [*OPTICS, "_rlnImagePixelSize", *more], [(1, *values, pixel_size, *more.values())], "optics"
+    )
+    rows = [(f"{i + 1}@p.mrcs", 1, *defocus) for i in range(8)]
+    images = table(["_rlnImageName", "_rlnOpticsGroup", "_rlnDefocusU", "_rlnDefocusV"], rows)
+    return star(folder, optics, images, name=name)
+
+
+def test_usual_numbers_raise_no_doubt(tmp_path):
+    for number, values in enumerate([(300, 2.7, 0.1), (80, 0, 0), (200, 0.01, 0.2), (120, 2, 0.07)]):
+        assert open_particles(one_group(tmp_path, f"{number}.star", values=values)).doubts == ()
+    assert open_particles(one_group(tmp_path, pixel_size=2.06)).doubts == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "doubt"),
+    [
+        ({"defocus": (1.5, 1.4)}, "the defocus is 1.45 A: if that is in micrometres, multiply it by 10000"),
+        ({"defocus": (0, 0)}, "the defocus is 0 A: estimate the CTF"),
+        ({"defocus": (1500, 1300)}, "the defocus is 1400 A: if that is in nanometres"),
+        ({"defocus": (1e6, 1e6)}, "the defocus is 1e+06 A: check it"),
+        ({"defocus": (-15000, -15000)}, "the defocus is -15000 A: underfocus is positive"),
+        ({"values": (300000, 2.7, 0.1)}, "the voltage is 300000 kV: give it in kilovolts"),
+        ({"values": (0.3, 2.7, 0.1)}, "the voltage is 0.3 kV"),
+        ({"values": (300, -2.7, 0.1)}, "the spherical aberration is -2.7 mm"),
+        ({"values": (300, 27, 0.1)}, "the spherical aberration is 27 mm"),
+        ({"values": (300, 2.7, 10)}, "the amplitude contrast is 10: give it as a fraction"),
+        (
+            {"pixel_size": 8.0},
+            "the table says 8 A/px, and the header of p.mrcs 2 A/px: if the table is wrong",
+        ),
+        ({"pixel_size": 0.5}, "the table says 0.5 A/px, and the header of p.mrcs 2 A/px"),
+    ],
+)
+def test_numbers_that_cannot_be_are_doubted(tmp_path, changes, doubt, capsys):
+    path = one_group(tmp_path, **changes)
+    (found,) = open_particles(path).doubts
+    assert found.startswith(doubt)
+    text, code = info(path, capsys)
+    assert code == 0 and f"doubt {found}" in text
+
+
+def test_a_pixel_size_that_is_given_is_not_doubted(tmp_path):
+    assert open_particles(one_group(tmp_path, pixel_size=8.0), pixel_size=2.0).doubts == ()
+
+
+@pytest.mark.parametrize(
+    ("file", "doubt"),
+    [
+        ("apix.star", "the table says 1.465 A/px, and the header of p.mrcs 5.859 A/px"),
+        ("um.star", "the defocus is 1.3645 to 2.0158 A: if that is in micrometres"),
+    ],
+)
+def test_the_collected_contradictions(file, doubt):
+    (found,) = open_particles(case("table_against_header", file)).doubts
+    assert found.startswith(doubt)
+
+
+def test_doubts_say_how_many_images_they_are_about(tmp_path):
+    stack(tmp_path / "p.mrcs")
+    fields = [(name, "<f4") for name in CTF_FIELDS]
+    values = {
+        "ctf__df1_A": (1.5, 15000, 15000, 0),
+        "ctf__df2_A": 12000,
+        "ctf__accel_kv": (300, 300e3, 300, 300),
+    }
+    path = dataset(tmp_path, range(4), more=fields, ctf__cs_mm=2.7, ctf__amp_contrast=0.1, **values)
+    assert open_particles(path).doubts == (
+        "the voltage is 300000 kV for 1 of 4 images: give it in kilovolts, such as 300, or sort with "
+        "--phase-flip no.",
+    )
+
+
+# Volumes.
+
+
+def volume(path, shape=(32, 32, 32), ispg=1):
+    density = gaussian_filter(np.random.default_rng(0).normal(size=shape), 2)
+    return says_volume(stack(path, density.astype(np.float32)), ispg)
+
+
+def says_volume(path, ispg=1):
+    content = bytearray(path.read_bytes())
+    n = int.from_bytes(content[8:12], "little")
+    content[36:40], content[88:92] = n.to_bytes(4, "little"), ispg.to_bytes(4, "little")
+    path.write_bytes(content)
+    return path
+
+
+def test_volumes_are_refused(tmp_path, capsys):
+    path = volume(tmp_path / "a.mrc")
+    message = f"{path} is a volume, not a stack of images: its header says so (space group 1 and mz = nz)"
+    refused(path, message)
+    refused(volume(tmp_path / "flat.map", (20, 32, 32)), "is a volume")
+    text, code = info(path, capsys)
+    assert code == 1 and message in text and "doubt" not in text
+    refused(case("volume_as_stack", "map.mrc"), "map.mrc is a volume")
+
+
+def test_a_cube_that_may_be_a_volume_is_doubted(tmp_path):
+    doubt = "may be a volume, whose sections are no images: if it is, give a stack of particles."
+    assert open_particles(volume(tmp_path / "a.mrc", ispg=0)).doubts == (f"a.mrc {doubt}",)
+    noisy = says_volume(stack(tmp_path / "b.mrcs", noise(32, 32)))
+    assert open_particles(noisy).doubts == (f"b.mrcs {doubt}",)
+    assert open_particles(stack(tmp_path / "c.mrcs", noise(32, 32))).doubts == ()
+
+
+def test_a_stack_whose_header_says_volume_by_default_is_sorted(tmp_path):
+    path = says_volume(stack(tmp_path / "a.mrcs", noise(40, 32)))
+    assert len(open_particles(path)) == 40 and open_particles(path).doubts == ()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["run_it025_classes.mrcs", "J12_020_class_averages.mrc", "run_unmasked_classes.mrcs", "templates.mrc"],
+)
+def test_class_averages_are_told_by_their_names(tmp_path, name):
+    stack(tmp_path / name)
+    expected = f"{name} holds class averages or templates by its name: give the particles instead."
+    assert open_particles(tmp_path / name).doubts == (expected,)
+    path = star(tmp_path, table(["_rlnImageName"], [(f"1@{name}",)]))
+    assert open_particles(path).doubts == (expected,)
+
+
+@pytest.mark.parametrize("name", ["particles_class3.mrcs", "classified.mrcs", "subclasses.mrcs"])
+def test_particles_are_no_class_averages(tmp_path, name):
+    assert open_particles(stack(tmp_path / name)).doubts == ()
+
+
+# Lines that name an image again.
+
+
+@pytest.mark.parametrize(("copies", "doubt"), [(2, "4 lines name an"), (3, "8 lines name an")])
+def test_lines_that_name_an_image_again_are_counted(tmp_path, copies, doubt, capsys):
+    stack(tmp_path / "p.mrcs")
+    # One file by two names is one file.
+    (tmp_path / "q.mrcs").symlink_to("p.mrcs")
+    rows = [(f"{i + 1}@{'pqp'[copy]}.mrcs", 120 * copy) for copy in range(copies) for i in range(4)]
+    path = star(tmp_path, table(["_rlnImageName", "_rlnAngleRot"], rows))
+    (found,) = open_particles(path).doubts
+    assert found.startswith(f"{doubt} image again (symmetry expansion?): sort the particles before")
+    text, _ = info(path, capsys)
+    assert f"{doubt[:1]} repeat an earlier one" in text and f"doubt {found}" in text
+
+
+def test_rows_that_name_an_image_again(tmp_path):
+    stack(tmp_path / "p.mrcs")
+    path = dataset(tmp_path, range(4), more=[("sym_expand/idx", "<u4")], blob__idx=(0, 1, 1, 2))
+    assert open_particles(path).doubts[0].startswith("1 row names an image again")
+    expanded = open_particles(case("symmetry_expanded", "expanded.star"))
+    assert expanded.doubts[0].startswith("40 lines name an image again (symmetry expansion?)")
+
+
+# Where doubts are shown.
+
+
+@pytest.mark.slow
+def test_doubts_are_printed_saved_and_on_the_page(tmp_path, capsys):
+    path = one_group(tmp_path, defocus=(1.5, 1.5))
+    (doubt,) = open_particles(path).doubts
+    assert main(["sort", str(path), "-o", str(tmp_path / "sorted")]) == 0
+    assert f"doubt: {doubt}" in " ".join(capsys.readouterr().out.split())
+    assert json.loads((tmp_path / "sorted/summary.json").read_text())["doubts"] == [doubt]
+    assert f"<strong>Doubt:</strong> {doubt}" in (tmp_path / "sorted/report.html").read_text()
+    assert load(tmp_path / "sorted/results.npz").doubts == (doubt,)
+    finished = open_finished(tmp_path / "sorted")
+    assert finished.result.doubts == (doubt,)
+    result = classify_particles(path, n_classes=1, embedding="pca")
+    summary = summarize_map(open_particles(path), result)
+    assert summary["doubts"] == [doubt]
+    print_map(summary, result, "map")
+    assert f"doubt: {doubt}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_results_without_doubts_can_still_be_read(tmp_path):
+    result = sort_particles(noise(20, 32), method="radial")
+    structure = _encode(result, arrays := {})
+    del structure["fields"]["dict"]["doubts"]
+    assert _decode(structure, arrays, _FORMER[FORMAT]).doubts == ()

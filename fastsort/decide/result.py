@@ -60,6 +60,8 @@ class SortResult(NamedTuple):
         The options of the run.
     seconds : dict of str to float
         Wall time of each stage.
+    doubts : tuple of str
+        What looks wrong in the input, a line each, with what to do.
     """
 
     keep: Bools
@@ -83,6 +85,7 @@ class SortResult(NamedTuple):
     learned: LearnedVerdict
     parameters: dict[str, Any]
     seconds: dict[str, float]
+    doubts: tuple[str, ...] = ()
 
     @property
     def cut(self) -> float:

@@ -10,6 +10,7 @@ import numpy as np
 
 from fastsort._checks import MAX_BOX, InputError
 from fastsort._types import Array, FilePath, Floats, Images, Numbers
+from fastsort.particles.doubts import stack_doubts, table_doubts
 from fastsort.particles.files import locate_files
 from fastsort.particles.mrc import MrcHeader, read_header
 from fastsort.particles.open import open_particles, open_table, whole_stack
@@ -76,8 +77,8 @@ class Description(NamedTuple):
         Lowest and highest, in angstroms; NaN where no image has one.
     has_ctf : bool
         Whether all is known that phases are flipped with.
-    corrected : str
-        "phase-flipped" or "CTF-premultiplied" where the file says that of all images, otherwise empty.
+    corrected : dict of str to int
+        How many images the file says are "phase-flipped" or "CTF-premultiplied", where there are any.
     n_micrographs : int or None
         None where the file does not say.
     n_stacks : int
@@ -88,6 +89,8 @@ class Description(NamedTuple):
         How many stacks hold each kind of number, such as "float32, little-endian".
     missing : dict of str to int
         How many images are in each stack that was not found, by its name in the file.
+    doubts : tuple of str
+        What looks wrong and does not keep the file from being sorted; a line each, with what to do.
     problems : list of str
         Why the file cannot be sorted as it is, besides missing stacks; a sentence each.
     look : Look
@@ -102,12 +105,13 @@ class Description(NamedTuple):
     optics: list[OpticsGroup]
     defocus: tuple[float, float]
     has_ctf: bool
-    corrected: str
+    corrected: dict[str, int]
     n_micrographs: int | None
     n_stacks: int
     stack_bytes: int
     pixels: dict[str, int]
     missing: dict[str, int]
+    doubts: tuple[str, ...]
     problems: list[str]
     look: Look
 
@@ -225,12 +229,13 @@ def _describe_stack(path: str, located: _Located, pixel_size: float | None) -> D
         optics=[],
         defocus=(math.nan, math.nan),
         has_ctf=False,
-        corrected="",
+        corrected={},
         n_micrographs=None,
         n_stacks=1,
         stack_bytes=os.path.getsize(header.path),
         pixels=_count_pixels(located),
-        missing=located.missing,
+        missing={},
+        doubts=() if located.problems else tuple(stack_doubts([header])),
         problems=located.problems,
         look=_look_at(located),
     )
@@ -238,23 +243,25 @@ def _describe_stack(path: str, located: _Located, pixel_size: float | None) -> D
 
 def _describe_table(table: ImageTable, located: _Located, pixel_size: float | None) -> Description:
     acquisition, micrographs = table.acquisition(), table.micrographs()
+    n_repeated = _count_repeated(located)
     present = [header for header in located.headers if header]
     return Description(
         path=table.path,
         kind=table.kind,
         n_images=len(table),
-        n_repeated=_count_repeated(located),
+        n_repeated=n_repeated,
         boxes=_count_boxes(located),
         pixel_size=pixel_size or _pixel_size(table, acquisition.optics, present),
         optics=acquisition.optics,
         defocus=acquisition.defocus,
         has_ctf=acquisition.has_ctf,
-        corrected=table.correction,
+        corrected=_count_corrected(table),
         n_micrographs=None if micrographs is None else len(set(micrographs)),
         n_stacks=len(located.headers),
         stack_bytes=sum(os.path.getsize(header.path) for header in present),
         pixels=_count_pixels(located),
         missing=located.missing,
+        doubts=table_doubts(table, located.headers, located.stack_of, n_repeated, pixel_size),
         problems=located.problems,
         look=_look_at(located),
     )
@@ -272,8 +279,22 @@ def _pixel_size(table: ImageTable, optics: list[OpticsGroup], headers: list[MrcH
     return sizes.pop() if len(sizes) == 1 else math.nan
 
 
+def _count_corrected(table: ImageTable) -> dict[str, int]:
+    try:
+        return {word: int(images.sum()) for word, images in table.corrections().items()}
+    except InputError:
+        return {}  # the images cannot be told to their optics groups, which is a problem of its own
+
+
 def _count_repeated(located: _Located) -> int:
-    places = located.stack_of.astype(np.int64) << 32 | (located.section_of & 0xFFFFFFFF)
+    # A file may be named in several ways.
+    number_of: dict[str, int] = {}
+    files = [
+        number_of.setdefault(os.path.realpath(header.path) if header else f"missing {number}", len(number_of))
+        for number, header in enumerate(located.headers)
+    ]
+    file_of = np.array(files, np.int64)[located.stack_of]
+    places = file_of << 32 | (located.section_of & 0xFFFFFFFF)
     return len(places) - len(np.unique(places))
 
 

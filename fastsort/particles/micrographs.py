@@ -14,6 +14,7 @@ import numpy as np
 
 from fastsort._checks import InputError, check_box, check_count, check_positive
 from fastsort._types import FilePath, Floats, Numbers
+from fastsort.particles.doubts import ctf_doubts, stack_doubts
 from fastsort.particles.extract import MicrographImages
 from fastsort.particles.files import find_files, first_few, shown
 from fastsort.particles.mrc import MrcHeader, read_header
@@ -120,6 +121,7 @@ def open_micrographs(
         micrographs=table.micrographs(),
         table=table,
         outside=outside if outside.any() else None,
+        doubts=(*stack_doubts(given.headers), *ctf_doubts(ctf)),
     )
 
 

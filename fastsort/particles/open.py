@@ -13,6 +13,7 @@ import numpy as np
 
 from fastsort._checks import InputError, check_box, check_not_empty, check_positive
 from fastsort._types import Array, FilePath
+from fastsort.particles.doubts import check_no_volume, stack_doubts, table_doubts
 from fastsort.particles.grid import bring_to_one_grid
 from fastsort.particles.mrc import MrcHeader, read_header
 from fastsort.particles.source import Particles, as_particles
@@ -196,7 +197,9 @@ def whole_stack(header: MrcHeader) -> StackImages:
 def _open_stack(path: str, pixel_size: float | None) -> Particles:
     header = read_header(path)
     check_box(header.ny, header.nx, f"images of {path}")
-    return Particles(whole_stack(header), header.nx, pixel_size or header.pixel_size, path)
+    check_no_volume(header)
+    doubts = tuple(stack_doubts([header]))
+    return Particles(whole_stack(header), header.nx, pixel_size or header.pixel_size, path, doubts=doubts)
 
 
 def _open_images(table: ImageTable, pixel_size: float | None, data_dir: FilePath | None) -> Particles:
@@ -205,7 +208,7 @@ def _open_images(table: ImageTable, pixel_size: float | None, data_dir: FilePath
     images = table.images(data_dir)
     sizes = table.pixel_sizes() if pixel_size is None else np.full(len(images), pixel_size)
     grid = bring_to_one_grid(images, sizes, table.path, table.group_of)
-    names = table.names
+    names, corrections = table.names, [*table.corrections().values()]
     assert names is not None
     return Particles(
         grid.store,
@@ -217,4 +220,6 @@ def _open_images(table: ImageTable, pixel_size: float | None, data_dir: FilePath
         micrographs=table.micrographs(),
         table=table,
         rescaled=grid.rescaled,
+        corrected=np.any(corrections, axis=0) if corrections else None,
+        doubts=table_doubts(table, images.stacks, images.stack_of, int(images.repeated().sum()), pixel_size),
     )

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastsort._checks import InputError, check_every
-from fastsort._types import Floats, Indices
+from fastsort._types import Bools, Floats, Indices
 from fastsort.particles.files import find_files, shown
 from fastsort.particles.mrc import read_header
 from fastsort.particles.star import StarBlock, StarFile, read_star, subset_bytes
@@ -189,14 +189,19 @@ class StarTable(ImageTable):
             0 < len(self) == len(defocus) and _knows_microscope(self.star),
         )
 
-    @property
-    def correction(self) -> str:
-        """What something has done to the phases of all images already."""
+    def corrections(self) -> dict[str, Bools]:
+        """Return which images something was done to already; flags of an optics group are for its own."""
+        done: dict[str, Bools] = {}
+        rows, optics, group_of = self.joined
         for label, word in _CORRECTIONS.items():
-            for block in self.star.blocks:
-                if label in block.labels and block.n_rows and (_numbers(block, label) == 1).all():
-                    return word
-        return ""
+            if optics is not None and label in optics.labels:
+                done[word] = (_numbers(optics, label) == 1)[group_of]
+            elif label in rows.labels:
+                done[word] = _numbers(rows, label) == 1
+            else:
+                blocks = [block for block in self.star.blocks if label in block.labels and block.n_rows]
+                done[word] = np.full(len(self), any((_numbers(block, label) == 1).all() for block in blocks))
+        return {word: images for word, images in done.items() if images.any()}
 
     @property
     def has_segments(self) -> bool:

@@ -124,6 +124,7 @@ def summarize(
         "contrast": result.contrast,
         "phase_flipped": result.phase_flipped,
         "cut": result.threshold,
+        "doubts": list(result.doubts),
         "subspaces": None if result.subspaces is None else _summarize_model(result.subspaces.model),
         "parameters": result.parameters,
         "seconds": result.seconds,
