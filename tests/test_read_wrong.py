@@ -13,6 +13,7 @@ from fastsort import InputError, classify_particles, open_particles, sort_partic
 from fastsort._saved import _FORMER, FORMAT, _decode, _encode, load
 from fastsort.cli import main
 from fastsort.cli.printing import print_map
+from fastsort.decide.duplicates import find_all_duplicates
 from fastsort.images.ctf import phase_flip
 from fastsort.images.prepare import ctf_to_flip
 from fastsort.particles.mrc import write_stack
@@ -21,6 +22,7 @@ from fastsort.particles.source import choose_particles
 from fastsort.particles.star import read_star, subset_bytes
 from fastsort.report.classes import summarize_map
 from fastsort.report.finished import open_finished
+from fastsort.report.tables import write_tables
 
 CASES = Path(__file__).parents[2] / "shared" / "cases"
 BOX = 16
@@ -607,3 +609,223 @@ def test_results_without_doubts_can_still_be_read(tmp_path):
     structure = _encode(result, arrays := {})
     del structure["fields"]["dict"]["doubts"]
     assert _decode(structure, arrays, _FORMER[FORMAT]).doubts == ()
+
+
+# A table against its stacks.
+
+
+@pytest.mark.parametrize("side", [64, 8])
+def test_a_box_that_the_table_contradicts_is_refused(tmp_path, side, capsys):
+    path = one_group(tmp_path, _rlnImageSize=side)
+    message = refused(
+        path, f"says that its images have {side} px (_rlnImageSize)", "p.mrcs have 16 px", "line 21"
+    )
+    text, code = info(path, capsys)
+    assert code == 1 and message in text
+    assert len(open_particles(one_group(tmp_path, _rlnImageSize=BOX))) == 8
+
+
+def test_the_box_of_each_group_counts_for_its_images(tmp_path):
+    stack(tmp_path / "p.mrcs")
+    stack(tmp_path / "q.mrcs", noise(4, 32), 1.0)
+    optics = table(
+        ["_rlnOpticsGroup", "_rlnImagePixelSize", "_rlnImageSize"], [(1, 2.0, BOX), (2, 1.0, 32)], "optics"
+    )
+    for first, fits in ((1, True), (2, False)):
+        rows = [("1@p.mrcs", first), ("1@q.mrcs", 3 - first)]
+        path = star(tmp_path, optics, table(["_rlnImageName", "_rlnOpticsGroup"], rows))
+        if fits:
+            assert len(open_particles(path)) == 2
+        else:
+            refused(path, "its images have 32 px", "p.mrcs have 16 px")
+    refused(case("table_against_header", "size.star"), "256 px (_rlnImageSize)", "have 64 px")
+
+
+# Other kinds of data.
+
+
+@pytest.mark.parametrize(
+    ("file", "what"), [("sub3d.star", "one volume"), ("stack2d.star", "one stack of tilt")]
+)
+def test_the_collected_subtomograms(file, what, capsys):
+    path = case("subtomograms", file)
+    message = refused(path, "lists subtomograms (", what, "which fastsort cannot sort")
+    assert message in info(path, capsys)[0]
+
+
+@pytest.mark.parametrize("numbered", [False, True])
+def test_subtomograms_are_refused_before_their_files_are_looked_for(tmp_path, numbered):
+    names = [(f"{'000001@' * numbered}nowhere/{i}.mrc", 1) for i in range(3)]
+    images = table(["_rlnImageName", "_rlnOpticsGroup"], names)
+    labels = ["_rlnOpticsGroup", "_rlnImageDimensionality"]
+    refused(star(tmp_path, table(labels, [(1, 3)], "optics"), images), "_rlnImageDimensionality on line 7")
+    general = "data_general\n\n_rlnTomoSubTomosAre2DStacks 1\n"
+    refused(
+        star(tmp_path, general, images), "_rlnTomoSubTomosAre2DStacks on line 3), one stack of tilt images"
+    )
+    # Another group may be anything.
+    unused = table(labels, [(1, 2), (2, 3)], "optics")
+    refused(star(tmp_path, unused, images), "3 of 3 stacks")
+
+
+def test_files_of_several_sections_need_numbers(tmp_path):
+    stack(tmp_path / "a.mrc")
+    path = star(tmp_path, table(["_rlnImageName"], [("a.mrc",)]))
+    refused(path, "image a.mrc on line 6", "has no number, and the file holds 4 sections", "subtomogram")
+
+
+@pytest.mark.parametrize(
+    ("labels", "what"),
+    [
+        (["_rlnReferenceImage"], "it lists class averages or references"),
+        (["_rlnMicrographMovieName"], "it lists movies"),
+        (["_rlnTomoName", "_rlnCoordinateX"], "it lists tomograms"),
+        (["_rlnMicrographName", "_rlnCoordinateX"], "it lists picks"),
+        (["_rlnMicrographName"], "it lists micrographs"),
+    ],
+)
+def test_tables_of_other_things_are_told_by_what_they_list(tmp_path, labels, what):
+    refused(star(tmp_path, table(labels, [[1] * len(labels)])), "has no table with _rlnImageName", what)
+
+
+@pytest.mark.parametrize("name", ["movie.tif", "movie.tiff", "movie.eer", "MOVIE.EER"])
+def test_movies_are_told_by_their_names(tmp_path, name):
+    (tmp_path / name).write_bytes(b"II*\0" + bytes(2000))
+    refused(tmp_path / name, f"{name} is a movie by its name")
+    table_of_movies = star(tmp_path, table(["_rlnImageName"], [(f"1@{name}",)]))
+    refused(table_of_movies, f"{name} is not an MRC file but a TIFF or EER file, as movies are")
+
+
+def test_movies_and_micrographs_in_mrc_files_are_refused(tmp_path):
+    content = bytearray(stack(tmp_path / "a.mrc").read_bytes()[:1024])
+    for name, shape, shown in (
+        ("k2.mrc", (3838, 3710, 1), "3838 x 3710"),
+        ("falcon.mrcs", (4096, 4096, 3), "4096"),
+    ):
+        # Bytes that are not there take no place.
+        content[:16] = np.array([*shape, 0], "<i4").tobytes()
+        content[152:156] = np.array([1146047817], "<i4").tobytes()
+        with open(tmp_path / name, "wb") as file:
+            file.write(content)
+            file.truncate(1024 + int(np.prod(shape)))
+        refused(tmp_path / name, f"{name} have {shown}", "at most 1024", "a movie")
+    picks = tmp_path / "falcon.box"
+    picks.write_text("10 10 16 16\n")
+    with pytest.raises(InputError, match="has 3 images: it is a movie or a stack"):
+        open_particles((tmp_path / "falcon.mrcs", picks), box=BOX)
+
+
+# Picks that are no picks of particles, or follow filaments.
+
+
+@pytest.mark.parametrize(
+    ("lines", "first"),
+    [("10 10 16 16 -1\n90 90 16 16 -2\n", 1), ("10 10 16 16 0\n20 20 16 16\n90\t90\t16\t16\t-2\n", 3)],
+)
+def test_ends_of_helices_are_no_picks(tmp_path, lines, first):
+    (tmp_path / "a.box").write_text(lines)
+    with pytest.raises(InputError, match=f"line {first} of .* is an end of a helix .fifth column -"):
+        read_picks(str(tmp_path / "a.box"))
+
+
+def test_other_fifth_columns_say_nothing(tmp_path):
+    (tmp_path / "a.box").write_text("10 10 16 16 -3\n20 20 16 16 0.7\n30 30 16 16\n")
+    assert read_picks(str(tmp_path / "a.box")).x.tolist() == [18, 28, 38]
+
+
+def filament_picks(folder, kind):
+    if kind == "star":
+        return star(folder, table(["_rlnCoordinateX", "_rlnCoordinateY", "_rlnHelicalTubeID"], POINTS))
+    if kind in ("cbox", "single.cbox"):
+        rows = [(x, y, 16, 16, "<NA>" if kind == "single.cbox" else tube) for x, y, tube in POINTS]
+        labels = ["_CoordinateX", "_CoordinateY", "_Width", "_Height", "_filamentid"]
+        return star(folder, table(labels, rows, "cryolo"), name="a.cbox")
+    if kind == "box":
+        (folder / "a.box").write_text("".join(f"{x} {y} 16 16\n" for x, y, _ in POINTS))
+        return folder / "a.box"
+    fields = [("location/micrograph_path", "S9"), ("filament/filament_uid", "<u8")]
+    fields += [(f"location/center_{axis}_frac", "<f4") for axis in "xy"]
+    places = {f"location__center_{axis}_frac": [p[i] / 99 for p in POINTS] for i, axis in enumerate("xy")}
+    return dataset(folder, range(3), more=fields, location__micrograph_path=b"a.mrc", **places)
+
+
+POINTS = [(30, 30, 1), (31, 30, 1), (60, 60, 2)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "segments"),
+    [("star", True), ("cbox", True), ("cs", True), ("single.cbox", False), ("box", False)],
+)
+def test_segments_in_files_of_picks_are_no_duplicates(tmp_path, kind, segments):
+    stack(tmp_path / "a.mrc", noise(1, 99))
+    particles = open_particles((tmp_path / "a.mrc", filament_picks(tmp_path, kind)), box=BOX)
+    assert particles.table.has_segments == segments
+    duplicate = find_all_duplicates(particles, 20.0, np.arange(3.0))
+    assert duplicate.tolist() == [False, not segments, False]
+
+
+# Names of files that are not there.
+
+
+def named(folder, *names):
+    return star(folder, table(["_rlnImageName"], [(f"1@{name}",) for name in names]))
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("Extract/p.mrc", "correct the names in"),
+        ("Extract\\p.mrcs", "correct the names in"),
+        ("C:\\old\\Extract\\p.mrcs", "correct the names in"),
+        ("proj/Extract/p.mrcs", "correct the names in"),
+        ("/old/proj/Extract/p.mrcs", "give --data-dir {folder}"),
+        ("/old/proj/Extract/p.mrc", "correct the names in"),
+    ],
+)
+def test_a_near_match_is_named(tmp_path, name, advice, capsys):
+    stack(tmp_path / "Extract/p.mrcs")
+    path = named(tmp_path, name)
+    advice = f"Extract/p.mrcs is here: is that it? Then {advice.format(folder=tmp_path)}"
+    refused(path, "1 of 1 stacks", advice)
+    text, code = info(path, capsys)
+    assert code == 1 and advice in text and "to which these names are relative" not in text
+
+
+def test_a_name_like_no_file_is_looked_for_with_data_dir(tmp_path, capsys):
+    stack(tmp_path / "Extract/p.mrcs")
+    path = named(tmp_path, "Extract/q.mrcs")
+    assert "is that it" not in refused(path, "Give the folder to which these names are relative")
+    assert "use --data-dir to give the folder" in info(path, capsys)[0]
+
+
+def test_the_project_may_have_moved(tmp_path):
+    for job in ("job1", "job2"):
+        stack(tmp_path / f"new/Extract/{job}/p.mrcs", noise(seed=int(job[3])))
+    (tmp_path / "elsewhere").mkdir()
+    path = named(tmp_path / "elsewhere", *(f"/old/proj/Extract/job{i}/p.mrcs" for i in (2, 1)))
+    particles = open_particles(path, data_dir=tmp_path / "new")
+    for i, seed in enumerate((2, 1)):
+        np.testing.assert_array_equal(particles.read(i, i + 1), noise(seed=seed)[:1])
+    # The tails of both would be one file, of another job.
+    refused(path, "2 of 2 stacks", data_dir=tmp_path / "new/Extract/job1")
+
+
+def test_the_collected_names(monkeypatch):
+    path = case("names_not_found", "abs.star")
+    assert len(open_particles(path, data_dir=path.parent)) == 20
+    monkeypatch.chdir(path.parent)
+    for file in ("abs.star", "ext.star", "back.star"):
+        message = refused(file, "Extract/p.mrcs is here: is that it?")
+        looked = message.split("Looked in ")[1].split(". ")[0].split(", ")
+        assert len(looked) == len(set(looked))
+
+
+# What is not known.
+
+
+def test_a_probability_that_is_not_known_is_no_number_in_a_dataset(tmp_path):
+    stack(tmp_path / "p.mrcs", noise(20, 32))
+    particles = open_particles(dataset(tmp_path, range(20)))
+    write_tables(tmp_path, particles, sort_particles(particles, method="radial"), score_field=True)
+    rows = np.concatenate([np.load(tmp_path / f"{name}.cs") for name in ("kept", "rejected")])
+    assert len(rows) == 20 and np.isnan(rows["fastsort/junk_probability"]).all()

@@ -170,7 +170,7 @@ def print_description(description: Description) -> None:
     _print_fact("stacks", "; ".join(filter(None, [f"{description.n_stacks:,}", size, *kinds])))
     _print_look(description.look)
     if description.missing:
-        _print_missing(description.missing)
+        _print_missing(description.missing, description.near_matches)
     for doubt in description.doubts:
         _print_fact("doubt", doubt)
     for problem in description.problems[:_N_NAMED]:
@@ -227,13 +227,16 @@ def _print_look(look: Look) -> None:
         _print_fact("bad images", f"{bad}, of {look.n_images:,} examined")
 
 
-def _print_missing(missing: dict[str, int]) -> None:
+def _print_missing(missing: dict[str, int], near_matches: dict[str, str]) -> None:
     n_images = sum(missing.values())
     _print_fact("missing", f"{_count(len(missing), 'stack')} with {_count(n_images, 'image')}")
     for name, count in list(missing.items())[:_N_NAMED]:
         print(f"    {name}: {_count(count, 'image')}")
     _print_rest(len(missing))
-    print("  use --data-dir to give the folder to which these names are relative")
+    for advice in dict.fromkeys(filter(None, near_matches.values())):
+        _print_wrapped(advice, "  ", 2)
+    if not any(near_matches.values()):
+        print("  use --data-dir to give the folder to which these names are relative")
 
 
 def _print_rest(number: int) -> None:

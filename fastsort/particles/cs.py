@@ -231,9 +231,7 @@ def read_cs_table(path: str, passthrough: FilePath | None = None) -> CsDataset:
     zero: there is no CTF then.
     """
     dataset = CsDataset(path, read_cs(path))
-    # The copies that symmetry expansion makes may share the number of their particle.
-    if "uid" in _names(dataset) and "sym_expand/idx" not in _names(dataset):
-        _check_no_uid_twice(dataset.rows["uid"], path)
+    check_uids(dataset)
     if passthrough is not None:
         return _join(dataset, CsDataset(os.fspath(passthrough), read_cs(passthrough)))
     return dataset if set(_NEEDED) <= set(_names(dataset)) else _join_own_passthrough(dataset)
@@ -261,6 +259,15 @@ def _matching_rows(dataset: CsDataset, other: CsDataset) -> Indices:
         return np.full(len(uids), -1, np.intp)
     found = np.minimum(np.searchsorted(in_order, uids), len(others) - 1)
     return np.where(in_order[found] == uids, order[found], -1)
+
+
+def check_uids(dataset: CsDataset) -> None:
+    """Refuse a dataset that has one uid twice."""
+    # The copies that symmetry expansion makes may share that of their particle.
+    if "uid" in _names(dataset) and "sym_expand/idx" not in _names(dataset):
+        uids = dataset.rows["uid"]
+        if uids.ndim == 1:
+            _check_no_uid_twice(uids, dataset.path)
 
 
 def _check_no_uid_twice(uids: Array, path: str) -> Indices:

@@ -11,7 +11,7 @@ import numpy as np
 from fastsort._checks import MAX_BOX, InputError
 from fastsort._types import Array, FilePath, Floats, Images, Numbers
 from fastsort.particles.doubts import stack_doubts, table_doubts
-from fastsort.particles.files import locate_files
+from fastsort.particles.files import NotFoundError, locate_files, near_match
 from fastsort.particles.mrc import MrcHeader, read_header
 from fastsort.particles.open import open_particles, open_table, whole_stack
 from fastsort.particles.places import micrograph_places
@@ -19,6 +19,8 @@ from fastsort.particles.store import StackImages
 from fastsort.particles.table import ImageTable, NumberedImages, OpticsGroup, Table
 
 N_SAMPLED = 500
+# How many of a long list of missing stacks are named.
+N_NAMED = 10
 # So that a look takes seconds, however large the images are.
 _BYTES_SAMPLED = 1 << 28
 _IMAGES_AT_ONCE = 50
@@ -91,6 +93,8 @@ class Description(NamedTuple):
         How many images are in each stack that was not found, by its name in the file.
     doubts : tuple of str
         What looks wrong and does not keep the file from being sorted; a line each, with what to do.
+    near_matches : dict of str to str
+        What may be meant by the first missing stacks, and what to do then.
     problems : list of str
         Why the file cannot be sorted as it is, besides missing stacks; a sentence each.
     look : Look
@@ -112,6 +116,7 @@ class Description(NamedTuple):
     pixels: dict[str, int]
     missing: dict[str, int]
     doubts: tuple[str, ...]
+    near_matches: dict[str, str]
     problems: list[str]
     look: Look
 
@@ -159,7 +164,9 @@ def describe(
         table = particles.table
     except InputError as error:
         table = _table_of(path, passthrough, error)
-        problems.append(str(error))
+        # Missing stacks are listed by themselves.
+        if not isinstance(error, NotFoundError):
+            problems.append(str(error))
     if isinstance(table, ImageTable):
         return _describe_table(table, _find_images(table, data_dir, problems), pixel_size)
     return _describe_stack(path, _whole_stack(path, problems), pixel_size)
@@ -185,12 +192,13 @@ class _Located(NamedTuple):
     section_of: Array
     missing: dict[str, int]
     problems: list[str]
+    near_matches: dict[str, str]
     sign_of: Array | None = None
 
 
 def _whole_stack(path: str, problems: list[str]) -> _Located:
     images = whole_stack(read_header(path))
-    return _Located([*images.stacks], images.stack_of, images.section_of, {}, problems)
+    return _Located([*images.stacks], images.stack_of, images.section_of, {}, problems, {})
 
 
 def _find_images(table: ImageTable, data_dir: FilePath | None, problems: list[str]) -> _Located:
@@ -211,9 +219,11 @@ def _find_images(table: ImageTable, data_dir: FilePath | None, problems: list[st
             except InputError as error:
                 unreadable.append(str(error))
         headers.append(header)
-    # Only the first of several faults stops a run, and missing stacks are listed by themselves.
-    others = [] if missing else [problem for problem in problems if problem not in unreadable]
-    return _Located(headers, named.stack_of, named.section_of, missing, [*unreadable, *others], named.sign_of)
+    others = [problem for problem in problems if problem not in unreadable]
+    near = {name: near_match(name, table.path, data_dir) for name in [*missing][:N_NAMED]}
+    return _Located(
+        headers, named.stack_of, named.section_of, missing, [*unreadable, *others], near, named.sign_of
+    )
 
 
 def _describe_stack(path: str, located: _Located, pixel_size: float | None) -> Description:
@@ -235,6 +245,7 @@ def _describe_stack(path: str, located: _Located, pixel_size: float | None) -> D
         stack_bytes=os.path.getsize(header.path),
         pixels=_count_pixels(located),
         missing={},
+        near_matches={},
         doubts=() if located.problems else tuple(stack_doubts([header])),
         problems=located.problems,
         look=_look_at(located),
@@ -261,6 +272,7 @@ def _describe_table(table: ImageTable, located: _Located, pixel_size: float | No
         stack_bytes=sum(os.path.getsize(header.path) for header in present),
         pixels=_count_pixels(located),
         missing=located.missing,
+        near_matches=located.near_matches,
         doubts=table_doubts(table, located.headers, located.stack_of, n_repeated, pixel_size),
         problems=located.problems,
         look=_look_at(located),

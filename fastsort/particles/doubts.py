@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fastsort._checks import MAX_BOX, MIN_BOX, InputError
+from fastsort._checks import InputError
 from fastsort._types import Array, Bools, Floats
 from fastsort.particles.files import shown
-from fastsort.particles.mrc import MrcHeader, read_sections
+from fastsort.particles.kinds import LIKE, MORE_LIKE, is_cubic, likeness
+from fastsort.particles.mrc import MrcHeader
 from fastsort.particles.table import CtfParameters, ImageTable
 
 # Calibration changes a pixel size by a few percent; binning, or another stack, by much more.
@@ -30,9 +31,6 @@ _LARGEST_CONTRAST = 0.5
 _LARGEST_PHASE_SHIFT = 360.0
 _UNLESS = "or sort with --phase-flip no"
 _CLASSES = re.compile(r"(?:^|[^a-z])(?:classes|class_?averages|templates)(?![a-z])", re.IGNORECASE)
-# Sections that are looked at to tell a volume from a stack; how much one is like the next, and more than
-# like distant ones.
-_MOST_SECTIONS, _LIKE, _MORE_LIKE = 8, 0.5, 0.2
 _MOST_VOLUMES = 3
 
 
@@ -45,7 +43,7 @@ def stack_doubts(headers: Sequence[MrcHeader]) -> list[str]:
         if _CLASSES.search(os.path.basename(header.path)):
             doubt = "holds class averages or templates by its name: give the particles instead"
             names.setdefault(doubt, []).append(os.path.basename(header.path))
-    for header in [header for header in headers if _is_cubic(header)][:_MOST_VOLUMES]:
+    for header in [header for header in headers if is_cubic(header)][:_MOST_VOLUMES]:
         if _may_be_volume(header):
             doubt = "may be a volume, whose sections are no images: if it is, give a stack of particles"
             names.setdefault(doubt, []).append(os.path.basename(header.path))
@@ -55,46 +53,11 @@ def stack_doubts(headers: Sequence[MrcHeader]) -> list[str]:
     ]
 
 
-def check_no_volume(header: MrcHeader) -> None:
-    """Refuse a file whose header calls it a volume and whose sections follow one from another."""
-    if not header.says_volume:
-        return
-    near, far = _likeness(header)
-    if near > _LIKE and (_is_cubic(header) or near - far > _MORE_LIKE):
-        raise InputError(
-            f"{header.path} is a volume, not a stack of images: its header says so (space group 1 and mz = "
-            "nz), and each section is like the next. Give a stack of particles. If it is one, set the space "
-            "group in its header to 0."
-        )
-
-
 def _may_be_volume(header: MrcHeader) -> bool:
-    if not _is_cubic(header):
+    if not is_cubic(header):
         return False
-    near, far = (1.0, 0.0) if header.says_volume else _likeness(header)
-    return near > _LIKE and near - far > _MORE_LIKE
-
-
-def _is_cubic(header: MrcHeader) -> bool:
-    return header.n_images == header.nx == header.ny
-
-
-def _likeness(header: MrcHeader) -> tuple[float, float]:
-    """Return the median correlation of neighbouring sections, and of distant ones; 0 for a few sections."""
-    n = header.n_images
-    number = min(_MOST_SECTIONS, n // 4)
-    if number < 4 or not MIN_BOX <= header.nx <= MAX_BOX or header.nx != header.ny:
-        return 0.0, 0.0
-    firsts = n // 4 + np.arange(number) * (n // 2) // number
-    sections = np.unique([firsts, firsts + 1]).astype(np.intp)
-    images = np.empty((len(sections), header.ny, header.nx), np.float32)
-    read_sections(header, sections, images)
-    flat = np.nan_to_num(images.reshape(len(sections), -1).astype(np.float64))
-    flat -= flat.mean(axis=1, keepdims=True)
-    flat /= np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    alike, rows = flat @ flat.T, np.searchsorted(sections, firsts)
-    near, far = alike[rows, rows + 1], alike[rows, np.roll(rows, number // 2)]
-    return float(np.median(near)), float(np.median(far))
+    near, far = (1.0, 0.0) if header.says_volume else likeness(header)
+    return near > LIKE and near - far > MORE_LIKE
 
 
 def table_doubts(

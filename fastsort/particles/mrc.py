@@ -24,6 +24,13 @@ _REFUSED = {
     101: "4-bit numbers: convert the stack to mode 2, for example with newstack or relion_image_handler",
 }
 _MAX_SIDE = 65535
+_TIFF = (
+    "a TIFF or EER file, as movies are: give micrographs or particles, converted to MRC where they are none"
+)
+_OTHERS = {
+    **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _TIFF),
+    b"\x89HDF": "an HDF file: convert it to MRC, for example with e2proc2d.py",
+}
 _IMOD_STAMP = 1146047817
 # Space groups of crystals, of which a single map has the first.
 _SPACE_GROUPS = 230
@@ -212,6 +219,9 @@ def _sensible_fields(raw: bytes, path: str | os.PathLike[str]) -> tuple[str, Any
         sides = fields["nx"], fields["ny"]
         if all(1 <= side <= _MAX_SIDE for side in sides) and fields["nz"] >= 0 and fields["nsymbt"] >= 0:
             return order, fields
+    for magic, what in _OTHERS.items():
+        if raw.startswith(magic):
+            raise InputError(f"{path} is not an MRC file but {what}.")
     raise InputError(f"{path} is not an MRC file: its first 1024 bytes hold no sensible image sizes.")
 
 

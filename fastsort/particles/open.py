@@ -13,8 +13,9 @@ import numpy as np
 
 from fastsort._checks import InputError, check_box, check_not_empty, check_positive
 from fastsort._types import Array, FilePath
-from fastsort.particles.doubts import check_no_volume, stack_doubts, table_doubts
+from fastsort.particles.doubts import stack_doubts, table_doubts
 from fastsort.particles.grid import bring_to_one_grid
+from fastsort.particles.kinds import check_no_micrograph, check_no_volume
 from fastsort.particles.mrc import MrcHeader, read_header
 from fastsort.particles.source import Particles, as_particles
 from fastsort.particles.store import StackImages
@@ -22,6 +23,7 @@ from fastsort.particles.table import ImageTable, Table
 
 # Each format is a file of this folder with one function that reads it: a new format is a line here.
 STACKS = (".mrcs", ".mrc", ".st", ".map")
+MOVIES = (".tif", ".tiff", ".eer")
 TABLES = {
     ".star": "relion:read_star_table",
     ".cs": "cs:read_cs_table",
@@ -101,6 +103,11 @@ def open_particles(
     path = os.fspath(source)
     if Path(path).suffix.lower() in STACKS:
         return replace(_open_stack(path, given), opened_with=again)
+    if Path(path).suffix.lower() in MOVIES:
+        raise InputError(
+            f"{source} is a movie by its name, not a set of particles: give particles that were extracted "
+            "from its sum, or the sum itself with --micrographs and the picks in it with --coordinates."
+        )
     if Path(path).suffix.lower() not in TABLES:
         raise InputError(f"{source} must be a .star or .cs file or an MRC stack ({', '.join(STACKS)}).")
     particles = _open_images(_read_table(path, passthrough), given, data_dir)
@@ -196,6 +203,7 @@ def whole_stack(header: MrcHeader) -> StackImages:
 
 def _open_stack(path: str, pixel_size: float | None) -> Particles:
     header = read_header(path)
+    check_no_micrograph(header)
     check_box(header.ny, header.nx, f"images of {path}")
     check_no_volume(header)
     doubts = tuple(stack_doubts([header]))

@@ -43,6 +43,7 @@ _CORRECTIONS = {
 }
 _MICROGRAPH = "_rlnMicrographName"
 _PIXEL_SIZES = ("_rlnImagePixelSize", "_rlnPixelSize")
+_SIDE, _DIMENSIONS, _TILTS = "_rlnImageSize", "_rlnImageDimensionality", "_rlnTomoSubTomosAre2DStacks"
 _DETECTOR, _MAGNIFICATION = "_rlnDetectorPixelSize", "_rlnMagnification"
 
 
@@ -130,6 +131,7 @@ class StarTable(ImageTable):
     def images(self, data_dir: str | os.PathLike[str] | None) -> StackImages:
         """Find the stack and the section of each image name."""
         # A table whose rows contradict each other is refused before any stack is looked for.
+        _check_no_subtomograms(self.joined, self.star)
         rows, (names, stack_of, section_of, _) = self.joined.rows, self.named_images()
 
         def named(row: int) -> str:
@@ -145,6 +147,13 @@ class StarTable(ImageTable):
         counts = np.array([stack.n_images for stack in stacks])[stack_of]
         section_of[(section_of == _NO_NUMBER) & (counts == 1)] = 0
         wrong = np.flatnonzero((section_of < 0) | (section_of >= counts))
+        if len(wrong) and section_of[wrong[0]] == _NO_NUMBER:
+            row = int(wrong[0])
+            raise InputError(
+                f"image {named(row)} on line {rows.line_number(row)} of {rows.path} has no number, and the "
+                f"file holds {counts[row]} sections: if these are a volume, a movie or the tilts of a "
+                "subtomogram, fastsort cannot sort it; else name each image, such as 000017@stack.mrcs."
+            )
         if len(wrong):
             row = int(wrong[0])
             raise InputError(
@@ -152,7 +161,9 @@ class StarTable(ImageTable):
                 f"{stacks[stack_of[row]].path} holds images 1@ to {counts[row]}@. "
                 "Correct the line, or extract the particles again."
             )
-        return StackImages(stacks, stack_of, section_of.astype(np.int32))
+        images = StackImages(stacks, stack_of, section_of.astype(np.int32))
+        _check_sides(self.joined, images)
+        return images
 
     def coordinates(self) -> Coordinates:
         """Return where the images lie in their micrographs.
@@ -307,6 +318,41 @@ def join_optics(star: StarFile, rows: StarBlock | None = None) -> JoinedTable:
                 f"but data_optics has only {known}: add the group."
             )
     return JoinedTable(rows, optics, np.array([row_of[number] for number in used.tolist()], np.intp)[which])
+
+
+def _check_no_subtomograms(table: JoinedTable, star: StarFile) -> None:
+    """Refuse particles that are volumes, or stacks of tilt images."""
+    what, found = "", None
+    for block in star.blocks:
+        if _TILTS in block.labels and (_numbers(block, _TILTS) == 1).any():
+            what, found = "one stack of tilt images", (_TILTS, block.line_number(0))
+    block = table.rows if table.optics is None or _DIMENSIONS not in table.optics.labels else table.optics
+    dimensions = _numbers(block, _DIMENSIONS)
+    used = dimensions[table.group_of] if block is table.optics else dimensions
+    if (used == 3).any():
+        row = int(np.flatnonzero(dimensions == 3)[0])
+        what, found = "one volume", (_DIMENSIONS, block.line_number(row))
+    if found:
+        raise InputError(
+            f"{star.path} lists subtomograms ({found[0]} on line {found[1]}), {what} a "
+            "particle, which fastsort cannot sort: give 2D images of single particles."
+        )
+
+
+def _check_sides(table: JoinedTable, images: StackImages) -> None:
+    """Refuse stacks whose images have not the box that the table says; RELION does."""
+    sizes = table.floats(_SIDE)
+    if sizes is None:
+        return
+    sides = np.array([stack.nx for stack in images.stacks])[images.stack_of]
+    wrong = np.flatnonzero((sizes > 0) & (sizes != sides))
+    if len(wrong):
+        row = int(wrong[0])
+        raise InputError(
+            f"{table.rows.path} says that its images have {sizes[row]:g} px ({_SIDE}), but those of "
+            f"{images.stacks[images.stack_of[row]].path} have {sides[row]} px (first on line "
+            f"{table.rows.line_number(row)}): give the right stack, or correct the table, its pixel size too."
+        )
 
 
 def listed_pixel_sizes(table: JoinedTable) -> Floats | None:

@@ -13,6 +13,9 @@ from fastsort.particles.relion import join_optics, listed_ctf
 from fastsort.particles.star import StarBlock, StarFile, read_star, subset_bytes
 from fastsort.particles.table import Added
 
+# In .cbox files of crYOLO.
+_FILAMENT, _NO_FILAMENT = "_filamentid", ("<NA>", "nan", "None")
+
 
 @dataclass(frozen=True, eq=False)
 class StarPicks(PickFile):
@@ -27,6 +30,14 @@ class StarPicks(PickFile):
 
     star: StarFile = field(repr=False)
     block: StarBlock = field(repr=False)
+
+    @property
+    def has_segments(self) -> bool:
+        """Whether RELION or crYOLO counts the filaments that the picks belong to."""
+        labels = self.block.labels
+        return "_rlnHelicalTubeID" in labels or (
+            _FILAMENT in labels and any(word not in _NO_FILAMENT for word in self.block.column(_FILAMENT))
+        )
 
     def write(self, path: str, kept: Bools, added: Added) -> None:
         """Write the file with some of the rows, and more columns."""
