@@ -488,6 +488,23 @@ def test_the_collected_contradictions(file, doubt):
     assert found.startswith(doubt)
 
 
+def test_micrographs_against_the_table_that_lists_them(tmp_path):
+    for name in "abc":
+        stack(tmp_path / f"{name}.mrc", noise(1, 99), 1.0 if name == "c" else 4.0)
+        (tmp_path / f"{name}.box").write_text("30 30 16 16\n")
+    optics = table([*OPTICS, "_rlnMicrographPixelSize"], [(1, 300e3, 2.7, 0.1, 1.1)], "optics")
+    labels = ["_rlnMicrographName", "_rlnOpticsGroup", "_rlnDefocusU"]
+    listed = table(labels, [(f"{name}.mrc", 1, 12000) for name in "abc"], "micrographs")
+    picks = [tmp_path / f"{name}.box" for name in "abc"]
+    source = star(tmp_path, optics, listed), picks
+    of_pixels, of_voltage = open_particles(source, box=BOX).doubts
+    assert of_pixels.startswith(
+        "the table says 1.1 A/px, and the header of a.mrc 4 A/px for 2 of 3 images: if"
+    )
+    assert of_voltage.startswith("the voltage is 300000 kV: give it in kilovolts")
+    assert open_particles(source, box=BOX, pixel_size=4.0).doubts == (of_voltage,)
+
+
 def test_doubts_say_how_many_images_they_are_about(tmp_path):
     stack(tmp_path / "p.mrcs")
     fields = [(name, "<f4") for name in CTF_FIELDS]
@@ -691,7 +708,7 @@ def test_tables_of_other_things_are_told_by_what_they_list(tmp_path, labels, wha
 @pytest.mark.parametrize("name", ["movie.tif", "movie.tiff", "movie.eer", "MOVIE.EER"])
 def test_movies_are_told_by_their_names(tmp_path, name):
     (tmp_path / name).write_bytes(b"II*\0" + bytes(2000))
-    refused(tmp_path / name, f"{name} is a movie by its name")
+    refused(tmp_path / name, f"{name} is a TIFF or EER file, as movies are")
     table_of_movies = star(tmp_path, table(["_rlnImageName"], [(f"1@{name}",)]))
     refused(table_of_movies, f"{name} is not an MRC file but a TIFF or EER file, as movies are")
 

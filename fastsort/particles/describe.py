@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from fastsort.particles.open import open_particles, open_table, whole_stack
 from fastsort.particles.places import micrograph_places
 from fastsort.particles.store import StackImages
 from fastsort.particles.table import ImageTable, NumberedImages, OpticsGroup, Table
+
+_Answer = TypeVar("_Answer")
 
 N_SAMPLED = 500
 # How many of a long list of missing stacks are named.
@@ -266,14 +269,21 @@ def _describe_table(table: ImageTable, located: _Located, pixel_size: float | No
         optics=acquisition.optics,
         defocus=acquisition.defocus,
         has_ctf=acquisition.has_ctf,
-        corrected=_count_corrected(table),
+        corrected={word: int(images.sum()) for word, images in (_known(table.corrections) or {}).items()},
         n_micrographs=None if micrographs is None else len(set(micrographs)),
         n_stacks=len(located.headers),
         stack_bytes=sum(os.path.getsize(header.path) for header in present),
         pixels=_count_pixels(located),
         missing=located.missing,
         near_matches=located.near_matches,
-        doubts=table_doubts(table, located.headers, located.stack_of, n_repeated, pixel_size),
+        doubts=table_doubts(
+            table,
+            located.headers,
+            located.stack_of,
+            n_repeated,
+            _known(table.pixel_sizes) if pixel_size is None else None,
+            _known(table.ctf),
+        ),
         problems=located.problems,
         look=_look_at(located),
     )
@@ -291,11 +301,12 @@ def _pixel_size(table: ImageTable, optics: list[OpticsGroup], headers: list[MrcH
     return sizes.pop() if len(sizes) == 1 else math.nan
 
 
-def _count_corrected(table: ImageTable) -> dict[str, int]:
+def _known(ask: Callable[[], _Answer]) -> _Answer | None:
+    """Return what a table says; None where that cannot be read, which is a problem that is told already."""
     try:
-        return {word: int(images.sum()) for word, images in table.corrections().items()}
+        return ask()
     except InputError:
-        return {}  # the images cannot be told to their optics groups, which is a problem of its own
+        return None
 
 
 def _count_repeated(located: _Located) -> int:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fastsort._checks import InputError
 from fastsort._types import Array, Bools, Floats
 from fastsort.particles.files import shown
 from fastsort.particles.kinds import LIKE, MORE_LIKE, is_cubic, likeness
@@ -65,7 +64,8 @@ def table_doubts(
     headers: Sequence[MrcHeader | None],
     stack_of: Array,
     n_repeated: int,
-    pixel_size: float | None,
+    sizes: Floats | None,
+    ctf: CtfParameters | None,
 ) -> tuple[str, ...]:
     """Return doubts about a table and the stacks that it names.
 
@@ -78,21 +78,17 @@ def table_doubts(
         Which of them each image is in.
     n_repeated : int
         How many images are named by an earlier line, too.
-    pixel_size : float or None
-        In angstroms, where the user has given it.
+    sizes : ndarray of float64, shape (n,), or None
+        The pixel size of each image in angstroms, as the table has it; None where that does not count.
+    ctf : CtfParameters or None
+        Of each image, as the table has it.
 
     Returns
     -------
     doubts : tuple of str
     """
     doubts = stack_doubts([header for header in headers if header])
-    # What cannot be read is a problem of its own, which is told elsewhere.
-    try:
-        if pixel_size is None:
-            doubts += _pixel_size_doubts(table.pixel_sizes(), headers, stack_of)
-        doubts += ctf_doubts(table.ctf())
-    except InputError:
-        pass
+    doubts += [*pixel_size_doubts(sizes, headers, stack_of), *ctf_doubts(ctf)]
     if n_repeated:
         lines = "row" if table.takes == "fields" else "line"
         names = "s name" if n_repeated > 1 else " names"
@@ -103,9 +99,10 @@ def table_doubts(
     return tuple(doubts)
 
 
-def _pixel_size_doubts(
+def pixel_size_doubts(
     sizes: Floats | None, headers: Sequence[MrcHeader | None], stack_of: Array
 ) -> list[str]:
+    """Return doubts about the pixel sizes of a table, in angstroms, beside those of the headers."""
     if sizes is None or len(sizes) == 0:
         return []
     of_stacks = np.array([header.pixel_size if header else np.nan for header in headers])

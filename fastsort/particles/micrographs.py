@@ -14,7 +14,7 @@ import numpy as np
 
 from fastsort._checks import InputError, check_box, check_count, check_positive
 from fastsort._types import FilePath, Floats, Numbers
-from fastsort.particles.doubts import ctf_doubts, stack_doubts
+from fastsort.particles.doubts import ctf_doubts, pixel_size_doubts, stack_doubts
 from fastsort.particles.extract import MicrographImages
 from fastsort.particles.files import find_files, first_few, shown
 from fastsort.particles.mrc import MrcHeader, read_header
@@ -121,7 +121,11 @@ def open_micrographs(
         micrographs=table.micrographs(),
         table=table,
         outside=outside if outside.any() else None,
-        doubts=(*stack_doubts(given.headers), *ctf_doubts(ctf)),
+        doubts=(
+            *stack_doubts(given.headers),
+            *_pixel_size_doubts(given, table, pixel_size),
+            *ctf_doubts(ctf),
+        ),
     )
 
 
@@ -387,6 +391,13 @@ def _pixel_size(given: _Given) -> float:
             "all if it is one."
         )
     return float(sizes[0])
+
+
+def _pixel_size_doubts(given: _Given, table: PickTable, pixel_size: float | None) -> list[str]:
+    if given.table is None or pixel_size is not None:
+        return []
+    sizes = np.full(len(given.headers), table.pixel_size)
+    return pixel_size_doubts(sizes, given.headers, np.arange(len(sizes)))
 
 
 def _ctf(picks: list[_Picks], given: _Given, table: PickTable) -> CtfParameters | None:

@@ -105,8 +105,8 @@ def open_particles(
         return replace(_open_stack(path, given), opened_with=again)
     if Path(path).suffix.lower() in MOVIES:
         raise InputError(
-            f"{source} is a movie by its name, not a set of particles: give particles that were extracted "
-            "from its sum, or the sum itself with --micrographs and the picks in it with --coordinates."
+            f"{source} is a TIFF or EER file, as movies are: give particles that were extracted from its "
+            "sum (.star, .cs or an MRC stack), or the sum with --micrographs and its picks with --coordinates."
         )
     if Path(path).suffix.lower() not in TABLES:
         raise InputError(f"{source} must be a .star or .cs file or an MRC stack ({', '.join(STACKS)}).")
@@ -214,20 +214,21 @@ def _open_images(table: ImageTable, pixel_size: float | None, data_dir: FilePath
     """Find the images that a table names, and bring them to one box and pixel size."""
     check_not_empty(len(table), table.path)
     images = table.images(data_dir)
-    sizes = table.pixel_sizes() if pixel_size is None else np.full(len(images), pixel_size)
+    listed = table.pixel_sizes() if pixel_size is None else None
+    sizes = listed if pixel_size is None else np.full(len(images), pixel_size)
     grid = bring_to_one_grid(images, sizes, table.path, table.group_of)
-    names, corrections = table.names, [*table.corrections().values()]
+    names, ctf, corrections = table.names, table.ctf(), [*table.corrections().values()]
     assert names is not None
     return Particles(
         grid.store,
         grid.box,
         grid.pixel_size,
         table.path,
-        ctf=table.ctf(),
+        ctf=ctf,
         names=names,
         micrographs=table.micrographs(),
         table=table,
         rescaled=grid.rescaled,
         corrected=np.any(corrections, axis=0) if corrections else None,
-        doubts=table_doubts(table, images.stacks, images.stack_of, int(images.repeated().sum()), pixel_size),
+        doubts=table_doubts(table, images.stacks, images.stack_of, int(images.repeated().sum()), listed, ctf),
     )

@@ -215,6 +215,8 @@ _NO_IMAGES = {
     "_rlnReferenceImage": "it lists class averages or references. Give the particles of the same job, "
     "such as run_it025_data.star",
     "_rlnTomoName": "it lists tomograms or places in them. fastsort sorts 2D images of single particles",
+    "_rlnTomoParticlesFile": "it lists the files of a tomography project. fastsort sorts 2D images of single "
+    "particles",
     "_rlnTomoParticleName": "it lists places in tomograms. fastsort sorts 2D images of single particles",
     "_rlnMicrographMovieName": "it lists movies. Give particles that were extracted from their sums, or "
     "these sums with --micrographs and the picks in them with --coordinates",
