@@ -710,7 +710,11 @@ def test_movies_are_told_by_their_names(tmp_path, name):
     (tmp_path / name).write_bytes(b"II*\0" + bytes(2000))
     refused(tmp_path / name, f"{name} is a TIFF or EER file, as movies are")
     table_of_movies = star(tmp_path, table(["_rlnImageName"], [(f"1@{name}",)]))
-    refused(table_of_movies, f"{name} is not an MRC file but a TIFF or EER file, as movies are")
+    refused(
+        table_of_movies, f"stacks named by {table_of_movies} are TIFF or EER files, as movies are: {name}."
+    )
+    (tmp_path / name).rename(tmp_path / "a.mrc")
+    refused(tmp_path / "a.mrc", "a.mrc is not an MRC file but a TIFF or EER file, as movies are")
 
 
 def test_movies_and_micrographs_in_mrc_files_are_refused(tmp_path):

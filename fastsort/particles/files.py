@@ -10,6 +10,7 @@ from pathlib import Path
 from fastsort._checks import InputError
 from fastsort._types import FilePath
 
+MOVIES = (".tif", ".tiff", ".eer")
 _MOST_SHOWN = 200
 # Programs disagree on what stacks are called.
 _SUFFIXES = (".mrcs", ".mrc")
@@ -52,10 +53,16 @@ def find_files(
     NotFoundError
         When a file is nowhere.
     InputError
-        When `data_dir` is no folder.
+        When `data_dir` is no folder, or the files are movies.
     """
     if data_dir is not None and not os.path.isdir(data_dir):
         raise InputError(f"data_dir {data_dir} is not a folder: give the folder that holds the {what}.")
+    movies = [name for name in names if name.lower().endswith(MOVIES)]
+    if movies:
+        raise InputError(
+            f"{len(movies)} of {len(names)} {what} named by {table_path} are TIFF or EER files, as movies are: "
+            f"{first_few(movies)}. Give particles, or micrographs, as MRC files."
+        )
     paths = locate_files(names, table_path, data_dir)
     missing = [name for name, path in zip(names, paths, strict=True) if path is None]
     if missing:

@@ -14,6 +14,7 @@ import numpy as np
 from fastsort._checks import InputError, check_box, check_not_empty, check_positive
 from fastsort._types import Array, FilePath
 from fastsort.particles.doubts import stack_doubts, table_doubts
+from fastsort.particles.files import MOVIES
 from fastsort.particles.grid import bring_to_one_grid
 from fastsort.particles.kinds import check_no_micrograph, check_no_volume
 from fastsort.particles.mrc import MrcHeader, read_header
@@ -23,7 +24,6 @@ from fastsort.particles.table import ImageTable, Table
 
 # Each format is a file of this folder with one function that reads it: a new format is a line here.
 STACKS = (".mrcs", ".mrc", ".st", ".map")
-MOVIES = (".tif", ".tiff", ".eer")
 TABLES = {
     ".star": "relion:read_star_table",
     ".cs": "cs:read_cs_table",
@@ -106,7 +106,7 @@ def open_particles(
     if Path(path).suffix.lower() in MOVIES:
         raise InputError(
             f"{source} is a TIFF or EER file, as movies are: give particles that were extracted from its "
-            "sum (.star, .cs or an MRC stack), or the sum with --micrographs and its picks with --coordinates."
+            "sum (.star, .cs or an MRC stack), or this sum with --micrographs and picks with --coordinates."
         )
     if Path(path).suffix.lower() not in TABLES:
         raise InputError(f"{source} must be a .star or .cs file or an MRC stack ({', '.join(STACKS)}).")
