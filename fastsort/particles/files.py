@@ -60,8 +60,8 @@ def find_files(
     movies = [name for name in names if name.lower().endswith(MOVIES)]
     if movies:
         raise InputError(
-            f"{len(movies)} of {len(names)} {what} named by {table_path} are TIFF or EER files, as movies are: "
-            f"{first_few(movies)}. Give particles, or micrographs, as MRC files."
+            f"{len(movies)} of {len(names)} {what} named by {table_path} are TIFF or EER files, as movies "
+            f"are: {first_few(movies)}. Give particles, or micrographs, as MRC files."
         )
     paths = locate_files(names, table_path, data_dir)
     missing = [name for name, path in zip(names, paths, strict=True) if path is None]
