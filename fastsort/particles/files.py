@@ -12,6 +12,8 @@ from fastsort._types import FilePath
 
 MOVIES = (".tif", ".tiff", ".eer")
 _MOST_SHOWN = 200
+# Of a name that may be one.
+_LONGEST_PATH, _MOST_FOLDERS = 4096, 32
 # Programs disagree on what stacks are called.
 _SUFFIXES = (".mrcs", ".mrc")
 _DRIVE = re.compile(r"^[A-Za-z]:/")
@@ -148,7 +150,7 @@ def near_match(name: str, table_path: str, data_dir: FilePath | None) -> str:
 
 def _tails(name: str) -> list[str]:
     """Return a path without its first folder, without its first two, and so on."""
-    parts = name.lstrip("/").split("/")
+    parts = name.lstrip("/").split("/", _MOST_FOLDERS) if len(name) <= _LONGEST_PATH else []
     return ["/".join(parts[start:]) for start in range(1, len(parts))]
 
 
