@@ -231,7 +231,7 @@ def read_cs_table(path: str, passthrough: FilePath | None = None) -> CsDataset:
     zero: there is no CTF then.
     """
     dataset = CsDataset(path, read_cs(path))
-    check_uids(dataset)
+    _check_uids(dataset)
     if passthrough is not None:
         return _join(dataset, CsDataset(os.fspath(passthrough), read_cs(passthrough)))
     return dataset if set(_NEEDED) <= set(_names(dataset)) else _join_own_passthrough(dataset)
@@ -261,7 +261,7 @@ def _matching_rows(dataset: CsDataset, other: CsDataset) -> Indices:
     return np.where(in_order[found] == uids, order[found], -1)
 
 
-def check_uids(dataset: CsDataset) -> None:
+def _check_uids(dataset: CsDataset) -> None:
     """Refuse a dataset that has one uid twice."""
     # The copies that symmetry expansion makes may share that of their particle.
     if "uid" in _names(dataset) and "sym_expand/idx" not in _names(dataset):

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastsort._checks import InputError
 from fastsort._types import Bools, Floats
-from fastsort.particles.cs import CsDataset, check_uids, dataset_ctf, dataset_numbers, dataset_texts
+from fastsort.particles.cs import CsDataset, dataset_ctf, dataset_numbers, dataset_texts
 from fastsort.particles.cs_file import read_cs, write_cs
 from fastsort.particles.picks import PickFile, check_finite
 from fastsort.particles.table import Added
@@ -69,7 +69,6 @@ def read_cs_picks(path: str) -> CsPicks:
         When the file cannot be read, lacks a field, or its coordinates are no finite numbers.
     """
     dataset = CsDataset(path, read_cs(path))
-    check_uids(dataset)
     for name in _NEEDED:
         if dataset.field(name) is None:
             raise InputError(f"{path} has no field {name}: give picks, or the passthrough file that has it.")
