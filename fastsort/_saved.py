@@ -21,8 +21,8 @@ from fastsort._types import Array, FilePath
 from fastsort._version import __version__
 
 # Where the types stand that a file can hold, by the names that files have for them. A type may move or be
-# renamed: its line changes here, and files do not. What changes its fields needs another format, and a
-# line in `_FORMER` that says what they were.
+# renamed: its line changes here, and files do not. A new field with a default has it in files without the
+# field. What else changes its fields needs another format, and a line in `_FORMER` that says what they were.
 SAVED_TYPES = {
     "sort-result": "fastsort.decide.result:SortResult",
     "estimated-errors": "fastsort.decide.decoys:EstimatedErrors",
@@ -257,7 +257,7 @@ def _decode(node: Any, arrays: Mapping[str, Array], former: _Former) -> Any:
             keys = _renamed(items, former.fields.get(name, {}))
             fields = {keys[key]: _decode(item, arrays, former) for key, item in items.items()}
             kind = _saved_type(name)
-            odd = set(fields) ^ set(kind._fields)
+            odd = set(fields) ^ set(kind._fields) - (set(kind._field_defaults) - set(fields))
             if odd:
                 raise ValueError(f"it has a {written} with or without {min(odd)}, unlike this version")
             return kind(**fields)

@@ -44,6 +44,8 @@ class MapResult(NamedTuple):
         The options of the run.
     seconds : dict of str to float
         Wall time of each stage.
+    doubts : tuple of str
+        What looks wrong in the input, a line each, with what to do.
     """
 
     classes: Classification
@@ -53,6 +55,7 @@ class MapResult(NamedTuple):
     phase_flipped: bool
     parameters: dict[str, Any]
     seconds: dict[str, float]
+    doubts: tuple[str, ...] = ()
 
 
 def classify_particles(
@@ -169,4 +172,6 @@ def classify_particles(
     # One more entry at the end, for images without a class.
     score = np.append(classes.ranking.score, np.inf)[classes.label]
     keep = ~np.append(classes.ranking.junk, True)[classes.label]
-    return MapResult(classes, keep, score, working.pixel_size, ctf is not None, parameters, seconds)
+    return MapResult(
+        classes, keep, score, working.pixel_size, ctf is not None, parameters, seconds, particles.doubts
+    )

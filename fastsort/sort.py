@@ -10,7 +10,15 @@ from fastsort._crop import crop_operator
 from fastsort._progress import Progress, part_of
 from fastsort._reasons import VALID
 from fastsort._types import Array, FilePath
-from fastsort.decide.copies import CONTENT, STAMP, Copies, copies_by_content, copies_by_name, spread
+from fastsort.decide.copies import (
+    CONTENT,
+    STAMP,
+    Copies,
+    copies_by_content,
+    copies_by_name,
+    doubts_of_copies,
+    spread,
+)
 from fastsort.decide.diameter import estimate_diameter
 from fastsort.decide.result import SortResult
 from fastsort.decide.settings import OPTIONS, settings_for
@@ -205,7 +213,7 @@ def sort_particles(
             diameter_px = np.nan
         else:
             diameter_px = estimate_diameter(
-                choose_particles(particles, copies.distinct),
+                particles if len(copies.distinct) == n else choose_particles(particles, copies.distinct),
                 working,
                 verdict.keep,
                 verdict.junk_probability,
@@ -230,6 +238,7 @@ def sort_particles(
     )
     result = spread(result, copies, particles)
     result.measurements.update({CONTENT: content[named.of], STAMP: stamps})
+    result = result._replace(doubts=(*particles.doubts, *doubts_of_copies(particles, result)))
     if progress:
         progress(n, n)
     return cut_again(result, **settings.strictness) if settings.strictness else result

@@ -24,6 +24,7 @@ from fastsort.decide.copies import (
     Copies,
     copies_among,
     copies_by_content,
+    doubts_of_copies,
     taken,
 )
 from fastsort.decide.duplicates import find_all_duplicates
@@ -33,7 +34,6 @@ from fastsort.decide.settings import DUPLICATES, RUN, STRICTNESS, VERDICT, VOTES
 from fastsort.decide.verdict import cut_again, kept_by_any, scale_of, with_verdict
 from fastsort.decide.votes import METHODS
 from fastsort.images.content import read_content, stamps_of
-from fastsort.images.prepare import is_corrected
 from fastsort.particles.open import open_particles
 from fastsort.particles.source import Particles, choose_particles
 from fastsort.sort import sort_particles
@@ -136,6 +136,8 @@ def update_particles(
         passed = np.where(is_new, _passed(result, threshold), result.keep)
         result = with_verdict(result, passed, threshold)
     seconds = {**(new.seconds if n_new else {}), "total": time.perf_counter() - begin}
+    # Also of images that were there before.
+    result = result._replace(doubts=(*particles.doubts, *doubts_of_copies(particles, result)))
     return _noted(result, {**earlier.parameters, **changed}, seconds, n_new, models)
 
 
@@ -248,10 +250,6 @@ def _sort_new(
     new = choose_particles(particles, np.flatnonzero(rows < 0))
     # Duplicates are looked for in the whole set, later.
     sort = partial(sort, duplicate_distance=0)
-    if earlier.parameters["phase_flip"] == "auto":
-        # A part of the set has no table that says whether the phases were flipped.
-        done = particles.ctf is None or is_corrected(particles)
-        sort = partial(sort, phase_flip="no" if done else "yes")
     last = _last_models(earlier)
     result = sort(new, earlier=last)
     if not _has_drifted(last, taken(result, copies_among(result).distinct)):

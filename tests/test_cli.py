@@ -818,6 +818,7 @@ def verdicts(capsys, **changes):
         "reasons": {"valid": 700, "noise": 288, "rare_view": 12, "flat": 0},
         "errors": None,
         "micrographs": None,
+        "doubts": [],
         "input": "/data/particles.star",
     }
     print_verdicts({**summary, **changes})

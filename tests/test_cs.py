@@ -401,8 +401,8 @@ def test_passthrough_that_does_not_fit_is_told(project):
     refused(path, "7 of the 7", passthrough=save(second, rows[:0]))
     twice = rows.copy()
     twice["uid"][3] = twice["uid"][5]
-    refused(path, f"uid {twice['uid'][3]} in more than one row", second, passthrough=save(second, twice))
-    refused(save(project / "J24" / "twice.cs", twice), "in more than one row", passthrough=save(second, rows))
+    refused(path, f"uid {twice['uid'][3]} twice", second, passthrough=save(second, twice))
+    refused(save(project / "J24" / "twice.cs", twice), "twice", passthrough=save(second, rows))
     refused(path, "no field uid", second, passthrough=save(second, without(rows, "uid")))
     blind = save(project / "J24" / "blind.cs", only(rows, "uid", "ctf/df1_A"))
     refused(blind, "neither", "blob/path", passthrough=save(second, only(rows, "uid", "ctf/df2_A")))

@@ -524,7 +524,7 @@ def test_micrographs_that_cannot_be_used_are_refused(one, tmp_path):
     refused("given twice", "link.mrc", micrographs=[one[0], link], coordinates=one[1])
     movie = make_micrograph(tmp_path / "movie" / "a.mrc", noise(), nz=3)
     refused("has 3 images", "movie", micrographs=movie, coordinates=one[1])
-    refused("no loop with _rlnMicrographName", micrographs=one[1], coordinates=one[1])
+    refused("no table with _rlnMicrographName", micrographs=one[1], coordinates=one[1])
     empty = micrographs_star(tmp_path / "empty.star", [])
     refused("lists no micrographs", micrographs=empty, coordinates=one[1])
 
@@ -557,7 +557,7 @@ def test_coordinates_that_cannot_be_used_are_refused(one, tmp_path):
     for value in ("nan", "inf", "-inf"):
         bad(header + f"10 20\n30 {value}\n", "finite", "line 7 of")
     bad(header + "10 abc\n", "line 6 of", "'abc'")
-    bad("data_\n\nloop_\n_rlnCoordinateX #1\n10\n", "no loop with _rlnCoordinateX and _rlnCoordinateY")
+    bad("data_\n\nloop_\n_rlnCoordinateX #1\n10\n", "no table with _rlnCoordinateX and _rlnCoordinateY")
     bad("data_x\n\nloop_\n_rlnMicrographName #1\n_rlnMicrographCoordinates #2\n", "lists no coordinate files")
     bad("10 20 30\n", "line 1 of", "four numbers", name="a.box")
     bad("1 2 3 4\n1 2 x 4\n", "line 2 of", "'1 2 x 4'", name="a.box")

@@ -54,7 +54,7 @@ def test_project(project):
     (group,) = found.optics
     assert (group.n_images, group.box, group.voltage) == (120, 32, 300)
     assert group.pixel_size == found.pixel_size > 0
-    assert found.has_ctf and 1000 < found.defocus[0] < found.defocus[1] < 50000 and found.corrected == ""
+    assert found.has_ctf and 1000 < found.defocus[0] < found.defocus[1] < 50000 and found.corrected == {}
     look = found.look
     assert (look.n_images, look.contrast, look.n_bad, look.n_flat) == (120, "bright", 0, 0)
     assert look.normalized
@@ -171,7 +171,7 @@ def test_optics_groups_and_old_tables(tmp_path):
         ("one", 4, 300),
         ("two", 2, 200),
     ]
-    assert math.isnan(found.pixel_size) and found.corrected == "phase-flipped" and not found.has_ctf
+    assert math.isnan(found.pixel_size) and found.corrected == {"phase-flipped": 6} and not found.has_ctf
     columns = ("_rlnImageName", "_rlnDefocusU", "_rlnMagnification", "_rlnDetectorPixelSize", "_rlnVoltage")
     columns += ("_rlnSphericalAberration", "_rlnAmplitudeContrast")
     rows = [f"{i}@a.mrcs {10000 + i} 50000 7.5 {299 + i} 2.7 0.1" for i in range(1, 7)]

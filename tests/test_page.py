@@ -83,6 +83,7 @@ def make_result(n, seed=0, **changes):
         "views": None,
         "parameters": {"method": None, "seed": np.int64(0), "diameter": math.nan},
         "seconds": {"total": 2.5},
+        "doubts": (),
     }
     return SortResult(**{**dict.fromkeys(SortResult._fields), **fields, **changes})
 

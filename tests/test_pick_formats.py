@@ -196,7 +196,7 @@ def test_a_list_of_topaz_holds_the_picks_of_many_micrographs(micrograph, tmp_pat
 @pytest.mark.parametrize(
     ("name", "text", "parts"),
     [
-        ("a.b.cbox", "data_cryolo\n\nloop_\n_CoordinateX #1\n1\n", ["no loop with _CoordinateX", "crYOLO"]),
+        ("a.b.cbox", "data_cryolo\n\nloop_\n_CoordinateX #1\n1\n", ["no table with _CoordinateX", "crYOLO"]),
         ("a.b.cbox", cbox([[np.nan, 1]])[0], ["finite", "line 20 of"]),
         ("x.txt", "1 2 3\n", ["no list of Topaz", "image_name, x_coord", "'1 2 3'"]),
         ("x.txt", "", ["no list of Topaz"]),

@@ -78,6 +78,7 @@ def make_result(n, seed=0, **changes):
         "views": None,
         "parameters": {"seed": np.int64(0), "method": None, "radius": np.float32(2.5)},
         "seconds": {"total": 2.0, "measure": 1.5},
+        "doubts": (),
     }
     return Result(**{**fields, **changes})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +74,12 @@ def print_verdicts(summary: dict[str, Any]) -> None:
         more = ", ..." if len(drop) > _N_MICROGRAPHS else ""
         number = f"{len(drop):,} of {summary['micrographs']['number']:,}"
         _print_wrapped(f"micrographs better left out: {number}: {names}{more}; see micrographs.csv", "", 2)
+    _print_doubts(summary["doubts"])
+
+
+def _print_doubts(doubts: Sequence[str]) -> None:
+    for doubt in doubts:
+        _print_wrapped(f"doubt: {doubt}", "", 2)
 
 
 def _print_errors(errors: dict[str, Any]) -> None:
@@ -136,6 +142,7 @@ def print_map(summary: dict[str, Any], result: MapResult, folder: str) -> None:
         print(f"  {k:>3}{size:>10,}  {100 * size / n:5.1f} %  {resolved:<12}  score {score:.2f}")
     if summary["without_class"]:
         print(f"{_count(summary['without_class'], 'image')} without a class: flat, or with bad pixels")
+    _print_doubts(summary["doubts"])
     print(f"{summary['kept']:,} kept, {summary['rejected']:,} rejected", end="; ")
     speed = summary["images_per_second"]
     print(f"{n / speed if speed else 0:.1f} s; results in {folder}")
@@ -163,7 +170,9 @@ def print_description(description: Description) -> None:
     _print_fact("stacks", "; ".join(filter(None, [f"{description.n_stacks:,}", size, *kinds])))
     _print_look(description.look)
     if description.missing:
-        _print_missing(description.missing)
+        _print_missing(description.missing, description.near_matches)
+    for doubt in description.doubts:
+        _print_fact("doubt", doubt)
     for problem in description.problems[:_N_NAMED]:
         _print_fact("problem", problem)
     _print_rest(len(description.problems))
@@ -200,7 +209,11 @@ def _describe_ctf(description: Description) -> str:
         defocus = f"defocus {low:,.0f} to {high:,.0f} A"
         if not description.has_ctf:
             defocus += ", but other numbers that a CTF needs are missing"
-    return f"{defocus}; {description.corrected or 'not marked as phase-flipped'}"
+    marks = [
+        word if count == description.n_images else f"{count:,} of {description.n_images:,} images {word}"
+        for word, count in description.corrected.items()
+    ]
+    return f"{defocus}; {', '.join(marks) or 'not marked as phase-flipped'}"
 
 
 def _print_look(look: Look) -> None:
@@ -214,13 +227,16 @@ def _print_look(look: Look) -> None:
         _print_fact("bad images", f"{bad}, of {look.n_images:,} examined")
 
 
-def _print_missing(missing: dict[str, int]) -> None:
+def _print_missing(missing: dict[str, int], near_matches: dict[str, str]) -> None:
     n_images = sum(missing.values())
     _print_fact("missing", f"{_count(len(missing), 'stack')} with {_count(n_images, 'image')}")
     for name, count in list(missing.items())[:_N_NAMED]:
         print(f"    {name}: {_count(count, 'image')}")
     _print_rest(len(missing))
-    print("  use --data-dir to give the folder to which these names are relative")
+    for advice in dict.fromkeys(filter(None, near_matches.values())):
+        _print_wrapped(advice, "  ", 2)
+    if not any(near_matches.values()):
+        print("  use --data-dir to give the folder to which these names are relative")
 
 
 def _print_rest(number: int) -> None:

@@ -138,26 +138,11 @@ def taken(result: SortResult, rows: Indices) -> SortResult:
     )
 
 
-def doubts_of_copies(particles: Particles, result: SortResult) -> list[str]:
-    """Say how many images are copies, in at most two lines.
-
-    Parameters
-    ----------
-    particles : Particles
-        What was sorted.
-    result : SortResult
-    """
-    n = len(particles)
-    n_named = len(copies_by_name(particles).distinct)
-    n_copies = int(result.measurements.get(COPY, np.zeros(n, bool)).sum())
-    lines = []
-    if n_named < n:
-        lines.append(
-            f"{n:,} lines name {n_named:,} images (symmetry expansion?): lines of one image share its verdict"
-        )
-    if n_copies > n - n_named:
-        more = n_copies - (n - n_named)
-        lines.append(
-            f"{more:,} of {n_named:,} images are copies of others: copies share the verdict of the first"
-        )
-    return lines
+def doubts_of_copies(particles: Particles, result: SortResult) -> tuple[str, ...]:
+    """Say in a line how many images have the pixels of another; lines that name an image again are known."""
+    distinct = len(copies_by_name(particles).distinct)
+    copy = result.measurements.get(COPY, np.zeros(len(particles), dtype=bool))
+    more = int(copy.sum()) - (len(particles) - distinct)
+    if more <= 0:
+        return ()
+    return (f"{more:,} of {distinct:,} images have the pixels of another image, whose verdict they share.",)

@@ -245,11 +245,14 @@ def _known_transfer(particles: Particles, used: Indices, box: int, phase_flipped
     # Astigmatism is nothing to a radial mean.
     defocus = 0.5 * (terms[:, :1] + terms[:, 1:2])
     transfer = np.sin(np.pi * (defocus * square - terms[:, 3:4] * square**2 + terms[:, 4:]))
-    correction = particles.table.correction
-    if correction == "CTF-premultiplied":
-        transfer = transfer**2
-    elif phase_flipped or correction:
+    if phase_flipped:
         transfer = np.abs(transfer)
+    elif particles.corrected is not None:
+        done = particles.corrected[used]
+        twice = particles.table.corrections().get("CTF-premultiplied", np.zeros(len(particles), dtype=bool))[
+            used
+        ]
+        transfer[done] = np.where(twice[done, None], transfer[done] ** 2, np.abs(transfer[done]))
     return transfer.mean(axis=0)
 
 

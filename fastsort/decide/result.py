@@ -67,6 +67,8 @@ class SortResult(NamedTuple):
         Of the images, in pixels; 0 in results of version 0.1.0.
     pixel_size : float
         Of the images, in angstroms; NaN where it is unknown.
+    doubts : tuple of str
+        What looks wrong in the input, a line each, with what to do.
     """
 
     keep: Bools
@@ -92,6 +94,7 @@ class SortResult(NamedTuple):
     seconds: dict[str, float]
     box: int = 0
     pixel_size: float = math.nan
+    doubts: tuple[str, ...] = ()
 
     @property
     def cut(self) -> float:

@@ -33,6 +33,8 @@ from fastsort.particles.table import CtfParameters
 
 PHASE_FLIPS = ("auto", "yes", "no")
 WORKING = np.dtype(np.float16)
+# Of a CTF that is 1 everywhere, whose phase is a quarter turn; all else is 0.
+_NOTHING_TO_FLIP = {"voltage": 300.0, "amplitude_contrast": 1.0}
 # An entry of the journal: number of images, sum of their bytes, what is known of them, checksum of all that.
 _ENTRY = struct.Struct("<IQ")
 _CHECKSUM = struct.Struct("<I")
@@ -241,7 +243,8 @@ def ctf_to_flip(particles: Particles, phase_flip: str) -> CtfParameters | None:
     ----------
     particles : Particles
     phase_flip : {"auto", "yes", "no"}
-        "auto" flips if the source gives a CTF and does not say that the phases are flipped already.
+        "auto" flips if the source gives a CTF and does not say that the phases are flipped already. Where it
+        says so of some images, these get a CTF that is 1 everywhere.
 
     Raises
     ------
@@ -254,14 +257,19 @@ def ctf_to_flip(particles: Particles, phase_flip: str) -> CtfParameters | None:
             "phases cannot be flipped, because the source does not give defocus, voltage, spherical "
             "aberration and amplitude contrast: use phase_flip='auto' or 'no'."
         )
-    if phase_flip == "no" or (phase_flip == "auto" and is_corrected(particles)):
+    done, ctf = particles.corrected, particles.ctf
+    if phase_flip == "no" or ctf is None:
         return None
-    return particles.ctf
-
-
-def is_corrected(particles: Particles) -> bool:
-    """Return whether the STAR file says that the phases are flipped or multiplied already."""
-    return particles.table.correction != ""
+    if phase_flip == "yes" or done is None or not done.any():
+        return ctf
+    if done.all():
+        return None
+    return CtfParameters(
+        **{
+            name: np.where(done, _NOTHING_TO_FLIP.get(name, 0.0), values)
+            for name, values in ctf._asdict().items()
+        }
+    )
 
 
 def sample_batches(

@@ -23,9 +23,9 @@ def read_cbox_picks(path: str) -> StarPicks:
     crYOLO writes all of its boxes into these files, also those below the confidence that it was asked for.
     """
     star = read_star(path)
-    block = star.loop_with(*_LABELS)
+    block = star.table_with(*_LABELS)
     if block is None:
-        raise InputError(f"{path} has no loop with {', '.join(_LABELS)}: give a .cbox file of crYOLO.")
+        raise InputError(f"{path} has no table with {', '.join(_LABELS)}: give a .cbox file of crYOLO.")
     left, lower, width, height = (block.floats(label) for label in _LABELS)
     x, y = left + width / 2, lower + height / 2
     check_finite(x, y, lambda row: f"line {block.line_number(row)} of {path}")

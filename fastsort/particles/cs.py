@@ -231,6 +231,7 @@ def read_cs_table(path: str, passthrough: FilePath | None = None) -> CsDataset:
     zero: there is no CTF then.
     """
     dataset = CsDataset(path, read_cs(path))
+    _check_uids(dataset)
     if passthrough is not None:
         return _join(dataset, CsDataset(os.fspath(passthrough), read_cs(passthrough)))
     return dataset if set(_NEEDED) <= set(_names(dataset)) else _join_own_passthrough(dataset)
@@ -251,19 +252,35 @@ def _join(dataset: CsDataset, passthrough: CsDataset) -> CsDataset:
 def _matching_rows(dataset: CsDataset, other: CsDataset) -> Indices:
     """Return the row of the other dataset with the uid of each particle, -1 where there is none."""
     uids, others = _uids(dataset), _uids(other)
-    order = np.argsort(others, kind="stable")
+    _check_no_uid_twice(uids, dataset.path)
+    order = _check_no_uid_twice(others, other.path)
     in_order = others[order]
-    for values, path in ((np.sort(uids), dataset.path), (in_order, other.path)):
-        repeated = values[1:][values[1:] == values[:-1]]
-        if len(repeated):
-            raise InputError(
-                f"{path} has uid {repeated[0]} in more than one row, so that its rows cannot be matched "
-                "with those of another file: remove the duplicates."
-            )
     if len(others) == 0:
         return np.full(len(uids), -1, np.intp)
     found = np.minimum(np.searchsorted(in_order, uids), len(others) - 1)
     return np.where(in_order[found] == uids, order[found], -1)
+
+
+def _check_uids(dataset: CsDataset) -> None:
+    """Refuse a dataset that has one uid twice."""
+    # The copies that symmetry expansion makes may share that of their particle.
+    if "uid" in _names(dataset) and "sym_expand/idx" not in _names(dataset):
+        uids = dataset.rows["uid"]
+        if uids.ndim == 1:
+            _check_no_uid_twice(uids, dataset.path)
+
+
+def _check_no_uid_twice(uids: Array, path: str) -> Indices:
+    """Refuse numbers that do not tell particles apart; return the rows in the order of their numbers."""
+    order = np.argsort(uids, kind="stable")
+    twice = np.flatnonzero(uids[order[1:]] == uids[order[:-1]])
+    if len(twice):
+        first, second = order[twice[0] : twice[0] + 2].tolist()
+        raise InputError(
+            f"{path} has uid {uids[first]} twice, in rows {first} and {second} (counted from 0), so that it "
+            "does not tell the particles apart: remove one, or export the file again."
+        )
+    return order
 
 
 def _uids(dataset: CsDataset) -> Array:

@@ -30,6 +30,11 @@ class CsPicks(PickFile):
 
     dataset: CsDataset = field(repr=False)
 
+    @property
+    def has_segments(self) -> bool:
+        """Whether the picks follow filaments."""
+        return self.dataset.has_segments
+
     def in_pixels(self, width: Floats, height: Floats, micrographs: list[str]) -> tuple[Floats, Floats]:
         """Return coordinates in pixels of the micrographs as they are, whatever their binning."""
         shapes = self.dataset.field("location/micrograph_shape")

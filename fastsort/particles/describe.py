@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import math
 import os
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from fastsort._checks import MAX_BOX, InputError
 from fastsort._types import Array, FilePath, Floats, Images, Numbers
-from fastsort.particles.files import locate_files
+from fastsort.particles.doubts import stack_doubts, table_doubts
+from fastsort.particles.files import NotFoundError, locate_files, near_match
 from fastsort.particles.mrc import MrcHeader, read_header
 from fastsort.particles.open import open_particles, open_table, whole_stack
 from fastsort.particles.places import micrograph_places
 from fastsort.particles.store import StackImages
 from fastsort.particles.table import ImageTable, NumberedImages, OpticsGroup, Table
 
+_Answer = TypeVar("_Answer")
+
 N_SAMPLED = 500
+# How many of a long list of missing stacks are named.
+N_NAMED = 10
 # So that a look takes seconds, however large the images are.
 _BYTES_SAMPLED = 1 << 28
 _IMAGES_AT_ONCE = 50
@@ -76,8 +82,8 @@ class Description(NamedTuple):
         Lowest and highest, in angstroms; NaN where no image has one.
     has_ctf : bool
         Whether all is known that phases are flipped with.
-    corrected : str
-        "phase-flipped" or "CTF-premultiplied" where the file says that of all images, otherwise empty.
+    corrected : dict of str to int
+        How many images the file says are "phase-flipped" or "CTF-premultiplied", where there are any.
     n_micrographs : int or None
         None where the file does not say.
     n_stacks : int
@@ -88,6 +94,10 @@ class Description(NamedTuple):
         How many stacks hold each kind of number, such as "float32, little-endian".
     missing : dict of str to int
         How many images are in each stack that was not found, by its name in the file.
+    doubts : tuple of str
+        What looks wrong and does not keep the file from being sorted; a line each, with what to do.
+    near_matches : dict of str to str
+        What may be meant by the first missing stacks, and what to do then.
     problems : list of str
         Why the file cannot be sorted as it is, besides missing stacks; a sentence each.
     look : Look
@@ -102,12 +112,14 @@ class Description(NamedTuple):
     optics: list[OpticsGroup]
     defocus: tuple[float, float]
     has_ctf: bool
-    corrected: str
+    corrected: dict[str, int]
     n_micrographs: int | None
     n_stacks: int
     stack_bytes: int
     pixels: dict[str, int]
     missing: dict[str, int]
+    doubts: tuple[str, ...]
+    near_matches: dict[str, str]
     problems: list[str]
     look: Look
 
@@ -155,7 +167,9 @@ def describe(
         table = particles.table
     except InputError as error:
         table = _table_of(path, passthrough, error)
-        problems.append(str(error))
+        # Missing stacks are listed by themselves.
+        if not isinstance(error, NotFoundError):
+            problems.append(str(error))
     if isinstance(table, ImageTable):
         return _describe_table(table, _find_images(table, data_dir, problems), pixel_size)
     return _describe_stack(path, _whole_stack(path, problems), pixel_size)
@@ -181,12 +195,13 @@ class _Located(NamedTuple):
     section_of: Array
     missing: dict[str, int]
     problems: list[str]
+    near_matches: dict[str, str]
     sign_of: Array | None = None
 
 
 def _whole_stack(path: str, problems: list[str]) -> _Located:
     images = whole_stack(read_header(path))
-    return _Located([*images.stacks], images.stack_of, images.section_of, {}, problems)
+    return _Located([*images.stacks], images.stack_of, images.section_of, {}, problems, {})
 
 
 def _find_images(table: ImageTable, data_dir: FilePath | None, problems: list[str]) -> _Located:
@@ -207,9 +222,11 @@ def _find_images(table: ImageTable, data_dir: FilePath | None, problems: list[st
             except InputError as error:
                 unreadable.append(str(error))
         headers.append(header)
-    # Only the first of several faults stops a run, and missing stacks are listed by themselves.
-    others = [] if missing else [problem for problem in problems if problem not in unreadable]
-    return _Located(headers, named.stack_of, named.section_of, missing, [*unreadable, *others], named.sign_of)
+    others = [problem for problem in problems if problem not in unreadable]
+    near = {name: near_match(name, table.path, data_dir) for name in [*missing][:N_NAMED]}
+    return _Located(
+        headers, named.stack_of, named.section_of, missing, [*unreadable, *others], near, named.sign_of
+    )
 
 
 def _describe_stack(path: str, located: _Located, pixel_size: float | None) -> Description:
@@ -225,12 +242,14 @@ def _describe_stack(path: str, located: _Located, pixel_size: float | None) -> D
         optics=[],
         defocus=(math.nan, math.nan),
         has_ctf=False,
-        corrected="",
+        corrected={},
         n_micrographs=None,
         n_stacks=1,
         stack_bytes=os.path.getsize(header.path),
         pixels=_count_pixels(located),
-        missing=located.missing,
+        missing={},
+        near_matches={},
+        doubts=() if located.problems else tuple(stack_doubts([header])),
         problems=located.problems,
         look=_look_at(located),
     )
@@ -238,23 +257,33 @@ def _describe_stack(path: str, located: _Located, pixel_size: float | None) -> D
 
 def _describe_table(table: ImageTable, located: _Located, pixel_size: float | None) -> Description:
     acquisition, micrographs = table.acquisition(), table.micrographs()
+    n_repeated = _count_repeated(located)
     present = [header for header in located.headers if header]
     return Description(
         path=table.path,
         kind=table.kind,
         n_images=len(table),
-        n_repeated=_count_repeated(located),
+        n_repeated=n_repeated,
         boxes=_count_boxes(located),
         pixel_size=pixel_size or _pixel_size(table, acquisition.optics, present),
         optics=acquisition.optics,
         defocus=acquisition.defocus,
         has_ctf=acquisition.has_ctf,
-        corrected=table.correction,
+        corrected={word: int(images.sum()) for word, images in (_known(table.corrections) or {}).items()},
         n_micrographs=None if micrographs is None else len(set(micrographs)),
         n_stacks=len(located.headers),
         stack_bytes=sum(os.path.getsize(header.path) for header in present),
         pixels=_count_pixels(located),
         missing=located.missing,
+        near_matches=located.near_matches,
+        doubts=table_doubts(
+            table,
+            located.headers,
+            located.stack_of,
+            n_repeated,
+            _known(table.pixel_sizes) if pixel_size is None else None,
+            _known(table.ctf),
+        ),
         problems=located.problems,
         look=_look_at(located),
     )
@@ -272,8 +301,23 @@ def _pixel_size(table: ImageTable, optics: list[OpticsGroup], headers: list[MrcH
     return sizes.pop() if len(sizes) == 1 else math.nan
 
 
+def _known(ask: Callable[[], _Answer]) -> _Answer | None:
+    """Return what a table says; None where that cannot be read, which is a problem that is told already."""
+    try:
+        return ask()
+    except InputError:
+        return None
+
+
 def _count_repeated(located: _Located) -> int:
-    places = located.stack_of.astype(np.int64) << 32 | (located.section_of & 0xFFFFFFFF)
+    # A file may be named in several ways.
+    number_of: dict[str, int] = {}
+    files = [
+        number_of.setdefault(os.path.realpath(header.path) if header else f"missing {number}", len(number_of))
+        for number, header in enumerate(located.headers)
+    ]
+    file_of = np.array(files, np.int64)[located.stack_of]
+    places = file_of << 32 | (located.section_of & 0xFFFFFFFF)
     return len(places) - len(np.unique(places))
 
 

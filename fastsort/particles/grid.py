@@ -12,6 +12,7 @@ import numpy.typing as npt
 from fastsort._checks import MIN_BOX, InputError, check_box
 from fastsort._crop import apply_crop, crop_operator
 from fastsort._types import Floats, Images, Indices
+from fastsort.particles.kinds import check_no_micrograph
 from fastsort.particles.store import ImageStore, StackImages
 
 _SAME_PIXEL_SIZE = 1e-4
@@ -69,6 +70,7 @@ def bring_to_one_grid(
         When images are not square or no sensible box, or have too little in common.
     """
     for stack in images.stacks:
+        check_no_micrograph(stack)
         check_box(stack.ny, stack.nx, f"images of {stack.path}")
     boxes = np.array([stack.nx for stack in images.stacks])[images.stack_of]
     if pixel_sizes is None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from fastsort._checks import InputError, check_box, check_count, check_positive
 from fastsort._types import FilePath, Floats, Numbers
+from fastsort.particles.doubts import ctf_doubts, pixel_size_doubts, stack_doubts
 from fastsort.particles.extract import MicrographImages
 from fastsort.particles.files import find_files, first_few, shown
 from fastsort.particles.mrc import MrcHeader, read_header
@@ -120,6 +121,11 @@ def open_micrographs(
         micrographs=table.micrographs(),
         table=table,
         outside=outside if outside.any() else None,
+        doubts=(
+            *stack_doubts(given.headers),
+            *_pixel_size_doubts(given, table, pixel_size),
+            *ctf_doubts(ctf),
+        ),
     )
 
 
@@ -190,10 +196,10 @@ def _open_given(micrographs: FilePath | Sequence[FilePath], data_dir: FilePath |
     paths = names
     if len(names) == 1 and Path(names[0]).suffix.lower() == ".star":
         star = read_star(names[0])
-        rows = star.loop_with("_rlnMicrographName")
+        rows = star.table_with("_rlnMicrographName")
         if rows is None:
             raise InputError(
-                f"{star.path} has no loop with _rlnMicrographName: give a STAR file that lists micrographs, "
+                f"{star.path} has no table with _rlnMicrographName: give a STAR file that lists micrographs, "
                 "such as micrographs_ctf.star, or the micrographs themselves."
             )
         table, names = join_optics(star, rows), rows.column("_rlnMicrographName")
@@ -223,7 +229,7 @@ def _coordinate_files(
     files = [_CoordinateFile(path, None) for path in _expand(coordinates, "coordinates")]
     if len(files) == 1 and Path(files[0].path).suffix.lower() == ".star":
         star = read_star(files[0].path)
-        listed = star.loop_with("_rlnMicrographName", "_rlnMicrographCoordinates")
+        listed = star.table_with("_rlnMicrographName", "_rlnMicrographCoordinates")
         if listed is not None:
             names = listed.column("_rlnMicrographCoordinates")
             if not names:
@@ -385,6 +391,13 @@ def _pixel_size(given: _Given) -> float:
             "all if it is one."
         )
     return float(sizes[0])
+
+
+def _pixel_size_doubts(given: _Given, table: PickTable, pixel_size: float | None) -> list[str]:
+    if given.table is None or pixel_size is not None:
+        return []
+    sizes = np.full(len(given.headers), table.pixel_size)
+    return pixel_size_doubts(sizes, given.headers, np.arange(len(sizes)))
 
 
 def _ctf(picks: list[_Picks], given: _Given, table: PickTable) -> CtfParameters | None:

@@ -24,7 +24,22 @@ _REFUSED = {
     101: "4-bit numbers: convert the stack to mode 2, for example with newstack or relion_image_handler",
 }
 _MAX_SIDE = 65535
+_TIFF = (
+    "a TIFF or EER file, as movies are: give micrographs or particles, converted to MRC where they are none"
+)
+_OTHERS = {
+    **dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), _TIFF),
+    b"\x89HDF": "an HDF file: convert it to MRC, for example with e2proc2d.py",
+}
 _IMOD_STAMP = 1146047817
+# Space groups of crystals, of which a single map has the first.
+_SPACE_GROUPS = 230
+# Extended headers are records of whole words.
+_WORD = 4
+_BYTES_LOOKED_AT = 1 << 20
+_HALF_OF_BYTES = 127
+# Of all steps from one pixel to the next, and of the jumps that the other way to read them has.
+_FEWEST_JUMPS, _CLEARLY_FEWER = 1e-4, 0.5
 # Linux cuts a longer announcement short.
 _ANNOUNCED_BYTES = 128 << 10
 _CONVERSION_BYTES = 1 << 21
@@ -33,7 +48,24 @@ _HALF_RANGE = 65536
 
 
 class MrcHeader(NamedTuple):
-    """Where the images of an MRC file stand, and how they are written."""
+    """Where the images of an MRC file stand, and how they are written.
+
+    Attributes
+    ----------
+    path : str
+    n_images, ny, nx : int
+    dtype : numpy dtype
+        Of a stored pixel.
+    offset : int
+        Of the first image, in bytes.
+    pixel_size : float
+        In angstroms; NaN where the header has none.
+    says_volume : bool
+        Whether the header calls the file a map: sections of one volume, not images. Many programs that
+        write stacks of images leave that as it is by default.
+    doubts : tuple of str
+        What is odd about the file and can be read all the same: predicates whose subject is the file.
+    """
 
     path: str
     n_images: int
@@ -42,6 +74,8 @@ class MrcHeader(NamedTuple):
     dtype: np.dtype[Any]
     offset: int
     pixel_size: float
+    says_volume: bool = False
+    doubts: tuple[str, ...] = ()
 
     @property
     def image_bytes(self) -> int:
@@ -69,15 +103,25 @@ def read_header(path: str | os.PathLike[str]) -> MrcHeader:
     Raises
     ------
     InputError
-        When the file cannot be read, is no MRC file, holds no real images, or
-        ends before the last image that its header promises.
+        When the file cannot be read, is no MRC file, holds no real images, or has not the size that its
+        header promises.
+
+    Notes
+    -----
+    Bytes after the last image may also stand before the first, as an extended header that is not declared,
+    and then every image is shifted. They are left out if that cannot be: extended headers are multiples of
+    four bytes, and not the zeros that a disk or a program appends.
     """
     with check_readable(path) as file:
         try:
-            raw = file.read(HEADER_DTYPE.itemsize)
+            return _read_header(file, path)
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}.") from None
-        size = os.fstat(file.fileno()).st_size
+
+
+def _read_header(file: BufferedReader, path: str | os.PathLike[str]) -> MrcHeader:
+    raw = file.read(HEADER_DTYPE.itemsize)
+    size = os.fstat(file.fileno()).st_size
     if len(raw) < HEADER_DTYPE.itemsize:
         raise InputError(f"{path} is not an MRC file: it has {size} bytes, and a header alone takes 1024.")
     order, fields = _sensible_fields(raw, path)
@@ -90,6 +134,7 @@ def read_header(path: str | os.PathLike[str]) -> MrcHeader:
         dtype=_pixel_dtype(order, fields, path),
         offset=HEADER_DTYPE.itemsize + int(fields["nsymbt"]),
         pixel_size=_pixel_size(fields),
+        says_volume=bool(1 <= fields["ispg"] <= _SPACE_GROUPS and fields["mz"] == fields["nz"] > 1),
     )
     check_not_empty(header.n_images, str(path))
     promised = header.offset + header.n_images * header.image_bytes
@@ -99,7 +144,71 @@ def read_header(path: str | os.PathLike[str]) -> MrcHeader:
             f"{path} ends early: its header promises {promised} bytes ({header.n_images} images), "
             f"but the file has {size} bytes ({present} whole images): copy or write it again."
         )
-    return header
+    doubts = []
+    if size > promised:
+        doubts.append(_doubt_rest(file, header, promised, size - promised, path))
+    if header.dtype == np.int8 and not _is_stamped(order, fields):
+        dtype, doubt = _sign_of_bytes(file, header)
+        header = header._replace(dtype=dtype)
+        doubts += doubt
+    return header._replace(doubts=tuple(doubts))
+
+
+def _doubt_rest(
+    file: BufferedReader, header: MrcHeader, stop: int, rest: int, path: str | os.PathLike[str]
+) -> str:
+    """Return what is odd about bytes after the last image; refuse them if they may stand before the first."""
+    if rest < header.image_bytes:
+        file.seek(stop)
+        after = file.read(rest)
+        file.seek(header.offset)
+        before = file.read(rest)
+        if rest % _WORD or (not any(after) and any(before)):
+            return f"has {rest} bytes after its last image, which are left out: check that it is whole"
+    more, extended = "", header.offset - HEADER_DTYPE.itemsize
+    if rest % header.image_bytes == 0:
+        more = f"{rest // header.image_bytes} more images, or "
+    raise InputError(
+        f"{path} has {rest} bytes more than its header promises ({header.n_images} images, and {extended} "
+        f"bytes of extended header): {more}an extended header that is not declared, which would shift every "
+        "image. Correct nz or nsymbt in the header, or write the file again."
+    )
+
+
+def _sign_of_bytes(file: BufferedReader, header: MrcHeader) -> tuple[np.dtype[Any], list[str]]:
+    """Tell from the first images whether bytes have a sign, and say what is odd about that.
+
+    The standard gives them one, and many programs write them without. Read the wrong way, neighbouring
+    pixels on two sides of the middle of the range jump to its two ends. Where no pixels lie on both sides
+    the two ways differ by a constant, which does not matter.
+    """
+    n_read = max(1, min(header.n_images, _BYTES_LOOKED_AT // header.image_bytes))
+    file.seek(header.offset)
+    pixels = np.frombuffer(file.read(n_read * header.image_bytes), np.uint8).reshape(-1, header.nx)
+    signed, unsigned = (
+        float((np.abs(np.diff(pixels.view(dtype).astype(np.int16), axis=1)) > _HALF_OF_BYTES).mean())
+        if header.nx > 1
+        else 0.0
+        for dtype in (np.int8, np.uint8)
+    )
+    if max(signed, unsigned) < _FEWEST_JUMPS or signed < _CLEARLY_FEWER * unsigned:
+        return np.dtype(np.int8), []
+    if unsigned < _CLEARLY_FEWER * signed:
+        dtype, read, because = np.uint8, "0 to 255", "since neighbouring pixels then differ less"
+    else:
+        dtype, read, because = np.int8, "-128 to 127", "as the MRC standard has it, and may be 0 to 255"
+    doubt = f"holds bytes, which are read as {read}, {because}: convert it to mode 2 to be sure"
+    return np.dtype(dtype), [doubt]
+
+
+def _is_stamped(order: str, fields: Any) -> bool:
+    """Whether IMOD says if bytes have a sign."""
+    return bool(_imod(order, fields)[0] == _IMOD_STAMP)
+
+
+def _imod(order: str, fields: Any) -> tuple[int, int]:
+    stamp, flags = np.frombuffer(fields["extra2"].tobytes(), order + "i4", count=2, offset=40).tolist()
+    return stamp, flags
 
 
 def _sensible_fields(raw: bytes, path: str | os.PathLike[str]) -> tuple[str, Any]:
@@ -110,6 +219,9 @@ def _sensible_fields(raw: bytes, path: str | os.PathLike[str]) -> tuple[str, Any
         sides = fields["nx"], fields["ny"]
         if all(1 <= side <= _MAX_SIDE for side in sides) and fields["nz"] >= 0 and fields["nsymbt"] >= 0:
             return order, fields
+    for magic, what in _OTHERS.items():
+        if raw.startswith(magic):
+            raise InputError(f"{path} is not an MRC file but {what}.")
     raise InputError(f"{path} is not an MRC file: its first 1024 bytes hold no sensible image sizes.")
 
 
@@ -119,7 +231,7 @@ def _pixel_dtype(order: str, fields: Any, path: str | os.PathLike[str]) -> np.dt
         reason = _REFUSED.get(mode, "which is no mode of real images; 0, 1, 2, 6 and 12 can be read")
         raise InputError(f"{path} has MRC mode {mode}, {reason}.")
     if mode == 0:
-        stamp, flags = np.frombuffer(fields["extra2"].tobytes(), order + "i4", count=2, offset=40)
+        stamp, flags = _imod(order, fields)
         return np.dtype(np.uint8 if stamp == _IMOD_STAMP and not flags & 1 else np.int8)
     return np.dtype(order + _DTYPES[mode])
 

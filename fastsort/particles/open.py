@@ -13,7 +13,10 @@ import numpy as np
 
 from fastsort._checks import InputError, check_box, check_not_empty, check_positive
 from fastsort._types import Array, FilePath
+from fastsort.particles.doubts import stack_doubts, table_doubts
+from fastsort.particles.files import MOVIES
 from fastsort.particles.grid import bring_to_one_grid
+from fastsort.particles.kinds import check_no_micrograph, check_no_volume
 from fastsort.particles.mrc import MrcHeader, read_header
 from fastsort.particles.source import Particles, as_particles
 from fastsort.particles.store import StackImages
@@ -100,6 +103,11 @@ def open_particles(
     path = os.fspath(source)
     if Path(path).suffix.lower() in STACKS:
         return replace(_open_stack(path, given), opened_with=again)
+    if Path(path).suffix.lower() in MOVIES:
+        raise InputError(
+            f"{source} is a TIFF or EER file, as movies are: give particles that were extracted from its "
+            "sum (.star, .cs or an MRC stack), or this sum with --micrographs and picks with --coordinates."
+        )
     if Path(path).suffix.lower() not in TABLES:
         raise InputError(f"{source} must be a .star or .cs file or an MRC stack ({', '.join(STACKS)}).")
     particles = _open_images(_read_table(path, passthrough), given, data_dir)
@@ -195,26 +203,33 @@ def whole_stack(header: MrcHeader) -> StackImages:
 
 def _open_stack(path: str, pixel_size: float | None) -> Particles:
     header = read_header(path)
+    check_no_micrograph(header)
     check_box(header.ny, header.nx, f"images of {path}")
-    return Particles(whole_stack(header), header.nx, pixel_size or header.pixel_size, path)
+    check_no_volume(header)
+    doubts = tuple(stack_doubts([header]))
+    return Particles(whole_stack(header), header.nx, pixel_size or header.pixel_size, path, doubts=doubts)
 
 
 def _open_images(table: ImageTable, pixel_size: float | None, data_dir: FilePath | None) -> Particles:
     """Find the images that a table names, and bring them to one box and pixel size."""
     check_not_empty(len(table), table.path)
     images = table.images(data_dir)
-    sizes = table.pixel_sizes() if pixel_size is None else np.full(len(images), pixel_size)
+    listed = table.pixel_sizes() if pixel_size is None else None
+    sizes = listed if pixel_size is None else np.full(len(images), pixel_size)
     grid = bring_to_one_grid(images, sizes, table.path, table.group_of)
-    names = table.names
+    names, ctf, corrections = table.names, table.ctf(), [*table.corrections().values()]
     assert names is not None
+    n_repeated = int((images.first_named() != np.arange(len(images))).sum())
     return Particles(
         grid.store,
         grid.box,
         grid.pixel_size,
         table.path,
-        ctf=table.ctf(),
+        ctf=ctf,
         names=names,
         micrographs=table.micrographs(),
         table=table,
         rescaled=grid.rescaled,
+        corrected=np.any(corrections, axis=0) if corrections else None,
+        doubts=table_doubts(table, images.stacks, images.stack_of, n_repeated, listed, ctf),
     )

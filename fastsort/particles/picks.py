@@ -40,6 +40,11 @@ class PickFile(ABC):
     y: Floats = field(repr=False)
     ctf: CtfParameters | None = field(repr=False)
 
+    @property
+    def has_segments(self) -> bool:
+        """Whether the picks follow filaments, so that neighbours overlap on purpose."""
+        return False
+
     def in_pixels(self, width: Floats, height: Floats, micrographs: list[str]) -> tuple[Floats, Floats]:
         """Return x and y in pixels of micrographs that have these sides and names, one entry a pick."""
         return self.x, self.y
@@ -145,6 +150,11 @@ class PickTable(Table):
     def coordinates(self) -> Coordinates:
         """Return where the picks lie in their micrographs."""
         return Coordinates(self.x, self.y, np.full(len(self), self.pixel_size), self.defocus)
+
+    @property
+    def has_segments(self) -> bool:
+        """Whether the picks of any file follow filaments."""
+        return any(file.has_segments for file in self.contents)
 
     def part_name(self, name: str) -> str:
         """Return the name of the folder."""

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastsort._checks import InputError, check_every
-from fastsort._types import Floats, Indices
+from fastsort._types import Bools, Floats, Indices
 from fastsort.particles.files import find_files, shown
 from fastsort.particles.mrc import read_header
 from fastsort.particles.star import StarBlock, StarFile, read_star, subset_bytes
@@ -43,6 +43,7 @@ _CORRECTIONS = {
 }
 _MICROGRAPH = "_rlnMicrographName"
 _PIXEL_SIZES = ("_rlnImagePixelSize", "_rlnPixelSize")
+_SIDE, _DIMENSIONS, _TILTS = "_rlnImageSize", "_rlnImageDimensionality", "_rlnTomoSubTomosAre2DStacks"
 _DETECTOR, _MAGNIFICATION = "_rlnDetectorPixelSize", "_rlnMagnification"
 
 
@@ -130,6 +131,7 @@ class StarTable(ImageTable):
     def images(self, data_dir: str | os.PathLike[str] | None) -> StackImages:
         """Find the stack and the section of each image name."""
         # A table whose rows contradict each other is refused before any stack is looked for.
+        _check_no_subtomograms(self.joined, self.star)
         rows, (names, stack_of, section_of, _) = self.joined.rows, self.named_images()
 
         def named(row: int) -> str:
@@ -145,6 +147,13 @@ class StarTable(ImageTable):
         counts = np.array([stack.n_images for stack in stacks])[stack_of]
         section_of[(section_of == _NO_NUMBER) & (counts == 1)] = 0
         wrong = np.flatnonzero((section_of < 0) | (section_of >= counts))
+        if len(wrong) and section_of[wrong[0]] == _NO_NUMBER:
+            row = int(wrong[0])
+            raise InputError(
+                f"image {named(row)} on line {rows.line_number(row)} of {rows.path} has no number, and the "
+                f"file holds {counts[row]} sections: if these are a volume, a movie or the tilts of a "
+                "subtomogram, fastsort cannot sort it; else name each image, such as 000017@stack.mrcs."
+            )
         if len(wrong):
             row = int(wrong[0])
             raise InputError(
@@ -152,7 +161,9 @@ class StarTable(ImageTable):
                 f"{stacks[stack_of[row]].path} holds images 1@ to {counts[row]}@. "
                 "Correct the line, or extract the particles again."
             )
-        return StackImages(stacks, stack_of, section_of.astype(np.int32))
+        images = StackImages(stacks, stack_of, section_of.astype(np.int32))
+        _check_sides(self.joined, images)
+        return images
 
     def coordinates(self) -> Coordinates:
         """Return where the images lie in their micrographs.
@@ -189,14 +200,19 @@ class StarTable(ImageTable):
             0 < len(self) == len(defocus) and _knows_microscope(self.star),
         )
 
-    @property
-    def correction(self) -> str:
-        """What something has done to the phases of all images already."""
+    def corrections(self) -> dict[str, Bools]:
+        """Return which images something was done to already; flags of an optics group are for its own."""
+        done: dict[str, Bools] = {}
+        rows, optics, group_of = self.joined
         for label, word in _CORRECTIONS.items():
-            for block in self.star.blocks:
-                if label in block.labels and block.n_rows and (_numbers(block, label) == 1).all():
-                    return word
-        return ""
+            if optics is not None and label in optics.labels:
+                done[word] = (_numbers(optics, label) == 1)[group_of]
+            elif label in rows.labels:
+                done[word] = _numbers(rows, label) == 1
+            else:
+                blocks = [block for block in self.star.blocks if label in block.labels and block.n_rows]
+                done[word] = np.full(len(self), any((_numbers(block, label) == 1).all() for block in blocks))
+        return {word: images for word, images in done.items() if images.any()}
 
     @property
     def has_segments(self) -> bool:
@@ -284,7 +300,14 @@ def join_optics(star: StarFile, rows: StarBlock | None = None) -> JoinedTable:
             f"{star.path} has {optics.n_rows} optics groups, but its particles have no column "
             "_rlnOpticsGroup that says which is theirs: add it."
         )
-    row_of = {number: row for row, number in enumerate(optics.floats("_rlnOpticsGroup").tolist())}
+    row_of: dict[float, int] = {}
+    for row, number in enumerate(optics.floats("_rlnOpticsGroup").tolist()):
+        other = row_of.setdefault(number, row)
+        if other != row:
+            raise InputError(
+                f"data_optics of {star.path} lists group {number:g} on lines {optics.line_number(other)} and "
+                f"{optics.line_number(row)}: give each group a number of its own, or remove one."
+            )
     groups = rows.floats("_rlnOpticsGroup")
     used, first, which = np.unique(groups, return_index=True, return_inverse=True)
     for number, row in zip(used.tolist(), first.tolist(), strict=True):
@@ -295,6 +318,41 @@ def join_optics(star: StarFile, rows: StarBlock | None = None) -> JoinedTable:
                 f"but data_optics has only {known}: add the group."
             )
     return JoinedTable(rows, optics, np.array([row_of[number] for number in used.tolist()], np.intp)[which])
+
+
+def _check_no_subtomograms(table: JoinedTable, star: StarFile) -> None:
+    """Refuse particles that are volumes, or stacks of tilt images."""
+    what, found = "", None
+    for block in star.blocks:
+        if _TILTS in block.labels and (_numbers(block, _TILTS) == 1).any():
+            what, found = "one stack of tilt images", (_TILTS, block.line_number(0))
+    block = table.rows if table.optics is None or _DIMENSIONS not in table.optics.labels else table.optics
+    dimensions = _numbers(block, _DIMENSIONS)
+    used = dimensions[table.group_of] if block is table.optics else dimensions
+    if (used == 3).any():
+        row = int(np.flatnonzero(dimensions == 3)[0])
+        what, found = "one volume", (_DIMENSIONS, block.line_number(row))
+    if found:
+        raise InputError(
+            f"{star.path} lists subtomograms ({found[0]} on line {found[1]}), {what} a "
+            "particle, which fastsort cannot sort: give 2D images of single particles."
+        )
+
+
+def _check_sides(table: JoinedTable, images: StackImages) -> None:
+    """Refuse stacks whose images have not the box that the table says; RELION does."""
+    sizes = table.floats(_SIDE)
+    if sizes is None:
+        return
+    sides = np.array([stack.nx for stack in images.stacks])[images.stack_of]
+    wrong = np.flatnonzero((sizes > 0) & (sizes != sides))
+    if len(wrong):
+        row = int(wrong[0])
+        raise InputError(
+            f"{table.rows.path} says that its images have {sizes[row]:g} px ({_SIDE}), but those of "
+            f"{images.stacks[images.stack_of[row]].path} have {sides[row]} px (first on line "
+            f"{table.rows.line_number(row)}): give the right stack, or correct the table, its pixel size too."
+        )
 
 
 def listed_pixel_sizes(table: JoinedTable) -> Floats | None:

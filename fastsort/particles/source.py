@@ -43,6 +43,11 @@ class Particles:
     rescaled : ndarray of float64, shape (n,), or None
         How many pixels of its stack make one pixel of an image as it is read, where images of several boxes
         or pixel sizes were brought to one; otherwise None.
+    corrected : ndarray of bool, shape (n,), or None
+        Images whose phases the source says were flipped, or multiplied with the CTF; None where there are
+        none.
+    doubts : tuple of str
+        What looks wrong in the files, a line each, with what to do.
     opened_with : dict of str to anything that JSON can hold
         What `open_particles` needs besides `path` to open the set again, with absolute paths.
     """
@@ -58,6 +63,8 @@ class Particles:
     table: Table = field(default=None, repr=False)  # type: ignore[assignment]
     outside: Bools | None = field(default=None, repr=False)
     rescaled: Floats | None = field(default=None, repr=False)
+    corrected: Bools | None = field(default=None, repr=False)
+    doubts: tuple[str, ...] = ()
     opened_with: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -164,6 +171,7 @@ def choose_particles(particles: Particles, chosen: npt.ArrayLike) -> Particles:
         micrographs=None,
         table=NumberedImages(particles.path, len(which)),
         outside=None if particles.outside is None else particles.outside[which],
+        corrected=None if particles.corrected is None else particles.corrected[which],
         rescaled=None if particles.rescaled is None else particles.rescaled[which],
     )
 

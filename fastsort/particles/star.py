@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from typing import Any
 
@@ -35,6 +36,11 @@ _VALUE_OR_COMMENT = {
         for quotes in (b"'", b'"', b"'\"")
     },
 }
+# STAR knows no difference between small and capital letters in these words.
+_HEADING = re.compile(rb"\n[^\S\n]*[dD][aA][tT][aA]_")
+_LOOP = b"loop_"
+_SECOND_LOOP = re.compile(rb"\n[^\S\n]*[lL][oO][oO][pP]_(?!\S)")
+_LONGEST_BLANKS = 1 << 10
 _ROWS_AT_ONCE = 20_000
 _BYTES_AT_ONCE = 1 << 20
 
@@ -53,8 +59,10 @@ class StarBlock:
         Column names, as they stand, with their underscore.
     is_loop : bool
         False for a block of single values, which counts as one row.
-    header_stop : int
-        Where the line of the last label ends.
+    start : int
+        Where the line of its name starts.
+    header_start, header_stop : int
+        Where the line of the first label, or of the loop, starts, and where that of the last label ends.
     lines : ndarray of int, shape (n, 2)
         Where each row's line starts and stops, its line ending included.
     values : ndarray of int, shape (n, n_labels, 2)
@@ -67,6 +75,8 @@ class StarBlock:
     name: str
     labels: list[str]
     is_loop: bool
+    start: int
+    header_start: int
     header_stop: int
     lines: Spans
     values: Spans
@@ -110,6 +120,11 @@ class StarBlock:
         """Return the number, counted from 1, of the line on which a row stands."""
         return _line_number(self.text, int(self.lines[row, 0]))
 
+    @property
+    def heading_line(self) -> int:
+        """The number, counted from 1, of the line with the table's name."""
+        return _line_number(self.text, self.start)
+
     def _raw_column(self, label: str) -> list[bytes]:
         if label not in self.labels:
             raise InputError(f"data_{shown(self.name)} of {self.path} has no column {label}: add it.")
@@ -143,30 +158,71 @@ class StarFile:
     blocks: list[StarBlock]
 
     def block(self, name: str) -> StarBlock | None:
-        """Return the first block of this name, or None."""
-        return next((block for block in self.blocks if block.name == name), None)
+        """Return the block of this name, or None.
 
-    def loop_with(self, *labels: str) -> StarBlock | None:
-        """Return the first loop that has all of these columns, or None."""
-        return next((block for block in self.blocks if block.is_loop and {*labels} <= {*block.labels}), None)
+        Raises
+        ------
+        InputError
+            When there are several with rows.
+        """
+        found = [block for block in self.blocks if block.name.lower() == name]
+        return self._only_one(found, f"named data_{name}")
 
-    @property
+    def table_with(self, *labels: str) -> StarBlock | None:
+        """Return the table that has all of these columns, or None.
+
+        Raises
+        ------
+        InputError
+            When there are several with rows: whoever read one would pass on the others unread.
+        """
+        found = [block for block in self.blocks if {*labels} <= {*block.labels}]
+        return self._only_one(found, f"with {labels[0]}")
+
+    def _only_one(self, found: list[StarBlock], what: str) -> StarBlock | None:
+        filled = [block for block in found if block.n_rows]
+        if len(filled) > 1:
+            lines = " and ".join(str(block.heading_line) for block in filled[:2])
+            count, more = ("two", "") if len(filled) == 2 else (str(len(filled)), ", ...")
+            raise InputError(
+                f"{self.path} has {count} tables {what} (lines {lines}{more}): join them into one."
+            )
+        return next(iter(filled or found), None)
+
+    @cached_property
     def particles_block(self) -> StarBlock:
         """The table with one row an image.
 
         Raises
         ------
         InputError
-            When no loop has a column ``_rlnImageName``.
+            When no table has a column ``_rlnImageName``, or several have.
         """
-        for block in self.blocks:
-            if block.is_loop and "_rlnImageName" in block.labels:
-                return block
+        block = self.table_with("_rlnImageName")
+        if block is not None:
+            return block
         found = shown(", ".join(f"data_{block.name}" for block in self.blocks))
-        raise InputError(
-            f"{self.path} has no loop with _rlnImageName, only {found}: "
-            "give the particles STAR file of an extraction, classification or refinement."
+        labels = {label for block in self.blocks for label in block.labels}
+        advice = next(
+            (advice for label, advice in _NO_IMAGES.items() if label in labels),
+            "give the particles STAR file of an extraction, classification or refinement",
         )
+        raise InputError(f"{self.path} has no table with _rlnImageName, only {found}: {advice}.")
+
+
+# What a file without images lists instead, by the first of these columns that it has.
+_NO_IMAGES = {
+    "_rlnReferenceImage": "it lists class averages or references. Give the particles of the same job, "
+    "such as run_it025_data.star",
+    "_rlnTomoName": "it lists tomograms or places in them. fastsort sorts 2D images of single particles",
+    "_rlnTomoParticlesFile": "it lists the files of a tomography project. fastsort sorts 2D images of single "
+    "particles",
+    "_rlnTomoParticleName": "it lists places in tomograms. fastsort sorts 2D images of single particles",
+    "_rlnMicrographMovieName": "it lists movies. Give particles that were extracted from their sums, or "
+    "these sums with --micrographs and the picks in them with --coordinates",
+    "_rlnCoordinateX": "it lists picks. Give it with --coordinates, and the micrographs with --micrographs",
+    "_rlnMicrographName": "it lists micrographs. Give it with --micrographs, and picks with --coordinates",
+}
 
 
 def read_star(path: str | os.PathLike[str]) -> StarFile:
@@ -204,13 +260,12 @@ def read_star(path: str | os.PathLike[str]) -> StarFile:
 def _headings(text: bytes) -> list[tuple[int, bytes]]:
     """Return place and text of each line that holds one word, which starts with data_."""
     headings = []
-    place = text.find(b"data_")
-    while place >= 0:
+    first = [0] if _HEADING.match(b"\n" + text[:_LONGEST_BLANKS]) else []
+    for place in [*first, *(match.start() + 1 for match in _HEADING.finditer(text))]:
         start, stop = _line_around(text, place)
         words = text[start:stop].split(b"#")[0].split()
-        if len(words) == 1 and words[0].startswith(b"data_"):
+        if len(words) == 1:
             headings.append((start, words[0]))
-        place = text.find(b"data_", stop)
     return headings
 
 
@@ -220,30 +275,66 @@ def _line_around(text: bytes, place: int) -> tuple[int, int]:
 
 
 def _read_block(path: str, text: bytes, start: int, heading: bytes, stop: int) -> StarBlock:
-    labels: list[str] = []
+    name = heading[5:].decode("utf-8", "surrogateescape")
+    place_of: dict[str, int] = {}
     singles: list[tuple[int, int]] = []
     is_loop = False
-    header_stop = line_stop = _line_around(text, start)[1]
+    header_start = header_stop = line_stop = _line_around(text, start)[1]
+    rows_start = stop
     while line_stop < stop:
         line_start, line_stop = _line_around(text, line_stop)
         places = _values_one_by_one(text, line_start, line_stop).tolist()
         words = [text[a:b] for a, b in places]
         if not words:
             continue
-        if words == [b"loop_"] and not labels:
+        if not (place_of or is_loop):
+            header_start = line_start
+        if [word.lower() for word in words] == [_LOOP] and not place_of:
             is_loop = True
         elif words[0].startswith(b"_") and (is_loop or len(words) == 2):
-            labels.append(words[0].decode("utf-8", "surrogateescape"))
+            label = words[0].decode("utf-8", "surrogateescape")
+            if label in place_of:
+                lines = [_line_number(text, place) for place in (place_of[label], line_start)]
+                raise InputError(
+                    f"data_{shown(name)} of {path} has {shown(label)} twice, on lines {lines[0]} and "
+                    f"{lines[1]}: remove one."
+                )
+            place_of[label] = line_start
             singles += [] if is_loop else [places[1]]
             header_stop = line_stop
         else:
-            line_stop = line_start
+            rows_start = line_start
             break
-    header = path, heading[5:].decode("utf-8", "surrogateescape"), labels, is_loop, header_stop
-    lines, values, odd = _read_rows(path, text, line_stop, stop, len(labels) if is_loop else 0)
+    if rows_start < stop:
+        _check_header(path, text, rows_start, name, is_loop, bool(place_of))
+    header = path, name, list(place_of), is_loop, start, header_start, header_stop
     if not is_loop and singles:
-        lines, values, odd = np.array([[start, header_stop]]), np.array([singles]), True
-    return StarBlock(*header, lines, values, odd, text)
+        row = np.array([[header_start, header_stop]], np.int64)
+        return StarBlock(*header, row, np.array([singles], np.int64), True, text)
+    return StarBlock(*header, *_read_rows(path, text, rows_start, stop, len(place_of)), text)
+
+
+def _check_header(path: str, text: bytes, place: int, name: str, is_loop: bool, has_labels: bool) -> None:
+    """Refuse a table whose rows start at a place although nothing says that it has any."""
+    if is_loop and has_labels:
+        return
+    line, table = _line_number(text, place), f"data_{shown(name)} of {path}"
+    word = text[place : _line_around(text, place)[1]].split()[0]
+    if is_loop:
+        raise InputError(f"{table} has a loop_ and rows (line {line}), but no columns: write the file again.")
+    if has_labels:
+        raise InputError(
+            f"{table} has single values and then, on line {line}, something else: a table of several rows "
+            "starts with a line loop_, and each table with a line data_. Correct the line."
+        )
+    if word.startswith(b"_"):
+        raise InputError(
+            f"{table} has columns but no loop_: put a line with loop_ before line {line}, which names the "
+            f"first of them, {shown(word.decode('utf-8', 'surrogateescape'))}."
+        )
+    raise InputError(
+        f"{table} has rows (line {line}), but neither loop_ nor columns before them: write the file again."
+    )
 
 
 def _read_rows(path: str, text: bytes, start: int, stop: int, n_columns: int) -> tuple[Spans, Spans, bool]:
@@ -253,6 +344,13 @@ def _read_rows(path: str, text: bytes, start: int, stop: int, n_columns: int) ->
     line_starts = np.append(start, line_stops)[:-1]
     counts = np.diff(np.searchsorted(places[:, 0], line_stops.astype(places.dtype)), prepend=0)
     wrong = np.flatnonzero((counts > 0) & (counts != n_columns))
+    # In a table of one column, the word alone would be a row.
+    again = _SECOND_LOOP.search(text, start, stop) if len(wrong) or n_columns == 1 else None
+    if again:
+        raise InputError(
+            f"line {_line_number(text, again.end() - len(_LOOP))} of {path} starts a second loop_ in one "
+            "table: put a line with data_ and a name before it."
+        )
     if len(wrong):
         line = _line_number(text, int(line_starts[wrong[0]]))
         raise InputError(
@@ -350,6 +448,10 @@ def _subset_pieces(
     block: StarBlock, kept: npt.NDArray[np.bool_], columns: dict[str, Sequence[str]]
 ) -> Iterator[bytes]:
     text = block.text
+    if not block.is_loop:
+        yield _single_row(block, columns) if kept.all() else _empty_loop(block, columns)
+        yield text[block.header_stop :]
+        return
     yield text[: block.header_stop] + _new_labels(block, columns)
     # Blank lines and comments between rows belong to no row and stay: here stops[i] to starts[i] is what
     # stands before row i, and, last, what stands after all rows.
@@ -362,12 +464,45 @@ def _subset_pieces(
         yield _edited_rows(block, np.flatnonzero(kept[first:end]) + first, columns)
 
 
+def _single_row(block: StarBlock, columns: dict[str, Sequence[str]]) -> bytes:
+    """Return the text up to the end of a table without a loop, with its one row."""
+    pieces, place = [], 0
+    for index, label in enumerate(block.labels):
+        if label in columns:
+            start, stop = block.values[0, index].tolist()
+            pieces += [block.text[place:start], columns[label][0].encode("utf-8", "surrogateescape")]
+            place = stop
+    pieces.append(block.text[place : block.header_stop])
+    new = [
+        f"{label} {values[0]}".encode("utf-8", "surrogateescape")
+        for label, values in columns.items()
+        if label not in block.labels
+    ]
+    return b"".join(pieces) + _more_lines(block, new)
+
+
+def _empty_loop(block: StarBlock, columns: dict[str, Sequence[str]]) -> bytes:
+    """Return the text up to the end of a table without a loop, made a loop that has no rows."""
+    labels = [*block.labels, *(label for label in columns if label not in block.labels)]
+    lines = [f"{label} #{i}".encode("utf-8", "surrogateescape") for i, label in enumerate(labels, 1)]
+    ending = _line_ending(block)
+    return block.text[: block.header_start] + b"".join(line + ending for line in [_LOOP, *lines])
+
+
 def _new_labels(block: StarBlock, columns: dict[str, Sequence[str]]) -> bytes:
-    header = block.text[: block.header_stop]
-    ending = b"\r\n" if b"\r\n" in header else b"\n"
     new = [label for label in columns if label not in block.labels]
     lines = [b"%s #%d" % (label.encode(), i) for i, label in enumerate(new, len(block.labels) + 1)]
-    if header.endswith(b"\n"):
+    return _more_lines(block, lines)
+
+
+def _line_ending(block: StarBlock) -> bytes:
+    return b"\r\n" if b"\r\n" in block.text[: block.header_stop] else b"\n"
+
+
+def _more_lines(block: StarBlock, lines: list[bytes]) -> bytes:
+    """Return lines that follow the header, which may end without a line ending."""
+    ending = _line_ending(block)
+    if block.text[: block.header_stop].endswith(b"\n"):
         return b"".join(line + ending for line in lines)
     return b"".join(ending + line for line in lines)
 

@@ -13,6 +13,9 @@ from fastsort.particles.relion import join_optics, listed_ctf
 from fastsort.particles.star import StarBlock, StarFile, read_star, subset_bytes
 from fastsort.particles.table import Added
 
+# In .cbox files of crYOLO.
+_FILAMENT, _NO_FILAMENT = "_filamentid", ("<NA>", "nan", "None")
+
 
 @dataclass(frozen=True, eq=False)
 class StarPicks(PickFile):
@@ -27,6 +30,14 @@ class StarPicks(PickFile):
 
     star: StarFile = field(repr=False)
     block: StarBlock = field(repr=False)
+
+    @property
+    def has_segments(self) -> bool:
+        """Whether RELION or crYOLO counts the filaments that the picks belong to."""
+        labels = self.block.labels
+        return "_rlnHelicalTubeID" in labels or (
+            _FILAMENT in labels and any(word not in _NO_FILAMENT for word in self.block.column(_FILAMENT))
+        )
 
     def write(self, path: str, kept: Bools, added: Added) -> None:
         """Write the file with some of the rows, and more columns."""
@@ -46,12 +57,12 @@ def read_star_picks(path: str) -> StarPicks:
         When the file cannot be read, or its coordinates are no finite numbers.
     """
     star = read_star(path)
-    block = star.loop_with("_rlnCoordinateX", "_rlnCoordinateY")
+    block = star.table_with("_rlnCoordinateX", "_rlnCoordinateY")
     # Of no picks, RELION writes a table without columns.
     block = block or next((block for block in star.blocks if not block.labels), None)
     if block is None:
         raise InputError(
-            f"{path} has no loop with _rlnCoordinateX and _rlnCoordinateY: give the picks of a RELION job."
+            f"{path} has no table with _rlnCoordinateX and _rlnCoordinateY: give the picks of a RELION job."
         )
     if not block.labels:
         return StarPicks(path, None, np.zeros(0), np.zeros(0), None, star, block)

@@ -14,7 +14,7 @@ import numpy as np
 
 from fastsort._brief import brief
 from fastsort._checks import InputError
-from fastsort._types import Array, Floats, Indices, Numbers
+from fastsort._types import Array, Bools, Floats, Indices, Numbers
 from fastsort.particles.store import StackImages
 
 _ROWS_AT_ONCE = 50_000
@@ -226,10 +226,9 @@ class Table(ABC):
         """Return what the table says of how its images were taken."""
         return Acquisition([], (math.nan, math.nan), False)
 
-    @property
-    def correction(self) -> str:
-        """What was done to the phases of all images: "phase-flipped", "CTF-premultiplied" or nothing."""
-        return ""
+    def corrections(self) -> dict[str, Bools]:
+        """Return which images are "phase-flipped" or "CTF-premultiplied" already; nothing where none is."""
+        return {}
 
     @property
     def has_segments(self) -> bool:

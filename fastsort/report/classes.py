@@ -87,6 +87,7 @@ def summarize_map(particles: Particles, result: MapResult) -> dict[str, Any]:
         "class_box": classes.averages.averages.shape[1],
         "class_pixel_size": result.pixel_size,
         "phase_flipped": result.phase_flipped,
+        "doubts": list(result.doubts),
         "parameters": result.parameters,
         "seconds": result.seconds,
         "images_per_second": n / seconds if seconds > 0 else math.nan,

@@ -100,6 +100,8 @@ def open_finished(
     summary = _load_summary(folder / SUMMARY)
     particles = _open_again(folder, summary, source, data_dir)
     _check_unchanged(folder, particles, result, summary)
+    # A run of an earlier version has none, and the files may have others now.
+    result = result._replace(doubts=tuple(dict.fromkeys([*result.doubts, *particles.doubts])))
     return Finished(folder, particles, result, summary)
 
 
@@ -188,6 +190,8 @@ def _is_whole(result: SortResult) -> bool:
         and result.offset.dtype.kind == "f"
         and all(isinstance(number, (int, float, np.number)) for number in numbers)
         and all(part is None or hasattr(part, "_fields") for part in parts)
+        and isinstance(result.doubts, tuple)
+        and all(isinstance(doubt, str) for doubt in result.doubts)
     )
 
 

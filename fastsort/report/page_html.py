@@ -54,6 +54,10 @@ def verdict_html(particles: Particles, result: SortResult) -> str:
     return "\n".join(
         [
             f'<p class="facts">{escape(" · ".join(facts))}</p>',
+            *(
+                f'<p class="warning" role="note"><strong>Doubt:</strong> {escape(doubt)}</p>'
+                for doubt in result.doubts
+            ),
             f'<dl class="figures">{"".join(blocks)}</dl>',
             _table("Images by reason", ("reason", "images", "share", "", "meaning"), rows, numbers=(1, 2)),
         ]

@@ -125,6 +125,7 @@ def summarize(
         "contrast": result.contrast,
         "phase_flipped": result.phase_flipped,
         "cut": result.threshold,
+        "doubts": list(result.doubts),
         "subspaces": None if result.subspaces is None else _summarize_model(result.subspaces.model),
         "parameters": result.parameters,
         "seconds": result.seconds,
@@ -187,10 +188,10 @@ def _star_columns(particles: Particles, result: SortResult) -> dict[str, Sequenc
 
 
 def _cs_fields(result: SortResult) -> dict[str, npt.NDArray[Any]]:
-    score, probability = _for_relion(result.score), np.nan_to_num(result.junk_probability, nan=1)
     return {
-        "fastsort/score": score.astype(np.float32),
-        "fastsort/junk_probability": probability.astype(np.float32),
+        "fastsort/score": _for_relion(result.score).astype(np.float32),
+        # NaN where it is unknown.
+        "fastsort/junk_probability": result.junk_probability.astype(np.float32),
     }
 
 

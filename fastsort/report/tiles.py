@@ -12,6 +12,7 @@ from fastsort._types import Bools, Floats, Images, Indices
 from fastsort.decide.result import SortResult
 from fastsort.images.crop import fourier_crop
 from fastsort.images.ctf import phase_flip
+from fastsort.images.prepare import ctf_to_flip
 from fastsort.particles.source import Particles
 
 Greys: TypeAlias = npt.NDArray[np.uint8]
@@ -79,7 +80,8 @@ def flip_as_sorted(images: Images, particles: Particles, result: SortResult, ind
     """
     if not result.phase_flipped or particles.ctf is None or len(images) == 0:
         return images
-    return phase_flip(images, particles.ctf.of(indices), particles.pixel_size)
+    ctf = ctf_to_flip(particles, result.parameters.get("phase_flip", "yes"))
+    return images if ctf is None else phase_flip(images, ctf.of(indices), particles.pixel_size)
 
 
 def average_tiles(averages: Images) -> Greys:

@@ -268,14 +268,13 @@ def _sampling(
     """Return the pixel size in angstroms, and voxels a pixel, of a particle of so many voxels."""
     if pixel_size is not None:
         pixel_size = check_positive("pixel_size", pixel_size, "A/px")
+    advice = "a smaller fill"
     if fill is None:
+        advice = "a larger box or a larger pixel size"
         fill = usual if pixel_size is None else voxels * voxel_size / pixel_size / box
     fill = check_positive("fill", fill)
     if fill > 1:
-        raise InputError(
-            f"the particle's diameter is {fill:.2f} times the box: "
-            "give a larger box, a larger pixel_size or a smaller fill."
-        )
+        raise InputError(f"the particle's diameter is {fill:.2f} times the box: give {advice}.")
     scale = voxels / (fill * box)
     return voxel_size * scale if pixel_size is None else pixel_size, scale
 
