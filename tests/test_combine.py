@@ -15,7 +15,8 @@ import fastsort as fs
 from fastsort import InputError
 from fastsort._threshold import balanced_threshold
 from fastsort.decide import combine as module
-from fastsort.decide.combine import OFFSET, apply_strictness, combine_votes, confident, probability_by_odds
+from fastsort.decide.calibrate import probability_by_odds
+from fastsort.decide.combine import OFFSET, apply_strictness, combine_votes, confident
 from fastsort.decide.verdict import cut_again
 from fastsort.sort import sort_particles
 

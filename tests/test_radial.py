@@ -182,7 +182,10 @@ def test_cluster_counts_of_the_filter_are_within_what_was_clustered(mixed_result
 
 
 def two_clouds(seed, n=800, p=5):
-    """Features of particles (half of the images) and junk, which looks like the displaced places."""
+    """Features of particles (half of the images) and of junk, which looks like the displaced places.
+
+    Picked noise has a part of what particles have.
+    """
     rng = np.random.default_rng(seed)
     difference = np.array([3.0, 1.0, -2.0, 0.5, 0.0])[:p]
     mixing = np.eye(p) + 0.3 * rng.normal(size=(p, p))
@@ -190,41 +193,56 @@ def two_clouds(seed, n=800, p=5):
     label = np.arange(n) % 2 == 0
     centred = (rng.normal(size=(n, p)) + 2 * label[:, None] * difference) @ mixing.T
     displaced = rng.normal(size=(3, n, p)) @ mixing.T
-    return centred, displaced, label, mixing @ difference * 2, mixing @ mixing.T
+    picked = (rng.normal(size=(400, p)) + 0.3 * difference) @ mixing.T
+    return centred, displaced, picked, label, mixing @ difference * 2, mixing @ mixing.T
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_discriminant_finds_fishers_direction(seed):
-    centred, displaced, label, difference, covariance = two_clouds(seed)
-    fitted = fit_discriminant(centred, displaced, np.ones(len(centred), dtype=bool))
+    centred, displaced, picked, label, difference, covariance = two_clouds(seed)
+    fitted = fit_discriminant(centred, displaced, picked, np.ones(len(centred), dtype=bool))
     fisher = np.linalg.solve(covariance, difference)
     # Compared in coordinates where the noise is round.
     root = np.linalg.cholesky(covariance)
-    actual, expected = root.T @ fitted.direction, root.T @ fisher
-    assert actual @ expected > 0.95 * np.linalg.norm(actual) * np.linalg.norm(expected)
+    for direction in fitted.direction:
+        actual, expected = root.T @ direction, root.T @ fisher
+        assert actual @ expected > 0.95 * np.linalg.norm(actual) * np.linalg.norm(expected)
     assert area_under_curve(discriminant_score(centred, fitted), label) > 0.99
     assert np.median(outlyingness(centred[label], fitted)) < 0.5
+    # The typical particle scores 0, and displaced places scatter by 1.
+    assert abs(np.median(discriminant_score(centred[label], fitted))) < 0.7
+    assert 0.7 < discriminant_score(displaced[0], fitted).std() < 2
 
 
 def test_units_of_the_features_do_not_matter_to_the_discriminant():
-    centred, displaced, _, _, _ = two_clouds(3)
+    centred, displaced, picked, _, _, _ = two_clouds(3)
     units = np.array([10, 0.1, 3, 50, 0.5])
     usable = np.ones(len(centred), dtype=bool)
-    before = discriminant_score(centred, fit_discriminant(centred, displaced, usable))
-    after = discriminant_score(centred * units, fit_discriminant(centred * units, displaced * units, usable))
+    before = discriminant_score(centred, fit_discriminant(centred, displaced, picked, usable))
+    moved = fit_discriminant(centred * units, displaced * units, picked * units, usable)
+    after = discriminant_score(centred * units, moved)
     np.testing.assert_allclose(after, before, rtol=1e-4, atol=1e-4)
 
 
 def test_score_is_the_distance_told():
     rng = np.random.default_rng(4)
     root = rng.normal(size=(4, 4))
-    discriminant = Discriminant(rng.normal(size=4), 0.7, rng.normal(size=4), root @ root.T)
+    directions, origins = rng.normal(size=(2, 4)), rng.normal(size=2)
+    discriminant = Discriminant(directions, origins, rng.normal(size=4), root @ root.T, 2.0, 0.4)
+    # In results of version 0.1.0 there is one direction.
+    former = discriminant._replace(direction=directions[0], origin=0.7, unit=1.0, penalty=0.7)
     features = 3 * rng.normal(size=(30, 4))
     for one, score in zip(features, discriminant_score(features, discriminant), strict=True):
         offset = one - discriminant.mean
         distance = math.sqrt(offset @ discriminant.precision @ offset)
-        along = one @ discriminant.direction - discriminant.origin
-        assert score == pytest.approx(-along + 0.7 * max(distance - 2, 0))
+        odds = [
+            math.exp(-(one @ direction - origin))
+            for direction, origin in zip(directions, origins, strict=True)
+        ]
+        assert score == pytest.approx(math.log(sum(odds)) / 2 + 0.4 * max(distance - 2, 0))
+        along = one @ former.direction - former.origin
+        alone = discriminant_score(one[None], former)[0]
+        assert alone == pytest.approx(-along + 0.7 * max(distance - 2, 0))
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8])

@@ -21,7 +21,8 @@ from fastsort import _saved
 from fastsort._checks import InputError
 from fastsort._saved import SAVED_TYPES, load, save
 from fastsort.classify import MapResult
-from fastsort.decide.decoys import GOOD, JUNK
+from fastsort.decide.calibrate import GOOD
+from fastsort.decide.decoys import JUNK
 from fastsort.decide.result import SortResult
 from fastsort.decide.verdict import cut_again
 from fastsort.images.normalize import PixelStatistics, subtract_ramps

@@ -122,7 +122,7 @@ def test_ratio_tells_shapes_apart_and_is_calibrated():
     particles, others = steerable_images(4, 2000, 1.4), noise(5, 2000)
     half = np.arange(2000) < 1000
     near, far = fit_shape(particles, half, BLOCKS), fit_shape(others, half, BLOCKS)
-    ratio = np.concatenate([log_ratio(rows[~half], near, far, BLOCKS) for rows in (particles, others)])
+    ratio = np.concatenate([log_ratio(rows[~half], near, [far], BLOCKS) for rows in (particles, others)])
     is_particle = np.arange(2000) < 1000
     # Of the images to which the ratio gives odds of x to 1, so many are particles.
     for low, high in ((-2, -0.5), (-0.5, 0.5), (0.5, 2)):
@@ -139,7 +139,9 @@ def test_ratio_does_not_depend_on_strength(seed, factor):
     shape, other = (fit_shape(rows, everyone(len(rows)), BLOCKS) for rows in (images, noise(seed)))
     shape, other = (one._replace(mean=np.zeros_like(one.mean)) for one in (shape, other))
     np.testing.assert_allclose(
-        log_ratio(factor * images, shape, other, BLOCKS), log_ratio(images, shape, other, BLOCKS), atol=1e-6
+        log_ratio(factor * images, shape, [other], BLOCKS),
+        log_ratio(images, shape, [other], BLOCKS),
+        atol=1e-6,
     )
 
 
@@ -154,9 +156,9 @@ def test_ratio_does_not_depend_on_orientation():
     ]
     other = rng.normal(size=(40, len(basis.angular))) * np.linspace(0.5, 2, len(basis.angular))
     near, far = fit_shape(turned[0], everyone(40), blocks), fit_shape(other, everyone(40), blocks)
-    expected = log_ratio(turned[0], near, far, blocks)
+    expected = log_ratio(turned[0], near, [far], blocks)
     for rows in turned[1:]:
-        np.testing.assert_allclose(log_ratio(rows, near, far, blocks), expected, atol=1e-3)
+        np.testing.assert_allclose(log_ratio(rows, near, [far], blocks), expected, atol=1e-3)
 
 
 def test_what_chance_alone_makes_is_given_up():
@@ -164,14 +166,14 @@ def test_what_chance_alone_makes_is_given_up():
     images = noise(8, 120)
     raw = fit_shape(images, everyone(120), BLOCKS)
     fresh = noise(9, 500)
-    overfitted = log_ratio(fresh, raw, background, BLOCKS)
-    regular = log_ratio(fresh, regularize(raw, background, 120, BLOCKS), background, BLOCKS)
+    overfitted = log_ratio(fresh, raw, [background], BLOCKS)
+    regular = log_ratio(fresh, regularize(raw, background, 120, BLOCKS), [background], BLOCKS)
     assert np.abs(regular).mean() < 0.5 * np.abs(overfitted).mean()
     # What is there stays.
     images = steerable_images(10, 120)
     found = regularize(fit_shape(images, everyone(120), BLOCKS), background, 120, BLOCKS)
-    assert (log_ratio(steerable_images(11, 200), found, background, BLOCKS) > 0).mean() > 0.95
-    assert (log_ratio(fresh, found, background, BLOCKS) < 0).mean() > 0.95
+    assert (log_ratio(steerable_images(11, 200), found, [background], BLOCKS) > 0).mean() > 0.95
+    assert (log_ratio(fresh, found, [background], BLOCKS) < 0).mean() > 0.95
 
 
 def test_bands_share_out_all_functions():

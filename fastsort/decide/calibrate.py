@@ -23,9 +23,10 @@ NARROWEST = 0.15
 # Junk of a kind that no decoy shows lies at least this many widths of the particles above their peak, and
 # is so narrow that the peak is this many of its own widths away.
 ABOVE, AWAY = 1.0, 2.0
-# It counts only where it is separate from the particles (Ashman, Bird & Zepf, Astron. J. 108, 1994), or
-# so rare that it changes nothing.
-SEPARATE, RARE = 2.0, 0.02
+# It counts where it is well separate from the particles (Ashman, Bird & Zepf, Astron. J. 108, 1994), or so
+# rare that it changes nothing. Where it is only just separate, the scores must be likelier with it by so
+# many nats: a skewed tail of the particles gains up to 15.
+WELL_SEPARATE, SEPARATE, GAIN, RARE = 3.5, 2.0, 20.0, 0.02
 # The last of the junk has any score above the particles, with the same density.
 WIDTHS_TO_REST = 2.0
 # The kind of decoys that are particles.
@@ -33,6 +34,9 @@ GOOD = "particle"
 # Where decoys that are particles are told from junk less often than this (area under the curve, mean over
 # the kinds), what was learned is no particle. Then only images are kept that are hardly junk by the odds.
 TOLD_APART, HARDLY = 0.9, 0.25
+# The same where the scores, taken for odds, say that there is more junk than this. Junk that is like the
+# decoys would else pass for particles of its own.
+EMPTY = 0.9
 # In every set, either kind has a share of at least one half per cent; as log-odds.
 SUREST = math.log(0.995 / 0.005)
 
@@ -104,15 +108,17 @@ def calibrate(score: Floats, decoys: Mapping[str, Floats]) -> tuple[float, Float
     separate from the particles: their tail is not junk of its own.
 
     Where copies of the best images are not told from decoys that are junk, there may be no particles at
-    all. Then the probabilities are those of the scores taken for odds.
+    all. Then the probabilities are those of the scores taken for odds, as they are where these say that
+    more than 0.9 of the images are junk.
     """
     by_odds = probability_by_odds(score)
-    if told_apart(decoys) < TOLD_APART:
-        probability = by_odds
-        keep = probability <= HARDLY
-    else:
-        probability = mixture_probability(score, {k: v for k, v in decoys.items() if k != GOOD})
-        keep = probability <= 0.5 * (float(probability.mean()) + 0.5)
+    limit = HARDLY
+    probability = by_odds
+    if told_apart(decoys) >= TOLD_APART:
+        if by_odds.mean() <= EMPTY:
+            probability = mixture_probability(score, {k: v for k, v in decoys.items() if k != GOOD})
+        limit = 0.5 * (float(probability.mean()) + 0.5)
+    keep = probability <= limit
     threshold = float(score[keep].max()) if keep.any() else float(np.nextafter(score.min(), -np.inf))
     return threshold, probability, (float(probability.mean()), float(by_odds.mean()))
 
@@ -141,12 +147,14 @@ def mixture_probability(score: Floats, decoys: Mapping[str, Floats]) -> Floats:
     scale = _Scale(0.5 * (edges[1:] + edges[:-1]), float(edges[1] - edges[0]), count)
     shapes = np.array([_smooth(values, edges) for values in kinds])
     typical = min(float(np.median(known)), float(np.quantile(score, 0.97)))
-    fits = [_fit(scale, shapes, score, typical, start, True) for start in STARTS]
-    best = max(fits, key=lambda fit: fit.likelihood)
-    if best.share > RARE and best.separation < SEPARATE:
-        fits = [_fit(scale, shapes, score, typical, start, False) for start in STARTS]
-        best = max(fits, key=lambda fit: fit.likelihood)
-    return np.interp(score, scale.middle, best.probability)
+    fit, without = (
+        max((_fit(scale, shapes, score, typical, start, free) for start in STARTS), key=_likelihood)
+        for free in (True, False)
+    )
+    needed = GAIN if fit.separation >= SEPARATE else math.inf
+    if fit.share > RARE and fit.separation < WELL_SEPARATE and fit.likelihood < without.likelihood + needed:
+        fit = without
+    return np.interp(score, scale.middle, fit.probability)
 
 
 def probability_by_odds(score: Floats) -> Floats:
@@ -220,6 +228,10 @@ def _fit(
     probability[x < peak] = probability[min(int(np.searchsorted(x, peak)), len(x) - 1)]
     rising = np.maximum.accumulate(probability)
     return _Fit(likelihood, peak, lower, upper, other, width, float(shares[-2]), rising)
+
+
+def _likelihood(fit: _Fit) -> float:
+    return fit.likelihood
 
 
 def _split_normal(x: Floats, peak: float, lower: float, upper: float) -> Floats:

@@ -249,9 +249,8 @@ def _known_transfer(particles: Particles, used: Indices, box: int, phase_flipped
         transfer = np.abs(transfer)
     elif particles.corrected is not None:
         done = particles.corrected[used]
-        twice = particles.table.corrections().get("CTF-premultiplied", np.zeros(len(particles), dtype=bool))[
-            used
-        ]
+        never = np.zeros(len(particles), dtype=bool)
+        twice = particles.table.corrections().get("CTF-premultiplied", never)[used]
         transfer[done] = np.where(twice[done, None], transfer[done] ** 2, np.abs(transfer[done]))
     return transfer.mean(axis=0)
 

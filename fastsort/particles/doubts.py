@@ -93,8 +93,8 @@ def table_doubts(
         lines = "row" if table.takes == "fields" else "line"
         names = "s name" if n_repeated > 1 else " names"
         doubts.append(
-            f"{n_repeated:,} {lines}{names} an image again (symmetry expansion?): {lines}s of one image share "
-            "its verdict."
+            f"{n_repeated:,} {lines}{names} an image again (symmetry expansion?): {lines}s of one image "
+            "share its verdict."
         )
     return tuple(doubts)
 
