@@ -2,9 +2,9 @@
 
 python benchmarks/verdict.py [--quick] [--data FOLDER] [part ...]
 
-The parts are accuracy, real, diameter, shares, rare, speed, memory, kill, bits and relion; all of them
-without any name. Nothing is set: neither diameter nor method. The parts speed and memory make a stack of
-6.3 GB in a temporary folder, which goes when all is done; relion runs where relion_refine is installed.
+The parts are accuracy, real, diameter, shares, rare, aside, speed, memory, kill, bits and relion; all of
+them without any name. Nothing is set: neither diameter nor method. The parts speed and memory make a stack
+of 6.3 GB in a temporary folder, which goes when all is done; relion runs where relion_refine is installed.
 Several seeds: the mean, and the lowest in brackets.
 """
 
@@ -464,6 +464,68 @@ def turned(rng: np.random.Generator, n: int, tilt: float) -> np.ndarray:
     return (spin * Rotation.from_euler("y", tilt, degrees=True) * wobble).as_matrix()
 
 
+# Sets without a rare view.
+
+
+def aside(options: argparse.Namespace) -> None:
+    print_table(
+        "Sets without a rare view, nothing set, one figure a seed: what is set aside as one. Target: at most "
+        "1 % of the images, or 70 % of what is set aside are particles.",
+        ("recipe", "images", "set aside", "share of all images", "particles among them"),
+        ((recipe, *aside_cells(sets)) for recipe, sets in sets_without_rare(options)),
+    )
+
+
+def sets_without_rare(options: argparse.Namespace) -> Iterator[tuple[str, Iterable[Set]]]:
+    volumes = options.data / "volumes"
+    for name, file in VOLUMES.items():
+        for definition in ("white_power", "power"):
+            yield f'hard, "{definition}", {name}', hard_sets(volumes / file, definition, options.seeds)
+        for what, n_good, n_junk, junk in (
+            ("noise that a picker took", 2000, 1000, "picked"),
+            ("no junk", 2000, 0, "all"),
+            ("90 % junk", 200, 1800, "all"),
+        ):
+            yield f"{what}, {name}", without_rare(volumes / file, options.seeds, n_good, n_junk, junk)
+    for name in REAL_DIAMETERS if (options.data / "real").is_dir() else ():
+        found = open_real(options.data / "real", name)
+        if found[0] is not None:
+            yield name, [Set(*found)]
+
+
+def without_rare(volume: Path, seeds: Iterable[int], n_good: int, n_junk: int, junk: str) -> Iterator[Set]:
+    for seed in seeds:
+        yield from project_sets(
+            *fs.simulate_particles(
+                n_good,
+                n_junk,
+                snr=1 / 20,
+                box=48,
+                volume=volume,
+                junk=junk,
+                ctf=True,
+                snr_definition="white_power",
+                seed=seed,
+            )
+        )
+
+
+def aside_cells(sets: Iterable[Set]) -> Iterator[str]:
+    rows = []
+    for source, good, certain in sets:
+        rescued = fs.sort_particles(source, n_jobs=WORKERS).rescued
+        known = rescued & certain
+        rows.append(
+            (
+                str(len(good)),
+                str(rescued.sum()),
+                percent(rescued),
+                percent(good[known]) if known.any() else "-",
+            )
+        )
+    return map(", ".join, zip(*rows, strict=True))
+
+
 # Time and memory.
 
 
@@ -792,6 +854,7 @@ PARTS = {
     "diameter": diameter,
     "shares": shares,
     "rare": rare,
+    "aside": aside,
     "speed": time_taken,
     "memory": memory,
     "kill": kill,
@@ -799,7 +862,7 @@ PARTS = {
     "relion": relion,
 }
 # What needs the volumes of the data folder.
-SIMULATED = ("accuracy", "diameter", "shares", "rare", "relion")
+SIMULATED = ("accuracy", "diameter", "shares", "rare", "aside", "relion")
 
 
 if __name__ == "__main__":

@@ -85,8 +85,8 @@ def assert_sound(views, rare, score, keep):
     for label in range(count):
         assert len(set(keep[views.label == label])) == 1
     assert not rare[keep | ~np.isfinite(score)].any()
-    # Others may look more like a rare view than their own class does.
-    assert rare[sampled][views.rare[views.label[sampled]]].all()
+    # Members of other classes may look like a rare view, and its own may not.
+    assert rare.any() or not views.rare.any()
     assert views.rare.any() or not rare.any()
     assert rare.sum() <= module.RARE * keep.sum()
 
@@ -106,6 +106,7 @@ def test_rare_view_of_the_ring_is_rescued(ring, sorted_ring):
     assert (result.keep | result.rescued)[side].mean() >= 0.9
     assert (result.keep | result.rescued)[~side].mean() >= 0.97
     assert result.rescued[~side].sum() <= 3
+    assert result.rescued[side].sum() >= 0.9 * result.rescued.sum()
     assert not (result.keep & result.rescued).any()
     np.testing.assert_array_equal(result.rescued, result.reason == "rare_view")
     np.testing.assert_array_equal(result.rescued, result.measurements["rare_view"])
@@ -199,6 +200,26 @@ def test_what_is_frequent_is_not_rare():
     views, rare = found_in((open_particles(images), tilt, score))
     assert not rare.any() and not views.rare.any()
     assert len(views.size)
+
+
+def test_particles_beside_the_middle_are_no_rare_view():
+    images, truth = fs.simulate_particles(
+        400, 100, snr=0.3, box=40, volume="elongated", junk=("off-centre",), seed=2
+    )
+    score = np.where(truth.label, 0.0, 10.0) + np.linspace(0, 1, len(images))
+    _, rare = found_in((open_particles(images), None, score), radius=10.0)
+    assert rare.sum() <= 0.01 * len(images)
+
+
+def test_doubles_in_the_class_of_a_rare_view_stay_rejected():
+    images, tilt = rod({0: 400, 90: 30}, 0, seed=5)
+    common = images[tilt == 0]
+    doubles = np.roll(common[:60], 8, 1) + np.roll(common[60:120], -8, 1)
+    stack = np.concatenate([images, doubles])
+    score = np.append(np.where(tilt == 90, 10.0, 0.0), np.full(60, 10.0)) + np.linspace(0, 1, len(stack))
+    # Doubles outnumber the rare view in its class, which then holds too little of it to be found.
+    _, rare = found_in((open_particles(stack), None, score))
+    assert rare[len(tilt) :].mean() <= 0.1
 
 
 def test_nothing_is_rare_beside_noise():

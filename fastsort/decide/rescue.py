@@ -12,6 +12,8 @@ from fastsort._process import one_blas_thread
 from fastsort._progress import Progress
 from fastsort._threshold import MIN_JUDGED
 from fastsort._types import Bools, Floats, Images, Indices, Singles
+from fastsort.decide.calibrate import GOOD
+from fastsort.decide.decoys import make_decoys
 from fastsort.images.batches import map_batches
 from fastsort.invariants.align import match_to_references
 from fastsort.invariants.averages import ClassAverages, averages_to_match, class_averages
@@ -32,6 +34,11 @@ MAX_ORDER = 20
 # its size and its likeness to its members are at least these parts, and the contrast of its disk to the
 # background is lower by no more than this.
 FEWEST, SHARP, LIKE, BELOW = 8, 0.6, 0.6, 0.05
+# Decoys of each kind; the part of all of them that images of a rare view have to surpass (the best few may
+# come from kept images that are junk); and the part of the images most like its average that does at least.
+N_DECOYS, SURPASSED, SURPASS = 60, 0.99, 0.5
+# Decoys that show no particle: copies of particles are more like a rare view of the same particle.
+NO_PARTICLE = ("scrambled", "noise", "picked noise", "background")
 # More images than this, in parts of those that are kept, are no rare view.
 RARE = 0.2
 # Where the usual class of kept images resolves fewer rings than this, junk is as sharp.
@@ -57,7 +64,7 @@ class Views(NamedTuple):
     resolution : ndarray of float64, shape (C,)
         Of the averages in pixels of theirs; infinite where nothing is resolved.
     rare : ndarray of bool, shape (C,)
-        Whether the class was rescued as a rare view.
+        Whether the class showed a rare view. Those of its members that look like its average are rescued.
     pixel_size : float
         Of the averages, in angstroms; NaN where it is unknown.
     """
@@ -141,9 +148,19 @@ def find_views(
     images; each class is aligned and averaged in two halves. A class of rejected images is a rare view if
     it is as good as the usual class of kept images: as sharp for its size, as like its members, and as
     empty outside the particle's disk (`rank_classes`, where the size of a class does not count). Where the
-    classes of kept images are not resolved, there is nothing to compare with. Rejected images outside the
-    sample go to the class with the nearest features. If more than a fifth of the number of kept images
-    would be rescued, they are not rare, and none is.
+    classes of kept images are not resolved, there is nothing to compare with.
+
+    Junk makes such classes too: two particles, or one beside the middle, or ice, average to something
+    sharp. So decoys (`make_decoys`, from the better half of the kept images) are aligned to the average as
+    well. Copies of particles must be more like it than decoys without a particle are, which rules out ice
+    and carbon. A rejected image belongs to the view if it is more like this average than like that of any
+    other rejected class, and correlates with it better than 99 % of the decoys of junk. At least 8 images
+    of the sample, and half of those that are most like this average, must do so, or the class shows no rare
+    view. Rejected images outside the sample are asked if no other rejected class has nearer features.
+    So a rare view is not found where junk outnumbers it among the images most like its average.
+
+    If more images than a fifth of the number of kept ones are most like such averages, these are not rare,
+    or junk averages as well as particles do: none is rescued.
     """
     n = len(working)
     order = np.argsort(score, kind="stable")
@@ -169,14 +186,21 @@ def find_views(
     rare = _as_good(averages, ranking, classes.first)
     rescued = np.zeros(n, dtype=bool)
     if rare.any():
-        rescued[sample[rare[classes.label]]] = True
-        rescued[sampled[1][_match_rare(images, averages, classes, rare, n_jobs)]] = True
+        references = averages_to_match(averages)[classes.first :]
+        clearest = np.argsort(score[sampled[0]], kind="stable")[: (len(sampled[0]) + 1) // 2]
+        decoys = make_decoys(images[clearest], images, np.random.default_rng(seed), N_DECOYS, good=True)
+        least = _scores_to_surpass(decoys, references, rare[classes.first :], n_jobs)
+        nearest, belongs = _match_views(images[len(sampled[0]) :], references, least, n_jobs)
+        share = np.isfinite(least[nearest]).mean()
+        rare[classes.first :] &= _hold_together(nearest, belongs, len(references))
+        rare &= share * len(rejected) <= RARE * len(kept)
+        rescued[sampled[1][belongs & rare[classes.first + nearest]]] = True
         others = np.setdiff1d(rejected, sampled[1])
-        if len(others):
-            near = _near_rare(choose_particles(working, others), space, classes, rare, n_jobs)
-            rescued[others[near]] = True
-    if rescued.sum() > RARE * len(kept):
-        rare[:], rescued[:] = False, False
+        if rare.any() and len(others):
+            others = others[_near_rare(choose_particles(working, others), space, classes, rare, n_jobs)]
+        if rare.any() and len(others):
+            nearest, belongs = _match_views(choose_particles(working, others), references, least, n_jobs)
+            rescued[others[belongs & rare[classes.first + nearest]]] = True
     return _views(working, sample, places, classes.label, averages, rare), rescued
 
 
@@ -238,20 +262,39 @@ def _as_good(averages: ClassAverages, ranking: ClassRanking, first: int) -> Bool
     return good & (ranking.contrast >= contrast - BELOW)
 
 
-def _match_rare(
-    images: Images, averages: ClassAverages, classes: _Classes, rare: Bools, n_jobs: int | None
-) -> Bools:
-    """Tell which rejected images of the sample look most like the average of a rare view.
+def _scores_to_surpass(
+    decoys: dict[str, Images], references: Images, rare: Bools, n_jobs: int | None
+) -> Floats:
+    """Correlation with each reference that few decoys of junk surpass; infinite if it is no rare view."""
+    least = np.full(len(references), np.inf)
+    together = np.concatenate(list(decoys.values()))
+    reach = REACH * references.shape[1]
+    for k in np.flatnonzero(rare):
+        # One by one: the decoy most like this reference may be still more like another.
+        score = match_to_references(together, references[k : k + 1], max_shift=reach, n_jobs=n_jobs).score
+        scores = dict(zip(decoys, np.split(score, len(decoys)), strict=True))
+        particles = np.median(scores.pop(GOOD))
+        if all(particles > np.median(scores[kind]) for kind in NO_PARTICLE):
+            least[k] = np.quantile(np.concatenate(list(scores.values())), SURPASSED)
+    return least
 
-    Features of single images are noisy: k-means has put many members of a rare view into other classes.
-    """
-    match = match_to_references(
-        images[classes.label >= classes.first],
-        averages_to_match(averages)[classes.first :],
-        max_shift=REACH * images.shape[1],
-        n_jobs=n_jobs,
+
+def _match_views(
+    images: Images | Particles, references: Images, least: Floats, n_jobs: int | None
+) -> tuple[Indices, Bools]:
+    """Find the reference that each image is most like, and whether it is more like it than asked."""
+    # Features of single images are noisy: k-means has put many members of a rare view into other classes.
+    match = match_to_references(images, references, max_shift=REACH * references.shape[1], n_jobs=n_jobs)
+    return match.reference, match.score > least[match.reference]
+
+
+def _hold_together(nearest: Indices, belongs: Bools, count: int) -> Bools:
+    """Tell to which references enough of the images belong that are most like them."""
+    # Images that cannot be aligned have the number -1.
+    like, members = (
+        np.bincount(chosen + 1, minlength=count + 1)[1:] for chosen in (nearest, nearest[belongs])
     )
-    return rare[classes.first + match.reference]
+    return (members >= FEWEST) & (members >= SURPASS * like)
 
 
 def _near_rare(others: Particles, space: _Space, classes: _Classes, rare: Bools, n_jobs: int | None) -> Bools:
