@@ -66,3 +66,25 @@ def distance(values: Floats, bulk: Bulk) -> Floats:
 def excess_distance(values: Floats, bulk: Bulk) -> Floats:
     """Mahalanobis distance of each row from the bulk, less its expectation sqrt(p), but never below 0."""
     return np.maximum(distance(values, bulk) - math.sqrt(len(bulk.mean)), 0)
+
+
+def likely_shares(densities: Floats, rounds: int = 30) -> Floats:
+    """Return the shares of several kinds that make what was measured most likely.
+
+    Parameters
+    ----------
+    densities : ndarray of float64, shape (k, n)
+        Logarithms of the density of each kind, for each image.
+    rounds : int
+        Of expectation maximisation, from equal shares.
+
+    Returns
+    -------
+    shares : ndarray of float64, shape (k,)
+    """
+    relative = np.exp(np.clip(densities - densities.max(axis=0), -700, 0))
+    shares = np.full(len(densities), 1 / len(densities))
+    for _ in range(rounds):
+        members = shares[:, None] * relative
+        shares = (members / members.sum(axis=0)).mean(axis=1)
+    return np.maximum(shares, 1e-6)

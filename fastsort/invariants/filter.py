@@ -18,7 +18,6 @@ from fastsort._threshold import MIN_JUDGED, fit_scores, junk_probability
 from fastsort._types import Array, Bools, Codes, Floats, Images, Singles, Words
 from fastsort.images.batches import map_batches
 from fastsort.images.normalize import inspect_pixels, normalize_background
-from fastsort.images.picks import N_LEARNED_FROM, picked_noise
 from fastsort.images.prepare import crop_and_normalize, sample_batches
 from fastsort.invariants.features import FeaturePlan, features_of
 from fastsort.particles.source import Particles, as_particles
@@ -65,8 +64,6 @@ class LearnedInvariants(NamedTuple):
         Where particles and displaced places lie on the axes.
     displaced_scores : ndarray of float64, shape (m,)
         Scores of the displaced places.
-    picked : Bulk or None
-        Where noise lies as a picker finds it; None in results of version 0.1.0.
     """
 
     centre: Floats
@@ -76,7 +73,6 @@ class LearnedInvariants(NamedTuple):
     particle: Bulk
     background: Bulk
     displaced_scores: Floats
-    picked: Bulk | None = None
 
 
 @brief
@@ -147,14 +143,15 @@ def invariant_filter(
     InputError
         If the images cannot be sorted or a parameter is out of range.
 
-    Notes ----- The image is faded out beyond 0.3 of the box from its centre, and its absolute Zernike moments
-    are taken (`invariant_features` [1]_), which do not depend on how the particle lies. On the twelve leading
-    axes of their logarithms, particles have a Gaussian distribution, and so have displaced places: the same
-    images displaced by half a box, and noise as a picker finds it (`picked_noise`). The distribution of
-    particles is learned from the 30 % of a sample of at most 4096 images that look most like particles and do
-    not stand out; they are chosen again five times. Images that look like neither have a Gaussian
-    distribution three times as wide as that of the particles. The threshold is where a mixture that is fitted
-    to the scores makes junk likelier than a particle.
+    Notes
+    -----
+    The image is faded out beyond 0.3 of the box from its centre, and its absolute Zernike moments are taken
+    (`invariant_features` [1]_), which do not depend on how the particle lies. On the twelve leading axes of
+    their logarithms, particles have a Gaussian distribution, and so have displaced places: the same images
+    displaced by half a box. The distribution of particles is learned from the 30 % of a sample of at most
+    4096 images that look most like particles and do not stand out; they are chosen again five times. Images
+    that look like neither have a Gaussian distribution three times as wide as that of the particles. The
+    threshold is where a mixture that is fitted to the scores makes junk likelier than a particle.
 
     The features of one image are mostly noise. Alone, this is the weakest of the three methods, but it
     measures what the others do not.
@@ -208,44 +205,41 @@ def _result(codes: Codes, score: Floats, learned: LearnedInvariants | None) -> I
 
 
 def _learn(particles: Particles, operator: Singles, seed: int) -> LearnedInvariants | None:
-    centred, displaced, samples = [], [], []
+    centred, displaced = [], []
     half = len(operator) // 2
     for part in sample_batches(particles, operator, N_SAMPLED, BATCH, seed):
         if len(part) == 0:
             continue
         normalize_background(part, 0.5 * len(operator))
-        samples.append(part)
         centred.append(_log_features(part))
         for shift in ((half, 0), (0, half), (half, half)):
             displaced.append(_log_features(np.roll(part, shift, (1, 2))))
     if sum(map(len, centred)) <= 2 * N_AXES:
         return None
-    picks = picked_noise(np.concatenate(samples), N_LEARNED_FROM, 0.5 * len(operator), seed)
-    features, others, picked = np.concatenate(centred), np.concatenate(displaced), _log_features(picks)
+    features, others = np.concatenate(centred), np.concatenate(displaced)
     centre = np.median(others, axis=0)
     scale = 1.4826 * np.median(np.abs(others - centre), axis=0) + 1e-6
-    features, others, picked = (_clipped((values - centre) / scale) for values in (features, others, picked))
+    features, others = (_clipped((values - centre) / scale) for values in (features, others))
     both = np.concatenate([features, others])
     # The images that stand out most would take axes for themselves.
     strength = np.abs(both).max(axis=1)
     quiet = both[strength <= np.quantile(strength, 0.8)]
     origin = quiet.mean(axis=0)
     axes = np.linalg.eigh(np.cov((quiet - origin).T))[1][:, : -N_AXES - 1 : -1]
-    features, others, picked = ((values - origin) @ axes for values in (features, others, picked))
+    features, others = (features - origin) @ axes, (others - origin) @ axes
     background = _bulk_of(others[excess_distance(others, fit_bulk(others)) < DISPLACED_EXCESS])
-    blobs = _bulk_of(picked)
-    particle = _learn_particles(features, [background, blobs])
-    learned = LearnedInvariants(centre, scale, origin, axes, particle, background, np.empty(0), blobs)
+    particle = _learn_particles(features, background)
+    learned = LearnedInvariants(centre, scale, origin, axes, particle, background, np.empty(0))
     return learned._replace(displaced_scores=_scores(others, learned)[0])
 
 
-def _learn_particles(features: Floats, others: list[Bulk]) -> Bulk:
-    """Find the particles among images on the axes: unlike the others, and like one another."""
+def _learn_particles(features: Floats, background: Bulk) -> Bulk:
+    """Find the particles among images on the axes: unlike the background, and like one another."""
     n = len(features)
     use = excess_distance(features, _bulk_of(features)) < FIRST_EXCESS
     use = use if 2 * use.sum() >= n else np.ones(n, dtype=bool)
     for step in range(N_ROUNDS):
-        ratio = _log_density(features, _bulk_of(features[use])) - _log_density_of_any(features, others)
+        ratio = _log_density(features, _bulk_of(features[use])) - _log_density(features, background)
         chosen = np.flatnonzero(use)
         if step == 0:
             likeliest = np.argsort(-ratio[chosen], kind="stable")
@@ -268,15 +262,10 @@ def _log_density(values: Floats, bulk: Bulk) -> Floats:
     return 0.5 * np.linalg.slogdet(bulk.precision)[1] - 0.5 * distance(values, bulk) ** 2
 
 
-def _log_density_of_any(values: Floats, bulks: list[Bulk]) -> Floats:
-    return np.logaddexp.reduce([_log_density(values, bulk) for bulk in bulks], axis=0)
-
-
 def _scores(values: Floats, learned: LearnedInvariants) -> tuple[Floats, Bools]:
     """Score of images on the axes, and whether they look strange rather than like the background."""
     particle = _log_density(values, learned.particle)
-    others = [learned.background] if learned.picked is None else [learned.background, learned.picked]
-    background = _log_density_of_any(values, others)
+    background = _log_density(values, learned.background)
     square = distance(values, learned.particle) ** 2
     wider = 0.5 * square * (1 - STRANGE_WIDTH**-2)
     strange = particle + wider - N_AXES * math.log(STRANGE_WIDTH) + math.log(STRANGE_SHARE)

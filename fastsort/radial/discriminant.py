@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastsort._bulk import likely_shares
 from fastsort._types import Bools, Floats
 
 # The share of the images that count as particles while the direction is learned: small enough for sets
@@ -76,7 +77,7 @@ def fit_discriminant(centred: Floats, displaced: Floats, picked: Floats, usable:
     """
     images = centred[usable]
     places = displaced[:, usable].reshape(-1, centred.shape[1])
-    direction, origin = _separating_directions(images, (places, picked))
+    direction, origin = _separating_directions(images, places, picked)
     likeness = _likeness(images, direction, origin)
     best = np.argsort(-likeness, kind="stable")[: max(2, round(BULK * len(images)))]
     mean, precision = _bulk_of(images[best])
@@ -112,22 +113,32 @@ def outlyingness(features: Floats, discriminant: Discriminant) -> Floats:
     return np.maximum(np.sqrt(distance) - math.sqrt(len(discriminant.mean)), 0)
 
 
-def _separating_directions(images: Floats, others: tuple[Floats, ...]) -> tuple[Floats, Floats]:
-    """Directions from each of the others to the most promising images, and where the ratios are zero."""
+def _separating_directions(images: Floats, places: Floats, picked: Floats) -> tuple[Floats, Floats]:
+    """Directions from displaced places and picked noise to the most promising images, and their origins.
+
+    The promising are chosen by the first alone: faint particles are weaker than the highest noise, and the
+    choice would drift to what is weaker still.
+    """
     promise = images[:, 0]
-    moments = [(other.mean(axis=0), _covariance(other)) for other in others]
     for _ in range(N_ROUNDS):
         promising = images[promise >= np.quantile(promise, 1 - PROMISING)]
-        mean, covariance = promising.mean(axis=0), _covariance(promising)
-        directions, origins = [], []
-        for other_mean, other_covariance in moments:
-            pooled = 0.5 * (other_covariance + covariance)
-            pooled += np.diag(0.02 * np.diag(pooled) + 1e-9)
-            directions.append(np.linalg.solve(pooled, mean - other_mean))
-            origins.append(0.5 * float((mean + other_mean) @ directions[-1]))
-        direction, origin = np.array(directions), np.array(origins)
-        promise = _likeness(images, direction, origin)
-    return direction, origin
+        direction, origin = _direction_between(places, promising)
+        promise = images @ direction
+    against_picked, origin_picked = _direction_between(picked, promising)
+    directions, origins = np.stack([direction, against_picked]), np.array([origin, origin_picked])
+    ratios = images @ directions.T - origins
+    # A set in which no noise was picked must not be judged as if it were.
+    shares = likely_shares(np.vstack([np.zeros(len(images)), -ratios.T]))[1:]
+    return directions, origins + np.log(shares / shares.sum())
+
+
+def _direction_between(others: Floats, particles: Floats) -> tuple[Floats, float]:
+    """Along which the log-likelihood ratio of particles to others grows, and where it is zero."""
+    mean, other = particles.mean(axis=0), others.mean(axis=0)
+    pooled = 0.5 * (_covariance(others) + _covariance(particles))
+    pooled += np.diag(0.02 * np.diag(pooled) + 1e-9)
+    direction = np.linalg.solve(pooled, mean - other)
+    return direction, 0.5 * float((mean + other) @ direction)
 
 
 def _bulk_of(candidates: Floats) -> tuple[Floats, Floats]:

@@ -256,7 +256,9 @@ def _batch(images: Images, start: int, operator: Singles, learned: LearnedShapes
     judged = codes == VALID
     images = crop_and_normalize(images, operator)
     coefficients = coefficients_of(images, learned.basis)
-    score = -log_ratio(coefficients, learned.particle, learned.others, learned.blocks)
+    score = -log_ratio(
+        coefficients, learned.particle, learned.others, learned.blocks, np.maximum(learned.shares, 1e-6)
+    )
     powers = log_powers(coefficients, learned.bands)
     excess = ((powers - learned.usual) / learned.spread).max(axis=1)
     score += _penalty(excess, EXCESS)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastsort._bulk import excess_distance, fit_bulk
+from fastsort._bulk import excess_distance, fit_bulk, likely_shares
 from fastsort._threshold import MIN_JUDGED, balanced_threshold
 from fastsort._types import Bools, Floats, Images, Indices, Singles
 from fastsort.images.normalize import normalize_background
@@ -25,7 +25,7 @@ from fastsort.subspaces.fit import fit_subspaces
 from fastsort.subspaces.mixture import FitTrace, SubspaceModel
 from fastsort.subspaces.pswf import Blocks, PswfBasis, angular_blocks
 from fastsort.subspaces.scores import StandardizedModel, standardized_model
-from fastsort.subspaces.shapes import Shape, fit_shape, log_ratio, regularize
+from fastsort.subspaces.shapes import Shape, fit_shape, log_ratios, regularize
 
 BATCH = 512
 N_SAMPLE = 4096
@@ -70,6 +70,8 @@ class LearnedShapes(NamedTuple):
         The subspaces as `factor` and `log_likelihood` need them.
     picked : Shape or None
         Of noise as a picker finds it; None in results of version 0.1.0.
+    picked_share : float
+        Of all that is no particle.
     """
 
     basis: PswfBasis
@@ -84,11 +86,17 @@ class LearnedShapes(NamedTuple):
     subspaces: SubspaceModel
     described: StandardizedModel | None
     picked: Shape | None = None
+    picked_share: float = 0.0
 
     @property
     def others(self) -> list[Shape]:
         """What images without a particle in the middle look like."""
         return [self.background] if self.picked is None else [self.background, self.picked]
+
+    @property
+    def shares(self) -> Floats:
+        """How frequent these are, compared with each other."""
+        return np.array([1.0] if self.picked is None else [1 - self.picked_share, self.picked_share])
 
 
 def read_sample(particles: Particles, operator: Singles, seed: int) -> Images:
@@ -132,7 +140,7 @@ def learn_shapes(
     background = _learn_background(images, basis, outlying < EXCLUDED, blocks, bands)
     picks = picked_noise(images, N_LEARNED_FROM, 0.5 * images.shape[1], seed)
     picked = fit_shape(coefficients_of(picks, basis), np.ones(len(picks), dtype=bool), blocks)
-    particle, use = _learn_particle(centred, powers, outlying, [background, picked], blocks)
+    particle, use, picked_share = _learn_particle(centred, powers, outlying, [background, picked], blocks)
     usual, spread, steep = _usual_power(powers[use])
     beside = _usual_beside(images[use], basis, particle, background, blocks)
     subspaces, described = no_subspaces(basis), None
@@ -141,7 +149,19 @@ def learn_shapes(
         subspaces = _describe(rows, basis, numbers, n_jobs, seed)
         described = standardized_model(subspaces, np.float32)
     return LearnedShapes(
-        basis, blocks, bands, particle, background, usual, spread, steep, beside, subspaces, described, picked
+        basis,
+        blocks,
+        bands,
+        particle,
+        background,
+        usual,
+        spread,
+        steep,
+        beside,
+        subspaces,
+        described,
+        picked,
+        picked_share,
     )
 
 
@@ -168,14 +188,14 @@ def _learn_background(
 
 def _learn_particle(
     centred: Floats, powers: Floats, outlying: Floats, others: list[Shape], blocks: Blocks
-) -> tuple[Shape, Bools]:
-    """Shape of the particles, and the images that it was learned from."""
+) -> tuple[Shape, Bools, float]:
+    """Shape of the particles, the images that it was learned from, and the share of picked noise."""
     use, ratio, excess = _choose_promising(centred, powers, outlying, others, blocks)
     for _ in range(N_REFINEMENTS):
         kept = (-ratio <= balanced_threshold(-ratio)) & (excess < OUTLYING)
         use = kept if kept.sum() >= min(len(centred), MIN_JUDGED) else use
-        particle, ratio = _compare(centred, use, others, blocks)
-    return particle, use
+        particle, ratio, picked_share = _compare(centred, use, others, blocks)
+    return particle, use, picked_share
 
 
 def _choose_promising(
@@ -197,7 +217,7 @@ def _choose_promising(
     use = outlying < OUTLYING
     use = use if 2 * use.sum() >= n else np.ones_like(use)
     for step in range(N_CONCENTRATIONS + 1):
-        _, ratio = _compare(centred, use, others, blocks)
+        _, ratio, _ = _compare(centred, use, others, blocks)
         chosen = np.flatnonzero(use)
         if step == 0:
             best = np.argsort(-ratio[chosen], kind="stable")
@@ -213,13 +233,20 @@ def _choose_promising(
     return use, ratio, excess
 
 
-def _compare(coefficients: Floats, use: Bools, others: list[Shape], blocks: Blocks) -> tuple[Shape, Floats]:
-    """Shape of the images in use, and the log-likelihood ratio of it to the others, for all images.
+def _compare(
+    coefficients: Floats, use: Bools, others: list[Shape], blocks: Blocks
+) -> tuple[Shape, Floats, float]:
+    """Shape of the images in use, its log-likelihood ratio to the others, and how many of these are picked.
 
-    The first of the others is the background.
+    The others are the background and picked noise. These are as frequent as makes all images likeliest: a
+    set in which no noise was picked must not be judged as if it were.
     """
-    particle = regularize(fit_shape(coefficients, use, blocks), others[0], int(use.sum()), blocks)
-    return particle, log_ratio(coefficients, particle, others, blocks)
+    background, _ = others
+    particle = regularize(fit_shape(coefficients, use, blocks), background, int(use.sum()), blocks)
+    ratios = log_ratios(coefficients, particle, others, blocks)
+    shares = likely_shares(np.vstack([np.zeros(ratios.shape[1]), -ratios]))[1:]
+    shares /= shares.sum()
+    return particle, -np.logaddexp.reduce(np.log(shares)[:, None] - ratios, axis=0), float(shares[1])
 
 
 def _describe(

@@ -81,21 +81,36 @@ def distances(coefficients: Floats, shape: Shape, blocks: Blocks) -> Floats:
     return total
 
 
-def log_ratio(coefficients: Floats, particle: Shape, others: Sequence[Shape], blocks: Blocks) -> Floats:
+def log_ratio(
+    coefficients: Floats,
+    particle: Shape,
+    others: Sequence[Shape],
+    blocks: Blocks,
+    shares: Floats | None = None,
+) -> Floats:
     """Log-likelihood ratio of a shape to all others together, for the directions of images (n, L).
+
+    The others have these shares, or are as frequent as each other.
 
     Notes
     -----
     The angular central Gaussian density is |S|^(-1/2) (y' S^-1 y)^(-L/2) (Tyler, Biometrika 74,
     1987).
     """
+    ratios = log_ratios(coefficients, particle, others, blocks)
+    known = np.full(len(ratios), 1 / len(ratios)) if shares is None else shares
+    return -np.logaddexp.reduce(np.log(known)[:, None] - ratios, axis=0)
+
+
+def log_ratios(coefficients: Floats, particle: Shape, others: Sequence[Shape], blocks: Blocks) -> Floats:
+    """Log-likelihood ratios (k, n) of a shape to each of k others."""
     half = 0.5 * coefficients.shape[1]
     near = np.maximum(distances(coefficients, particle, blocks), 1e-30)
-    against = []
+    ratios = []
     for other in others:
         far = np.maximum(distances(coefficients, other, blocks), 1e-30)
-        against.append(particle.log_volume - other.log_volume - half * np.log(far / near))
-    return -np.logaddexp.reduce(against, axis=0)
+        ratios.append(half * np.log(far / near) + other.log_volume - particle.log_volume)
+    return np.array(ratios)
 
 
 def regularize(particle: Shape, background: Shape, n_images: int, blocks: Blocks) -> Shape:
