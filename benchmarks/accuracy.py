@@ -245,8 +245,12 @@ def open_real(folder: Path, name: str) -> tuple:
     if not path.exists():
         print(f"({path} is absent: skipped)", file=sys.stderr)
         return None, None, None
-    label = np.loadtxt(folder / f"{name}_labels.csv", delimiter=",", skiprows=1, usecols=1, dtype=str)
+    label = real_labels(folder, name)
     return fs.open_particles(path), label == "good", label != "uncertain"
+
+
+def real_labels(folder: Path, name: str) -> np.ndarray:
+    return np.loadtxt(folder / f"{name}_labels.csv", delimiter=",", skiprows=1, usecols=1, dtype=str)
 
 
 if __name__ == "__main__":

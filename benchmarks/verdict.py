@@ -2,9 +2,9 @@
 
 python benchmarks/verdict.py [--quick] [--data FOLDER] [part ...]
 
-The parts are accuracy, real, diameter, shares, rare, aside, speed, memory, kill, bits and relion; all of
-them without any name. Nothing is set: neither diameter nor method. The parts speed and memory make a stack
-of 6.3 GB in a temporary folder, which goes when all is done; relion runs where relion_refine is installed.
+The parts are accuracy, real, diameter, reasons, shares, rare, aside, speed, memory, kill, bits and relion;
+all of them without any name. Nothing is set: neither diameter nor method. The parts speed and memory make a
+stack of 6.3 GB in a temporary folder, which goes when all is done; relion runs where relion_refine is installed.
 Several seeds: the mean, and the lowest in brackets.
 """
 
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -35,6 +36,7 @@ from accuracy import (
     VOLUMES,
     mean_and_lowest,
     open_real,
+    real_labels,
     simulate_hard,
 )
 from classes import RELION_CLASSES, best_choice, centred_volume
@@ -328,6 +330,72 @@ def mass_diameter(volume: np.ndarray, part: float) -> float:
     distance = np.linalg.norm(points - mass @ points / mass.sum(), axis=1)
     order = np.argsort(distance)
     return 2 * float(distance[order[np.searchsorted(np.cumsum(mass[order]), part * mass.sum())]])
+
+
+# Why images are rejected.
+
+# What is right for each kind of the hard recipe, and for the labels of the real stacks. Where a label says
+# only that the middle holds no whole particle, three reasons are right.
+RIGHT = {
+    "noise": ("noise",),
+    "picked": ("noise",),
+    "partial": ("partial",),
+    "multiple": ("multiple",),
+    "off-centre": ("off-centre",),
+    "ice": ("contamination",),
+    "carbon": ("contamination",),
+    "texture": ("contamination",),
+    "offcentre": ("off-centre", "partial", "multiple"),
+}
+NAMES = ("noise", "partial", "multiple", "off-centre", "contamination")
+
+
+def reasons(options: argparse.Namespace) -> None:
+    volumes = options.data / "volumes"
+    rows = []
+    if (volumes / RIBOSOME).exists():
+        for name, file in VOLUMES.items():
+            found = []
+            for seed in options.seeds:
+                images, truth = simulate_hard(volumes / file, "white_power", seed, 1 / 20)
+                for source, _, _ in project_sets(images, truth):
+                    result = fs.sort_particles(source, n_jobs=WORKERS)
+                    rejected = ~result.keep & ~result.rescued
+                    found.append((truth.kind[rejected], result.reason[rejected]))
+            kinds, given = map(np.concatenate, zip(*found, strict=True))
+            rows += reason_rows(name, kinds, given)
+    if (options.data / "real").is_dir():
+        for name in REAL_DIAMETERS:
+            particles, _, certain = open_real(options.data / "real", name)
+            if particles is not None:
+                label = real_labels(options.data / "real", name)
+                result = fs.sort_particles(particles, n_jobs=WORKERS)
+                rejected = ~result.keep & ~result.rescued & certain
+                rows += reason_rows(name, label[rejected], result.reason[rejected])
+    print_table(
+        "Reasons of rejected images by what they show, all methods, nothing set, rescued images left out; "
+        "named: share with any reason but `unlike`; right: share of the named. Of the simulated sets, all "
+        "seeds together.",
+        ("set", "shown", "rejected", "named", "right", *NAMES, "unlike"),
+        rows,
+    )
+
+
+def reason_rows(name: str, kinds: np.ndarray, given: np.ndarray) -> Iterator[tuple]:
+    """One row for all junk whose reason is known, and one for each kind."""
+    known = np.isin(kinds, list(RIGHT))
+    if known.any():
+        yield reason_row(name, "all of these", kinds[known], given[known])
+    for kind in sorted(set(kinds.tolist()), key=lambda kind: (kind not in RIGHT, kind)):
+        yield reason_row(name, kind, kinds[kinds == kind], given[kinds == kind])
+
+
+def reason_row(name: str, what: str, kinds: np.ndarray, given: np.ndarray) -> tuple:
+    named = np.isin(given, NAMES)
+    right = [reason in RIGHT.get(kind, ()) for kind, reason in zip(kinds, given, strict=True)]
+    share = f"{np.mean(np.array(right)[named]):.3f}" if named.any() and kinds[0] in RIGHT else ""
+    counts = Counter(given.tolist())
+    return name, what, len(given), f"{named.mean():.3f}", share, *(counts[n] for n in (*NAMES, "unlike"))
 
 
 # Any share of junk.
@@ -852,6 +920,7 @@ PARTS = {
     "accuracy": accuracy,
     "real": real,
     "diameter": diameter,
+    "reasons": reasons,
     "shares": shares,
     "rare": rare,
     "aside": aside,

@@ -17,6 +17,7 @@ REASONS = (
     "duplicate",
     "rare_view",
     "outside",
+    "unlike",
 )
 (
     VALID,
@@ -30,6 +31,7 @@ REASONS = (
     DUPLICATE,
     RARE_VIEW,
     OUTSIDE,
+    UNLIKE,
 ) = range(len(REASONS))
 
 
@@ -39,5 +41,5 @@ def reason_names(codes: npt.NDArray[np.integer]) -> npt.NDArray[np.str_]:
 
 
 def suspicions(codes: npt.NDArray[np.integer]) -> npt.NDArray[np.str_]:
-    """Return what speaks against images: the words for codes, but noise where they say valid."""
-    return reason_names(np.where(codes == VALID, NOISE, codes))
+    """Return what speaks against images: the words for codes, but "unlike" where they say valid."""
+    return reason_names(np.where(codes == VALID, UNLIKE, codes))

@@ -29,6 +29,7 @@ SAVED_TYPES = {
     "estimate": "fastsort.decide.decoys:Estimate",
     "views": "fastsort.decide.rescue:Views",
     "learned-verdict": "fastsort.decide.votes:LearnedVerdict",
+    "learned-reasons": "fastsort.decide.reasons:LearnedReasons",
     "learned-methods": "fastsort.decide.votes:LearnedMethods",
     "radial-result": "fastsort.radial.filter:RadialResult",
     "learned-radial": "fastsort.radial.learn:LearnedRadial",
@@ -257,7 +258,8 @@ def _decode(node: Any, arrays: Mapping[str, Array], former: _Former) -> Any:
             keys = _renamed(items, former.fields.get(name, {}))
             fields = {keys[key]: _decode(item, arrays, former) for key, item in items.items()}
             kind = _saved_type(name)
-            odd = set(fields) ^ set(kind._fields) - (set(kind._field_defaults) - set(fields))
+            # A field with a default is younger than the type, so files may lack it.
+            odd = (set(fields) ^ set(kind._fields)) - set(kind._field_defaults)
             if odd:
                 raise ValueError(f"it has a {written} with or without {min(odd)}, unlike this version")
             return kind(**fields)

@@ -59,7 +59,7 @@ def assert_sane(found, n):
     assert not found.keep[~judged].any()
     np.testing.assert_array_equal(found.keep, found.reason == "valid")
     np.testing.assert_array_equal(found.reason[~found.keep], found.suspicion[~found.keep])
-    assert set(found.suspicion[judged]) <= {"noise", "contamination"}
+    assert set(found.suspicion[judged]) <= {"noise", "unlike"}
     if judged.sum() >= 50 and found.learned is not None:
         np.testing.assert_array_equal(found.keep, found.score <= found.threshold)
         order = np.argsort(found.score[judged])
@@ -216,7 +216,7 @@ def test_score_is_that_of_three_gaussians(box):
     np.testing.assert_allclose(found.score, expected, rtol=0.01, atol=0.05)
     odd = naive.log_gaussian(places, particle[0], 9 * particle[1]) - 2
     strange = odd > naive.log_gaussian(places, *background)
-    assert (strange == (found.suspicion == "contamination")).mean() > 0.99
+    assert (strange == (found.suspicion == "unlike")).mean() > 0.99
     assert np.corrcoef(found.score, expected)[0, 1] > 0.9999
 
 

@@ -208,8 +208,9 @@ def test_results_of_0_1_0_open(old_result):
     assert old_result.score[:2].tolist() == [0.5050907909601746, 1.28852286923498]
     assert old_result.reason[:3].tolist() == ["contamination", "noise", "valid"]
     assert old_result.parameters["duplicate_distance"] == 20
-    assert tuple(old_result.learned.decoys) == (*JUNK, GOOD) == tuple(old_result.errors.by_kind)
-    assert tuple(old_result.errors.n_decoys) == (*JUNK, GOOD)
+    kinds = tuple(kind for kind in (*JUNK, GOOD) if kind != "picked noise")
+    assert tuple(old_result.learned.decoys) == kinds == tuple(old_result.errors.by_kind)
+    assert tuple(old_result.errors.n_decoys) == kinds
     strict = cut_again(old_result, fraction=0.3)
     assert strict.keep.sum() == 18 and strict.threshold == -0.7306742597055917
     assert strict.errors.by_kind["noise"].value == pytest.approx(149 / 150)

@@ -14,14 +14,19 @@ from fastsort.decide.calibrate import GOOD, TOLD_APART
 from fastsort.decide.combine import confident
 from fastsort.decide.votes import LearnedMethods, ask_methods
 from fastsort.images.normalize import normalize_background
-from fastsort.images.picks import picked_noise
+from fastsort.images.picks import picked_noise, plain_noise
 from fastsort.particles.source import Particles
 
 # How many decoys of each kind the weights of the votes are learned from, and how many test the verdict.
 N_TO_LEARN, N_TO_TEST = 200, 150
+# How many of each kind there are that teach the reasons only.
+N_OF_REASONS = 100
 JUNK = ("off-centre", "partial", "multiple", "scrambled", "noise", "picked noise", "background")
 # Distances from the centre, in parts of the box.
 OFF_CENTRE, PARTIAL, MULTIPLE = (0.20, 0.33), (0.40, 0.55), (0.18, 0.30)
+# Contamination: least and largest width of its structure in parts of the box, its strength in deviations of
+# the background, and up to which deviation of a random field a patch with a sharp rim begins.
+STRUCTURE, STRENGTH, RIM = (1 / 24, 1 / 3), (1.5, 5.0), 0.7
 # How far the copy of a particle is moved, in pixels, and how much noise is added to it, in parts of the
 # noise that it has.
 MOVED, NOISIER = 1.0, 0.3
@@ -84,10 +89,13 @@ class DecoyVotes(NamedTuple):
         Of each method, on junk: the weights of the votes are learned from these.
     to_test : dict of str to dict of str to ndarray of float64
         On each kind of other decoys, of each method: the verdict is tested with these.
+    measured : dict of str to ndarray of float64, shape (m, p)
+        On each kind of decoys, the `clues` of their results: the reasons are learned from these.
     """
 
     to_learn: dict[str, Floats]
     to_test: dict[str, dict[str, Floats]]
+    measured: dict[str, Floats]
 
 
 def votes_on_decoys(
@@ -117,28 +125,38 @@ def votes_on_decoys(
         Empty where fewer than 4 images can be judged. No image is the source of both a decoy to learn from
         and a decoy to test with, unless only one image looks like a particle.
     """
-    learn_seed, test_seed, order_seed = np.random.SeedSequence(seed).spawn(3)
+    learn_seed, test_seed, order_seed, reason_seed = np.random.SeedSequence(seed).spawn(4)
     judged = np.flatnonzero(np.isfinite(next(iter(votes.values()))))
     if len(judged) < 4:
-        return DecoyVotes({name: np.empty(0) for name in votes}, {})
+        return DecoyVotes({name: np.empty(0) for name in votes}, {}, {})
     rng = np.random.default_rng(order_seed)
     particles, any_images = rng.permutation(confident(votes)), rng.permutation(judged)
 
     def ask(
         part: int, number: int, source: np.random.SeedSequence, good: bool
-    ) -> dict[str, dict[str, Floats]]:
+    ) -> tuple[dict[str, dict[str, Floats]], dict[str, Floats]]:
+        # Votes on each kind, and what was measured of these and of the kinds that teach the reasons only.
         chosen = (np.sort(indices[part::2][:number]) for indices in (particles, any_images))
         images, others = (working.read(indices) for indices in chosen)
         decoys = make_decoys(images, others, np.random.default_rng(source), number, good=good)
+        kinds = list(decoys)
+        if not good:
+            rng = np.random.default_rng(reason_seed)
+            decoys |= make_decoys_of_reasons(images, others, rng, N_OF_REASONS)
         together = np.concatenate(list(decoys.values()))
         results = ask_methods(together, list(votes), learned=learned, n_jobs=n_jobs)
-        by_kind = {name: np.split(vote, len(decoys)) for name, vote in results.votes.items()}
-        return {kind: {name: by_kind[name][k] for name in votes} for k, kind in enumerate(decoys)}
+        ends = np.cumsum([len(made) for made in decoys.values()])[:-1]
+        by_kind = {name: np.split(vote, ends) for name, vote in results.votes.items()}
+        found = {kind: {name: by_kind[name][k] for name in votes} for k, kind in enumerate(kinds)}
+        clues = results.clues
+        return found, {} if clues is None else dict(zip(decoys, np.split(clues, ends), strict=True))
 
-    junk = ask(0, N_TO_LEARN, learn_seed, False).values()
+    junk, measured = ask(0, N_TO_LEARN, learn_seed, False)
+    tested, more = ask(min(1, len(particles) - 1), N_TO_TEST, test_seed, True)
+    for kind, clues in more.items():
+        measured[kind] = np.concatenate([measured[kind], clues]) if kind in measured else clues
     return DecoyVotes(
-        {name: np.concatenate([kind[name] for kind in junk]) for name in votes},
-        ask(min(1, len(particles) - 1), N_TO_TEST, test_seed, True),
+        {name: np.concatenate([kind[name] for kind in junk.values()]) for name in votes}, tested, measured
     )
 
 
@@ -210,6 +228,54 @@ def make_decoys(
         decoys[kind] = np.ascontiguousarray(made, dtype=np.float32)
         normalize_background(decoys[kind], 0.5 * box)
     return decoys
+
+
+def make_decoys_of_reasons(
+    images: Images, others: Images, rng: np.random.Generator, number: int
+) -> dict[str, Images]:
+    """Make images that teach what plain noise and contamination look like; they weigh no votes.
+
+    Parameters
+    ----------
+    images, others, rng, number
+        As for `make_decoys`.
+
+    Returns
+    -------
+    decoys : dict of str to ndarray of float32, shape (number, d, d)
+        "plain noise": as `plain_noise` makes it; "contamination": something smooth, or patches of one height
+        with a sharp rim, of any size and strength, on plain noise and on any images of the set.
+    """
+    box = images.shape[1]
+    noise = plain_noise(images, number, 0.5 * box, int(rng.integers(2**31)))
+    half = number // 2
+    ground = np.concatenate([noise[:half], others[rng.integers(0, len(others), number - half)]])
+    contamination = ground + _structures(rng, number, box)
+    normalize_background(contamination, 0.5 * box)
+    return {"plain noise": noise, "contamination": contamination}
+
+
+def _structures(rng: np.random.Generator, number: int, box: int) -> Images:
+    """Draw random fields of one width each; every other one is cut at a level, so that patches remain."""
+    # Twice the box, so that nothing continues on the other side.
+    canvas = 2 * box
+    square = np.fft.fftfreq(canvas)[:, None] ** 2 + np.fft.rfftfreq(canvas) ** 2
+    widths, strengths = (_log_uniform(rng, number, limits) for limits in (STRUCTURE, STRENGTH))
+    structures = np.empty((number, box, box), dtype=np.float32)
+    for k, width in enumerate(box * widths):
+        blur = np.exp(-2 * (np.pi * width) ** 2 * square)
+        field = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((canvas, canvas))) * blur, (canvas, canvas))
+        field = field[:box, :box] / field.std()
+        if k % 2:
+            # The field changes by about one deviation a width, so that the rim is about a pixel wide.
+            field = rng.choice((-1, 1)) * np.clip((field - rng.uniform(-RIM, RIM)) * width + 0.5, 0, 1)
+        structures[k] = strengths[k] * field
+    return structures
+
+
+def _log_uniform(rng: np.random.Generator, number: int, limits: tuple[float, float]) -> Floats:
+    low, high = limits
+    return low * (high / low) ** rng.random(number)
 
 
 def _steps(

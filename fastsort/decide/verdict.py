@@ -22,6 +22,7 @@ from fastsort.decide.combine import (
 from fastsort.decide.copies import COPY, copies_among
 from fastsort.decide.decoys import EstimatedErrors, estimate_errors, votes_on_decoys
 from fastsort.decide.duplicates import find_all_duplicates
+from fastsort.decide.reasons import learn_reasons
 from fastsort.decide.recentre import centred_scores
 from fastsort.decide.rescue import Views, find_views
 from fastsort.decide.result import SortResult
@@ -154,6 +155,8 @@ def _decide_by_all(
     if progress:
         progress(round(WEIGHING * n), n)
     score, threshold = combination.score, combination.threshold
+    if learned.reasons is not None:
+        suspicion = np.where(np.isfinite(score), explain(results, learned.reasons), suspicion)
     junk_probability = combination.junk_probability
     if settings.keep_off_centre and np.isfinite(threshold):
         score = _scores_in_the_middle(combination, working, suspicion, radial, learned, n_jobs)
@@ -371,7 +374,10 @@ def _weigh(
     weighing = weigh_votes(results.votes, decoys.to_learn)
     tested = {kind: weighted(votes, weighing.weights) for kind, votes in decoys.to_test.items()}
     combination = combination_of(weighing, tested)
-    return combination, LearnedVerdict(results.learned, combination.weights, tested, combination.shares)
+    reasons = learn_reasons(decoys.measured)
+    return combination, LearnedVerdict(
+        results.learned, combination.weights, tested, combination.shares, reasons
+    )
 
 
 def _weigh_as_before(results: MethodResults, earlier: SortResult) -> Combination:

@@ -10,9 +10,10 @@ import numpy as np
 
 from fastsort._brief import brief
 from fastsort._progress import Progress, part_of
-from fastsort._reasons import CONTAMINATION, NOISE, OFF_CENTRE, REASONS
+from fastsort._reasons import CONTAMINATION, NOISE, OFF_CENTRE, REASONS, UNLIKE
 from fastsort._types import Codes, FilePath, Floats, Images, Words
 from fastsort.decide.combine import weighted
+from fastsort.decide.reasons import LearnedReasons, likeliest_reasons
 from fastsort.invariants.filter import InvariantResult, LearnedInvariants, invariant_filter
 from fastsort.particles.source import Particles
 from fastsort.radial.filter import RadialResult, radial_filter
@@ -53,12 +54,15 @@ class LearnedVerdict(NamedTuple):
         Scores of the decoys that test the verdict, by kind; none with one method.
     shares : tuple of float
         Share of junk, estimated in two ways, as `Combination.shares`; NaN with one method.
+    reasons : LearnedReasons or None
+        What tells the reasons apart; None with one method, and in results of version 0.1.0.
     """
 
     methods: LearnedMethods
     weights: dict[str, float]
     decoys: dict[str, Floats]
     shares: tuple[float, float]
+    reasons: LearnedReasons | None = None
 
     @property
     def learned(self) -> LearnedMethods:
@@ -103,6 +107,25 @@ class MethodResults(NamedTuple):
         """How many of the methods reject each image by themselves."""
         rejected = [~result.keep for result in self if result is not None]
         return np.sum(rejected, axis=0, dtype=np.int8)
+
+    @property
+    def clues(self) -> Floats | None:
+        """What tells the reasons apart, shape (n, 10); None where a method was not asked that measures it."""
+        radial, subspaces = self.radial, self.subspaces
+        if radial is None or subspaces is None:
+            return None
+        # Ratios of likelihoods grow with the square of what an image shows.
+        ratios = np.column_stack([radial.score, subspaces.score, subspaces.excess, subspaces.beside])
+        return np.column_stack(
+            [
+                radial.peak,
+                radial.second_peak,
+                np.hypot(*radial.nearest.T),
+                np.hypot(*radial.strongest.T),
+                np.abs(radial.strongest).max(axis=1),
+                np.sign(ratios) * np.sqrt(np.abs(ratios)),
+            ]
+        ).astype(np.float64)
 
     @property
     def contrast(self) -> str:
@@ -189,19 +212,30 @@ def _in_turn(methods: Sequence[str]) -> Iterator[tuple[str, float, float]]:
             done += TIMES[name]
 
 
-def explain(results: MethodResults) -> Words:
+def explain(results: MethodResults, learned: LearnedReasons | None = None) -> Words:
     """Say why each image would be rejected, should it be.
 
-    The radial filter looks for peaks all over the image, so it knows best what lies off the centre. What it
-    calls noise may be something else to the other methods, which know the shape of the particle. An image
-    with more power in a band of frequencies than any particle has is contamination, unless it shows a
-    single peak off the centre: such a particle lies partly where the background was measured.
+    Parameters
+    ----------
+    results : MethodResults
+    learned : LearnedReasons, optional
+        What decoys taught; without it, the methods say what they suspect.
+
+    Notes
+    -----
+    The radial filter looks for peaks all over the image, so it knows best what lies off the centre. Where it
+    finds nothing or cannot tell, the other methods are asked, which know the shape of the particle. An image
+    with more power in a band of frequencies than any particle has is contamination, unless it shows a single
+    peak off the centre: such a particle lies partly where the background was measured.
     """
-    noise, off_centre = REASONS[NOISE], REASONS[OFF_CENTRE]
+    clues = results.clues
+    if learned is not None and clues is not None:
+        return likeliest_reasons(clues, learned)
+    vague = REASONS[NOISE], REASONS[UNLIKE]
     suspicion, *others = (result.suspicion for result in results if result is not None)
     for other in others:
-        suspicion = np.where(suspicion == noise, other, suspicion)
+        suspicion = np.where(np.isin(suspicion, vague) & (other != REASONS[UNLIKE]), other, suspicion)
     if results.subspaces is not None:
-        strong = (results.subspaces.excess > EXCESS) & (suspicion != off_centre)
+        strong = (results.subspaces.excess > EXCESS) & (suspicion != REASONS[OFF_CENTRE])
         suspicion = np.where(strong, REASONS[CONTAMINATION], suspicion)
     return suspicion

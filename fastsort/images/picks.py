@@ -78,6 +78,28 @@ def picked_noise(images: Images, number: int, background: float, seed: int = 0) 
     return picks
 
 
+def plain_noise(images: Images, number: int, background: float, seed: int = 0) -> Images:
+    """Make images of noise that nobody picked: boxes cut from the fields of `picked_noise` side by side.
+
+    Parameters
+    ----------
+    images, number, background, seed
+        As for `picked_noise`.
+
+    Returns
+    -------
+    places : ndarray of float32, shape (number, d, d)
+        Normalised like the images.
+    """
+    box = images.shape[1]
+    rng = np.random.default_rng(seed)
+    step = -(-len(images) // MOST_MEASURED)
+    amplitude = _noise_amplitude(images[::step], FIELD * box, background, rng)
+    places = _boxes(_fields(amplitude, -(-number // FIELD**2), FIELD * box, rng), box)[:number]
+    normalize_background(places, background)
+    return places
+
+
 def blob_response(images: Images, radius: float) -> Images:
     """Return the response of images (n, d, d) to bright disks of a radius in pixels; they are periodic."""
     size = images.shape[1]
@@ -121,10 +143,15 @@ def _noise_amplitude(images: Images, size: int, background: float, rng: np.rando
         amplitude = np.sqrt(np.interp(frequency, np.arange(len(power)), power)).astype(np.float32)
         if step < N_ROUNDS:
             fields = scipy.fft.irfft2(spectra * amplitude, s=(size, size), workers=1)
-            boxes = fields.reshape(-1, FIELD, box, FIELD, box).swapaxes(2, 3).reshape(-1, box, box)
+            boxes = _boxes(fields, box)
             normalize_background(boxes, background)
             power *= wanted / np.maximum(_ring_power(boxes, outside), 1e-9)
     return amplitude
+
+
+def _boxes(fields: Images, box: int) -> Images:
+    """Cut fields into boxes without overlap."""
+    return fields.reshape(-1, FIELD, box, FIELD, box).swapaxes(2, 3).reshape(-1, box, box)
 
 
 def _ring_power(images: Images, outside: Bools) -> Floats:

@@ -13,7 +13,7 @@ from fastsort._checks import check_count, check_not_empty
 from fastsort._crop import crop_operator
 from fastsort._process import one_blas_thread
 from fastsort._progress import Progress
-from fastsort._reasons import CONTAMINATION, NOISE, VALID, reason_names, suspicions
+from fastsort._reasons import NOISE, UNLIKE, VALID, reason_names, suspicions
 from fastsort._threshold import MIN_JUDGED, fit_scores, junk_probability
 from fastsort._types import Array, Bools, Codes, Floats, Images, Singles, Words
 from fastsort.images.batches import map_batches
@@ -285,7 +285,7 @@ def _batch(
         features = _log_features(crop_and_normalize(images[judged], operator))
         features = _clipped((features - learned.centre) / learned.scale)
         score[judged], strange = _scores((features - learned.origin) @ learned.axes, learned)
-        codes[judged] = np.where(strange, CONTAMINATION, NOISE)
+        codes[judged] = np.where(strange, UNLIKE, NOISE)
     elif learned is None:
         score[judged] = 0.0
     return codes, score

@@ -18,6 +18,7 @@ from fastsort._reasons import (
     NOISE,
     OFF_CENTRE,
     PARTIAL,
+    UNLIKE,
     VALID,
     reason_names,
     suspicions,
@@ -266,14 +267,15 @@ def _batch(
 def _reasons(features: Floats, peaks: Peaks, elsewhere: Bools, learned: LearnedRadial, box: int) -> Codes:
     """Why each image would be rejected, should its score be above the threshold."""
     second = learned.second_height
-    codes = np.full(len(features), NOISE, dtype=np.int8)
+    # A particle in the middle that is rejected all the same differs in a way that has no name.
+    strongest = np.maximum(peaks.near, peaks.other)
+    codes = np.where(strongest > second, UNLIKE, NOISE).astype(np.int8)
     codes[elsewhere] = OFF_CENTRE
     codes[elsewhere & (np.abs(peaks.other_shift).max(axis=1) > box / 2 - learned.radius)] = PARTIAL
     codes[(peaks.other > second) & (np.maximum(peaks.near, peaks.third) > second)] = MULTIPLE
     # More power than any particle has counts, less does not.
     spread = np.sqrt(np.diag(np.linalg.inv(learned.discriminant.precision)))
     excess = ((features - learned.discriminant.mean) / spread)[:, N_FEATURES - N_POWERS :].max(axis=1)
-    strongest = np.maximum(peaks.near, peaks.other)
     codes[(excess > EXCESS) | (strongest > 2 * learned.typical_height)] = CONTAMINATION
     return codes
 

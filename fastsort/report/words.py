@@ -16,6 +16,7 @@ from fastsort._reasons import (
     PARTIAL,
     RARE_VIEW,
     REASONS,
+    UNLIKE,
     VALID,
 )
 from fastsort.decide.result import SortResult
@@ -26,16 +27,17 @@ LABELS = tuple(
 )
 MEANINGS = {
     VALID: "looks like a particle",
-    NOISE: "no particle found, or unlike the others",
+    NOISE: "no particle found",
     PARTIAL: "a particle that the edge of the box cuts off",
     MULTIPLE: "several particles in one box",
     OFF_CENTRE: "a particle far from the middle of the box",
-    CONTAMINATION: "stronger than any particle",
+    CONTAMINATION: "ice, carbon or dirt: strong, and no particle",
     BAD_PIXELS: "NaN, infinite or hot pixels: cannot be judged",
     FLAT: "no contrast: cannot be judged",
     DUPLICATE: "the same particle as another image",
     RARE_VIEW: "unlike most images, but alike among themselves: set aside for you to look at",
     OUTSIDE: "the box reaches over the edge of the micrograph",
+    UNLIKE: "unlike the particles, and no other reason is clearly the likeliest",
 }
 _LONGEST_NAME = 120
 

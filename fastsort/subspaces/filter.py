@@ -18,6 +18,7 @@ from fastsort._reasons import (
     NOISE,
     OFF_CENTRE,
     PARTIAL,
+    UNLIKE,
     VALID,
     reason_names,
     suspicions,
@@ -302,8 +303,8 @@ def _reasons(
     if len(images) == 0:
         return codes
     # The background's deviation is 1, so the slope of the spectrum says how much an image shows: that of
-    # noise is flatter than that of particles.
-    codes[slope > learned.steep] = CONTAMINATION
+    # noise is flatter than that of particles. What shows more than noise need not be stronger than particles.
+    codes[slope > learned.steep] = UNLIKE
     far = ratios_beside(
         images, learned.basis, learned.particle, learned.background, learned.blocks, ASIDE, step=2
     )
