@@ -4,7 +4,7 @@ python benchmarks/verdict.py [--quick] [--data FOLDER] [part ...]
 
 The parts are accuracy, real, diameter, reasons, shares, rare, aside, speed, memory, kill, bits and relion;
 all of them without any name. Nothing is set: neither diameter nor method. The parts speed and memory make a
-stack of 6.3 GB in a temporary folder, which goes when all is done; relion runs where relion_refine is installed.
+stack of 6.3 GB in a temporary folder, which goes when all is done; relion runs where it is installed.
 Several seeds: the mean, and the lowest in brackets.
 """
 

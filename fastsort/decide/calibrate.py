@@ -62,6 +62,8 @@ class _Fit(NamedTuple):
         Where junk lies that no decoy shows.
     share : float
         Of such junk.
+    of_kinds : ndarray of float64
+        Shares of junk like each kind of decoys.
     probability : ndarray of float64
         Of junk, at every step of the score.
     """
@@ -73,6 +75,7 @@ class _Fit(NamedTuple):
     other: float
     width: float
     share: float
+    of_kinds: Floats
     probability: Floats
 
     @property
@@ -138,6 +141,16 @@ def told_apart(decoys: Mapping[str, Floats]) -> float:
 
 def mixture_probability(score: Floats, decoys: Mapping[str, Floats]) -> Floats:
     """Return the junk probabilities of scores by a mixture, as `calibrate` describes it."""
+    scale, fit = _fit_mixture(score, decoys)
+    return np.interp(score, scale.middle, fit.probability)
+
+
+def mixture_shares(score: Floats, decoys: Mapping[str, Floats]) -> dict[str, float]:
+    """Return which share of the images is junk like each kind of decoys, by the same mixture."""
+    return dict(zip(decoys, _fit_mixture(score, decoys)[1].of_kinds.tolist(), strict=True))
+
+
+def _fit_mixture(score: Floats, decoys: Mapping[str, Floats]) -> tuple[_Scale, _Fit]:
     kinds = [values[np.isfinite(values)] for values in decoys.values()]
     known = np.concatenate(kinds)
     low = float(min(score.min(), known.min())) - 1
@@ -154,7 +167,7 @@ def mixture_probability(score: Floats, decoys: Mapping[str, Floats]) -> Floats:
     needed = GAIN if fit.separation >= SEPARATE else math.inf
     if fit.share > RARE and fit.separation < WELL_SEPARATE and fit.likelihood < without.likelihood + needed:
         fit = without
-    return np.interp(score, scale.middle, fit.probability)
+    return scale, fit
 
 
 def probability_by_odds(score: Floats) -> Floats:
@@ -227,7 +240,7 @@ def _fit(
     # Below the peak nothing looks more like a particle than at it.
     probability[x < peak] = probability[min(int(np.searchsorted(x, peak)), len(x) - 1)]
     rising = np.maximum.accumulate(probability)
-    return _Fit(likelihood, peak, lower, upper, other, width, float(shares[-2]), rising)
+    return _Fit(likelihood, peak, lower, upper, other, width, float(shares[-2]), shares[1:-2], rising)
 
 
 def _likelihood(fit: _Fit) -> float:

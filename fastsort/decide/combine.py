@@ -178,19 +178,25 @@ def combine_votes(votes: Mapping[str, Floats], junk: Mapping[str, Floats]) -> Co
     return combination_of(weighing, {"junk": weighted(junk, weighing.weights)})
 
 
-def weigh_votes(votes: Mapping[str, Floats], junk: Mapping[str, Floats]) -> Weighing:
-    """Learn the weights of the votes, as `combine_votes` describes it, and return them with the scores."""
+def weigh_votes(
+    votes: Mapping[str, Floats], junk: Mapping[str, Floats], amounts: Floats | None = None
+) -> Weighing:
+    """Learn the weights of the votes, as `combine_votes` describes it, and return them with the scores.
+
+    Each decoy counts as much as its amount says; by default, all count the same.
+    """
     names = list(votes)
     judged = np.isfinite(votes[names[0]])
     score = np.full(len(judged), np.inf)
     rows = np.column_stack([votes[name][judged] for name in names])
-    decoys = np.column_stack([junk[name][np.isfinite(junk[name])] for name in names])
+    sure = np.isfinite(junk[names[0]])
+    decoys = np.column_stack([junk[name][sure] for name in names])
     if len(rows) < MIN_JUDGED or not len(decoys) or not np.ptp(rows, axis=0).any():
         # Too few images, or votes that say nothing.
         score[judged] = rows.mean(axis=1)
         return Weighing(score, {**dict.fromkeys(names, 1 / len(names)), OFFSET: 0.0}, False)
     with one_blas_thread():
-        weights, offset = _learn_weights(rows, decoys, names)
+        weights, offset = _learn_weights(rows, decoys, names, None if amounts is None else amounts[sure])
     score[judged] = rows @ weights + offset
     return Weighing(score, {**dict(zip(names, weights.tolist(), strict=True)), OFFSET: offset}, True)
 
@@ -206,7 +212,9 @@ def combination_of(weighing: Weighing, decoys: Mapping[str, Floats]) -> Combinat
     return Combination(score, probability, threshold, weighing.weights, shares)
 
 
-def _learn_weights(rows: Floats, decoys: Floats, names: list[str]) -> tuple[Floats, float]:
+def _learn_weights(
+    rows: Floats, decoys: Floats, names: list[str], amounts: Floats | None
+) -> tuple[Floats, float]:
     """Learn the weights of the votes in the columns, and the offset, by expectation maximisation."""
     rows = rows[:: -(-len(rows) // MAX_LEARNED_FROM)]
     particles = confident({name: rows[:, k] for k, name in enumerate(names)})
@@ -222,13 +230,14 @@ def _learn_weights(rows: Floats, decoys: Floats, names: list[str]) -> tuple[Floa
         target = np.concatenate([np.full(len(part), label) for part, label, _ in parts])
         return _fit_logistic(values, target, np.concatenate([amount for _, _, amount in parts]))
 
-    of_decoys = np.full(len(decoys), n / len(decoys))
+    shares = np.full(len(decoys), 1 / len(decoys)) if amounts is None else amounts / amounts.sum()
+    of_decoys = n * shares
     of_particles = np.full(len(particles), n / len(particles))
     weights, offset = fit(decisive, [(rows[particles], 0.0, of_particles), (decoys, 1.0, of_decoys)])
     for step in range(N_ROUNDS):
         odds = rows[:, decisive] @ weights + offset
         doubt = 1 / (1 + np.exp(np.clip(-odds, -30, 30)))
-        of_decoys = np.full(len(decoys), (1 - doubt).sum() / len(decoys))
+        of_decoys = (1 - doubt).sum() * shares
         columns = list(range(len(names))) if step == N_ROUNDS - 1 else decisive
         parts = [(rows, 1.0, UNLABELLED * doubt), (rows, 0.0, 1 - doubt), (decoys, 1.0, of_decoys)]
         weights, offset = fit(columns, parts)

@@ -10,7 +10,7 @@ from fastsort._checks import InputError
 from fastsort._progress import Progress, part_of
 from fastsort._reasons import DUPLICATE, OFF_CENTRE, OUTSIDE, RARE_VIEW, REASONS, VALID, reason_names
 from fastsort._types import Array, Bools, Floats, Indices, Singles, Words
-from fastsort.decide.calibrate import probability_by_odds, told_apart
+from fastsort.decide.calibrate import mixture_shares, probability_by_odds, told_apart
 from fastsort.decide.combine import (
     OFFSET,
     Combination,
@@ -20,7 +20,7 @@ from fastsort.decide.combine import (
     weighted,
 )
 from fastsort.decide.copies import COPY, copies_among
-from fastsort.decide.decoys import EstimatedErrors, estimate_errors, votes_on_decoys
+from fastsort.decide.decoys import JUNK, N_TO_LEARN, EstimatedErrors, estimate_errors, votes_on_decoys
 from fastsort.decide.duplicates import find_all_duplicates
 from fastsort.decide.reasons import learn_reasons
 from fastsort.decide.recentre import centred_scores
@@ -37,6 +37,9 @@ OF_RADIAL = ("peak", "second_peak", "outlyingness", "n_clusters", "n_scattered")
 OF_SUBSPACES = ("factor", "log_likelihood", "excess")
 # Part of the time of a verdict of all methods that weighing the votes takes; rare views take the rest.
 WEIGHING = 0.3
+# While weights are learned, all kinds of decoys together count for at least this share of the images, and
+# each has at least this part of an equal share.
+LEAST_OF_A_KIND = 0.1
 # Boxes whose sides in angstroms differ by less than this part are of one scale.
 SAME_SCALE = 1e-2
 
@@ -369,9 +372,19 @@ def _measurements(
 def _weigh(
     working: Particles, results: MethodResults, n_jobs: int | None, seed: int
 ) -> tuple[Combination, LearnedVerdict]:
-    """Learn the weights of the votes from decoys, and score other decoys to test the verdict with."""
+    """Learn the weights of the votes from decoys, and score other decoys to test the verdict with.
+
+    A method may be right about junk that the set does not hold. So the weights are learned twice, the second
+    time with as many decoys of each kind as there is junk like them.
+    """
     decoys = votes_on_decoys(working, results.votes, results.learned, n_jobs=n_jobs, seed=seed)
     weighing = weigh_votes(results.votes, decoys.to_learn)
+    if weighing.learned:
+        tested = {kind: weighted(decoys.to_test[kind], weighing.weights) for kind in JUNK}
+        shares = mixture_shares(weighing.score[np.isfinite(weighing.score)], tested)
+        least = LEAST_OF_A_KIND * max(sum(shares.values()), LEAST_OF_A_KIND) / len(JUNK)
+        amounts = np.repeat([shares[kind] + least for kind in JUNK], N_TO_LEARN)
+        weighing = weigh_votes(results.votes, decoys.to_learn, amounts)
     tested = {kind: weighted(votes, weighing.weights) for kind, votes in decoys.to_test.items()}
     combination = combination_of(weighing, tested)
     reasons = learn_reasons(decoys.measured)
