@@ -266,7 +266,8 @@ def draw(
         figure,
         "What is sorting worth?",
         f"{molecule}, {len(truth.label):,} simulated images, {100 * (1 - outcomes[0].purity):.0f} % of them "
-        f"junk; sorting takes {sorting.processor:.0f} s, 2D classification what stands above the map",
+        f"junk; sorting takes {sorting.processor:.0f} s, "
+        "RELION's 2D classification what stands above each map",
     )
     axes = add_panel(figure, (left, HEADING + 20, width, height - 20))
     draw_curves(axes, truth, outcomes)
