@@ -151,7 +151,7 @@ def measure(options: argparse.Namespace, volume: Path, folder: Path) -> None:
 
 
 def seconds_of(job: Callable[[], object]) -> Seconds:
-    """Time a job that runs in processes of its own; that of the processor does not depend on other jobs."""
+    """Time a job that runs in processes of its own; other jobs disturb the processor's time less."""
     before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     job()
     wall, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
