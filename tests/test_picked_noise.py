@@ -96,7 +96,7 @@ def test_largest_response_is_to_disks_of_the_radius():
 @pytest.mark.parametrize("volume", ["globular", "two-lobed"])
 def test_filters_know_picked_noise(volume):
     images, truth = fs.simulate_particles(
-        400, 200, snr=0.1, box=BOX, volume=volume, junk="picked", snr_definition="power", seed=3
+        400, 200, snr=0.15, box=BOX, volume=volume, junk="picked", snr_definition="power", seed=3
     )
     for result in (subspace_filter(images, describe=False, n_jobs=1), fs.radial_filter(images, n_jobs=1)):
         assert roc_auc_score(~truth.label, result.score) > 0.9

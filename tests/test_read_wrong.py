@@ -781,7 +781,7 @@ def test_segments_in_files_of_picks_are_no_duplicates(tmp_path, kind, segments):
     stack(tmp_path / "a.mrc", noise(1, 99))
     particles = open_particles((tmp_path / "a.mrc", filament_picks(tmp_path, kind)), box=BOX)
     assert particles.table.has_segments == segments
-    duplicate = find_all_duplicates(particles, 20.0, np.arange(3.0))
+    duplicate = find_all_duplicates(particles, 20.0, np.arange(3.0), np.arange(3))
     assert duplicate.tolist() == [False, not segments, False]
 
 

@@ -264,11 +264,13 @@ def test_rotations_are_uniform():
 
 
 def test_kinds_are_equal_parts_in_random_order():
-    _, truth = simulate_particles(90, 70, junk="all", box=16, ctf=True)
+    _, truth = simulate_particles(90, 80, junk="all", box=16, ctf=True)
     kinds, counts = np.unique(truth.kind, return_counts=True)
     assert dict(zip(kinds.tolist(), counts.tolist(), strict=True)) == {
         "good": 90,
-        **dict.fromkeys(("noise", "partial", "multiple", "off-centre", "ice", "carbon", "texture"), 10),
+        **dict.fromkeys(
+            ("noise", "picked", "partial", "multiple", "off-centre", "ice", "carbon", "texture"), 10
+        ),
     }
     np.testing.assert_array_equal(truth.label, truth.kind == "good")
     assert 30 < np.diff(truth.label.astype(int)).astype(bool).sum() < 120

@@ -72,8 +72,9 @@ def picked_noise(images: Images, number: int, background: float, seed: int = 0) 
     parts = []
     for k, radius in enumerate(np.linspace(LEAST_RADIUS, LARGEST_RADIUS, N_SIZES) * box):
         fields = _fields(amplitude, len(range(k, number, N_SIZES)), size, rng)
-        parts.append(_cut_best(fields, blob_response(fields if bright else -fields, radius), box))
-    picks = np.concatenate(parts)
+        parts.append(_cut_best(fields, blob_response(fields, radius), box))
+    # Noise has no sign: dark blobs are bright ones of other noise.
+    picks = np.concatenate(parts) * np.float32(1 if bright else -1)
     normalize_background(picks, background)
     return picks
 
@@ -121,7 +122,7 @@ def _fields(amplitude: Singles, number: int, size: int, rng: np.random.Generator
 def _cut_best(fields: Images, responses: Images, box: int) -> Images:
     """Cut a box out of every field, about the highest place of its response; both are periodic."""
     number, size = fields.shape[:2]
-    row, column = np.divmod(responses.reshape(number, -1).argmax(axis=1), size)
+    row, column = np.divmod(responses.reshape(number, size * size).argmax(axis=1), size)
     around = np.arange(box) - box // 2
     rows, columns = ((place[:, None] + around) % size for place in (row, column))
     return np.ascontiguousarray(fields[np.arange(number)[:, None, None], rows[:, :, None], columns[:, None]])
