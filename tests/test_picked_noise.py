@@ -94,12 +94,19 @@ def test_largest_response_is_to_disks_of_the_radius():
 
 
 @pytest.mark.parametrize("volume", ["globular", "two-lobed"])
-def test_filters_know_picked_noise(volume):
+def test_subspaces_know_picked_noise(volume):
     images, truth = fs.simulate_particles(
         400, 200, snr=0.15, box=BOX, volume=volume, junk="picked", snr_definition="power", seed=3
     )
-    for result in (subspace_filter(images, describe=False, n_jobs=1), fs.radial_filter(images, n_jobs=1)):
-        assert roc_auc_score(~truth.label, result.score) > 0.9
+    result = subspace_filter(images, describe=False, n_jobs=1)
+    assert roc_auc_score(~truth.label, result.score) > 0.9
+    assert result.learned.picked_share > 0.5
+
+
+@pytest.mark.parametrize("junk", ["noise", "multiple"])
+def test_sets_without_picked_noise_are_not_taken_for_such(junk):
+    images, _ = fs.simulate_particles(400, 200, snr=0.15, box=BOX, junk=junk, snr_definition="power", seed=3)
+    assert subspace_filter(images, describe=False, n_jobs=1).learned.picked_share < 0.3
 
 
 def test_simulated_picks_are_the_highest_places_of_their_fields():

@@ -218,7 +218,7 @@ def radial_filter(
     if learned is None:
         cropped_radius = radius and radius / scale
         sample = read_sample(particles, operator, cropped_radius, seed)
-        learned = None if sample is None else learn_radial(sample, cropped_radius, contrast, n_jobs, seed)
+        learned = None if sample is None else learn_radial(sample, cropped_radius, contrast, n_jobs)
     if learned is None:
         batches = map_batches(_unfit_batch, particles, n_jobs=n_jobs, progress=progress)
         contrast = "bright" if contrast == "auto" else contrast

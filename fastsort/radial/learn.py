@@ -63,9 +63,7 @@ def background_radius(radius: float | None, box: int) -> float:
     return 0.5 * box if radius is None else min(max(radius, 0.25 * box), 0.5 * box)
 
 
-def learn_radial(
-    images: Images, radius: float | None, contrast: str, n_jobs: int | None, seed: int
-) -> LearnedRadial:
+def learn_radial(images: Images, radius: float | None, contrast: str, n_jobs: int | None) -> LearnedRadial:
     """Learn the template, then what tells the centres of good picks from displaced places and picked noise.
 
     Parameters
@@ -76,14 +74,12 @@ def learn_radial(
         Of the particle, in cropped pixels; None finds it.
     contrast : {"auto", "bright", "dark"}
     n_jobs : int, optional
-    seed : int
-        Of the picked noise.
 
     Returns
     -------
     learned : LearnedRadial
     """
-    picks = picked_noise(images, N_LEARNED_FROM, background_radius(radius, images.shape[1]), seed)
+    picks = picked_noise(images, N_LEARNED_FROM, background_radius(radius, images.shape[1]))
     template, radius = learn_template(images, radius, contrast, n_jobs)
     half = images.shape[1] // 2
     places = ((half, 0), (0, half), (half, half), (0, 0))

@@ -138,7 +138,7 @@ def learn_shapes(
     powers = log_powers(centred, bands)
     outlying = excess_distance(powers, fit_bulk(powers))
     background = _learn_background(images, basis, outlying < EXCLUDED, blocks, bands)
-    picks = picked_noise(images, N_LEARNED_FROM, 0.5 * images.shape[1], seed)
+    picks = picked_noise(images, N_LEARNED_FROM, 0.5 * images.shape[1])
     picked = fit_shape(coefficients_of(picks, basis), np.ones(len(picks), dtype=bool), blocks)
     particle, use, picked_share = _learn_particle(centred, powers, outlying, [background, picked], blocks)
     usual, spread, steep = _usual_power(powers[use])
