@@ -24,7 +24,7 @@ SEEDS = (0, 1, 2)
 SNRS = (20, 50, 118)
 RIBOSOME = "ribosome70s_65px.mrc"
 VOLUMES = {"ribosome": RIBOSOME, "sheath ring": "sheath_ring_64px_4.4A.mrc", "EF-G": "efg_64px_2.5A.mrc"}
-HARD_KINDS = ("noise", "partial", "multiple", "off-centre", "ice", "carbon", "texture")
+HARD_KINDS = ("noise", "picked", "partial", "multiple", "off-centre", "ice", "carbon", "texture")
 REAL_DIAMETERS = {"apoferritin_curated": 128.0, "apoferritin_picks": 128.0, "betagal_curated": 180.0}
 # Of the authors' program, TPR / TNR: on their own simulation, and on these stacks.
 KNOWN = {20: "not published", 50: "0.99 / 0.85", 118: "0.67 / 0.84"}

@@ -68,7 +68,7 @@ def simulate_particles(
         `pixel_size`, or is that of the recipe; with both given, the particle is
         scaled. A density of unknown voxel size counts as a particle of 250 A.
     junk : {"paper", "all", "ppca"} or sequence of kinds
-        A recipe (see Notes), or some of "noise", "partial", "multiple",
+        A recipe (see Notes), or some of "noise", "picked", "partial", "multiple",
         "off-centre", "ice", "carbon", "texture", "photograph" and "hot_pixels",
         which are then made as in the recipe "all".
     ctf : bool
@@ -136,7 +136,8 @@ def simulate_particles(
     "all" is our own hard recipe, meant for ``ctf=True`` and ``snr=1 / 20``: SNR
     "power", "decaying" noise, which is added after the CTF, a box 1.5 times as
     large as the particle, particles centred within 0.015, normalised. The junk is
-    noise, partial (shifted by 0.40 to 0.60), multiple (two particles, 0.20 to 0.32
+    noise, picked (the place that looks most like a blob in a field of noise, on half
+    of them above carbon or ice), partial (shifted by 0.40 to 0.60), multiple (two particles, 0.20 to 0.32
     from the middle on opposite sides), off-centre (0.20 to 0.33), ice, carbon and
     texture. Ice and carbon are not seen through the CTF; their strength is a
     multiple of the particles' standard deviation inside the disk.
