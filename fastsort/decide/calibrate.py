@@ -17,8 +17,9 @@ N_STEPS = 500
 N_ROUNDS = 200
 # Where the particles' scores may peak, as a quantile, with the share of junk: each is tried as a start.
 STARTS = ((0.15, 0.5), (0.30, 0.3), (0.50, 0.1))
-# Neither side of the particles' peak is wider than this many times the other.
-LOPSIDED = 2.0
+# How many times wider than the other side the upper side of the particles' peak may be, and the lower one.
+# A wider tail towards junk would take the junk for particles.
+UPPER, LOWER = 1.5, 2.5
 NARROWEST = 0.15
 # Junk of a kind that no decoy shows lies at least this many widths of the particles above their peak, and
 # is so narrow that the peak is this many of its own widths away.
@@ -37,6 +38,9 @@ TOLD_APART, HARDLY = 0.9, 0.25
 # The same where the scores, taken for odds, say that there is more junk than this. Junk that is like the
 # decoys would else pass for particles of its own.
 EMPTY = 0.9
+# Where the mixture finds less junk than the odds by more than this, and rejects a smaller share of the decoys
+# that are junk, it has taken junk for the tail of the particles: the odds are right.
+DISAGREE, CAUGHT = 0.25, 0.5
 # In every set, either kind has a share of at least one half per cent; as log-odds.
 SUREST = math.log(0.995 / 0.005)
 
@@ -111,19 +115,36 @@ def calibrate(score: Floats, decoys: Mapping[str, Floats]) -> tuple[float, Float
     separate from the particles: their tail is not junk of its own.
 
     Where copies of the best images are not told from decoys that are junk, there may be no particles at
-    all. Then the probabilities are those of the scores taken for odds, as they are where these say that
-    more than 0.9 of the images are junk.
+    all. Then the probabilities are those of the scores taken for odds. So they are where these say that more
+    than 0.9 of the images are junk, and where the mixture finds much less junk than they do, but rejects
+    few of the decoys that are junk.
     """
     by_odds = probability_by_odds(score)
-    limit = HARDLY
-    probability = by_odds
+    mixed, limit = by_odds, HARDLY
     if told_apart(decoys) >= TOLD_APART:
         if by_odds.mean() <= EMPTY:
-            probability = mixture_probability(score, {k: v for k, v in decoys.items() if k != GOOD})
-        limit = 0.5 * (float(probability.mean()) + 0.5)
-    keep = probability <= limit
-    threshold = float(score[keep].max()) if keep.any() else float(np.nextafter(score.min(), -np.inf))
-    return threshold, probability, (float(probability.mean()), float(by_odds.mean()))
+            mixed = mixture_probability(score, {k: v for k, v in decoys.items() if k != GOOD})
+        if by_odds.mean() - mixed.mean() > DISAGREE and _caught(_threshold(score, mixed), decoys) < CAUGHT:
+            mixed = by_odds
+        limit = _limit(mixed)
+    return _threshold(score, mixed, limit), mixed, (float(mixed.mean()), float(by_odds.mean()))
+
+
+def _limit(probability: Floats) -> float:
+    """Junk probability above which images are rejected."""
+    return 0.5 * (float(probability.mean()) + 0.5)
+
+
+def _threshold(score: Floats, probability: Floats, limit: float | None = None) -> float:
+    """Highest score that is kept."""
+    keep = probability <= (_limit(probability) if limit is None else limit)
+    return float(score[keep].max()) if keep.any() else float(np.nextafter(score.min(), -np.inf))
+
+
+def _caught(threshold: float, decoys: Mapping[str, Floats]) -> float:
+    """Share of the decoys that are junk, and are rejected; mean over their kinds."""
+    kinds = [values for kind, values in decoys.items() if kind != GOOD and len(values)]
+    return float(np.mean([(values > threshold).mean() for values in kinds])) if kinds else 1.0
 
 
 def told_apart(decoys: Mapping[str, Floats]) -> float:
@@ -261,6 +282,6 @@ def _split_normal_of(
     right = float((weight * ~below) @ (x - peak) ** 2) ** (1 / 3)
     size = math.sqrt((left + right) / (float(weight.sum()) + 1e-9))
     lower, upper = max(left * size, NARROWEST), max(right * size, NARROWEST)
-    lower, upper = min(lower, LOPSIDED * upper), min(upper, LOPSIDED * lower)
+    lower, upper = min(lower, LOWER * upper), min(upper, UPPER * lower)
     pull = weight / np.where(below, lower**2, upper**2)
     return float((pull @ x) / (pull.sum() + 1e-12)), lower, upper
