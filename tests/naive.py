@@ -701,3 +701,7 @@ def mass_diameter(volume: npt.NDArray[np.float32], part: float) -> float:
     distance = np.linalg.norm(points - mass @ points / mass.sum(), axis=1)
     order = np.argsort(distance)
     return 2 * float(distance[order][np.searchsorted(np.cumsum(mass[order]), part * mass.sum())])
+
+
+# All kinds of junk of the hard recipe but picked noise, from which a few hundred images teach little.
+SEVEN = ("noise", "partial", "multiple", "off-centre", "ice", "carbon", "texture")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import naive
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -32,7 +33,7 @@ def simulated(n_good, n_junk, volume, seed=0, snr=0.1, box=BOX):
         snr_definition="power",
         box=box,
         volume=volume,
-        junk="all",
+        junk=naive.SEVEN,
         noise="white",
         seed=seed,
     )

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import mrcfile
+import naive
 import numpy as np
 import pytest
 import starfile
@@ -51,7 +52,7 @@ def call(*arguments):
 @pytest.fixture(scope="module")
 def simulated():
     options = {"box": 48, "volume": "two-lobed", "noise": "white", "ctf": True, "n_micrographs": 4}
-    return fs.simulate_particles(300, 60, snr=0.2, junk="all", seed=3, **options)
+    return fs.simulate_particles(300, 60, snr=0.2, junk=naive.SEVEN, seed=3, **options)
 
 
 @pytest.fixture(scope="module")

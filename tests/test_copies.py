@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import naive
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -21,7 +22,7 @@ N = 110
 
 @pytest.fixture(scope="module")
 def images():
-    return simulate_particles(70, 40, snr=0.5, box=16, junk="all", seed=5)[0]
+    return simulate_particles(70, 40, snr=0.5, box=16, junk=naive.SEVEN, seed=5)[0]
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +192,7 @@ def test_images_in_another_order_have_their_own_verdicts(images, project):
 def test_other_images_of_the_same_names_are_measured(project, images, n_changed):
     path, names, earlier = project
     others = images[:60].copy()
-    others[:n_changed] = simulate_particles(40, 20, snr=0.5, box=16, junk="all", seed=6)[0][:n_changed]
+    others[:n_changed] = simulate_particles(40, 20, snr=0.5, box=16, junk=naive.SEVEN, seed=6)[0][:n_changed]
     write_stack(path.with_name("a.mrcs"), [others], 3.0, 60, 16)
     later(path.with_name("a.mrcs"))
     result = update_particles(path, earlier, names, n_jobs=1)

@@ -244,6 +244,7 @@ def read(path: str) -> Floats:
         assert_type(particles.ctf.defocus_u, Doubles)
         assert_type(fs.images.contrast_transfer(particles.ctf, 32, 1.0), Floats)
         assert_type(fs.phase_flip(particles.read(0, 10), particles.ctf, 1.0), Floats)
+    assert_type(fs.images.picked_noise(particles.read(0, 10), 5, 16.0), Floats)
     return particles.read(0, 100)
 
 

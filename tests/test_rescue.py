@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import mrcfile
+import naive
 import numpy as np
 import pytest
 import scipy.ndimage
@@ -124,7 +125,7 @@ def test_what_another_cut_keeps_needs_no_rescue(ring, sorted_ring):
 
 
 def test_no_junk_of_any_kind_is_rescued():
-    images, truth = fs.simulate_particles(300, 300, snr=0.05, box=48, junk="all", seed=7)
+    images, truth = fs.simulate_particles(300, 300, snr=0.05, box=48, junk=naive.SEVEN, seed=7)
     result = sort_particles(images, n_jobs=2)
     assert result.keep[truth.label].mean() > 0.9
     assert (~result.keep)[~truth.label].mean() > 0.8

@@ -364,9 +364,7 @@ def test_what_cannot_be_updated(grown):
     wide = open_particles(np.ones((5, 64, 64), np.float32), pixel_size=whole.pixel_size)
     refused("48 px", "64 px", particles=wide)
     unmeasured = earlier._replace(diameter=np.nan, diameter_px=np.nan)
-    refused(
-        f"{48 * whole.pixel_size:.4g} A", f"{64 * whole.pixel_size:.4g} A", particles=wide, result=unmeasured
-    )
+    refused("48 px", "64 px", particles=wide, result=unmeasured)
     refused("pixel size", particles=smaller, result=unmeasured)
     refused("working_size was 36", "32", working_size=32)
     refused("diameter was None", "120", diameter=120.0)
