@@ -29,6 +29,8 @@ from fastsort.subspaces.shapes import Shape, fit_shape, log_ratios, regularize
 
 BATCH = 512
 N_SAMPLE = 4096
+# Fewer images do not say how much of them is picked noise, and learning against it would do harm.
+FEWEST_WITH_PICKS = 500
 # The share of the images that count as particles while learning, small enough for sets that are
 # mostly junk; and the share in the first round, which chooses among nearly all images.
 PROMISING = 0.3
@@ -69,7 +71,8 @@ class LearnedShapes(NamedTuple):
     described : StandardizedModel or None
         The subspaces as `factor` and `log_likelihood` need them.
     picked : Shape or None
-        Of noise as a picker finds it; None in results of version 0.1.0.
+        Of noise as a picker finds it; None where fewer than 500 images were learned from, and in results of
+        version 0.1.0.
     picked_share : float
         Of all that is no particle.
     """
@@ -138,9 +141,12 @@ def learn_shapes(
     powers = log_powers(centred, bands)
     outlying = excess_distance(powers, fit_bulk(powers))
     background = _learn_background(images, basis, outlying < EXCLUDED, blocks, bands)
-    picks = picked_noise(images, N_LEARNED_FROM, 0.5 * images.shape[1])
-    picked = fit_shape(coefficients_of(picks, basis), np.ones(len(picks), dtype=bool), blocks)
-    particle, use, picked_share = _learn_particle(centred, powers, outlying, [background, picked], blocks)
+    picked = None
+    if len(images) >= FEWEST_WITH_PICKS:
+        picks = picked_noise(images, N_LEARNED_FROM, 0.5 * images.shape[1])
+        picked = fit_shape(coefficients_of(picks, basis), np.ones(len(picks), dtype=bool), blocks)
+    others = [background] if picked is None else [background, picked]
+    particle, use, picked_share = _learn_particle(centred, powers, outlying, others, blocks)
     usual, spread, steep = _usual_power(powers[use])
     beside = _usual_beside(images[use], basis, particle, background, blocks)
     subspaces, described = no_subspaces(basis), None
@@ -238,15 +244,14 @@ def _compare(
 ) -> tuple[Shape, Floats, float]:
     """Shape of the images in use, its log-likelihood ratio to the others, and how many of these are picked.
 
-    The others are the background and picked noise. These are as frequent as makes all images likeliest: a
-    set in which no noise was picked must not be judged as if it were.
+    The others are the background and, in large sets, picked noise. These are as frequent as makes all images
+    likeliest: a set in which no noise was picked must not be judged as if it were.
     """
-    background, _ = others
-    particle = regularize(fit_shape(coefficients, use, blocks), background, int(use.sum()), blocks)
+    particle = regularize(fit_shape(coefficients, use, blocks), others[0], int(use.sum()), blocks)
     ratios = log_ratios(coefficients, particle, others, blocks)
     shares = likely_shares(np.vstack([np.zeros(ratios.shape[1]), -ratios]))[1:]
     shares /= shares.sum()
-    return particle, -np.logaddexp.reduce(np.log(shares)[:, None] - ratios, axis=0), float(shares[1])
+    return particle, -np.logaddexp.reduce(np.log(shares)[:, None] - ratios, axis=0), float(sum(shares[1:]))
 
 
 def _describe(
