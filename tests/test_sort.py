@@ -622,7 +622,7 @@ def assert_same_subspaces(actual, expected):
 
 def test_subspaces_tell_particles_from_junk(stack, by_subspaces):
     images, truth = stack
-    assert area_under_curve(by_subspaces.score, truth.label) > 0.92
+    assert area_under_curve(by_subspaces.score, truth.label) > 0.94
     assert by_subspaces.keep[truth.label].mean() > 0.84
     assert by_subspaces.keep[~truth.label].mean() < 0.2
     np.testing.assert_array_equal(by_subspaces.keep, by_subspaces.score <= by_subspaces.threshold)
