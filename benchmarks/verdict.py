@@ -342,15 +342,15 @@ def picked(options: argparse.Namespace) -> None:
     rows = []
     for name, file in VOLUMES.items():
         volume = options.data / "volumes" / file
-        rows += picked_rows(f"picked noise, one third, {name}", [noise_picked(volume, "picked", 2000, 1000)])
+        rows += picked_rows(f"picked noise, one third, {name}", [hard_project(volume, "picked", 2000, 1000)])
         for definition in ("white_power", "power"):
             hard = simulate_hard(volume, definition, PICKED_SEED, 1 / 20)
             rows += picked_rows(f'hard, "{definition}", {name}', [hard])
-        rows += picked_rows(f"particles only, {name}", [noise_picked(volume, "all", 1500, 0)])
-        rows += picked_rows(f"junk only, {name}", [noise_picked(volume, "all", 0, 1500)])
+        rows += picked_rows(f"particles only, {name}", [hard_project(volume, "all", 1500, 0)])
+        rows += picked_rows(f"junk only, {name}", [hard_project(volume, "all", 0, 1500)])
         for share in (0.02, 0.6, 0.9, 0.95):
             n_junk = round(2000 * share)
-            made = noise_picked(volume, "all", 2000 - n_junk, n_junk)
+            made = hard_project(volume, "all", 2000 - n_junk, n_junk)
             rows += picked_rows(f"{100 * share:g} % junk, {name}", [made])
     print_table(
         'Simulated sets, CTF, SNR 1/20 ("white_power" where nothing is said), nothing set; area under the '
@@ -375,7 +375,7 @@ PICKED = (
 )
 
 
-def noise_picked(volume: Path, junk: str, n_good: int, n_junk: int) -> tuple:
+def hard_project(volume: Path, junk: str, n_good: int, n_junk: int, seed: int = PICKED_SEED) -> tuple:
     return fs.simulate_particles(
         n_good,
         n_junk,
@@ -385,7 +385,7 @@ def noise_picked(volume: Path, junk: str, n_good: int, n_junk: int) -> tuple:
         junk=junk,
         ctf=True,
         snr_definition="white_power",
-        seed=PICKED_SEED,
+        seed=seed,
     )
 
 
@@ -648,19 +648,7 @@ def sets_without_rare(options: argparse.Namespace) -> Iterator[tuple[str, Iterab
 
 def without_rare(volume: Path, seeds: Iterable[int], n_good: int, n_junk: int, junk: str) -> Iterator[Set]:
     for seed in seeds:
-        yield from project_sets(
-            *fs.simulate_particles(
-                n_good,
-                n_junk,
-                snr=1 / 20,
-                box=48,
-                volume=volume,
-                junk=junk,
-                ctf=True,
-                snr_definition="white_power",
-                seed=seed,
-            )
-        )
+        yield from project_sets(*hard_project(volume, junk, n_good, n_junk, seed))
 
 
 def aside_cells(sets: Iterable[Set]) -> Iterator[str]:

@@ -96,7 +96,7 @@ def calibrate(score: Floats, decoys: Mapping[str, Floats]) -> tuple[float, Float
     score : ndarray of float64, shape (n,)
         Finite; about the logarithm of odds.
     decoys : mapping of str to ndarray of float64
-        Their scores, by kind.
+        Scores of decoys, by kind; those of the kind `GOOD` are particles.
 
     Returns
     -------
@@ -111,8 +111,8 @@ def calibrate(score: Floats, decoys: Mapping[str, Floats]) -> tuple[float, Float
     -----
     The scores are a mixture, found by expectation maximisation: particles have a split normal
     distribution; junk of each kind has the distribution of its decoys, in any share; other junk has a
-    normal distribution; and any score above the particles may occur. Other junk counts only where it is
-    separate from the particles: their tail is not junk of its own.
+    normal distribution; and any score well above the particles may occur. Other junk counts only where it
+    is separate from the particles: their tail is not junk of its own.
 
     Where copies of the best images are not told from decoys that are junk, there may be no particles at
     all. Then the probabilities are those of the scores taken for odds. So they are where these say that more

@@ -151,7 +151,8 @@ def combine_votes(votes: Mapping[str, Floats], junk: Mapping[str, Floats]) -> Co
     The junk probability comes from a mixture that is fitted to the scores; it knows how decoys score, but not
     how much of such junk there is (`calibrate`). The share of junk is estimated in a second way, too: as the
     one that makes the scores most likely when they are taken for log-odds (Saerens, Latinne & Decaestecker,
-    Neural Computation 14, 2002). It decides nothing, but says how far the first can be trusted.
+    Neural Computation 14, 2002). It says how far the first can be trusted, and decides where that fails
+    (`calibrate`).
 
     The expected balanced accuracy is highest where images are rejected whose junk probability is above the
     share of junk. A lost particle costs more than junk that is kept, so the limit lies halfway between that

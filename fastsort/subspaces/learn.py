@@ -25,7 +25,7 @@ from fastsort.subspaces.fit import fit_subspaces
 from fastsort.subspaces.mixture import FitTrace, SubspaceModel
 from fastsort.subspaces.pswf import Blocks, PswfBasis, angular_blocks
 from fastsort.subspaces.scores import StandardizedModel, standardized_model
-from fastsort.subspaces.shapes import Shape, fit_shape, log_ratios, regularize
+from fastsort.subspaces.shapes import Shape, fit_shape, log_ratios, ratio_to_all, regularize
 
 BATCH = 512
 N_SAMPLE = 4096
@@ -251,7 +251,7 @@ def _compare(
     ratios = log_ratios(coefficients, particle, others, blocks)
     shares = likely_shares(np.vstack([np.zeros(ratios.shape[1]), -ratios]))[1:]
     shares /= shares.sum()
-    return particle, -np.logaddexp.reduce(np.log(shares)[:, None] - ratios, axis=0), float(sum(shares[1:]))
+    return particle, ratio_to_all(ratios, shares), float(sum(shares[1:]))
 
 
 def _describe(

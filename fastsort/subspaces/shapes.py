@@ -99,7 +99,13 @@ def log_ratio(
     """
     ratios = log_ratios(coefficients, particle, others, blocks)
     known = np.full(len(ratios), 1 / len(ratios)) if shares is None else shares
-    return -np.logaddexp.reduce(np.log(known)[:, None] - ratios, axis=0)
+    return ratio_to_all(ratios, known)
+
+
+def ratio_to_all(ratios: Floats, shares: Floats) -> Floats:
+    """Log-likelihood ratio to all others together, from those to each (k, n) and the shares of these (k,)."""
+    joint: Floats = -np.logaddexp.reduce(np.log(shares)[:, None] - ratios, axis=0)
+    return joint
 
 
 def log_ratios(coefficients: Floats, particle: Shape, others: Sequence[Shape], blocks: Blocks) -> Floats:
