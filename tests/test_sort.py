@@ -400,18 +400,24 @@ def test_scale_does_not_matter_to_all_methods(tiny, tiny_array_result):
     assert np.corrcoef(found.score, expected.score)[0, 1] > 0.999
 
 
+def assert_much_alike(found, expected, order):
+    """Scores agree; what is judged differently is uncertain, and no more than a sample of 200 lets expect."""
+    assert np.corrcoef(found.score, expected.score[order])[0, 1] > 0.98
+    differs = found.keep != expected.keep[order]
+    assert differs.mean() <= 0.1
+    for probability in (found.junk_probability, expected.junk_probability[order]):
+        assert ((probability > 0.1) & (probability < 0.9))[differs].all()
+
+
 @pytest.mark.slow
 def test_order_and_seed_matter_little_to_all_methods(small, jointly, small_project):
     star = shuffle_rows(small_project, "mixed.star", np.random.default_rng(8).permutation(len(jointly.keep)))
     position = {name: i for i, name in enumerate(open_particles(small_project).names)}
     by_name = np.array([position[name] for name in open_particles(star).names])
-    shuffled = sort_particles(star)
-    assert np.corrcoef(shuffled.score, jointly.score[by_name])[0, 1] > 0.98
-    assert (shuffled.keep != jointly.keep[by_name]).mean() <= 0.05
+    assert_much_alike(sort_particles(star), jointly, by_name)
     other = sort_particles(small_project, seed=1)
     assert not np.array_equal(other.score, jointly.score)
-    assert np.corrcoef(other.score, jointly.score)[0, 1] > 0.98
-    assert (other.keep != jointly.keep).mean() <= 0.05
+    assert_much_alike(other, jointly, np.arange(len(jointly.keep)))
 
 
 @pytest.mark.slow

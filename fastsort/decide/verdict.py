@@ -164,6 +164,8 @@ def _decide_by_all(
     if settings.keep_off_centre and np.isfinite(threshold):
         score = _scores_in_the_middle(combination, working, suspicion, radial, learned, n_jobs)
         junk_probability = _interpolated(score, combination.score, junk_probability)
+        # What is more like a particle in the middle is a particle beside it, whatever it resembles else.
+        suspicion = np.where(score < combination.score, REASONS[OFF_CENTRE], suspicion)
     passed = np.isfinite(score) if np.isnan(threshold) else score <= threshold
     views, rare = find_views(
         working,
