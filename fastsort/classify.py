@@ -11,13 +11,15 @@ from fastsort._brief import brief
 from fastsort._checks import InputError, check_choice, check_count
 from fastsort._crop import crop_operator
 from fastsort._progress import Progress, part_of
-from fastsort._types import Array, Bools, FilePath, Floats
+from fastsort._reasons import VALID
+from fastsort._types import Array, Bools, FilePath, Floats, Indices
+from fastsort.images.copies import copies_by_content, copies_by_name, doubts_of_copies
 from fastsort.images.prepare import ctf_to_flip, prepare_images, working_radius
 from fastsort.images.work import fingerprint, work_folder
 from fastsort.invariants.classes import Classification, find_classes
 from fastsort.invariants.map import EMBEDDINGS
 from fastsort.particles.open import open_particles
-from fastsort.particles.source import Particles
+from fastsort.particles.source import Particles, choose_particles
 
 WORKING_SIZE = 96
 # Reading counts as this part of the work in the progress that a user sees.
@@ -31,7 +33,8 @@ class MapResult(NamedTuple):
     Attributes
     ----------
     classes : Classification
-        Classes of the working images; shifts are in working pixels.
+        Classes of the working images; shifts are in working pixels. Averages are made of distinct images,
+        and their sizes count these; all else has an entry for each image.
     keep : ndarray of bool, shape (n,)
         Whether the image belongs to a class that is no junk.
     score : ndarray of float64, shape (n,)
@@ -112,6 +115,12 @@ def classify_particles(
         If the source cannot be read, a parameter is out of range, or the work folder is in use or holds
         files of anyone else.
 
+    Notes
+    -----
+    Only distinct images are divided and averaged: two copies of an image in the two halves of a class would
+    share their noise, and the class would seem sharper than it is. Lines that name one image, and images
+    with the same pixels, get the class, the place and the alignment of the first.
+
     Examples
     --------
     >>> import fastsort as fs
@@ -130,8 +139,13 @@ def classify_particles(
     operator = crop_operator(box, size)
     radius = working_radius(particles, diameter, size)
     ctf = ctf_to_flip(particles, phase_flip)
-    if n_classes is not None and check_count("n_classes", n_classes) > n:
-        raise InputError(f"{n_classes} classes need as many images; got {n}: give fewer classes.")
+    named = copies_by_name(particles)
+    images, n_distinct = particles, len(named.distinct)
+    if n_classes is not None and check_count("n_classes", n_classes) > n_distinct:
+        raise InputError(f"{n_classes} classes need as many images; got {n_distinct}: give fewer classes.")
+    if n_distinct < n:
+        images = choose_particles(particles, named.distinct)
+        ctf = ctf and ctf.of(named.distinct)
     parameters = {
         "diameter": diameter,
         "n_classes": n_classes,
@@ -146,15 +160,18 @@ def classify_particles(
     mark = "" if work is None else fingerprint("classify", particles, kept_for)
     begin = time.perf_counter()
     with work_folder(work, fingerprint=mark, keep=keep_work) as folder:
-        working = prepare_images(
-            particles,
+        working, pixels, content = prepare_images(
+            images,
             operator,
             folder.path("images"),
             radius=radius,
             ctf=ctf,
             n_jobs=n_jobs,
             progress=part_of(progress, 0, READING, n),
-        ).particles
+        )
+        same = copies_by_content(content, pixels.codes == VALID)
+        if len(same.distinct) < n_distinct:
+            working = choose_particles(working, same.distinct)
         prepared = time.perf_counter()
         classes = find_classes(
             working,
@@ -169,9 +186,25 @@ def classify_particles(
         )
     end = time.perf_counter()
     seconds = {"read and crop": prepared - begin, "map": end - prepared, "total": end - begin}
+    copies = named.followed_by(same)
+    classes = _spread(classes, copies.of)
     # One more entry at the end, for images without a class.
     score = np.append(classes.ranking.score, np.inf)[classes.label]
     keep = ~np.append(classes.ranking.junk, True)[classes.label]
-    return MapResult(
-        classes, keep, score, working.pixel_size, ctf is not None, parameters, seconds, particles.doubts
+    doubts = (*particles.doubts, *doubts_of_copies(particles, copies.copy))
+    return MapResult(classes, keep, score, working.pixel_size, ctf is not None, parameters, seconds, doubts)
+
+
+def _spread(classes: Classification, of: Indices) -> Classification:
+    """Return classes in which image i has what is said of image ``of[i]``."""
+    places, averages = classes.map, classes.averages
+    return classes._replace(
+        label=classes.label[of],
+        displaced=classes.displaced[of],
+        map=places._replace(
+            coordinates=places.coordinates[of], label=places.label[of], probability=places.probability[of]
+        ),
+        averages=averages._replace(
+            angle=averages.angle[of], shift=averages.shift[of], score=averages.score[of]
+        ),
     )

@@ -10,21 +10,14 @@ from fastsort._crop import crop_operator
 from fastsort._progress import Progress, part_of
 from fastsort._reasons import VALID
 from fastsort._types import Array, FilePath
-from fastsort.decide.copies import (
-    CONTENT,
-    STAMP,
-    Copies,
-    copies_by_content,
-    copies_by_name,
-    doubts_of_copies,
-    spread,
-)
+from fastsort.decide.copies import CONTENT, STAMP, spread
 from fastsort.decide.diameter import estimate_diameter
 from fastsort.decide.result import SortResult
 from fastsort.decide.settings import OPTIONS, settings_for
 from fastsort.decide.verdict import check_earlier, cut_again, decide
 from fastsort.decide.votes import ask_methods
 from fastsort.images.content import stamps_of
+from fastsort.images.copies import copies_by_content, copies_by_name, doubts_of_copies
 from fastsort.images.prepare import ctf_to_flip, prepare_images, working_radius
 from fastsort.images.work import fingerprint, work_folder
 from fastsort.particles.open import open_particles
@@ -193,7 +186,7 @@ def sort_particles(
         )
         times.append(time.perf_counter())
         decided = part_of(progress, MEASURED, 1.0, n)
-        copies = Copies(named.distinct[same.distinct], same.of[named.of])
+        copies = named.followed_by(same)
         verdict = decide(
             particles,
             working,
@@ -238,7 +231,7 @@ def sort_particles(
     )
     result = spread(result, copies, particles)
     result.measurements.update({CONTENT: content[named.of], STAMP: stamps})
-    result = result._replace(doubts=(*particles.doubts, *doubts_of_copies(particles, result)))
+    result = result._replace(doubts=(*particles.doubts, *doubts_of_copies(particles, copies.copy)))
     if progress:
         progress(n, n)
     return cut_again(result, **settings.strictness) if settings.strictness else result

@@ -21,10 +21,7 @@ from fastsort.decide.copies import (
     CONTENT,
     COPY,
     STAMP,
-    Copies,
     copies_among,
-    copies_by_content,
-    doubts_of_copies,
     taken,
 )
 from fastsort.decide.duplicates import find_all_duplicates
@@ -34,6 +31,7 @@ from fastsort.decide.settings import DUPLICATES, RUN, STRICTNESS, VERDICT, VOTES
 from fastsort.decide.verdict import cut_again, kept_by_any, scale_of, with_verdict
 from fastsort.decide.votes import METHODS
 from fastsort.images.content import read_content, stamps_of
+from fastsort.images.copies import Copies, copies_by_content, doubts_of_copies
 from fastsort.particles.open import open_particles
 from fastsort.particles.source import Particles, choose_particles
 from fastsort.sort import sort_particles
@@ -137,7 +135,8 @@ def update_particles(
         result = with_verdict(result, passed, threshold)
     seconds = {**(new.seconds if n_new else {}), "total": time.perf_counter() - begin}
     # Also of images that were there before.
-    result = result._replace(doubts=(*particles.doubts, *doubts_of_copies(particles, result)))
+    copy = result.measurements.get(COPY, np.zeros(len(particles), bool))
+    result = result._replace(doubts=(*particles.doubts, *doubts_of_copies(particles, copy)))
     return _noted(result, {**earlier.parameters, **changed}, seconds, n_new, models)
 
 

@@ -8,13 +8,25 @@ from pathlib import Path
 import naive
 import numpy as np
 import pytest
+import starfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastsort import cli, cut_again, open_particles, simulate_particles, sort_particles, update_particles
-from fastsort.decide.copies import COLUMNS, copies_by_content, doubts_of_copies
+from fastsort import (
+    InputError,
+    classify_particles,
+    cli,
+    cut_again,
+    open_particles,
+    simulate_particles,
+    sort_particles,
+    update_particles,
+)
+from fastsort.decide.copies import COLUMNS
 from fastsort.images.content import content_of, read_content, stamps_of
+from fastsort.images.copies import copies_by_content, doubts_of_copies
 from fastsort.particles.mrc import write_stack
+from fastsort.report.classes import write_map
 
 CASES = Path(__file__).parents[2] / "shared" / "cases"
 N = 110
@@ -74,7 +86,7 @@ def test_copies_share_the_verdict_of_the_first(images, once, tmp_path, kind):
     particles = open_particles(source)
     result = sort_particles(particles, n_jobs=1)
     assert_spread(result, rows, expected)
-    doubts = doubts_of_copies(particles, result)
+    doubts = doubts_of_copies(particles, result.measurements["copy"])
     if kind in ("stacks", "array"):
         assert doubts == ("220 of 330 images have the pixels of another image, whose verdict they share.",)
         assert result.doubts[-1:] == doubts
@@ -102,7 +114,7 @@ def test_every_method_sees_distinct_images(images, method):
 
 def test_images_without_copies_have_none(once):
     path, result = once
-    assert "copy" not in result.measurements and doubts_of_copies(open_particles(path), result) == ()
+    assert "copy" not in result.measurements and result.doubts == ()
     np.testing.assert_array_equal(result.measurements["content"], read_content(open_particles(path), 1))
 
 
@@ -144,6 +156,50 @@ def test_copies_by_content_are_those_of_the_first():
     found = copies_by_content(content, np.array([True, True, True, False, True, True]))
     assert found.distinct.tolist() == [0, 1, 3, 5] and found.of.tolist() == [0, 1, 0, 2, 1, 3]
     assert found.copy.tolist() == [False, False, True, False, True, False]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["lines", "array"])
+def test_classes_are_made_of_distinct_images(images, once, tmp_path, kind):
+    options = {"n_classes": 2, "embedding": "pca", "n_jobs": 1}
+    whole = classify_particles(once[0], **options)
+    rows = np.r_[:N, np.repeat(np.arange(40), 2)]
+    if kind == "lines":
+        (tmp_path / "a.mrcs").symlink_to(once[0])
+        source = open_particles(star(tmp_path / "p.star", [f"{k + 1:06d}@a.mrcs" for k in rows]))
+        # Coordinates, which lines of one image may differ in, are no pixels.
+        assert source.doubts[-1].startswith("80 lines name an image again")
+    else:
+        source = open_particles(images[rows], pixel_size=3.0)
+    result = classify_particles(source, **options)
+    np.testing.assert_array_equal(result.keep, whole.keep[rows])
+    np.testing.assert_array_equal(result.score, whole.score[rows])
+    for name in ("label", "displaced"):
+        np.testing.assert_array_equal(getattr(result.classes, name), getattr(whole.classes, name)[rows])
+    for name in ("coordinates", "label", "probability"):
+        np.testing.assert_array_equal(
+            getattr(result.classes.map, name), getattr(whole.classes.map, name)[rows]
+        )
+    averages, expected = result.classes.averages, whole.classes.averages
+    for name in ("angle", "shift", "score"):
+        np.testing.assert_array_equal(getattr(averages, name), getattr(expected, name)[rows])
+    for name in ("averages", "size", "resolution", "frc"):
+        np.testing.assert_array_equal(getattr(averages, name), getattr(expected, name))
+    said = f"80 of {len(rows)} images have the pixels of another image, whose verdict they share."
+    assert result.doubts == (*source.doubts, *([said] if kind == "array" else []))
+    # Files count images, and what was averaged.
+    write_map(tmp_path, source, result)
+    table = starfile.read(tmp_path / "classes.star")
+    assert table["fastsortClassSize"].sum() == N
+    members = np.bincount(result.classes.label, minlength=len(table))
+    np.testing.assert_allclose(table["rlnClassDistribution"], members / len(rows), rtol=1e-5)
+    assert len(starfile.read(tmp_path / "particles.star")) == len(rows) if kind == "lines" else True
+
+
+@pytest.mark.slow
+def test_copies_are_no_members_to_make_classes_of(images):
+    with pytest.raises(InputError, match="30 classes need as many images; got 20"):
+        classify_particles(images[np.tile(np.arange(20), 3)], n_classes=30, n_jobs=1)
 
 
 # Files written anew.

@@ -128,6 +128,8 @@ def print_accuracy(truth: Truth, result: SortResult) -> None:
 
 def print_map(summary: dict[str, Any], result: MapResult, folder: str) -> None:
     """Print how many classes a map has, and a line for each of them."""
+    from fastsort.report.classes import members_of_classes
+
     n, averages = summary["images"], result.classes.averages
     junk = summary["junk_classes"]
     named = f": {', '.join(map(str, junk))}" if junk else ""
@@ -136,7 +138,7 @@ def print_map(summary: dict[str, Any], result: MapResult, folder: str) -> None:
     )
     unit = "A" if result.pixel_size == result.pixel_size else "px"
     for k, (size, resolution, score) in enumerate(
-        zip(averages.size, averages.resolution, result.classes.ranking.score, strict=True), 1
+        zip(members_of_classes(result), averages.resolution, result.classes.ranking.score, strict=True), 1
     ):
         resolved = f"{resolution:6.1f} {unit}" if resolution < 1e6 else "  unresolved"
         print(f"  {k:>3}{size:>10,}  {100 * size / n:5.1f} %  {resolved:<12}  score {score:.2f}")

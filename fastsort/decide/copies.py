@@ -1,17 +1,15 @@
-"""Copies: lines that name one image again, and images with the same pixels as an earlier one.
-
-Only distinct images are learned from and judged; each copy shares the verdict of the first.
-"""
+"""Copies share a verdict: only distinct images are learned from and judged."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from fastsort._reasons import DUPLICATE, REASONS
-from fastsort._types import Array, Bools, Contents, Indices
+from fastsort._types import Array, Indices
 from fastsort.decide.result import SortResult
+from fastsort.images.copies import Copies, copies_by_content
 from fastsort.particles.source import Particles
 
 # What a result calls the content of images, the stamps of their files, and the copies among them.
@@ -29,51 +27,6 @@ _OF_SUBSPACES = (
     "excess",
     "beside",
 )
-
-
-class Copies(NamedTuple):
-    """Which of n images are distinct.
-
-    Attributes
-    ----------
-    distinct : ndarray of intp, shape (m,)
-        The first of all images that are the same, ascending.
-    of : ndarray of intp, shape (n,)
-        Place in `distinct` of the image that each is the same as.
-    """
-
-    distinct: Indices
-    of: Indices
-
-    @property
-    def copy(self) -> Bools:
-        """Which images are the same as an earlier one, shape (n,)."""
-        copy = np.ones(len(self.of), bool)
-        copy[self.distinct] = False
-        return copy
-
-
-def copies_by_name(particles: Particles) -> Copies:
-    """Find images that are the same pixels of the same file; nothing is read."""
-    return Copies(*np.unique(particles.store.first_named(), return_inverse=True))
-
-
-def copies_by_content(content: Contents, judged: Bools) -> Copies:
-    """Find images with the same pixels.
-
-    Parameters
-    ----------
-    content : ndarray of uint64, shape (n,)
-        From `content_of`.
-    judged : ndarray of bool, shape (n,)
-        All others count as distinct: nothing is learned from them, and many may be zero.
-    """
-    n = len(content)
-    first = np.arange(n)
-    rows = np.flatnonzero(judged)
-    _, earliest, which = np.unique(content[rows], return_index=True, return_inverse=True)
-    first[rows] = rows[earliest[which]]
-    return Copies(*np.unique(first, return_inverse=True))
 
 
 def copies_among(result: SortResult) -> Copies:
@@ -136,13 +89,3 @@ def taken(result: SortResult, rows: Indices) -> SortResult:
         views=views,
         subspaces=subspaces,
     )
-
-
-def doubts_of_copies(particles: Particles, result: SortResult) -> tuple[str, ...]:
-    """Say in a line how many images have the pixels of another; lines that name an image again are known."""
-    distinct = len(copies_by_name(particles).distinct)
-    copy = result.measurements.get(COPY, np.zeros(len(particles), dtype=bool))
-    more = int(copy.sum()) - (len(particles) - distinct)
-    if more <= 0:
-        return ()
-    return (f"{more:,} of {distinct:,} images have the pixels of another image, whose verdict they share.",)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastsort._types import Array, FilePath
+from fastsort._types import Array, FilePath, Indices
 from fastsort.classify import MapResult
 from fastsort.invariants.ring_correlation import filter_averages
 from fastsort.particles.mrc import write_stack
@@ -70,16 +70,16 @@ def summarize_map(particles: Particles, result: MapResult) -> dict[str, Any]:
     n, kept = len(particles), int(result.keep.sum())
     seconds = result.seconds["total"]
     groups = classes.group
-    size = classes.averages.size
+    members = members_of_classes(result)
     return {
         "input": particles.path and os.path.abspath(particles.path),
         "images": n,
         "kept": kept,
         "rejected": n - kept,
         "without_class": int((classes.label < 0).sum()),
-        "classes": len(size),
+        "classes": len(members),
         "junk_classes": (np.flatnonzero(classes.ranking.junk) + 1).tolist(),
-        "groups": [int(size[groups == k].sum()) for k in range(int(groups.max(initial=-1)) + 1)],
+        "groups": [int(members[groups == k].sum()) for k in range(int(groups.max(initial=-1)) + 1)],
         "embedding": classes.map.embedding,
         "components": classes.map.n_components,
         "box": particles.box,
@@ -93,6 +93,12 @@ def summarize_map(particles: Particles, result: MapResult) -> dict[str, Any]:
         "images_per_second": n / seconds if seconds > 0 else math.nan,
         "versions": software_versions(),
     }
+
+
+def members_of_classes(result: MapResult) -> Indices:
+    """Return how many images each class has, copies too, shape (C,); its average counts distinct ones."""
+    classes = result.classes
+    return np.bincount(classes.label[classes.label >= 0], minlength=len(classes.averages.size))
 
 
 def _star_columns(result: MapResult) -> dict[str, Sequence[str]]:
@@ -133,7 +139,7 @@ def _write_classes(path: Path, result: MapResult) -> None:
     known = math.isfinite(result.pixel_size)
     columns: dict[str, Array] = {
         "rlnClassNumber": np.arange(1, len(averages.size) + 1),
-        "rlnClassDistribution": averages.size / max(1, len(classes.label)),
+        "rlnClassDistribution": members_of_classes(result) / max(1, len(classes.label)),
         "rlnEstimatedResolution": np.minimum(averages.resolution, NO_SCORE),
         "fastsortClassSize": averages.size,
         "fastsortClassScore": np.minimum(ranking.score, NO_SCORE),

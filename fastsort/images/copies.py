@@ -1,0 +1,80 @@
+"""Copies: lines that name one image again, and images with the same pixels as an earlier one."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from fastsort._types import Bools, Contents, Indices
+from fastsort.particles.source import Particles
+
+
+class Copies(NamedTuple):
+    """Which of n images are distinct.
+
+    Attributes
+    ----------
+    distinct : ndarray of intp, shape (m,)
+        The first of all images that are the same, ascending.
+    of : ndarray of intp, shape (n,)
+        Place in `distinct` of the image that each is the same as.
+    """
+
+    distinct: Indices
+    of: Indices
+
+    @property
+    def copy(self) -> Bools:
+        """Which images are the same as an earlier one, shape (n,)."""
+        copy = np.ones(len(self.of), bool)
+        copy[self.distinct] = False
+        return copy
+
+    def followed_by(self, more: Copies) -> Copies:
+        """Return the copies among all images, where `more` are those among the distinct ones."""
+        return Copies(self.distinct[more.distinct], more.of[self.of])
+
+
+def copies_by_name(particles: Particles) -> Copies:
+    """Find images that are the same pixels of the same file; nothing is read."""
+    return Copies(*np.unique(particles.store.first_named(), return_inverse=True))
+
+
+def copies_by_content(content: Contents, judged: Bools) -> Copies:
+    """Find images with the same pixels.
+
+    Parameters
+    ----------
+    content : ndarray of uint64, shape (n,)
+        From `content_of`.
+    judged : ndarray of bool, shape (n,)
+        All others count as distinct: nothing is learned from them, and many may be zero.
+    """
+    n = len(content)
+    first = np.arange(n)
+    rows = np.flatnonzero(judged)
+    _, earliest, which = np.unique(content[rows], return_index=True, return_inverse=True)
+    first[rows] = rows[earliest[which]]
+    return Copies(*np.unique(first, return_inverse=True))
+
+
+def doubts_of_copies(particles: Particles, copy: Bools) -> tuple[str, ...]:
+    """Say in a line how many images have the pixels of another; lines that name an image again are known.
+
+    Parameters
+    ----------
+    particles : Particles
+    copy : ndarray of bool, shape (n,)
+        Images that are the same as an earlier one, by name or by content.
+
+    Returns
+    -------
+    doubts : tuple of str
+        One line, or none where no more images are copies than the names say.
+    """
+    distinct = len(copies_by_name(particles).distinct)
+    more = int(copy.sum()) - (len(particles) - distinct)
+    if more <= 0:
+        return ()
+    return (f"{more:,} of {distinct:,} images have the pixels of another image, whose verdict they share.",)
