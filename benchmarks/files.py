@@ -164,7 +164,7 @@ def print_micrographs(source: Path) -> None:
 def near_human_picks(source: Path, particles) -> np.ndarray:
     picks = particles.table
     distance = np.empty(len(particles))
-    for number, name in enumerate(picks.micrographs):
+    for number, name in enumerate(picks.names_of_micrographs):
         human = starfile.read(source / f"{Path(os.path.basename(name)).stem}_human.star")
         tree = cKDTree(human[["rlnCoordinateX", "rlnCoordinateY"]].to_numpy())
         mine = picks.micrograph_of == number
