@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,12 +18,14 @@ from fastsort.decide.decoys import make_decoys_of_reasons
 from fastsort.decide.reasons import (
     CLEAR,
     CLEARER,
+    POWER,
     PRICE,
     SHOWN,
     LearnedReasons,
     learn_reasons,
     likeliest_reasons,
 )
+from fastsort.decide.votes import MethodResults
 from fastsort.images.picks import plain_noise
 from fastsort.update import update_particles
 
@@ -39,7 +42,7 @@ RIGHT = {
 NAMED = tuple(set(RIGHT.values()))
 
 
-def decoys(apart, seed=0, number=60, p=6):
+def decoys(apart, seed=0, number=60, p=8):
     """Measurements of decoys of all kinds, each about a point of its own reason."""
     rng = np.random.default_rng(seed)
     points = apart * np.random.default_rng(99).normal(size=(len(REASONS), p))
@@ -47,10 +50,18 @@ def decoys(apart, seed=0, number=60, p=6):
 
 
 def by_hand(*reasons):
-    """What was learned if each measurement is the logarithm of the odds of a reason."""
-    p = len(reasons)
-    weights = np.concatenate([np.eye(p), np.zeros((1, p))])
+    """What was learned if the first measurements are logarithms of the odds of reasons."""
+    p = POWER + 1
+    weights = np.eye(p + 1, len(reasons))
     return LearnedReasons(reasons, np.full(p, -50.0), np.full(p, 50.0), np.zeros(p), np.ones(p), weights)
+
+
+def with_power(odds, power=0.0):
+    """Measurements for `by_hand`, shape (n, p)."""
+    rows = np.zeros((len(odds), POWER + 1))
+    rows[:, : len(odds[0])] = odds
+    rows[:, POWER] = power
+    return rows
 
 
 # Learning.
@@ -89,7 +100,7 @@ def test_numbers_of_decoys_do_not_count():
     measured = decoys(1)
     more = {kind: np.tile(values, (3, 1)) if kind == "noise" else values for kind, values in measured.items()}
     twice = {kind: np.tile(values, (2, 1)) for kind, values in measured.items()}
-    others = {**measured, "background": np.full((9, 6), 7.0)}
+    others = {**measured, "background": np.full((9, 8), 7.0)}
     expected = learn_reasons(measured).weights
     for same in (more, others):
         np.testing.assert_array_equal(learn_reasons(same).weights, expected)
@@ -100,7 +111,7 @@ def test_numbers_of_decoys_do_not_count():
 @pytest.mark.parametrize("kind", SHOWN)
 def test_nothing_is_learned_if_a_kind_is_missing(kind):
     measured = decoys(1)
-    unknown = {**measured, kind: np.full((5, 6), np.nan)}
+    unknown = {**measured, kind: np.full((5, 8), np.nan)}
     assert learn_reasons(unknown) is None
     del measured[kind]
     assert learn_reasons(measured) is None
@@ -109,7 +120,7 @@ def test_nothing_is_learned_if_a_kind_is_missing(kind):
 
 def test_decoys_that_could_not_be_measured_are_left_out():
     measured = decoys(1)
-    odd = {kind: np.concatenate([values, np.full((3, 6), np.inf)]) for kind, values in measured.items()}
+    odd = {kind: np.concatenate([values, np.full((3, 8), np.inf)]) for kind, values in measured.items()}
     np.testing.assert_array_equal(learn_reasons(odd).weights, learn_reasons(measured).weights)
 
 
@@ -120,7 +131,7 @@ def test_decoys_that_could_not_be_measured_are_left_out():
 @given(odds=st.lists(st.floats(-8, 8), min_size=4, max_size=4))
 def test_named_only_if_clear(odds):
     reasons = ("noise", "multiple", "contamination", "unlike")
-    found = likeliest_reasons(np.array([odds]), by_hand(*reasons))[0]
+    found = likeliest_reasons(with_power([odds]), by_hand(*reasons))[0]
     chance = np.exp(odds) / np.exp(odds).sum()
     second, first = np.sort(chance)[-2:]
     best = reasons[int(np.argmax(chance))]
@@ -129,9 +140,39 @@ def test_named_only_if_clear(odds):
         assert found == (best if clear else "unlike")
 
 
+def test_contamination_stronger_than_any_particle_is_named_as_other_reasons_are():
+    # Probabilities of about 0.64 and 0.35: clear, but not clearer.
+    odds = [[0.6, 0.0, -4.0]]
+    for reasons in (("contamination", "noise", "unlike"), ("noise", "contamination", "unlike")):
+        learned = by_hand(*reasons)._replace(most_power=3.0)
+        for power, named in ((3.0, reasons[0] == "noise"), (3.1, True), (np.nan, False)):
+            found = likeliest_reasons(with_power(odds, power), learned)[0]
+            assert found == (reasons[0] if named else "unlike")
+        # Nothing stronger than particles is known of older results.
+        assert (likeliest_reasons(with_power(odds, 40.0), by_hand(*reasons))[0] == "noise") == (
+            reasons[0] == "noise"
+        )
+
+
+def test_power_is_where_the_clues_have_it():
+    rng = np.random.default_rng(0)
+    one, two = rng.normal(size=(2, 5)), rng.normal(size=(5, 2))
+    radial = SimpleNamespace(peak=one[0], second_peak=one[0], nearest=two, strongest=two, score=one[0])
+    subspaces = SimpleNamespace(score=one[0], excess=np.arange(5.0) ** 2, beside=two)
+    clues = MethodResults(radial, subspaces, None).clues
+    assert clues.shape == (5, 10)
+    np.testing.assert_allclose(clues[:, POWER], np.arange(5))
+
+
+def test_most_power_is_that_of_copies_of_particles():
+    measured = decoys(1)
+    measured["contamination"][:, POWER] += 50
+    assert learn_reasons(measured).most_power == measured["particle"][:, POWER].max()
+
+
 def test_measurements_that_are_no_numbers_name_nothing():
     learned = by_hand("noise", "multiple", "unlike")
-    rows = np.array([[9, 0, 0], [np.nan, 9, 0], [np.inf, 0, 0], [1e300, 0, 0]])
+    rows = with_power([[9, 0, 0], [np.nan, 9, 0], [np.inf, 0, 0], [1e300, 0, 0]])
     assert likeliest_reasons(rows, learned).tolist() == ["noise", "unlike", "unlike", "noise"]
     assert likeliest_reasons(rows[:0], learned).shape == (0,)
 

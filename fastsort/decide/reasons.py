@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import scipy.optimize
 
 from fastsort._reasons import CONTAMINATION, MULTIPLE, NOISE, OFF_CENTRE, PARTIAL, REASONS, UNLIKE
 from fastsort._types import Floats, Indices, Words
+from fastsort.decide.calibrate import GOOD
 
 # What each kind of decoy shows. Two kinds are left out: "noise", whose spectrum is that of whole images, so
 # that it is not as quiet as a place without particles, and "background", which has a particle in its corners.
@@ -22,11 +24,14 @@ SHOWN = {
     "multiple": MULTIPLE,
     "off-centre": OFF_CENTRE,
     "contamination": CONTAMINATION,
-    "particle": UNLIKE,
+    GOOD: UNLIKE,
 }
 # A reason is named if its probability exceeds that of the next by this. Contamination has a thousand looks,
-# and noise that is not Gaussian resembles some of them, so it must be clearer.
+# and noise that is not Gaussian resembles some of them, so it must be clearer, unless its power is beyond
+# that of any particle: no noise has that.
 CLEAR, CLEARER = 0.2, 0.5
+# The measurement of power beyond that of most particles, among the clues.
+POWER = 7
 # Measurements beyond these quantiles of those of the decoys tell no more.
 EXTREME = 0.005
 # Price of the squares of the weights, against the mean logarithm of the likelihood; and the most steps.
@@ -46,6 +51,8 @@ class LearnedReasons(NamedTuple):
         By which they are standardised then.
     weights : ndarray of float64, shape (p + 1, k)
         Of the measurements and of a constant, in the logarithm of the odds.
+    most_power : float
+        The largest measurement of power among copies of particles; infinite in results that do not know it.
     """
 
     reasons: tuple[str, ...]
@@ -54,6 +61,7 @@ class LearnedReasons(NamedTuple):
     mean: Floats
     deviation: Floats
     weights: Floats
+    most_power: float = math.inf
 
 
 def learn_reasons(measured: Mapping[str, Floats]) -> LearnedReasons | None:
@@ -97,7 +105,9 @@ def learn_reasons(measured: Mapping[str, Floats]) -> LearnedReasons | None:
     )
     which = np.repeat([shown.index(code) for code in codes], [len(part) for part in rows])
     weights = _fit(_with_constant((clipped - mean) / deviation), which, weight, len(shown))
-    return LearnedReasons(tuple(REASONS[code] for code in shown), low, high, mean, deviation, weights)
+    most_power = float(rows[list(SHOWN).index(GOOD)][:, POWER].max())
+    reasons = tuple(REASONS[code] for code in shown)
+    return LearnedReasons(reasons, low, high, mean, deviation, weights, most_power)
 
 
 def likeliest_reasons(measured: Floats, learned: LearnedReasons) -> Words:
@@ -117,7 +127,8 @@ def likeliest_reasons(measured: Floats, learned: LearnedReasons) -> Words:
     probability = _probabilities(_with_constant(standard), learned.weights)
     second, first = np.sort(probability, axis=1)[:, -2:].T
     names = np.array(learned.reasons)[probability.argmax(axis=1)]
-    enough = np.where(names == REASONS[CONTAMINATION], CLEARER, CLEAR)
+    doubtful = (names == REASONS[CONTAMINATION]) & ~(measured[:, POWER] > learned.most_power)
+    enough = np.where(doubtful, CLEARER, CLEAR)
     named = np.isfinite(measured).all(axis=1) & (first - second > enough)
     return np.where(named, names, REASONS[UNLIKE])
 
