@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -169,6 +170,8 @@ def classify_particles(
             n_jobs=n_jobs,
             progress=part_of(progress, 0, READING, n),
         )
+        # The classes correct the amplitudes, whoever flipped the phases.
+        working = replace(working, ctf=images.ctf)
         same = copies_by_content(content, pixels.codes == VALID)
         if len(same.distinct) < n_distinct:
             working = choose_particles(working, same.distinct)
@@ -200,7 +203,7 @@ def _spread(classes: Classification, of: Indices) -> Classification:
     places, averages = classes.map, classes.averages
     return classes._replace(
         label=classes.label[of],
-        displaced=classes.displaced[of],
+        probability=classes.probability[of],
         map=places._replace(
             coordinates=places.coordinates[of], label=places.label[of], probability=places.probability[of]
         ),

@@ -705,3 +705,163 @@ def mass_diameter(volume: npt.NDArray[np.float32], part: float) -> float:
 
 # All kinds of junk of the hard recipe but picked noise, from which a few hundred images teach little.
 SEVEN = ("noise", "partial", "multiple", "off-centre", "ice", "carbon", "texture")
+
+
+# Classes: images on rings of the Fourier plane, likelihoods of poses, and the sums they give.
+
+
+def on_rings(image, n_rings, directions):
+    """Transform of an image at 1, 2, ... cycles a box in some directions, as a sum over all pixels.
+
+    Times the root of the ring. Directions are in radians, from the columns' axis towards the rows'.
+    """
+    image = np.asarray(image, dtype=np.float64)
+    box = len(image)
+    offset = np.arange(box) - box // 2
+    samples = np.empty((n_rings, len(directions)), dtype=complex)
+    for r in range(1, n_rings + 1):
+        for j, direction in enumerate(directions):
+            along_rows = np.exp(-2j * np.pi * r * np.sin(direction) * offset / box)
+            along_columns = np.exp(-2j * np.pi * r * np.cos(direction) * offset / box)
+            samples[r - 1, j] = np.sqrt(r) * (along_rows @ image @ along_columns)
+    return samples
+
+
+def expansion_on_rings(coefficients, directions):
+    """Samples of a real image from its expansion in the angle, coefficients (M, R), from index 0 up.
+
+    A function of index m on the plane has the same index on the rings, times (-i)^m.
+    """
+    n_indices, n_rings = np.shape(coefficients)
+    samples = np.zeros((n_rings, len(directions)), dtype=complex)
+    for m in range(n_indices):
+        for r in range(n_rings):
+            term = (-1j) ** m * coefficients[m][r] * np.exp(1j * m * directions)
+            # Opposite samples of a real image are complex conjugate, which gives the index -m.
+            opposite = (-1j) ** m * coefficients[m][r] * np.exp(1j * m * (directions + np.pi))
+            samples[r] += term if m == 0 else term + opposite.conj()
+    return samples
+
+
+def expanded_in_angle(samples, directions, n_indices):
+    """Coefficients (M, R) of samples on whole rings: what `expansion_on_rings` makes samples of."""
+    return np.array([1j**m * (samples * np.exp(-1j * m * directions)).mean(axis=1) for m in range(n_indices)])
+
+
+def contrast_on_rings(n_rings, box, pixel_size, defocus, voltage, aberration, amplitude):
+    """Magnitude of the contrast transfer function on each ring: angstroms, kilovolts, millimetres."""
+    volts = 1e3 * voltage
+    wavelength = 12.2643247 / np.sqrt(volts * (1 + 0.978466e-6 * volts))
+    frequency = np.arange(1, n_rings + 1) / (box * pixel_size)
+    phase = np.pi * wavelength * defocus * frequency**2
+    phase -= np.pi / 2 * aberration * 1e7 * wavelength**3 * frequency**4
+    return np.abs(np.sin(phase + np.arcsin(amplitude)))
+
+
+def brought_back(samples, directions, shift, box):
+    """Samples of an image whose particle lies at this row and column from the middle, moved to the middle."""
+    moved = np.empty(samples.shape, dtype=complex)
+    for r in range(1, len(samples) + 1):
+        cycles = (np.cos(directions) * shift[1] + np.sin(directions) * shift[0]) * r / box
+        moved[r - 1] = samples[r - 1] * np.exp(2j * np.pi * cycles)
+    return moved
+
+
+def pose_log_likelihood(samples, average, angle, shift, directions, box, contrast, noise):
+    """Logarithm of how likely one class, angle and shift made an image, but for a constant.
+
+    Parameters
+    ----------
+    samples : ndarray of complex, shape (R, A)
+        Of the image, times the root of each ring.
+    average : ndarray of complex, shape (M, R)
+        Of the class, expanded in the angle, with the same factor.
+    angle : float
+        In radians: the image shows its class turned by so much.
+    shift : (float, float)
+    directions : ndarray, shape (A,)
+        Evenly round the whole circle.
+    box : int
+    contrast, noise : ndarray, shape (R,)
+        What the class is multiplied with, and the power of the samples' noise.
+    """
+    moved = brought_back(samples, directions, shift, box)
+    expected = contrast[:, None] * expansion_on_rings(average, directions - angle)
+    total = 0.0
+    for r in range(1, len(samples) + 1):
+        away = np.mean(np.abs(moved[r - 1] - expected[r - 1]) ** 2)
+        # The samples on a ring are as many as it is long.
+        total -= 0.5 * 2 * np.pi * r * away / noise[r - 1]
+    return total
+
+
+class PoseSums(NamedTuple):
+    """What an image adds to the next averages, K classes, and its posterior."""
+
+    posterior: npt.NDArray[np.float64]
+    products: npt.NDArray[np.complex128]
+    weights: npt.NDArray[np.float64]
+    residue: npt.NDArray[np.float64]
+    square_shift: float
+
+
+def pose_sums(samples, averages, shares, angles, shifts, deviation, directions, box, contrast, noise):
+    """Weigh all poses of an image by their probability, one after another.
+
+    Parameters
+    ----------
+    samples, directions, box, contrast, noise
+        As for `pose_log_likelihood`.
+    averages : ndarray of complex, shape (M, R, K)
+    shares : ndarray, shape (K,)
+    angles : ndarray, shape (P,)
+        Of whole steps of the directions.
+    shifts : ndarray, shape (S, 2)
+    deviation : float
+
+    Returns
+    -------
+    sums : PoseSums
+        The posterior has shape (K, S, P).
+    """
+    n_indices, n_rings, n_classes = averages.shape
+    step = 2 * np.pi / len(directions)
+    log_posterior = np.empty((n_classes, len(shifts), len(angles)))
+    drawn = [expansion_on_rings(averages[:, :, k], directions) for k in range(n_classes)]
+    away = np.empty((*log_posterior.shape, n_rings))
+    for s, shift in enumerate(shifts):
+        moved = brought_back(samples, directions, shift, box)
+        for p, angle in enumerate(angles):
+            for k in range(n_classes):
+                # Turned by whole steps, samples change places.
+                turned = np.roll(drawn[k], round(angle / step), axis=1)
+                away[k, s, p] = np.mean(np.abs(moved - contrast[:, None] * turned) ** 2, axis=1)
+                certainty = 2 * np.pi * np.arange(1, n_rings + 1) / noise
+                log_posterior[k, s, p] = np.log(shares[k]) - 0.5 * (certainty * away[k, s, p]).sum()
+                log_posterior[k, s, p] -= (shift @ shift) / (2 * deviation**2)
+    posterior = np.exp(log_posterior - log_posterior.max())
+    posterior /= posterior.sum()
+    products = np.zeros(averages.shape, dtype=complex)
+    square_shift = 0.0
+    for s, shift in enumerate(shifts):
+        moved = contrast[:, None] * brought_back(samples, directions, shift, box)
+        for p, angle in enumerate(angles):
+            straight = np.roll(moved, -round(angle / step), axis=1)
+            expanded = expanded_in_angle(straight, directions, n_indices)
+            for k in range(n_classes):
+                products[:, :, k] += posterior[k, s, p] * expanded
+                square_shift += posterior[k, s, p] * (shift @ shift)
+    of_class = posterior.sum(axis=(1, 2))
+    weights = np.outer(contrast**2, of_class)
+    residue = np.einsum("ksp,kspr->r", posterior, away)
+    return PoseSums(posterior, products, weights, residue, square_shift)
+
+
+def pose_correlation(samples, average, angle, shift, directions, box, contrast, noise):
+    """Correlation of an image with its class, seen as the image is, over rings weighted by their noise."""
+    moved = brought_back(samples, directions, shift, box)
+    expected = contrast[:, None] * expansion_on_rings(average, directions - angle)
+    weight = (2 * np.pi * np.arange(1, len(samples) + 1) / noise)[:, None]
+    product = (weight * (moved * expected.conj()).real).sum()
+    square = (weight * np.abs(moved) ** 2).sum() * (weight * np.abs(expected) ** 2).sum()
+    return product / np.sqrt(square)

@@ -64,6 +64,8 @@ def classification(n_classes, n=200, *, junk=1, embedding="umap", seed=0):
             zeros,
             zeros,
             zeros,
+            zeros,
+            zeros,
         ),
         np.zeros(n_classes, dtype=np.intp),
     )

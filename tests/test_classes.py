@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.transform import Rotation
 from sklearn.metrics import roc_auc_score
+from test_likelihood import picture
 
 import fastsort as fs
 from fastsort import InputError
-from fastsort.invariants import classes as module
 from fastsort.invariants.averages import ClassAverages
 from fastsort.invariants.classes import classify_images
+from fastsort.invariants.displaced import displaced_averages
 from fastsort.invariants.groups import group_classes
 from fastsort.invariants.ranking import rank_classes
 from fastsort.simulate.phantoms import phantom_blobs, phantom_volume
@@ -62,16 +63,14 @@ def assert_sound(result, n):
     assert (np.diff(result.ranking.score) >= 0).all() and np.isfinite(result.ranking.score).all()
     np.testing.assert_array_equal(result.ranking.junk, result.ranking.score > 1)
     np.testing.assert_array_equal(result.group == -1, result.ranking.junk)
-    assert result.label.shape == result.displaced.shape == (n,)
+    assert result.label.shape == result.probability.shape == (n,)
     assert result.label.min() >= -1 and result.label.max() == count - 1
     members = np.bincount(result.label[result.label >= 0], minlength=count)
     np.testing.assert_array_equal(result.averages.size, members)
     assert members.min() > 0
     np.testing.assert_array_equal(np.isfinite(result.averages.angle), result.label >= 0)
-    assert result.displaced.min() >= 0 and result.displaced.max() <= 1
-    assert (result.displaced[result.label == -1] == 1).all()
-    share = np.bincount(result.label[result.label >= 0], result.displaced[result.label >= 0]) / members
-    np.testing.assert_allclose(result.ranking.displaced, share, atol=1e-12)
+    assert result.probability.min() >= 0 and result.probability.max() <= 1.0001
+    np.testing.assert_array_equal(result.probability > 0, result.label >= 0)
     # Groups are numbered by their images.
     kinds = result.group[~result.ranking.junk]
     if len(kinds):
@@ -86,11 +85,11 @@ def test_junk_comes_last(volume):
     result = classify(images)
     assert_sound(result, 480)
     score = result.ranking.score[result.label]
-    assert roc_auc_score(~truth.label, score) >= 0.95
+    # Two particles side by side look like one of two equal lobes.
+    assert roc_auc_score(~truth.label, score) >= (0.9 if volume == "two-lobed" else 0.95)
     assert (score <= 1)[truth.label].mean() >= 0.94
     # Doubles, a seventh of the junk, may make a class of their own that nothing but its look gives away.
     assert (score > 1)[~truth.label].mean() >= 0.8
-    assert roc_auc_score(~truth.label, result.displaced) >= 0.9
 
 
 @pytest.mark.slow
@@ -171,7 +170,6 @@ def test_a_clean_set_is_kept(volume):
     result = classify(images, 6)
     assert_sound(result, 180)
     assert (~result.ranking.junk[result.label]).mean() >= 0.97
-    assert result.displaced.mean() < 0.05
 
 
 @pytest.mark.slow
@@ -179,8 +177,6 @@ def test_pure_noise():
     images = np.random.default_rng(0).normal(size=(300, BOX, BOX)).astype(np.float32)
     result = classify(images, 4)
     assert_sound(result, 300)
-    # A particle's place is no more likely than any other, or nearly so.
-    assert result.displaced.mean() > 0.3
     assert result.ranking.likeness.max() < 0.2
 
 
@@ -193,9 +189,7 @@ def same(one, other):
 
 
 @pytest.mark.slow
-def test_same_bits_again_and_for_two_workers(monkeypatch):
-    # More than two batches of alignment; fewer are done by one worker.
-    monkeypatch.setattr("fastsort.invariants.members.BATCH_BYTES", 100 * 4 * 24 * 24)
+def test_same_bits_again_and_for_two_workers():
     images, _ = simulated(300, 30, "two-lobed", seed=5, snr=0.3, box=24)
     one = classify(images, 5, n_groups=2, n_jobs=1, seed=3)
     same(one, classify(images, 5, n_groups=2, n_jobs=2, seed=3))
@@ -252,7 +246,6 @@ def test_unusable_images_have_no_class(n_classes):
     result = classify(images, n_classes)
     assert_sound(result, 60)
     np.testing.assert_array_equal(result.label == -1, bad)
-    np.testing.assert_array_equal(result.displaced == 1, bad)
     np.testing.assert_array_equal(images, before)
 
 
@@ -264,7 +257,6 @@ def test_identical_images(n, n_classes):
     assert_sound(result, n)
     assert (result.label == 0).all()
     assert not result.ranking.junk.any()
-    assert result.displaced.max() < 0.01
 
 
 def test_two_images():
@@ -316,21 +308,32 @@ SIDE, RADIUS = 32, 10
 OFFSET = np.arange(SIDE) - SIDE // 2
 DISTANCE = np.hypot(OFFSET[:, None], OFFSET)
 OUTSIDE = DISTANCE > 1.15 * RADIUS
+# As the ranking has them: what is free, and the price of what is more.
+FREE = {"offset": 0.12, "strength": 0.6, "detail": 0.25, "likeness": 0.15, "width": 0.3}
+PRICE = {"offset": 8.0, "strength": 1.5, "detail": 1.0, "likeness": 2.5, "width": 0.5}
 
 
-def handmade(size, *, outside=0.0, strength=1.0, likeness=0.5, width=1.0, displaced=0.0):
-    """Arguments of `rank_classes` for classes of these sizes; the rest is one number or one a class."""
+def handmade(size, *, outside=0.0, offset=0.0, strength=1.0, detail=1.0, likeness=0.5, width=1.0):
+    """Arguments of `rank_classes` for classes of these sizes; the rest is one number or one a class.
+
+    `outside` is the power of the background, `offset` where the mass lies in radii (to 0.5), `strength` the
+    deviation in the disk, `detail` what one member shows, and `width` that of the class on the map.
+    """
     count = len(size)
     size = np.asarray(size)
-    outside, strength, likeness, width, displaced = np.broadcast_arrays(
-        outside, strength, likeness, width, displaced, np.empty(count)
-    )[:5]
+    outside, offset, strength, detail, likeness, width = np.broadcast_arrays(
+        outside, offset, strength, detail, likeness, width, np.empty(count)
+    )[:6]
     # Powers above what noise leaves: 1 inside.
     noise = 1 / np.maximum(size, 1)
     averages = np.zeros((count, SIDE, SIDE), dtype=np.float32)
-    averages[:, RADIUS >= DISTANCE] = np.sqrt(1 + noise)[:, None]
+    # A bright and a dark dot, half a radius to the right and to the left.
+    right, left = 0.5 + offset, 0.5 - offset
+    scale = np.sqrt((RADIUS >= DISTANCE).sum() * (1 + noise) / (right**2 + left**2))
+    averages[:, SIDE // 2, SIDE // 2 + RADIUS // 2] = scale * strength * right
+    averages[:, SIDE // 2, SIDE // 2 - RADIUS // 2] = -scale * strength * left
     averages[:, OUTSIDE] = np.sqrt(outside + noise)[:, None]
-    half = strength[:, None] * np.exp(-np.arange(SIDE // 2 + 1) / 2) * size[:, None] / 2
+    half = detail[:, None] * np.exp(-np.arange(SIDE // 2 + 1) / 2) * size[:, None] / 2
     frc = (half / (1 + half)).astype(np.float32)
     label = np.repeat(np.arange(count), size)
     places = np.concatenate([spot(n, w) for n, w in zip(size, width, strict=True)])
@@ -339,7 +342,7 @@ def handmade(size, *, outside=0.0, strength=1.0, likeness=0.5, width=1.0, displa
     table = ClassAverages(
         averages, size, (1 - likeness).astype(np.float32), nothing, frc, one, np.zeros((n, 2)), one
     )
-    return table, label, places, displaced[label]
+    return table, label, places
 
 
 def spot(n, width):
@@ -358,31 +361,47 @@ def first(value, usual):
     return np.array([value, usual, usual, usual, usual])
 
 
+def blame(name, amount):
+    """What a measurement costs, by hand."""
+    return PRICE[name] * np.maximum(np.asarray(amount) - FREE[name], 0)
+
+
 SIZES = [40, 40, 40, 40, 40]
 
 
 def test_usual_classes_score_nothing():
     found = ranked(SIZES)
     np.testing.assert_allclose(found.score, 0, atol=1e-4)
-    np.testing.assert_allclose(found.contrast, 1, atol=1e-4)
-    np.testing.assert_allclose(found.sharpness, 1, atol=1e-4)
+    np.testing.assert_allclose(found.offset, 0, atol=1e-6)
+    assert not found.displaced.any()
+    for term in (found.strength, found.contrast, found.sharpness, found.compactness):
+        np.testing.assert_allclose(term, 1, atol=1e-4)
     np.testing.assert_allclose(found.likeness, 0.5, atol=1e-6)
-    np.testing.assert_allclose(found.compactness, 1, atol=1e-6)
     assert not found.junk.any()
 
 
 @pytest.mark.parametrize(
     ("name", "value", "usual", "score"),
     [
-        ("displaced", 0.2, 0.0, 2.5 * 0.2),
-        ("displaced", 0.9, 0.1, 2.5 * 0.8),
-        ("displaced", 0.9, 0.7, 2.5 * 0.4),
         ("outside", 0.25, 0.0, 2 * 0.25),
         ("outside", 4.0, 0.0, 2 * (1 + 0.75)),
-        ("likeness", 0.125, 0.5, 0.5 * (2 - 0.5)),
-        ("likeness", 0.4, 0.5, 0),
-        ("width", 4.0, 1.0, 0.5 * (2 - 0.5)),
-        ("width", 1.3, 1.0, 0),
+        ("offset", 0.3, 0.0, 8 * (0.3 - 0.12)),
+        ("offset", -0.2, 0.0, 8 * (0.2 - 0.12)),
+        ("offset", 0.11, 0.0, 0),
+        # Where the others lie does not matter.
+        ("offset", 0.3, 0.3, 8 * (0.3 - 0.12)),
+        ("strength", 4.0, 1.0, 1.5 * (2 - 0.6)),
+        ("strength", 12.0, 3.0, 1.5 * (2 - 0.6)),
+        ("strength", 1.4, 1.0, 0),
+        # A weak average is no fault.
+        ("strength", 0.5, 1.0, 0),
+        ("likeness", 0.125, 0.5, 2.5 * (2 - 0.15)),
+        ("likeness", 0.2, 0.4, 2.5 * (1 - 0.15)),
+        ("likeness", 0.46, 0.5, 0),
+        ("likeness", 0.9, 0.5, 0),
+        ("width", 4.0, 1.0, 0.5 * (2 - 0.3)),
+        ("width", 1.2, 1.0, 0),
+        ("width", 0.2, 1.0, 0),
     ],
 )
 def test_score_by_hand(name, value, usual, score):
@@ -391,18 +410,30 @@ def test_score_by_hand(name, value, usual, score):
     assert found.junk[0] == (score > 1)
 
 
+def test_measurements_are_what_was_made():
+    numbers = {"offset": [0.1, 0.2, 0.3, 0.4, 0.05], "likeness": [0.5, 0.4, 0.3, 0.2, 0.1]}
+    found = ranked(SIZES, strength=[1, 2, 3, 1, 1], outside=[0, 0.5, 0, 2, 0], **numbers)
+    np.testing.assert_allclose(found.offset, numbers["offset"], atol=1e-4)
+    np.testing.assert_allclose(found.likeness, numbers["likeness"], atol=1e-6)
+    np.testing.assert_allclose(found.strength, [1, 2, 3, 1, 1], rtol=5e-3)
+    # The dots of the second are twice as strong, and four times so is their power with that of the noise.
+    power = 4 * (1 + 1 / 40) - 1 / 40
+    np.testing.assert_allclose(found.contrast, [1, (power - 0.5) / power, 1, -0.5, 1], atol=1e-3)
+
+
 def test_blurred_class_scores_by_its_octaves():
-    found = ranked(SIZES, strength=first(0.25, 1.0))
+    found = ranked(SIZES, detail=first(0.25, 1.0))
     assert 0.3 < found.sharpness[0] < 0.75
     np.testing.assert_allclose(found.sharpness[1:], 1, atol=1e-4)
     octaves = -np.log2(found.sharpness[0])
-    assert found.score[0] == pytest.approx(0.5 * (octaves - 0.5), abs=1e-3)
+    assert found.score[0] == pytest.approx(octaves - 0.25, abs=1e-3)
 
 
 BETTER_TO_WORSE = {
-    "displaced": (0.0, 1.0),
     "outside": (0.0, 20.0),
-    "strength": (1.0, 0.0),
+    "offset": (0.0, 0.5),
+    "strength": (0.5, 10.0),
+    "detail": (1.0, 0.0),
     "likeness": (0.5, 0.0),
     "width": (0.5, 50.0),
 }
@@ -414,7 +445,7 @@ BETTER_TO_WORSE = {
 def test_worse_never_scores_less(name, data):
     best, worst = BETTER_TO_WORSE[name]
     low, high = sorted(data.draw(st.tuples(st.floats(0, 1), st.floats(0, 1))))
-    usual = 1.0 if name in ("width", "strength") else {"likeness": 0.5}.get(name, 0.0)
+    usual = 1.0 if name in ("width", "strength", "detail") else {"likeness": 0.5}.get(name, 0.0)
     scores = [
         ranked(SIZES, **{name: first(best + part * (worst - best), usual)}).score
         for part in (low, high, 0.0, 1.0)
@@ -430,15 +461,16 @@ def test_worse_never_scores_less(name, data):
 def test_numbers_of_classes_and_units_of_the_map_do_not_matter(seed, count):
     rng = np.random.default_rng(seed)
     size = rng.integers(5, 60, count)
-    table, label, places, displaced = handmade(
+    table, label, places = handmade(
         size,
         outside=rng.uniform(0, 2, count),
-        strength=rng.uniform(0.1, 1, count),
+        offset=rng.uniform(0, 0.5, count),
+        strength=rng.uniform(0.5, 3, count),
+        detail=rng.uniform(0.1, 1, count),
         likeness=rng.uniform(0.1, 0.6, count),
         width=rng.uniform(0.5, 3, count),
-        displaced=rng.uniform(0, 0.45, count),
     )
-    found = rank_classes(table, label, places, displaced, radius=RADIUS)
+    found = rank_classes(table, label, places, radius=RADIUS)
     assert np.isfinite(found.score).all() and (found.score >= 0).all()
     order = rng.permutation(count)
     shuffled = table._replace(
@@ -448,27 +480,51 @@ def test_numbers_of_classes_and_units_of_the_map_do_not_matter(seed, count):
         frc=table.frc[order],
     )
     number = np.argsort(order)
-    again = rank_classes(shuffled, number[label], 100 * places - 3, displaced, radius=RADIUS)
+    again = rank_classes(shuffled, number[label], 100 * places - 3, radius=RADIUS)
     for one, other in zip(found, again, strict=True):
         np.testing.assert_allclose(other, one[order], atol=1e-5)
 
 
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_the_score_is_the_sum_of_its_terms(data):
+    worse = {name: data.draw(st.floats(0, 0.9)) for name in BETTER_TO_WORSE}
+    usual = {"outside": 0.0, "offset": 0.0, "strength": 1.0, "detail": 1.0, "likeness": 0.5, "width": 1.0}
+    values = {
+        name: first(usual[name] + part * (BETTER_TO_WORSE[name][1] - usual[name]), usual[name])
+        for name, part in worse.items()
+    }
+    alone = [ranked(SIZES, **{name: value}).score[0] for name, value in values.items() if name != "outside"]
+    # Dots that are stronger stand out more, too: only these two terms are taken together.
+    found = ranked(SIZES, **{**values, "outside": 0.0})
+    assert found.score[0] == pytest.approx(sum(alone), abs=0.01)
+    all_of_them = ranked(SIZES, **values)
+    assert all_of_them.score[0] - found.score[0] == pytest.approx(2 * (1 - all_of_them.contrast[0]), abs=1e-6)
+
+
 @pytest.mark.parametrize("few", [4, 12, 40])
 def test_a_small_class_is_no_junk_and_a_large_empty_one_is(few):
-    found = ranked([400, 400, few, 400], strength=np.array([1, 1, 1, 0.0]))
+    found = ranked([400, 400, few, 400], detail=np.array([1, 1, 1, 0.0]))
     assert found.score[2] == pytest.approx(0, abs=0.01)
     assert found.sharpness[2] == pytest.approx(1, abs=1e-3)
     assert found.junk.tolist() == [False, False, False, True]
 
 
-def test_usual_is_what_most_central_images_are():
-    displaced, likeness = np.array([0.9, 0.9, 0.9, 0.1, 0.1]), np.array([0.125, 0.125, 0.125, 0.5, 0.1])
-    found = ranked([40, 40, 40, 40, 20], displaced=displaced, likeness=likeness)
-    blame = 0.5 * (np.log2(0.5 / likeness) - 0.5).clip(min=0)
-    np.testing.assert_allclose(found.score, 2.5 * (displaced - 0.1) + blame, atol=2e-3)
+def test_usual_is_what_clear_images_are():
+    # Three classes of five are unclear, and in every way unlike the other two.
+    likeness = np.array([0.1, 0.1, 0.1, 0.5, 0.5])
+    strength, width = np.array([4.0, 4.0, 4.0, 1.0, 1.0]), np.array([4.0, 4.0, 4.0, 1.0, 1.0])
+    found = ranked(SIZES, likeness=likeness, strength=strength, width=width)
+    np.testing.assert_allclose(found.strength, strength, rtol=1e-3)
+    cost = blame("likeness", np.log2(0.5 / likeness)) + blame("strength", 2 * (strength > 1))
+    np.testing.assert_allclose(found.score, cost + blame("width", 2 * (width > 1)), atol=2e-3)
+    # Averages of which the halves agree are clear, too.
+    found = ranked(SIZES, detail=np.array([0.02, 0.02, 0.02, 1, 1]), strength=strength)
+    np.testing.assert_allclose(found.strength, strength, rtol=1e-3)
     # The many of a usual class weigh more than the few of two.
-    found = ranked([12, 60, 12], likeness=np.array([0.1, 0.5, 0.1]))
-    assert found.score[1] < 0.01 and found.score[[0, 2]].min() > 0.5
+    found = ranked([12, 60, 12], likeness=np.array([0.3, 0.5, 0.3]), strength=np.array([4.0, 1.0, 4.0]))
+    np.testing.assert_allclose(found.strength, [4, 1, 4], rtol=0.05)
+    assert found.score[1] < 0.01 and found.score[[0, 2]].min() > 1
 
 
 def test_an_empty_class_is_last():
@@ -478,37 +534,94 @@ def test_an_empty_class_is_last():
     assert np.isfinite(found.score[[0, 2]]).all()
 
 
+def objects(poses):
+    """Classes of one object, or two, in some poses, cut by the disk as averages are."""
+    table, label, places = handmade([40] * len(poses))
+    for k, pose in enumerate(poses):
+        image = np.where(DISTANCE < RADIUS, picture(*pose), 0)
+        table.averages[k] = image / image[DISTANCE <= RADIUS].std()
+    return table, label, places
+
+
+def test_an_object_beside_the_middle_counts_as_displaced():
+    poses = [(0,), (0, 130.0), (0, 20.0, (0.0, 6.0)), (0, -70.0, (0.5, 0.0)), (1,)]
+    table, label, places = objects(poses)
+    found = rank_classes(table, label, places, radius=RADIUS)
+    assert found.displaced[2] > 0.2
+    # Neither is one that is turned, or that hardly moved, or another object.
+    assert not found.displaced[[0, 1, 3, 4]].any()
+    assert found.junk.tolist() == [False, False, True, False, False]
+    without = rank_classes(table, label, places, radius=RADIUS, look_for_displaced=False)
+    assert not without.displaced.any()
+    difference = found.score - without.score
+    np.testing.assert_allclose(difference, 6 * np.maximum(found.displaced - 0.15, 0), atol=1e-9)
+    for one, other in zip(found[3:], without[3:], strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_what_is_displaced_does_not_depend_on_units():
+    table, label, places = objects([(0,), (0, 20.0, (0.0, 6.0)), (1,)])
+    found = rank_classes(table, label, places, radius=RADIUS)
+    again = rank_classes(table._replace(averages=7 * table.averages), label, places, radius=RADIUS)
+    assert found.displaced[1] > 0.2
+    np.testing.assert_allclose(again.displaced, found.displaced, atol=1e-5)
+
+
+def test_nothing_is_displaced_from_classes_of_no_clarity():
+    averages = objects([(0,), (0, 20.0, (0.0, 6.0)), (1,)])[0].averages
+    displaced = displaced_averages(averages, np.array([1.0, 1, 1]), RADIUS)
+    assert displaced[1] > 0.2 and not displaced[[0, 2]].any()
+    other = displaced_averages(averages, np.array([0.0, 1, 1]), RADIUS)
+    assert other[1] < displaced[1]
+    assert not displaced_averages(averages, np.zeros(3), RADIUS).any()
+    assert not displaced_averages(0 * averages, np.ones(3), RADIUS).any()
+
+
+def test_averages_that_show_nothing_are_junk_and_spoil_no_others():
+    table, label, places = handmade(SIZES)
+    table.averages[0] = 0
+    table.frc[0] = 0
+    table.spread[0] = np.nan
+    found = rank_classes(table, label, places, radius=RADIUS)
+    assert found.junk.tolist() == [True, False, False, False, False]
+    assert np.isfinite(found.score).all()
+    np.testing.assert_allclose(found.score[1:], 0, atol=1e-4)
+    # All of them: there is nothing usual.
+    table.averages[:] = table.frc[:] = 0
+    table.spread[:] = np.nan
+    found = rank_classes(table, label, places, radius=RADIUS)
+    assert np.isfinite(found.score).all() and found.junk.all()
+
+
 def test_images_without_class_or_place_do_not_count():
-    table, label, places, displaced = handmade(SIZES, displaced=first(0.3, 0.0), width=first(4.0, 1.0))
-    found = rank_classes(table, label, places, displaced, radius=RADIUS)
-    label, displaced = np.append(label, [-1, -1]), np.append(displaced, [1, 1])
+    table, label, places = handmade(SIZES, offset=first(0.3, 0.0), width=first(4.0, 1.0))
+    found = rank_classes(table, label, places, radius=RADIUS)
+    label = np.append(label, [-1, -1])
     lost = np.concatenate([places, np.full((2, 2), np.nan)])
-    same(rank_classes(table, label, lost, displaced, radius=RADIUS), found)
+    same(rank_classes(table, label, lost, radius=RADIUS), found)
     # With a class, but without a place: 40 members on the circles are as compact without one pair of each.
     lost[[0, 1, 2, 3], 1] = np.nan
-    again = rank_classes(table, label, lost, displaced, radius=RADIUS)
+    again = rank_classes(table, label, lost, radius=RADIUS)
     np.testing.assert_allclose(again.compactness, found.compactness, rtol=1e-6)
 
 
-def test_defaults_are_none_displaced_and_two_fifths_of_the_box():
-    table, label, places, _ = handmade(SIZES, outside=first(0.3, 0.0))
-    same(
-        rank_classes(table, label, places),
-        rank_classes(table, label, places, np.zeros(200), radius=0.4 * SIDE),
-    )
+def test_radius_is_two_fifths_of_the_box_by_default():
+    table, label, places = handmade(SIZES, outside=first(0.3, 0.0), offset=first(0.3, 0.0))
+    same(rank_classes(table, label, places), rank_classes(table, label, places, radius=0.4 * SIDE))
     other = rank_classes(table, label, places, radius=RADIUS)
-    assert not np.allclose(other.contrast, rank_classes(table, label, places).contrast)
+    found = rank_classes(table, label, places)
+    assert not np.allclose(other.contrast, found.contrast)
+    assert not np.allclose(other.offset, found.offset)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda t, s, p, d: (t, s[:-1], p, d), r"one entry an image; got \(199,\), \(200, 2\) and \(200,\)"),
-        (lambda t, s, p, d: (t, s, p[:-1], d), r"got \(200,\), \(199, 2\)"),
-        (lambda t, s, p, d: (t, s, p[:, 0], d), r"got \(200,\), \(200,\) and"),
-        (lambda t, s, p, d: (t, s, p, d[:5]), r"and \(5,\)"),
-        (lambda t, s, p, d: (t, s + 1, p, d), "to 4; got 1 to 5"),
-        (lambda t, s, p, d: (t, s - 2, p, d), "to 4; got -2 to 2"),
+        (lambda t, s, p: (t, s[:-1], p), r"one entry an image; got \(199,\) and \(200, 2\)"),
+        (lambda t, s, p: (t, s, p[:-1]), r"got \(200,\) and \(199, 2\)"),
+        (lambda t, s, p: (t, s, p[:, 0]), r"got \(200,\) and \(200,\)"),
+        (lambda t, s, p: (t, s + 1, p), "to 4; got 1 to 5"),
+        (lambda t, s, p: (t, s - 2, p), "to 4; got -2 to 2"),
     ],
 )
 def test_ranking_names_mistakes(change, words):
@@ -593,14 +706,3 @@ def test_empty_classes_have_no_group():
 def test_groups_must_be_counted(n_groups):
     with pytest.raises(InputError, match=f"n_groups .*got {n_groups}"):
         group_classes(np.zeros((2, 1)), np.array([0, 1]), n_groups)
-
-
-def test_frequencies_count_less_where_there_is_more_noise():
-    reference = np.random.default_rng(0).normal(size=(1, BOX, BOX)).astype(np.float32)
-    noise = np.where(np.arange(BOX // 2 + 1) < 8, 10.0, 1.0)
-    weighted = module._against_noise(reference, noise)
-    before, after = (np.abs(np.fft.rfft2(image[0])) for image in (reference, weighted))
-    radius = np.hypot(np.fft.fftfreq(BOX, 1 / BOX)[:, None], np.arange(BOX // 2 + 1))
-    ratio = np.divide(after, before)
-    low, high = ratio[radius < 7].mean(), ratio[(radius > 9) & (radius < BOX // 2 - 1)].mean()
-    assert low / high == pytest.approx(0.1, rel=1e-3)

@@ -174,7 +174,7 @@ def test_classes_are_made_of_distinct_images(images, once, tmp_path, kind):
     result = classify_particles(source, **options)
     np.testing.assert_array_equal(result.keep, whole.keep[rows])
     np.testing.assert_array_equal(result.score, whole.score[rows])
-    for name in ("label", "displaced"):
+    for name in ("label", "probability"):
         np.testing.assert_array_equal(getattr(result.classes, name), getattr(whole.classes, name)[rows])
     for name in ("coordinates", "label", "probability"):
         np.testing.assert_array_equal(

@@ -22,7 +22,7 @@ from fastsort.cli.printing import drawing, print_map
 if TYPE_CHECKING:
     from fastsort.classify import MapResult
 
-_COLORS = ("class", "score", "displaced", "likeness")
+_COLORS = ("class", "score", "probability", "likeness")
 
 
 def add_map(commands: Commands) -> None:
@@ -64,14 +64,20 @@ def run_map(options: argparse.Namespace) -> None:
 
 
 def _make_map(options: argparse.Namespace) -> None:
+    import numpy as np
+
     from fastsort.classify import classify_particles
     from fastsort.report.atlas import draw_map
     from fastsort.report.classes import summarize_map, write_map
     from fastsort.report.folder import results_folder
     from fastsort.report.montage import draw_classes
     from fastsort.report.progress import progress_bar
+    from fastsort.report.recentre import origin_columns
 
     particles = open_input(options)
+    if particles.table.takes == "labels":
+        # Now, and not when all the work is done.
+        origin_columns(particles, np.zeros((len(particles), 2)), np.zeros(len(particles), bool))
     with results_folder(options.output, overwrite=options.overwrite, inputs=particles.files) as partial:
         with progress_bar("mapping", options.quiet) as progress:
             result = classify_particles(
@@ -106,8 +112,8 @@ def _make_map(options: argparse.Namespace) -> None:
 
 def _point_values(color: str, result: MapResult) -> tuple[Array | None, str | None]:
     """Return numbers by which points are coloured, if they are no class's, and what they are."""
-    if color == "displaced":
-        return result.classes.displaced, "probability of no particle in the middle"
+    if color == "probability":
+        return result.classes.probability, "probability of the class"
     if color == "likeness":
         return result.classes.averages.score, "correlation with the class average"
     return None, None

@@ -182,7 +182,7 @@ def find_views(
         n_jobs=n_jobs,
         progress=progress,
     )
-    ranking = rank_classes(averages, classes.label, places, radius=radius)
+    ranking = rank_classes(averages, classes.label, places, radius=radius, look_for_displaced=False)
     rare = _as_good(averages, ranking, classes.first)
     rescued = np.zeros(n, dtype=bool)
     if rare.any():

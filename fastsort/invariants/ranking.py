@@ -10,14 +10,30 @@ from fastsort._brief import brief
 from fastsort._checks import InputError, check_radius
 from fastsort._types import Array, Bools, Floats, Indices
 from fastsort.invariants.averages import ClassAverages
+from fastsort.invariants.displaced import displaced_averages
 from fastsort.invariants.ring_correlation import resolved_rings
 
 # The particle's radius if it is not given, in parts of the box.
 RADIUS = 0.4
 # The background begins here, in parts of the particle's radius.
 BACKGROUND_FROM = 1.15
-# How much worse than usual a class may be in one measurement at no cost, in octaves.
-USUAL = 0.5
+# What costs nothing in each measurement, in octaves or in parts of the radius, and what more of it costs.
+FREE = {
+    "displaced": 0.15,
+    "offset": 0.12,
+    "strength": 0.6,
+    "sharpness": 0.25,
+    "likeness": 0.15,
+    "compactness": 0.3,
+}
+PRICE = {
+    "displaced": 6.0,
+    "offset": 8.0,
+    "strength": 1.5,
+    "sharpness": 1.0,
+    "likeness": 2.5,
+    "compactness": 0.5,
+}
 
 
 @brief
@@ -31,7 +47,11 @@ class ClassRanking(NamedTuple):
     junk : ndarray of bool, shape (C,)
         Whether the score is above 1.
     displaced : ndarray of float64, shape (C,)
-        Mean over the members of the probability that no particle lies in the middle.
+        How much better the average fits another one if it is moved out of the middle; 0 where nobody looked.
+    offset : ndarray of float64, shape (C,)
+        How far from the middle of the average its mass lies, in parts of the particle's radius.
+    strength : ndarray of float64, shape (C,)
+        Deviation of the average inside the particle's disk, over the usual one.
     contrast : ndarray of float64, shape (C,)
         Power of the average inside the particle's disk minus that of the background, over the larger of
         the two, from -1 to 1. The power that noise leaves in an average of so many members is subtracted
@@ -48,6 +68,8 @@ class ClassRanking(NamedTuple):
     score: Floats
     junk: Bools
     displaced: Floats
+    offset: Floats
+    strength: Floats
     contrast: Floats
     sharpness: Floats
     likeness: Floats
@@ -58,9 +80,9 @@ def rank_classes(
     averages: ClassAverages,
     labels: Array,
     coordinates: Array,
-    displaced: Array | None = None,
     *,
     radius: float | None = None,
+    look_for_displaced: bool = True,
 ) -> ClassRanking:
     """Find which classes are junk, without labels.
 
@@ -72,10 +94,10 @@ def rank_classes(
         Class of each image; -1 for none.
     coordinates : ndarray of float, shape (n, k)
         Place of each image on the map, or its features. Rows with NaN do not count.
-    displaced : ndarray of float, shape (n,), optional
-        Probability that no particle lies in the middle of each image; by default 0.
     radius : float, optional
         Radius of the particle in pixels; by default 0.4 of the box.
+    look_for_displaced : bool
+        Whether to compare the averages with each other (`displaced_averages`).
 
     Returns
     -------
@@ -88,11 +110,12 @@ def rank_classes(
 
     Notes
     -----
-    The score is the sum of five terms. One is 2.5 times the amount by which `displaced` exceeds its usual
-    value, or 0.5 if that is less. One is 2 times (1 - `contrast`). The other three come from `sharpness`,
-    `likeness` and `compactness`: half the number of octaves by which each is below its usual value, where
-    the first half octave is free. Usual is the median over the images in classes whose members mostly have
-    a particle in the middle.
+    The score is the sum of seven terms. One is 2 times (1 - `contrast`). Two are 6 times what `displaced`
+    has beyond 0.15, and 8 times what `offset` has beyond 0.12. The others come from `strength`, if it is
+    above its usual value, and from `sharpness`, `likeness` and `compactness`, if they are below: 1.5, 1, 2.5
+    and 0.5 times the number of octaves, where the first 0.6, 0.25, 0.15 and 0.3 octaves are free. Usual is
+    the median over the images, each of which counts as much as its class is clear: by `likeness` times the
+    number of rings on which the halves agree.
 
     The score does not depend on the size of the class: its resolution is compared with that of a usual
     class of its size, and the other measurements do not grow with the size. So a rare view, which makes a
@@ -112,11 +135,9 @@ def rank_classes(
     count, box = averages.averages.shape[:2]
     labels = np.asarray(labels)
     places: Floats = np.asarray(coordinates, dtype=np.float64)
-    away = np.zeros(len(labels)) if displaced is None else np.asarray(displaced, dtype=np.float64)
-    if places.ndim != 2 or not len(labels) == len(places) == len(away):
+    if places.ndim != 2 or len(labels) != len(places):
         raise InputError(
-            "labels, coordinates and displaced must have one entry an image; "
-            f"got {labels.shape}, {places.shape} and {away.shape}."
+            f"labels and coordinates must have one entry an image; got {labels.shape} and {places.shape}."
         )
     if len(labels) and not -1 <= labels.min() <= labels.max() < count:
         raise InputError(
@@ -125,21 +146,51 @@ def rank_classes(
     radius = RADIUS * box if radius is None else check_radius(radius, box)
     members = [np.flatnonzero(labels == k) for k in range(count)]
     size = np.array([len(chosen) for chosen in members])
-    share = np.array([away[chosen].mean() if len(chosen) else 1.0 for chosen in members])
-    central = np.where(share < 0.5, size, 0) if (share < 0.5).any() else size
-    contrast = _contrast(averages, radius)
-    sharpness = _sharpness(averages, central)
     likeness = np.nan_to_num(1 - averages.spread.astype(np.float64))
+    agreement = np.clip(averages.frc.astype(np.float64), 0, 1).sum(axis=1)
+    weight = size * np.maximum(likeness * agreement, 1e-9)
+    contrast = _contrast(averages, radius)
+    offset, deviation = _mass(averages, radius)
+    strength = deviation / max(_weighted_median(deviation, weight), 1e-12)
+    sharpness = _sharpness(averages, weight)
     compactness = _compactness(places, members)
-    usual_share = min(_weighted_median(share, central), 0.5)
-    score = 2.5 * np.maximum(share - usual_share, 0) + 2 * (1 - contrast)
-    for term in (sharpness, likeness, compactness):
-        usual = _weighted_median(term, central)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            octaves = np.nan_to_num(np.log2(usual / np.maximum(term, 1e-3)), nan=0.0)
-        score += 0.5 * np.maximum(octaves - USUAL, 0)
+    score = 2 * (1 - contrast) + _cost("offset", offset) + _cost("strength", _octaves(1.0, strength))
+    for name, term in (("sharpness", sharpness), ("likeness", likeness), ("compactness", compactness)):
+        score += _cost(name, _octaves(term, _weighted_median(term, weight)))
+    displaced = np.zeros(count)
+    if look_for_displaced:
+        # A piece of ice fits any bright part of a particle: what is junk anyway is no measure for others.
+        clarity = np.where(score > 1, 0, weight)
+        displaced = displaced_averages(averages.averages, clarity, radius)
+        score += _cost("displaced", displaced)
     score[size == 0] = np.inf
-    return ClassRanking(score, score > 1, share, contrast, sharpness, likeness, compactness)
+    return ClassRanking(
+        score, score > 1, displaced, offset, strength, contrast, sharpness, likeness, compactness
+    )
+
+
+def _octaves(low: Array | float, high: Array | float) -> Floats:
+    """By how many octaves the second lies above the first; 0 where nothing is known."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        octaves: Floats = np.log2(np.asarray(high) / np.maximum(low, 1e-3))
+    return np.nan_to_num(octaves, nan=0.0, neginf=0.0)
+
+
+def _cost(name: str, value: Floats) -> Floats:
+    return PRICE[name] * np.maximum(value - FREE[name], 0)
+
+
+def _mass(averages: ClassAverages, radius: float) -> tuple[Floats, Floats]:
+    """How far from the middle the mass of each average lies, in radii, and its deviation in the disk."""
+    box = averages.averages.shape[1]
+    offset = np.arange(box) - box // 2
+    y, x = np.meshgrid(offset, offset, indexing="ij")
+    inside = np.hypot(y, x) <= radius
+    values = averages.averages[:, inside].astype(np.float64)
+    mass = np.abs(values)
+    total = np.maximum(mass.sum(axis=1), 1e-12)
+    away = np.hypot(mass @ y[inside], mass @ x[inside]) / total
+    return away / radius, values.std(axis=1)
 
 
 def _contrast(averages: ClassAverages, radius: float) -> Floats:

@@ -9,7 +9,6 @@ import numpy as np
 from fastsort._checks import InputError
 from fastsort._types import Array, Floats, Images, Indices, Words
 from fastsort.invariants.classes import Classification
-from fastsort.invariants.ring_correlation import filter_averages
 from fastsort.report.tiles import stretch_contrast
 
 # Nobody confuses two of these, or one of them with the grey of junk. Further classes have other shapes.
@@ -20,7 +19,6 @@ _NO_CLASS = "#C8C8C8"
 _SHADES = "viridis"
 GREY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1, "aspect": "auto", "interpolation": "bilinear"}
 # A filtered average with less contrast than this share of the contrast before holds nothing.
-_NOTHING = 1e-3
 # Percentiles of the pixels of an average that become black and white.
 _DARKEST, _BRIGHTEST = 0.5, 99.5
 
@@ -87,15 +85,11 @@ def style_of(classes: Classification, shades: Shades | None) -> Style:
 
 
 def class_tiles(classes: Classification, chosen: Indices) -> Images:
-    """Return averages with grey values from 0 to 1, filtered as far as their halves agree."""
-    averages = classes.averages.averages[chosen]
-    tiles = filter_averages(averages, classes.averages.frc[chosen])
-    box = averages.shape[-1]
+    """Return averages with grey values from 0 to 1."""
+    tiles = classes.averages.averages[chosen]
+    box = tiles.shape[-1]
     offset = np.arange(box) - (box - 1) / 2
     inside = np.hypot(offset[:, None], offset) <= box / 2
-    # If the halves agree nowhere, the filter leaves only rounding errors of zero.
-    empty = np.ptp(tiles[:, inside], axis=1) <= _NOTHING * np.ptp(averages[:, inside], axis=1)
-    tiles[empty] = averages[empty]
     return stretch_contrast(tiles, _DARKEST, _BRIGHTEST, inside).astype(np.float32)
 
 

@@ -13,11 +13,11 @@ import numpy as np
 
 from fastsort._types import Array, FilePath, Indices
 from fastsort.classify import MapResult
-from fastsort.invariants.ring_correlation import filter_averages
 from fastsort.particles.mrc import write_stack
 from fastsort.particles.source import Particles
 from fastsort.particles.table import Added
 from fastsort.report.folder import CLASS_STACK, IMAGES, SUMMARY
+from fastsort.report.recentre import origin_columns
 from fastsort.report.subsets import write_subset
 from fastsort.report.tables import formatted, software_versions, write_json, write_rows
 
@@ -31,10 +31,11 @@ def write_map(folder: FilePath, particles: Particles, result: MapResult) -> None
     Parameters
     ----------
     folder : path
-        An existing folder. Gets ``classes.mrcs``, the averages, filtered as far as their halves agree;
+        An existing folder. Gets ``classes.mrcs``, the averages;
         ``classes.star``, which names them and describes each; ``images.csv``, one line for each image;
         ``summary.json``; and ``kept`` and ``rejected`` as `write_subset` writes them. If the input was a
-        STAR or .cs file, also ``particles.star`` or ``particles.cs``: all images, with their classes.
+        STAR or .cs file, also ``particles.star`` or ``particles.cs``: all images, with their classes, angles
+        and shifts.
         Classes are counted from 1, as in RELION; 0 is no class.
     particles : Particles
         What was classified.
@@ -51,15 +52,15 @@ def write_map(folder: FilePath, particles: Particles, result: MapResult) -> None
     averages = classes.averages
     _write_images(folder / IMAGES, particles, result)
     table = particles.table
-    added = Added(_star_columns(result), {"fastsort/class": (classes.label + 1).astype(np.uint32)})
+    labels = _star_columns(particles, result) if table.takes == "labels" else {}
+    added = Added(labels, _cs_fields(particles, result))
     if table.names is not None:
         write_subset(folder, "particles", table, np.arange(len(particles)), added)
     for name, keep in (("kept", result.keep), ("rejected", ~result.keep)):
         write_subset(folder, name, table, np.flatnonzero(keep), added)
     if len(averages.size):
-        stack = filter_averages(averages.averages, averages.frc)
-        box = stack.shape[1]
-        write_stack(folder / CLASS_STACK, [stack], result.pixel_size, len(stack), box)
+        stack = averages.averages
+        write_stack(folder / CLASS_STACK, [stack], result.pixel_size, len(stack), stack.shape[1])
         _write_classes(folder / "classes.star", result)
     write_json(folder / SUMMARY, summarize_map(particles, result))
 
@@ -101,31 +102,59 @@ def members_of_classes(result: MapResult) -> Indices:
     return np.bincount(classes.label[classes.label >= 0], minlength=len(classes.averages.size))
 
 
-def _star_columns(result: MapResult) -> dict[str, Sequence[str]]:
+def _star_columns(particles: Particles, result: MapResult) -> dict[str, Sequence[str]]:
+    """Classes and poses in RELION's terms, which turn and move an image onto its average."""
     classes = result.classes
+    averages = classes.averages
+    placed = classes.label >= 0
     return {
         "_rlnClassNumber": formatted(classes.label + 1, "%d"),
+        "_rlnAnglePsi": formatted(np.where(placed, averages.angle, 0.0), "%.6f"),
+        **origin_columns(particles, _offset(particles, result), placed),
+        "_rlnMaxValueProbDistribution": formatted(classes.probability, "%.6g"),
         "_fastsortClassScore": formatted(np.minimum(result.score, NO_SCORE), "%.6g"),
         "_fastsortMapX": formatted(classes.map.coordinates[:, 0], "%.5g"),
         "_fastsortMapY": formatted(classes.map.coordinates[:, 1], "%.5g"),
     }
 
 
+def _cs_fields(particles: Particles, result: MapResult) -> dict[str, Array]:
+    """The same as cryoSPARC has it, where classes count from 0; images without a class get its first."""
+    classes = result.classes
+    placed = classes.label >= 0
+    shift = np.where(placed[:, None], -_offset(particles, result)[:, ::-1], 0)
+    return {
+        "alignments2D/class": np.maximum(classes.label, 0).astype(np.uint32),
+        "alignments2D/class_posterior": classes.probability.astype(np.float32),
+        "alignments2D/pose": np.radians(np.where(placed, classes.averages.angle, 0)).astype(np.float32),
+        "alignments2D/shift": shift.astype(np.float32),
+        # Two halves, which some readers ask for.
+        "alignments2D/split": (np.arange(len(placed)) % 2).astype(np.uint32),
+        "alignments2D/psize_A": np.full(len(placed), particles.pixel_size, dtype=np.float32),
+        "fastsort/class": (classes.label + 1).astype(np.uint32),
+    }
+
+
+def _offset(particles: Particles, result: MapResult) -> Array:
+    """Where the particle lies in each image: row and column from pixel box // 2, in input pixels."""
+    averages = result.classes.averages
+    return averages.shift.astype(np.float64) * (particles.box / averages.averages.shape[1])
+
+
 def _write_images(path: Path, particles: Particles, result: MapResult) -> None:
     classes = result.classes
     averages = classes.averages
-    # From working pixels to those of the input.
-    scale = particles.box / averages.averages.shape[1]
+    offset = _offset(particles, result)
     numbers: dict[str, Array] = {
         "class": classes.label + 1,
         "keep": result.keep,
         "score": result.score,
         "group": np.append(classes.group, -1)[classes.label] + 1,
-        "displaced": classes.displaced,
+        "probability": classes.probability,
         "likeness": averages.score,
         "angle": averages.angle,
-        "offset_x": averages.shift[:, 1] * scale,
-        "offset_y": averages.shift[:, 0] * scale,
+        "offset_x": offset[:, 1],
+        "offset_y": offset[:, 0],
         "map_x": classes.map.coordinates[:, 0],
         "map_y": classes.map.coordinates[:, 1],
     }
@@ -148,7 +177,7 @@ def _write_classes(path: Path, result: MapResult) -> None:
         "fastsortClassSpread": averages.spread,
         **{
             f"fastsortClass{name.capitalize()}": getattr(ranking, name)
-            for name in ("displaced", "contrast", "sharpness", "compactness")
+            for name in ("displaced", "offset", "strength", "sharpness", "likeness", "compactness")
         },
     }
     if not known:

@@ -43,8 +43,7 @@ def draw_classes(path: FilePath, classes: Classification, pixel_size: float) -> 
 
     Notes
     -----
-    At most 200 classes are drawn. Averages are filtered as far as their halves agree; one whose halves
-    agree nowhere is drawn unfiltered.
+    At most 200 classes are drawn.
     """
     count, box = classes.averages.averages.shape[:2]
     drawn = min(count, MAX_TILES)
