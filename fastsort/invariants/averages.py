@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -19,7 +18,7 @@ from fastsort.invariants.halves import Halves, Sums, sum_aligned
 from fastsort.invariants.members import Members, members_a_batch
 from fastsort.invariants.references import References
 from fastsort.invariants.refine import pose_scores
-from fastsort.invariants.ring_correlation import filter_averages, resolved_rings, usable_rings
+from fastsort.invariants.ring_correlation import filter_averages, resolution_of, usable_rings
 from fastsort.invariants.rings import Polar
 from fastsort.invariants.search import search_poses
 from fastsort.invariants.seeds import find_seeds
@@ -295,9 +294,7 @@ def _summary(halves: Halves, classes: Indices, poses: _Poses, pixel_size: float)
     spread = np.full(len(size), np.nan, dtype=np.float32)
     paired = size > 1
     spread[paired] = 1 - total[paired] / size[paired]
-    scale = pixel_size if math.isfinite(pixel_size) else 1.0
-    with np.errstate(divide="ignore"):
-        resolution = (scale * len(halves.disk) / resolved_rings(frc)).astype(np.float32)
+    resolution = resolution_of(frc, len(halves.disk), pixel_size)
     return ClassAverages(averages, size, spread, resolution, frc, *poses)
 
 

@@ -18,7 +18,7 @@ from fastsort.invariants.fit_classes import FittedClasses, fit_classes
 from fastsort.invariants.groups import group_classes
 from fastsort.invariants.map import EMBEDDINGS, ParticleMap, map_features
 from fastsort.invariants.ranking import RADIUS, ClassRanking, rank_classes
-from fastsort.invariants.ring_correlation import resolved_rings
+from fastsort.invariants.ring_correlation import resolution_of
 from fastsort.invariants.ring_statistics import ring_statistics
 from fastsort.particles.source import Particles, as_particles
 
@@ -217,10 +217,10 @@ def find_classes(
         counted = _part_of(progress, "classes")
         # Kept as plain tuples: files know no types of a single module.
         found = fit_classes(particles, places.n_classes, radius, n_jobs=n_jobs, seed=seed, progress=counted)
-        return (*found[:2], tuple(found.assignments), found.deviation)
+        return found.averages, found.correlation, tuple(found.assignments)
 
-    averages, correlation, assignments, deviation = stage("classes", fit)
-    fitted = FittedClasses(averages, correlation, Assignments(*assignments), deviation)
+    pictures, correlation, assignments = stage("classes", fit)
+    fitted = FittedClasses(pictures, correlation, Assignments(*assignments))
     if not (fitted.assignments.label >= 0).any():
         raise InputError(f"no classes: all {len(particles)} images are flat, or have NaN or infinity.")
     if progress:
@@ -248,9 +248,7 @@ def _described(fitted: FittedClasses, particles: Particles) -> ClassAverages:
     paired = size > 1
     spread[paired] = 1 - total[paired] / np.maximum(np.bincount(label[known], minlength=count)[paired], 1)
     frc = np.where(paired[:, None], fitted.correlation, 0).astype(np.float32)
-    scale = particles.pixel_size if np.isfinite(particles.pixel_size) else 1.0
-    with np.errstate(divide="ignore"):
-        resolution = (scale * particles.box / resolved_rings(frc)).astype(np.float32)
+    resolution = resolution_of(frc, particles.box, particles.pixel_size)
     return ClassAverages(fitted.averages, size, spread, resolution, frc, angle, shift, score)
 
 

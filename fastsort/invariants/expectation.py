@@ -174,7 +174,7 @@ def no_sums(shape: tuple[int, ...]) -> ClassSums:
     )
 
 
-def write_assignments(into: Assignments, rows: Indices | slice, found: Assignments) -> None:
+def write_assignments(into: Assignments, rows: Indices, found: Assignments) -> None:
     """Write the assignments of some images among those of all."""
     columns: tuple[Array, ...] = into
     for column, values in zip(columns, found, strict=True):

@@ -77,14 +77,11 @@ class FittedClasses(NamedTuple):
     correlation : ndarray of float64, shape (K, d // 2 + 1)
         Of the averages of two halves of the images, which have been apart since they showed no detail.
     assignments : Assignments
-    deviation : float
-        Of the shifts on each axis, in pixels.
     """
 
     averages: Images
     correlation: Floats
     assignments: Assignments
-    deviation: float
 
 
 class _State(NamedTuple):
@@ -327,7 +324,7 @@ class _Fit:
         agreement = shell_correlation(halves[0].coefficients, halves[1].coefficients, state.basis)
         correlation[:, 1 : state.basis.n_rings + 1] = np.where(known, agreement, 0)
         averages = draw_averages(both.coefficients, state.basis)
-        return FittedClasses(averages, correlation, found, state.model.deviation)
+        return FittedClasses(averages, correlation, found)
 
 
 def revive(sums: ClassSums, new: ClassSums, scale: float, fewest: float) -> None:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import scipy.fft
 
 from fastsort._checks import InputError
-from fastsort._types import Array, Floats, Images
+from fastsort._types import Array, Floats, Images, Singles
 from fastsort.invariants.references import SEARCH_RINGS
 
 # Where the correlation of two halves falls below this, the average counts as resolved.
@@ -142,3 +142,13 @@ def resolved_rings(frc: Array) -> Floats:
             high, low = float(curve[last - 1]), float(curve[last])
             rings[i] = last - 1 + (high - RESOLVED) / (high - low)
     return rings
+
+
+def resolution_of(frc: Array, box: int, pixel_size: float) -> Singles:
+    """Return the period (C,) at which curves (C, rings) fall below 0.5: angstroms, or pixels if unknown.
+
+    Infinite for a curve that never exceeds 0.5.
+    """
+    scale = pixel_size if np.isfinite(pixel_size) else 1.0
+    with np.errstate(divide="ignore"):
+        return (scale * box / resolved_rings(frc)).astype(np.float32)
