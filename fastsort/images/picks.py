@@ -102,13 +102,13 @@ def plain_noise(images: Images, number: int, background: float, seed: int = 0) -
 
 
 def blob_response(images: Images, radius: float) -> Images:
-    """Return the response of images (n, d, d) to bright disks of a radius in pixels; they are periodic."""
-    size = images.shape[1]
-    square = scipy.fft.fftfreq(size)[:, None] ** 2 + scipy.fft.rfftfreq(size) ** 2
+    """Return the response of images (n, h, w) to bright disks of a radius in pixels; they are periodic."""
+    height, width = images.shape[1:]
+    square = scipy.fft.fftfreq(height)[:, None] ** 2 + scipy.fft.rfftfreq(width) ** 2
     narrow, wide = (np.exp(-2 * (math.pi * part * radius) ** 2 * square) for part in (NARROW, WIDE))
     spectra = scipy.fft.rfft2(images, workers=1)
     spectra *= (narrow - wide).astype(np.float32)
-    response: Images = scipy.fft.irfft2(spectra, s=(size, size), workers=1, overwrite_x=True)
+    response: Images = scipy.fft.irfft2(spectra, s=(height, width), workers=1, overwrite_x=True)
     return response
 
 

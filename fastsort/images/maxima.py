@@ -1,0 +1,137 @@
+"""Where a whole micrograph looks most like it showed a particle."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import scipy.fft
+from scipy.ndimage import maximum_filter
+from scipy.spatial import cKDTree
+
+from fastsort._checks import InputError, check_positive
+from fastsort._types import Bools, Floats, Indices, Singles
+from fastsort.images.picks import blob_response
+
+# Beyond its edges a micrograph is continued by so many radii, mirrored: the Gaussians reach no further.
+MARGIN = 3.0
+# Structures stronger than this, in robust deviations of the pixels, count no more than this.
+STRONGEST = 6.0
+# The quartiles of a Gaussian lie this far from its middle, in deviations.
+QUARTILE = 0.6745
+
+
+class Maxima(NamedTuple):
+    """Places where a micrograph looks most like a blob, the highest first.
+
+    Attributes
+    ----------
+    row, column : ndarray of intp, shape (m,)
+        In pixels of the image.
+    height : ndarray of float64, shape (m,)
+        Response there, in robust standard deviations of the response.
+    """
+
+    row: Indices
+    column: Indices
+    height: Floats
+
+
+def blob_maxima(image: Singles, radius: float, distance: float, *, bright: bool = True) -> Maxima:
+    """Find the places of an image that look most like blobs.
+
+    Parameters
+    ----------
+    image : ndarray of float32, shape (height, width)
+        A micrograph, best reduced until a particle is some 12 to 30 pixels wide. Intensities in any unit;
+        never modified. NaN and infinity count as background.
+    radius : float
+        Of the blobs, in pixels.
+    distance : float
+        No two places are closer than this, in pixels.
+    bright : bool
+        Whether blobs are brighter than the background, or darker.
+
+    Returns
+    -------
+    maxima : Maxima
+        Local maxima above zero of the response to a difference of Gaussians (`blob_response`). Of two that
+        are closer than `distance` the higher one is taken. None where the image is constant or empty.
+
+    Raises
+    ------
+    InputError
+        If the image has not two dimensions, or a length is not positive.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastsort.images import blob_maxima
+    >>> micrograph = np.random.default_rng(0).normal(size=(90, 120)).astype(np.float32)
+    >>> row, column = np.ogrid[:90, :120]
+    >>> for y, x in ((30, 40), (60, 95)):
+    ...     micrograph[np.hypot(row - y, column - x) < 8] -= 3
+    >>> found = blob_maxima(micrograph, radius=8, distance=16, bright=False)
+    >>> (10 * np.sort(np.rint(found.row[:2] / 10))).tolist()
+    [30.0, 60.0]
+    >>> bool(found.height[1] > 2 * found.height[2])
+    True
+    """
+    radius = check_positive("radius", radius, "px")
+    distance = check_positive("distance", distance, "px")
+    if image.ndim != 2:
+        raise InputError(f"an image has two dimensions; got {image.ndim}: give one micrograph.")
+    nowhere = np.empty(0, np.intp)
+    pixels = _levelled(image)
+    if pixels is None:
+        return Maxima(nowhere, nowhere, np.empty(0))
+    response = _response(pixels if bright else -pixels, radius)
+    spread = float(np.median(np.abs(response))) / QUARTILE
+    if not spread > 0:
+        return Maxima(nowhere, nowhere, np.empty(0))
+    row, column = np.nonzero((response == maximum_filter(response, 3, mode="nearest")) & (response > 0))
+    height = response[row, column]
+    order = np.argsort(-height, kind="stable")
+    row, column, height = row[order], column[order], height[order]
+    apart = _apart(np.column_stack([row, column]).astype(np.float64), distance)
+    return Maxima(row[apart], column[apart], height[apart].astype(np.float64) / spread)
+
+
+def _levelled(image: Singles) -> Singles | None:
+    """Return the pixels in robust deviations from their median, the strongest clipped; None if constant."""
+    usable = np.isfinite(image)
+    if not usable.any():
+        return None
+    low, middle, high = np.quantile(image[usable].astype(np.float64), (0.25, 0.5, 0.75))
+    spread = (high - low) / (2 * QUARTILE)
+    if not (math.isfinite(spread) and spread > 0):
+        return None
+    pixels = (np.where(usable, image, middle) - middle) / spread
+    return np.clip(pixels, -STRONGEST, STRONGEST).astype(np.float32)
+
+
+def _response(pixels: Singles, radius: float) -> Singles:
+    margin = math.ceil(MARGIN * radius)
+    widths = []
+    for side in pixels.shape:
+        whole = scipy.fft.next_fast_len(side + 2 * margin, real=True)
+        widths.append((margin, whole - side - margin))
+    response = blob_response(np.pad(pixels, widths, mode="symmetric")[None], radius)[0]
+    found: Singles = response[margin : margin + pixels.shape[0], margin : margin + pixels.shape[1]]
+    return found
+
+
+def _apart(places: Floats, distance: float) -> Bools:
+    """Return which places to take so that none is too near to one before it that is taken."""
+    taken = np.zeros(len(places), bool)
+    if not len(places):
+        return taken
+    free = np.ones(len(places), bool)
+    # What lies at the distance exactly is not closer.
+    near = cKDTree(places).query_ball_point(places, np.nextafter(distance, 0), return_sorted=False)
+    for place, others in enumerate(near):
+        if free[place]:
+            taken[place] = True
+            free[others] = False
+    return taken
