@@ -351,10 +351,21 @@ def test_partial_particles_of_the_paper_are_shifted_along_both_axes():
     assert 0.64 < shift.max() <= 0.66
     np.testing.assert_array_equal(truth.shift[truth.label], 0)
     assert (np.unique(truth.kind, return_counts=True)[1] == 100).all()
-    # The mean of two particles of which some is cut off has less mass than one.
+    # Of two particles, one is in the middle and half as strong as those that are alone.
+    multiple = truth.kind == "multiple"
+    np.testing.assert_array_equal(truth.shift[multiple], 0)
     mass = images.sum(axis=(1, 2)) / images[truth.label].sum(axis=(1, 2)).mean()
-    assert mass[truth.kind == "multiple"].max() < 1.1
-    assert mass[truth.kind == "multiple"].mean() > mass[truth.kind == "partial"].mean()
+    assert 0.5 < mass[multiple].mean() < mass[truth.label].mean()
+    assert mass[multiple].mean() > 1.5 * mass[truth.kind == "partial"].mean()
+
+
+def test_particles_of_the_paper_differ_in_strength():
+    images, _ = simulate_particles(300, 0, snr=math.inf, box=33, seed=2)
+    mass = images.sum(axis=(1, 2)) / images.sum(axis=(1, 2)).mean()
+    # From 2/3 to 3/2, of which the mean is 13/12.
+    assert 0.6 < mass.min() < 0.66 and 1.34 < mass.max() < 1.41
+    same, _ = simulate_particles(300, 0, snr=math.inf, box=33, junk="all", seed=2)
+    assert np.ptp(same.sum(axis=(1, 2))) < 0.1 * same.sum(axis=(1, 2)).mean()
 
 
 def test_multiple_particles_lie_either_side_of_the_middle():

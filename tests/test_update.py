@@ -142,7 +142,7 @@ def test_only_new_images_are_read_and_old_verdicts_stay(grown, monkeypatch):
     )
     together = sort_particles(star, n_jobs=2)
     expected = rates(label[N_OLD:], together.keep[N_OLD:])
-    assert np.abs(rates(label[N_OLD:], result.keep[new]) - expected).max() <= 0.03
+    assert np.abs(rates(label[N_OLD:], result.keep[new]) - expected).max() <= 0.05
     # Nothing is learned to judge a few: they alone are sorted, with the models of before.
     few = open_particles(write_rows(star, "few.star", range(N_OLD + 20)))
     calls = count_sorts(monkeypatch)

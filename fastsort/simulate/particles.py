@@ -123,10 +123,11 @@ def simulate_particles(
     1 + f^2, and "decaying" noise amplitude 1 / sqrt(1 + (6 f)^2).
 
     "paper" follows the public code of [1]_, section 3.1: images of 85 px, which
-    the particle fills to 0.57, downsampled; SNR "mean", noise "radial". A third
+    the particle fills to 0.57, downsampled; SNR "mean", noise "radial"; every
+    particle 2/3 to 3/2 times as strong, as in the simulator of ASPIRE. A third
     of the junk each is noise, partial particles (shifted by 0.25 to 0.66 of the
-    box along each axis, in either direction) and means of two particles (0.10 to
-    0.66). The noise in the text of the paper is "decaying".
+    box along each axis, in either direction) and means of two particles (one in the
+    middle, one shifted by 0.10 to 0.66). The noise in the text of the paper is "decaying".
 
     "ppca" follows [2]_, section 4.1 (use five times as many particles as junk):
     SNR "image_power", white noise. Half of the junk is noise, half shows parts of
@@ -135,11 +136,12 @@ def simulate_particles(
 
     "all" is our own hard recipe, meant for ``ctf=True`` and ``snr=1 / 20``: SNR
     "power", "decaying" noise, which is added after the CTF, a box 1.5 times as
-    large as the particle, particles centred within 0.015, normalised. The junk is
-    noise, picked (the place that looks most like a blob in a field of noise, on half
-    of them above carbon or ice), partial (shifted by 0.40 to 0.60), multiple (two particles, 0.20 to 0.32
-    from the middle on opposite sides), off-centre (0.20 to 0.33), ice, carbon and
-    texture. Ice and carbon are not seen through the CTF; their strength is a
+    large as the particle, normalised. Particles lie beside the middle as pickers
+    leave them, with a standard deviation of 0.03 on each axis. The junk is noise,
+    picked (the place that looks most like a blob in a field of noise, on half of
+    them above carbon or ice), partial (shifted by 0.40 to 0.60), multiple (two
+    particles, 0.20 to 0.32 from the middle on opposite sides), off-centre (0.20 to
+    0.33), ice, carbon and texture. Ice and carbon are not seen through the CTF; their strength is a
     multiple of the particles' standard deviation inside the disk.
 
     References
@@ -244,6 +246,7 @@ def _clean_particles(simulation: Simulation, start: int, stop: int) -> Images:
         apply_ctf(spectra, truth.ctf, truth.micrograph, shown_in, truth.pixel_size)
     views = images_at(spectra, simulation.box, particles.shift[first:end])
     in_pair = np.bincount(shown_in - start, minlength=len(images))[shown_in - start] > 1
+    views *= particles.strength[first:end, None, None].astype(np.float32)
     views[in_pair] *= np.float32(simulation.pair_weight)
     np.add.at(images, shown_in - start, views)
     images *= np.float32(simulation.gain)

@@ -95,11 +95,14 @@ class PlacedParticles(NamedTuple):
     rotation : ndarray of float64, shape (m, 3, 3)
     shift : ndarray of float64, shape (m, 2)
         As (y, x) in pixels from pixel box // 2.
+    strength : ndarray of float64, shape (m,)
+        What the projection is multiplied with.
     """
 
     image: Indices
     rotation: Floats
     shift: Floats
+    strength: Floats
 
 
 class Simulation(NamedTuple):
@@ -116,7 +119,7 @@ class Simulation(NamedTuple):
     pair_weight : float
         What each of two particles in one image is multiplied with.
     gain : float
-        Scales projections so that the signal of the signal-to-noise ratio is 1.
+        Scales projections so that the signal of the signal-to-noise ratio is 1, for the usual strength.
     particle_deviation, noise_deviation : float
         Standard deviation of the clean particles inside their disk, and of the noise.
     noise_amplitude, picked_amplitude : ndarray of float32, shape (canvas, canvas // 2 + 1)
@@ -205,7 +208,7 @@ def plan_particles(
         projector=projector,
         particles=particles,
         pair_weight=0.5 if recipe.mean_of_two else 1.0,
-        gain=1 / signal,
+        gain=1 / (signal * float(np.mean(recipe.strength))),
         particle_deviation=deviation / signal,
         noise_deviation=_noise_deviation(snr, recipe),
         noise_amplitude=noise_amplitude(recipe.noise, noise_canvas(box), recipe.source_box / box),
@@ -310,7 +313,8 @@ def _place_particles(kinds: Words, recipe: Recipe, box: int, seed: int) -> Place
     ]
     image = np.repeat(np.arange(len(kinds)), [len(places) for places in shifts])
     rotation = np.array([random_rotation(streams[i]) for i in image]).reshape(-1, 3, 3)
-    return PlacedParticles(image, rotation, np.concatenate(shifts))
+    strength = np.array([streams[i].uniform(*recipe.strength) for i in image])
+    return PlacedParticles(image, rotation, np.concatenate(shifts), strength)
 
 
 def _truth(

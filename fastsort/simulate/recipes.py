@@ -51,7 +51,10 @@ class Recipe(NamedTuple):
     along_axes : bool
         Whether these are drawn for each axis; otherwise for a random direction.
     mean_of_two : bool
-        Whether an image with two particles is the mean of two images; otherwise their sum.
+        Whether an image with two particles is the mean of two images, of which the second is moved; otherwise
+        the sum of two that are moved in opposite directions.
+    strength : (float, float)
+        Least and largest factor that a particle's projection is multiplied with.
     """
 
     kinds: tuple[str, ...]
@@ -65,6 +68,7 @@ class Recipe(NamedTuple):
     multiple: tuple[float, float]
     along_axes: bool
     mean_of_two: bool
+    strength: tuple[float, float]
 
 
 _HARD = Recipe(
@@ -72,13 +76,14 @@ _HARD = Recipe(
     snr_definition="power",
     noise="decaying",
     fill=1 / 1.5,
-    centring=0.015,
+    centring=0.03,
     normalize=True,
     source_box=0,
     partial=(0.40, 0.60),
     multiple=(0.20, 0.32),
     along_axes=False,
     mean_of_two=False,
+    strength=(1.0, 1.0),
 )
 RECIPES = {
     "all": _HARD,
@@ -94,6 +99,7 @@ RECIPES = {
         multiple=(0.10, 0.66),
         along_axes=True,
         mean_of_two=True,
+        strength=(2 / 3, 3 / 2),
     ),
     "ppca": _HARD._replace(
         kinds=("photograph", "noise"), snr_definition="image_power", noise="white", normalize=False
@@ -141,7 +147,7 @@ def particle_shifts(kind: str, recipe: Recipe, rng: np.random.Generator) -> Floa
     if kind == "off-centre":
         return _any_direction(rng, _OFF_CENTRE)[None]
     if kind == "multiple" and recipe.mean_of_two:
-        return np.stack([away(rng, recipe.multiple), away(rng, recipe.multiple)])
+        return np.stack([np.zeros(2), away(rng, recipe.multiple)])
     if kind == "multiple":
         return np.outer((1, -1), away(rng, recipe.multiple))
     return np.empty((0, 2))
