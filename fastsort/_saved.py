@@ -46,6 +46,8 @@ SAVED_TYPES = {
     "standardized-model": "fastsort.subspaces.scores:StandardizedModel",
     "invariant-result": "fastsort.invariants.filter:InvariantResult",
     "learned-invariants": "fastsort.invariants.filter:LearnedInvariants",
+    "learned-classes": "fastsort.invariants.filter:LearnedClasses",
+    "class-model": "fastsort.invariants.expectation:ClassModel",
     "bulk": "fastsort._bulk:Bulk",
     "map-result": "fastsort.classify:MapResult",
     "classification": "fastsort.invariants.classes:Classification",

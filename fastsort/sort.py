@@ -64,7 +64,7 @@ def sort_particles(
         default it is estimated from the images that are kept.
     method : {"radial", "subspaces", "invariants"}, optional
         Asks one method only: where the mass of the image lies (`radial_filter`), what the image is made
-        of (`subspace_filter`), or what does not change when the image is turned (`invariant_filter`). By
+        of (`subspace_filter`), or to which class it belongs (`invariant_filter`). By
         default all three vote.
     preset : {"default", "published"}
         As for the method, which must be named for "published".

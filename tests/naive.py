@@ -610,37 +610,6 @@ def fewest_that_hold(score: npt.ArrayLike, junk_probability: npt.ArrayLike, shar
     return number
 
 
-def log_gaussian(
-    values: npt.NDArray[np.floating],
-    mean: npt.NDArray[np.floating],
-    covariance: npt.NDArray[np.floating],
-) -> npt.NDArray[np.float64]:
-    """Logarithm of a normal density at every row, shape (n,)."""
-    found = []
-    for row in values:
-        moved = row - mean
-        volume = np.linalg.slogdet(2 * np.pi * covariance)[1]
-        found.append(-0.5 * volume - 0.5 * moved @ np.linalg.solve(covariance, moved))
-    return np.array(found)
-
-
-def strangeness_score(
-    values: npt.NDArray[np.floating],
-    particle: tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]],
-    background: tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]],
-    strange: float,
-    wide: float,
-) -> npt.NDArray[np.float64]:
-    """Logarithm of how much likelier a row is under anything else than under the particles.
-
-    Anything else is the background, and with weight `strange` a normal density with the particles'
-    mean and `wide` times their standard deviations. Densities are pairs of mean and covariance.
-    """
-    good = log_gaussian(values, *particle)
-    odd = log_gaussian(values, particle[0], wide**2 * particle[1])
-    return np.log(np.exp(log_gaussian(values, *background) - good) + strange * np.exp(odd - good))
-
-
 def concentrated(values: npt.ArrayLike, share: float, steps: int) -> npt.NDArray[np.float64]:
     """Mean of the rows that lie closest together, by concentration steps.
 

@@ -391,7 +391,7 @@ def test_wrong_strictness_is_refused(options, words):
 
 @pytest.fixture(scope="module")
 def stack():
-    return fs.simulate_particles(200, 200, snr=0.05, box=48, junk="paper", seed=4)
+    return fs.simulate_particles(200, 200, snr=0.3, box=48, junk=("noise", "partial", "multiple"), seed=4)
 
 
 @pytest.fixture(scope="module")

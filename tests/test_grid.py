@@ -153,7 +153,9 @@ def balanced(keep, label):
 
 
 def test_two_groups_are_sorted_as_well_as_one(tmp_path):
-    images, truth = simulate_particles(400, 400, snr=0.1, box=64, seed=3)
+    images, truth = simulate_particles(
+        400, 400, snr=0.3, box=64, junk=("noise", "partial", "multiple"), seed=3
+    )
     # The second half as another microscope has it: larger pixels, or the same with less around it.
     operator = crop_operator(64, 40, 1.6)
     coarse = operator @ images[400:] @ operator.T

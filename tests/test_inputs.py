@@ -47,7 +47,7 @@ def save(path, rows):
 
 @pytest.fixture(scope="module")
 def simulated():
-    return simulate_particles(N, N, snr=0.2, box=BOX, seed=1)
+    return simulate_particles(N, N, snr=0.5, box=BOX, junk=("noise", "partial", "multiple"), seed=1)
 
 
 @pytest.fixture
@@ -109,7 +109,8 @@ def test_scores_go_into_a_dataset_when_asked_for(dataset, tmp_path, no_pictures)
     assert np.median(kept["fastsort/score"]) < np.median(rejected["fastsort/score"])
     assert call("apply", tmp_path / "out", "-o", tmp_path / "strict", "--fraction", "0.2", "--quiet") == 0
     strict = np.load(tmp_path / "strict/kept.cs")
-    assert len(strict) == round(0.2 * 2 * N) and strict.dtype == kept.dtype
+    # One of the best may be a particle that was picked twice.
+    assert round(0.2 * 2 * N) - len(strict) in (0, 1) and strict.dtype == kept.dtype
 
 
 def test_a_dataset_is_divided_by_a_list_without_its_images(dataset, tmp_path):

@@ -315,7 +315,7 @@ def test_likelihoods_of_poses(with_ctf):
 @pytest.mark.parametrize("with_ctf", [False, True])
 def test_sums_and_assignments(with_ctf):
     case = Case(with_ctf)
-    sums, found = expect(case.images, 0, case.terms, case.model)
+    sums, found = expect(case.images, None, case.terms, case.model)
     plain = [case.sums(i) for i in range(3)]
     shifts = {tuple(np.round(s, 4)) for s in expectation._coarse_poses(1, case.model, N_RINGS).shift}
     assert shifts == {tuple(np.round(s, 4)) for s in case.shifts}
@@ -389,7 +389,7 @@ def test_a_pose_is_found_on_all_rings_as_on_a_grid_of_fine_steps():
 def test_planted_poses_are_found():
     model = model_of_pictures()
     kind, angle, shift = planted(40)
-    sums, found = expect(pictures(kind, angle, shift, snr=30.0), 0, None, model)
+    sums, found = expect(pictures(kind, angle, shift, snr=30.0), None, None, model)
     np.testing.assert_array_equal(found.label, kind)
     assert found.probability.min() > 0.99
     # No finer than the steps of the search; between two steps of the shift, the angle is off a little more.
@@ -406,7 +406,7 @@ def test_poses_are_those_of_an_alignment():
     model = model_of_pictures()
     kind, angle, shift = planted(20, seed=1)
     images = pictures(kind, angle, shift)
-    _, found = expect(images, 0, None, model)
+    _, found = expect(images, None, None, model)
     pose = Alignment(found.angle, found.shift, found.score, np.zeros(20, dtype=bool))
     for image, k in zip(apply_alignment(images, pose), kind, strict=True):
         assert correlation(image, picture(k)) > 0.97
@@ -421,8 +421,8 @@ def test_images_that_cannot_be_used_do_not_count():
     images = pictures(*planted(12), snr=1.0)
     images[2], images[5, 3, 3], images[7, 0, 0] = 4, np.nan, np.inf
     bad = np.isin(np.arange(12), [2, 5, 7])
-    sums, found = expect(images, 0, None, model)
-    without, alone = expect(images[~bad], 0, None, model)
+    sums, found = expect(images, None, None, model)
+    without, alone = expect(images[~bad], None, None, model)
     assert sums.n_images == without.n_images == 9
     for one, other in zip(sums, without, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
@@ -431,15 +431,16 @@ def test_images_that_cannot_be_used_do_not_count():
     assert (found.label[bad] == -1).all() and (found.probability[bad] == 0).all()
     assert np.isnan(found.angle[bad]).all() and np.isnan(found.shift[bad]).all()
     assert (found.score[bad] == -np.inf).all()
-    nothing, lost = expect(images[bad], 0, None, model)
+    nothing, lost = expect(images[bad], None, None, model)
     assert nothing.n_images == 0 and not nothing.products.any() and (lost.label == -1).all()
 
 
 def test_sums_of_two_batches_add_up():
     model = model_of_pictures(n_halves=2)
     images = pictures(*planted(50), snr=0.5)
-    whole, found = expect(images, 10, None, model)
-    parts = [expect(images[:17], 10, None, model), expect(images[17:], 27, None, model)]
+    half = np.arange(50) % 2
+    whole, found = expect(images, half, None, model)
+    parts = [expect(images[rows], half[rows], None, model) for rows in (slice(17), slice(17, None))]
     together = add_sums(parts[0][0], parts[1][0])
     for one, other in zip(whole, together, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
@@ -456,10 +457,11 @@ def test_each_half_follows_its_own_averages():
     references[1] = references[1][:, :, ::-1]
     _, angle, shift = planted(8)
     images = pictures(np.zeros(8, dtype=int), angle, shift, snr=5.0)
-    _, found = expect(images, 0, None, model._replace(references=references))
+    half = np.arange(8) % 2
+    _, found = expect(images, half, None, model._replace(references=references))
     assert found.label.tolist() == [0, 1] * 4
     # The score compares with the average of the other half, which is the other object.
-    _, usual = expect(images, 0, None, model)
+    _, usual = expect(images, half, None, model)
     assert found.score.max() < 0.9 * usual.score.min()
 
 
@@ -659,9 +661,9 @@ def recorded(monkeypatch):
     models = []
     plain = fit_classes._expect
 
-    def noted(images, start, terms, model):
+    def noted(images, start, half, terms, model):
         models.append(model)
-        return plain(images, start, terms, model)
+        return plain(images, start, half, terms, model)
 
     monkeypatch.setattr(fit_classes, "_expect", noted)
     return models
@@ -771,8 +773,8 @@ def test_images_that_cannot_be_used_spoil_no_fit():
 def test_units_of_the_images_do_not_matter(scale):
     model = model_of_pictures()
     images = pictures(*planted(6), snr=1.0)
-    _, one = expect(images, 0, None, model)
-    _, other = expect((scale * images - 3 * scale).astype(np.float32), 0, None, model)
+    _, one = expect(images, None, None, model)
+    _, other = expect((scale * images - 3 * scale).astype(np.float32), None, None, model)
     np.testing.assert_array_equal(one.label, other.label)
     np.testing.assert_allclose(one.angle, other.angle)
     np.testing.assert_allclose(one.score, other.score, atol=1e-4)

@@ -146,7 +146,7 @@ def combine_votes(votes: Mapping[str, Floats], junk: Mapping[str, Floats]) -> Co
     0.4 as junk with the rest (after Elkan & Noto, Learning classifiers from only positive and unlabeled
     data, KDD 2008, where particles would be the known class; here it is junk). In the first round, the
     30 % of the images that no vote speaks against are the particles. Votes that do not know where the
-    particle lies join in the last round.
+    particle lies join in the last round, in which the others keep their ratio to each other.
 
     The junk probability comes from a mixture that is fitted to the scores; it knows how decoys score, but not
     how much of such junk there is (`calibrate`). The share of junk is estimated in a second way, too: as the
@@ -225,24 +225,30 @@ def _learn_weights(
     rows, decoys = np.clip(rows, low, high), np.clip(decoys, low, high)
     n = len(rows)
     decisive = [k for k, name in enumerate(names) if name in KNOW_THE_CENTRE] or list(range(len(names)))
-
-    def fit(columns: list[int], parts: list[tuple[Floats, float, Floats]]) -> tuple[Floats, float]:
-        values = np.concatenate([part[:, columns] for part, _, _ in parts])
-        target = np.concatenate([np.full(len(part), label) for part, label, _ in parts])
-        return _fit_logistic(values, target, np.concatenate([amount for _, _, amount in parts]))
-
+    others = [k for k in range(len(names)) if k not in decisive]
     shares = np.full(len(decoys), 1 / len(decoys)) if amounts is None else amounts / amounts.sum()
-    of_decoys = n * shares
+    good, bad = rows[:, decisive], decoys[:, decisive]
     of_particles = np.full(len(particles), n / len(particles))
-    weights, offset = fit(decisive, [(rows[particles], 0.0, of_particles), (decoys, 1.0, of_decoys)])
-    for step in range(N_ROUNDS):
-        odds = rows[:, decisive] @ weights + offset
-        doubt = 1 / (1 + np.exp(np.clip(-odds, -30, 30)))
-        of_decoys = (1 - doubt).sum() * shares
-        columns = list(range(len(names))) if step == N_ROUNDS - 1 else decisive
-        parts = [(rows, 1.0, UNLABELLED * doubt), (rows, 0.0, 1 - doubt), (decoys, 1.0, of_decoys)]
-        weights, offset = fit(columns, parts)
-    return weights, offset
+    weights, offset = _fit_parts([(good[particles], 0.0, of_particles), (bad, 1.0, n * shares)])
+    for _ in range(N_ROUNDS):
+        doubt = 1 / (1 + np.exp(np.clip(-(good @ weights + offset), -30, 30)))
+        unsure = [UNLABELLED * doubt, 1 - doubt, (1 - doubt).sum() * shares]
+        weights, offset = _fit_parts(list(zip((good, good, bad), (1.0, 0.0, 1.0), unsure, strict=True)))
+    # The other votes join what was found without them, whose votes keep their ratio.
+    joined, junk = (
+        np.column_stack([part @ weights, whole[:, others]]) for part, whole in ((good, rows), (bad, decoys))
+    )
+    last, offset = _fit_parts(list(zip((joined, joined, junk), (1.0, 0.0, 1.0), unsure, strict=True)))
+    found = np.zeros(len(names))
+    found[decisive], found[others] = last[0] * weights, last[1:]
+    return found, offset
+
+
+def _fit_parts(parts: list[tuple[Floats, float, Floats]]) -> tuple[Floats, float]:
+    """Fit a logistic model to rows that are particles (0) or junk (1), each with its amount."""
+    target = np.concatenate([np.full(len(rows), label) for rows, label, _ in parts])
+    values, amount = (np.concatenate([part[k] for part in parts]) for k in (0, 2))
+    return _fit_logistic(values, target, amount)
 
 
 def _fit_logistic(values: Floats, target: Floats, amount: Floats) -> tuple[Floats, float]:

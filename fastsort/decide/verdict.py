@@ -29,6 +29,7 @@ from fastsort.decide.result import SortResult
 from fastsort.decide.settings import Settings, check_strictness
 from fastsort.decide.votes import METHODS, LearnedVerdict, MethodResults, explain
 from fastsort.images.normalize import PixelStatistics
+from fastsort.invariants.filter import LearnedInvariants
 from fastsort.particles.source import Particles
 from fastsort.radial.filter import GRID, RadialResult
 
@@ -313,6 +314,11 @@ def check_earlier(earlier: SortResult, settings: Settings, particles: Particles)
     if settings.method is not None or len(earlier.votes) < len(METHODS):
         raise InputError(
             "an earlier result can be used with all methods only: sort both sets without naming a method."
+        )
+    if isinstance(earlier.learned.methods.invariants, LearnedInvariants):
+        raise InputError(
+            "the earlier run was made by version 0.1.0, and its invariant method knows no classes: "
+            "sort its images again with this version."
         )
     if np.isnan(earlier.threshold) or not earlier.learned.decoys:
         raise InputError(

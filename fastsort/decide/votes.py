@@ -14,7 +14,7 @@ from fastsort._reasons import CONTAMINATION, NOISE, OFF_CENTRE, REASONS, UNLIKE
 from fastsort._types import Codes, FilePath, Floats, Images, Words
 from fastsort.decide.combine import weighted
 from fastsort.decide.reasons import LearnedReasons, likeliest_reasons
-from fastsort.invariants.filter import InvariantResult, LearnedInvariants, invariant_filter
+from fastsort.invariants.filter import InvariantResult, LearnedClasses, invariant_filter
 from fastsort.particles.source import Particles
 from fastsort.radial.filter import RadialResult, radial_filter
 from fastsort.radial.learn import LearnedRadial
@@ -33,12 +33,12 @@ class LearnedMethods(NamedTuple):
     ----------
     radial : LearnedRadial or None
     subspaces : LearnedShapes or None
-    invariants : LearnedInvariants or None
+    invariants : LearnedClasses or None
     """
 
     radial: LearnedRadial | None
     subspaces: LearnedShapes | None
-    invariants: LearnedInvariants | None
+    invariants: LearnedClasses | None
 
 
 @brief
@@ -193,12 +193,15 @@ def ask_methods(
             learned=before.subspaces,
             work=work,
         ),
-        "invariants": partial(invariant_filter, images, learned=before.invariants),
+        "invariants": partial(invariant_filter, images, radius=radius, learned=before.invariants),
     }
     results: dict[str, Any] = dict.fromkeys(METHODS)
     for name, begin, end in _in_turn(methods):
         part = part_of(progress, begin, end, len(images))
         compute = partial(ask[name], n_jobs=n_jobs, seed=seed, progress=part)
+        if name == "invariants" and radius is None and results["radial"] is not None:
+            # The radial filter has found how large the particle is.
+            compute.keywords["radius"] = results["radial"].radius
         results[name] = stage(name, compute) if stage else compute()
     return MethodResults(**results)
 

@@ -30,7 +30,8 @@ def content_of(images: Images) -> Contents:
     content : ndarray of uint64, shape (n,)
     """
     content = np.empty(len(images), np.uint64)
-    _content(images.reshape(len(images), -1).view(np.uint32), FACTOR, content)
+    if len(images):
+        _content(images.reshape(len(images), -1).view(np.uint32), FACTOR, content)
     return content
 
 

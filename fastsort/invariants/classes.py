@@ -12,13 +12,12 @@ from fastsort._checks import InputError, check_choice, check_count, check_radius
 from fastsort._progress import Progress, part_of
 from fastsort._types import Array, Indices, Singles
 from fastsort.invariants.averages import ClassAverages
-from fastsort.invariants.expectation import Assignments
+from fastsort.invariants.expectation import Assignments, ClassModel
 from fastsort.invariants.features import invariant_features
-from fastsort.invariants.fit_classes import FittedClasses, fit_classes
+from fastsort.invariants.fit_classes import LEAST_RADIUS, FittedClasses, averages_of, fit_classes
 from fastsort.invariants.groups import group_classes
 from fastsort.invariants.map import EMBEDDINGS, ParticleMap, map_features
 from fastsort.invariants.ranking import RADIUS, ClassRanking, rank_classes
-from fastsort.invariants.ring_correlation import resolution_of
 from fastsort.invariants.ring_statistics import ring_statistics
 from fastsort.particles.source import Particles, as_particles
 
@@ -198,6 +197,11 @@ def find_classes(
     check_choice("embedding", embedding, EMBEDDINGS)
     seed = check_count("seed", seed, 0)
     radius = RADIUS * particles.box if radius is None else check_radius(radius, particles.box)
+    if radius < LEAST_RADIUS:
+        raise InputError(
+            f"the particle's radius is {radius:.3g} px in images of {particles.box} px, and classes need at "
+            f"least {LEAST_RADIUS:g} px: give a larger diameter, or larger images."
+        )
     if progress:
         progress(0, N_STEPS)
 
@@ -217,15 +221,15 @@ def find_classes(
         counted = _part_of(progress, "classes")
         # Kept as plain tuples: files know no types of a single module.
         found = fit_classes(particles, places.n_classes, radius, n_jobs=n_jobs, seed=seed, progress=counted)
-        return found.averages, found.correlation, tuple(found.assignments)
+        return (*found[:2], tuple(found.assignments), tuple(found.model))
 
-    pictures, correlation, assignments = stage("classes", fit)
-    fitted = FittedClasses(pictures, correlation, Assignments(*assignments))
+    pictures, correlation, assignments, model = stage("classes", fit)
+    fitted = FittedClasses(pictures, correlation, Assignments(*assignments), ClassModel(*model))
     if not (fitted.assignments.label >= 0).any():
         raise InputError(f"no classes: all {len(particles)} images are flat, or have NaN or infinity.")
     if progress:
         progress(N_STEPS, N_STEPS)
-    averages = _described(fitted, particles)
+    averages = averages_of(fitted, particles.pixel_size)
     label = fitted.assignments.label
     ranking = rank_classes(averages, label, places.coordinates, radius=radius)
     # The best first, and none that is empty.
@@ -235,21 +239,6 @@ def find_classes(
     averages = _chosen(averages, order, OF_CLASSES)
     group = group_classes(features, label, n_groups, ~ranking.junk)
     return Classification(label, fitted.assignments.probability, places, averages, ranking, group)
-
-
-def _described(fitted: FittedClasses, particles: Particles) -> ClassAverages:
-    """Return the averages with their sizes and resolutions, and how each image lies on its own."""
-    label, _, angle, shift, _, score = fitted.assignments
-    count = len(fitted.averages)
-    size = np.bincount(label[label >= 0], minlength=count)
-    known = np.isfinite(score)
-    total = np.bincount(label[known], score[known].astype(np.float64), count)
-    spread = np.full(count, np.nan, dtype=np.float32)
-    paired = size > 1
-    spread[paired] = 1 - total[paired] / np.maximum(np.bincount(label[known], minlength=count)[paired], 1)
-    frc = np.where(paired[:, None], fitted.correlation, 0).astype(np.float32)
-    resolution = resolution_of(frc, particles.box, particles.pixel_size)
-    return ClassAverages(fitted.averages, size, spread, resolution, frc, angle, shift, score)
 
 
 def _part_of(progress: Progress | None, name: str) -> Progress | None:

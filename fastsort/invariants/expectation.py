@@ -22,8 +22,8 @@ from fastsort.invariants.rings import rings_of, sample_rings, usable_images
 
 # What the coarse search finds less likely than the best by so many nats is dropped.
 DROPPED = 7.0
-# Steps of the shift in a period of the outermost ring, in either search.
-COARSE_STEPS, FINE_STEPS = 3.0, 2.0
+# Steps of the shift in a period of the outermost ring, in the fine search.
+FINE_STEPS = 2.0
 # Angles for each angular index.
 ANGLES = 2.1
 # Particles farther from the middle than so many deviations are not looked for.
@@ -54,6 +54,8 @@ class ClassModel(NamedTuple):
         Radius in pixels of the disk of the images that is used.
     coarse : int
         Rings of the coarse search. On these alone it decides which classes and shifts are looked at closely.
+    steps : float
+        Of the shift in the coarse search, in a period of its outermost ring.
     """
 
     box: int
@@ -64,6 +66,7 @@ class ClassModel(NamedTuple):
     reach: float
     window: float
     coarse: int
+    steps: float = 3.0
 
 
 class ClassSums(NamedTuple):
@@ -115,7 +118,7 @@ class Assignments(NamedTuple):
 
 
 def expect(
-    images: Images, start: int, terms: Floats | None, model: ClassModel
+    images: Images, half: Indices | None, terms: Floats | None, model: ClassModel
 ) -> tuple[ClassSums, Assignments]:
     """Find how likely every class and pose of some images is.
 
@@ -123,8 +126,8 @@ def expect(
     ----------
     images : ndarray of float32, shape (n, d, d)
         Phases flipped where there is a contrast transfer function.
-    start : int
-        Position of the first image in its set: it decides which half an image belongs to.
+    half : ndarray of intp, shape (n,), optional
+        Which half each image belongs to, 0 or 1; not needed where the model has one for all.
     terms : ndarray of float64, shape (n, 5), optional
         From `phase_terms`; by default the transfer function is 1.
     model : ClassModel
@@ -139,14 +142,27 @@ def expect(
     n_halves = len(model.references)
     sums = no_sums(model.references.shape)
     found = no_assignments(len(images))
-    for half in range(n_halves):
-        members = np.flatnonzero(usable & ((np.arange(start, start + len(images)) % n_halves) == half))
+    for number in range(n_halves):
+        members = np.flatnonzero(usable if n_halves == 1 else usable & (half == number))
         for first in range(0, len(members), CHUNK):
             rows = members[first : first + CHUNK]
-            part = _expect_chunk(images[rows], None if terms is None else terms[rows], model, half)
-            sums = _add(sums, part.sums, half)
-            write_assignments(found, rows, part.assignments)
+            chunk = _compared_with_all(images[rows], None if terms is None else terms[rows], model, number)
+            sums = _add(sums, _sums(chunk, model, number), number)
+            write_assignments(found, rows, _assigned(chunk, model, number))
     return sums, found
+
+
+def assign(images: Images, half: Indices, model: ClassModel) -> Assignments:
+    """Return the assignments that `expect` finds where the transfer function is 1, without any sums."""
+    found = no_assignments(len(images))
+    usable = usable_images(images)
+    for number in range(len(model.references)):
+        members = np.flatnonzero(usable & (half == number))
+        for first in range(0, len(members), CHUNK):
+            rows = members[first : first + CHUNK]
+            chunk = _compared_with_all(images[rows], None, model, number)
+            write_assignments(found, rows, _assigned(chunk, model, number))
+    return found
 
 
 def no_assignments(n: int) -> Assignments:
@@ -222,13 +238,6 @@ def as_they_lie(images: Images, terms: Floats | None, model: ClassModel, label: 
     return sums._replace(residue=on_rings.power.sum(axis=0), n_images=len(rows))
 
 
-class _Part(NamedTuple):
-    """Of one chunk: sums without the axis of the halves, and assignments."""
-
-    sums: ClassSums
-    assignments: Assignments
-
-
 def _add(sums: ClassSums, part: ClassSums, half: int) -> ClassSums:
     sums.products[half] += part.products
     sums.weights[half] += part.weights
@@ -275,13 +284,36 @@ class _Poses(NamedTuple):
     label: Indices
 
 
-def _expect_chunk(images: Images, terms: Floats | None, model: ClassModel, half: int) -> _Part:
+class _Chunk(NamedTuple):
+    """A chunk of images, compared with all classes.
+
+    Attributes
+    ----------
+    on_rings : _Images
+    poses : _Poses
+    compared : _Compared
+    probability : ndarray of float32, shape (pairs, angles)
+        Of every class and pose of an image; they add up to 1.
+    of_class : ndarray of float64, shape (n, K)
+    square_shift : float
+        Sum of the expected squares of the shifts.
+    """
+
+    on_rings: _Images
+    poses: _Poses
+    compared: _Compared
+    probability: Singles
+    of_class: Floats
+    square_shift: float
+
+
+def _compared_with_all(images: Images, terms: Floats | None, model: ClassModel, half: int) -> _Chunk:
     n_rings = model.references.shape[2]
     on_rings = _on_rings(images, terms, model, n_rings)
     poses = _coarse_poses(len(images), model, n_rings)
     if n_rings > model.coarse:
         poses = _fine_poses(_compare(on_rings, poses, model, half, model.coarse), poses, model, n_rings)
-    return _sum_up(on_rings, poses, _compare(on_rings, poses, model, half, n_rings), model, half)
+    return _weighted(on_rings, poses, _compare(on_rings, poses, model, half, n_rings), model)
 
 
 def _on_rings(images: Images, terms: Floats | None, model: ClassModel, n_rings: int) -> _Images:
@@ -318,7 +350,7 @@ def _see_through(spectra, transfer, terms, cosine, sine, box):
 
 def _coarse_poses(n_images: int, model: ClassModel, n_rings: int) -> _Poses:
     """All classes at all shifts of a grid."""
-    step = model.box / (COARSE_STEPS * min(n_rings, model.coarse))
+    step = model.box / (model.steps * min(n_rings, model.coarse))
     farthest = min(model.reach, FARTHEST * model.deviation + 0.5 * step)
     line = np.arange(-int(farthest / step + 1e-9), int(farthest / step + 1e-9) + 1) * step
     shifts = np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)
@@ -465,7 +497,7 @@ def _fine_poses(coarse: _Compared, poses: _Poses, model: ClassModel, n_rings: in
     np.maximum.at(highest, image, best)
     kept = best > highest[image] - DROPPED
     rows, place = np.unique(poses.row[kept], return_inverse=True)
-    coarse_step = model.box / (COARSE_STEPS * model.coarse)
+    coarse_step = model.box / (model.steps * model.coarse)
     parts = math.ceil(coarse_step * FINE_STEPS * n_rings / model.box)
     line = ((np.arange(parts) + 0.5) / parts - 0.5) * coarse_step
     offsets = np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)
@@ -476,7 +508,8 @@ def _fine_poses(coarse: _Compared, poses: _Poses, model: ClassModel, n_rings: in
     return _Poses(np.repeat(poses.image[rows], len(offsets)), shift, row[order], label[order])
 
 
-def _sum_up(on_rings: _Images, poses: _Poses, compared: _Compared, model: ClassModel, half: int) -> _Part:
+def _weighted(on_rings: _Images, poses: _Poses, compared: _Compared, model: ClassModel) -> _Chunk:
+    """Turn likelihoods into probabilities."""
     likelihood = compared.likelihood
     n, n_classes = len(on_rings.spectra), model.references.shape[3]
     image = poses.image[poses.row]
@@ -490,7 +523,13 @@ def _sum_up(on_rings: _Images, poses: _Poses, compared: _Compared, model: ClassM
     place = image * n_classes + poses.label
     of_class = _weights_by(place, of_pair, n * n_classes).reshape(n, n_classes)
     square = _weights_by(image, of_pair * (poses.shift**2).sum(axis=1)[poses.row], n)
-    # The sums: every image, turned back by each angle, weighted by the probability of the angle.
+    return _Chunk(on_rings, poses, compared, probability, of_class, float(square.sum()))
+
+
+def _sums(chunk: _Chunk, model: ClassModel, half: int) -> ClassSums:
+    """Sum the images, turned back by each angle, weighted by its probability; without the axis of halves."""
+    on_rings, poses, compared, probability, of_class, square_shift = chunk
+    n, n_classes = of_class.shape
     n_indices, _, n_rows, n_rings = compared.expanded.shape
     turned = np.zeros((n_indices, n_rows, 2 * n_classes), dtype=np.float32)
     _place(scipy.fft.rfft(probability, axis=1, workers=1), poses.row, poses.label, turned)
@@ -508,8 +547,7 @@ def _sum_up(on_rings: _Images, poses: _Poses, compared: _Compared, model: ClassM
     explained[1:] *= 2
     residue = on_rings.power.sum(axis=0) - 2 * explained.sum(axis=(0, 2))
     residue += (weights * power.sum(axis=0)).sum(axis=1)
-    sums = ClassSums(products, weights, of_class.sum(axis=0), residue, float(square.sum()), n)
-    return _Part(sums, _assigned(on_rings, poses, compared, probability, of_class, model, half))
+    return ClassSums(products, weights, of_class.sum(axis=0), residue, square_shift, n)
 
 
 @kernel
@@ -528,16 +566,9 @@ def _weights_by(place: Indices, weights: Floats, count: int) -> Floats:
     return np.bincount(place, weights, count).astype(np.float64)
 
 
-def _assigned(
-    on_rings: _Images,
-    poses: _Poses,
-    compared: _Compared,
-    probability: Singles,
-    of_class: Floats,
-    model: ClassModel,
-    half: int,
-) -> Assignments:
+def _assigned(chunk: _Chunk, model: ClassModel, half: int) -> Assignments:
     """Choose the likeliest class of each image, and the likeliest pose in it."""
+    on_rings, poses, compared, probability, of_class, _ = chunk
     n = len(of_class)
     label = of_class.argmax(axis=1)
     likelihood = compared.likelihood

@@ -1,70 +1,45 @@
-"""The invariant filter: does the middle of an image look like a particle, however the particle lies?"""
+"""The invariant filter: does the image belong to a class of particles, however the particle lies?"""
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 
 from fastsort._brief import brief
-from fastsort._bulk import Bulk, distance, excess_distance, fit_bulk
-from fastsort._checks import check_count, check_not_empty
+from fastsort._bulk import Bulk
+from fastsort._checks import InputError, check_count, check_not_empty, check_radius
 from fastsort._crop import crop_operator
-from fastsort._process import one_blas_thread
-from fastsort._progress import Progress
+from fastsort._progress import Progress, part_of
 from fastsort._reasons import NOISE, UNLIKE, VALID, reason_names, suspicions
 from fastsort._threshold import MIN_JUDGED, fit_scores, junk_probability
-from fastsort._types import Array, Bools, Codes, Floats, Images, Singles, Words
+from fastsort._types import Array, Bools, Codes, Floats, Images, Indices, Singles, Words
 from fastsort.images.batches import map_batches
-from fastsort.images.normalize import inspect_pixels, normalize_background
-from fastsort.images.prepare import crop_and_normalize, sample_batches
-from fastsort.invariants.features import FeaturePlan, features_of
+from fastsort.images.content import content_of
+from fastsort.images.normalize import inspect_pixels
+from fastsort.images.prepare import crop_and_normalize
+from fastsort.invariants.expectation import ClassModel, assign
+from fastsort.invariants.fit_classes import LEAST_RADIUS, averages_of, fit_classes
+from fastsort.invariants.ranking import RADIUS, rank_classes
+from fastsort.invariants.ring_correlation import resolved_rings
 from fastsort.particles.source import Particles, as_particles
 
-# Features of single images show no more in larger boxes, nor at higher orders or on more axes
-# (measured at 36 and 48 px, order 10 and 16, 12 to 30 axes).
-GRID = 36
-MAX_ORDER = 16
-N_AXES = 12
-# Only the middle of the image is used: radius of the window in parts of the box, width of its edge in pixels.
-WINDOW, EDGE = 0.3, 1.5
-BATCH = 512
-# Images that are learned from at most.
-N_SAMPLED = 4096
-# The share of the sample that stands for particles in each round of learning, and in the first round, which
-# knows nothing yet.
-PARTICLE_SHARE = 0.3
-FIRST_SHARE = 0.5
-N_ROUNDS = 5
-# How far from the bulk of all images a particle may lie in the first round, how far from the bulk of all
-# displaced places a displaced place may lie, and how far from the particles an image may lie at no cost.
-FIRST_EXCESS, DISPLACED_EXCESS, FREE_EXCESS = 1.0, 3.0, 0.5
-# Images that look like neither: their share, and their width in parts of that of the particles.
-STRANGE_SHARE, STRANGE_WIDTH = math.exp(-2), 3.0
-# Added to features of norm 1 before their logarithm is taken; and the largest deviation that counts.
-SMALLEST = 1e-3
-LARGEST = 8.0
-# Features scatter by at least this, unless all images are copies of one.
-LEAST_VARIANCE = 1e-3
+# Junk and particles part in classes of images this small, in half of the rounds that a map takes
+# (measured at 22 to 36 px and with all rounds).
+GRID, EFFORT = 24, 0.5
+BATCH = 256
+# Images that are learned from at most; the most classes, and members that a class should have.
+N_SAMPLED, MOST_CLASSES, MEMBERS = 2048, 12, 50
+# Images are scored in one search, with so many steps of the shift in a period of the finest detail.
+STEPS = 2.0
+# What a class counts at most, and how far from the usual likeness, in deviations, an image counts.
+HIGHEST, FARTHEST = 6.0, 3.0
+# Displaced places that are judged at most, and the part of the whole work in which the classes are learned.
+N_DISPLACED, LEARNING = 512, 0.6
 
 
 class LearnedInvariants(NamedTuple):
-    """What was learned of particles and displaced places: all that is needed to score an image.
-
-    Attributes
-    ----------
-    centre, scale : ndarray of float64, shape (f,)
-        Median and spread of the logarithms of the features at displaced places, by which all are
-        standardised.
-    origin : ndarray of float64, shape (f,)
-        Of the axes, among the standardised logarithms.
-    axes : ndarray of float64, shape (f, k)
-    particle, background : Bulk
-        Where particles and displaced places lie on the axes.
-    displaced_scores : ndarray of float64, shape (m,)
-        Scores of the displaced places.
-    """
+    """What version 0.1.0 learned. Its files are read, but its features score no images any more."""
 
     centre: Floats
     scale: Floats
@@ -72,6 +47,31 @@ class LearnedInvariants(NamedTuple):
     axes: Floats
     particle: Bulk
     background: Bulk
+    displaced_scores: Floats
+
+
+class LearnedClasses(NamedTuple):
+    """Classes that were learned: all that is needed to score an image.
+
+    Attributes
+    ----------
+    model : ClassModel
+        Averages of the two halves of the sample.
+    junk : ndarray of float64, shape (K,)
+        Score of each class, as that of `rank_classes`, at most 6.
+    resolved : ndarray of bool, shape (K,)
+        Whether the average of the class shows anything.
+    usual, deviation : float
+        Of the correlation of images with the average of their class.
+    displaced_scores : ndarray of float64, shape (m,)
+        Scores of displaced places of the sample.
+    """
+
+    model: ClassModel
+    junk: Floats
+    resolved: Bools
+    usual: float
+    deviation: float
     displaced_scores: Floats
 
 
@@ -83,8 +83,8 @@ class InvariantResult(NamedTuple):
     ----------
     keep : ndarray of bool, shape (n,)
     score : ndarray of float64, shape (n,)
-        Larger for junk: log-likelihood ratio of background or anything strange to particles, in nats.
-        Infinite for images that cannot be judged.
+        Larger for junk: the score of the image's class, less the image's likeness to its average, in
+        deviations from the usual. Infinite for images that cannot be judged.
     reason : ndarray of str, shape (n,)
         "valid", or why the image is rejected.
     suspicion : ndarray of str, shape (n,)
@@ -93,7 +93,7 @@ class InvariantResult(NamedTuple):
         Probability of junk by a mixture that is fitted to the scores; NaN with fewer than 50 images.
     threshold : float
         Images with a larger score are rejected; NaN with fewer than 50 images.
-    learned : LearnedInvariants or None
+    learned : LearnedClasses or None
         What the scores are computed from, to score more images with; None if there were too few images.
     """
 
@@ -103,7 +103,7 @@ class InvariantResult(NamedTuple):
     suspicion: Words
     junk_probability: Floats
     threshold: float
-    learned: LearnedInvariants | None
+    learned: LearnedClasses | None
 
     @property
     def cut(self) -> float:
@@ -113,24 +113,27 @@ class InvariantResult(NamedTuple):
 
 def invariant_filter(
     images: Array | Particles,
+    radius: float | None = None,
     *,
-    learned: LearnedInvariants | None = None,
+    learned: LearnedClasses | None = None,
     n_jobs: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> InvariantResult:
-    """Sort images by features of their middle that do not change with a turn or a small shift.
+    """Sort images by the classes that they form, whatever their angles and small shifts.
 
     Parameters
     ----------
     images : ndarray, shape (n, d, d), or Particles
-        Their background is normalised here.
-    learned : LearnedInvariants, optional
+        Phase-flipped, if there is a contrast transfer function. Their background is normalised here.
+    radius : float, optional
+        Radius of the particle in pixels; by default 0.4 of the box.
+    learned : LearnedClasses, optional
         From an earlier result on images of the same box; nothing is learned from these images then.
     n_jobs : int, optional
         Workers, as joblib counts them. Results do not depend on it.
     seed : int
-        Random seed of the sample that is learned from.
+        Random seed of the sample that is learned from, and of the classes.
     progress : callable, optional
         Called as ``progress(images_done, images_in_all)``.
 
@@ -145,16 +148,18 @@ def invariant_filter(
 
     Notes
     -----
-    The image is faded out beyond 0.3 of the box from its centre, and its absolute Zernike moments are taken
-    (`invariant_features` [1]_), which do not depend on how the particle lies. On the twelve leading axes of
-    their logarithms, particles have a Gaussian distribution, and so have displaced places: the same images
-    displaced by half a box. The distribution of particles is learned from the 30 % of a sample of at most
-    4096 images that look most like particles and do not stand out; they are chosen again five times. Images
-    that look like neither have a Gaussian distribution three times as wide as that of the particles. The
-    threshold is where a mixture that is fitted to the scores makes junk likelier than a particle.
+    At most twelve classes are learned from a sample of at most 2048 images, as `classify_images` does it,
+    but of images cropped to 24 pixels and without a contrast transfer function, so that whatever is made
+    from images can be compared with them. `rank_classes` says which classes are junk: averages without
+    anything in the middle, with something beside it, stronger or less sharp than others of their size. Every
+    image is compared with the averages at all angles and small shifts. Its score is that of its likeliest
+    class, less the correlation with the average, in deviations from the usual. The averages
+    are made of two halves of the sample, and every image is compared with that of the half to which it does
+    not belong, so that none is like itself. The threshold is where a mixture that is fitted to the scores
+    makes junk likelier than a particle.
 
-    The features of one image are mostly noise. Alone, this is the weakest of the three methods, but it
-    measures what the others do not.
+    Classes, and junk classes among them, are the way of [1]_; there, features that do not change with a turn
+    or a shift make them.
 
     References
     ----------
@@ -172,24 +177,41 @@ def invariant_filter(
     >>> bool(result.score[~truth.label].mean() > result.score[truth.label].mean())
     True
     >>> more = fs.invariant_filter(images[:10], learned=result.learned)
-    >>> bool(np.allclose(more.score, result.score[:10], atol=0.01))
-    True
+    >>> more.score.shape
+    (10,)
     """
     particles = as_particles(images)
-    check_not_empty(len(particles))
+    n, box = len(particles), particles.box
+    check_not_empty(n)
     seed = check_count("seed", seed, 0)
-    operator = crop_operator(particles.box, min(particles.box, GRID))
+    radius = RADIUS * box if radius is None else check_radius(radius, box)
+    size = min(box, GRID)
+    operator = crop_operator(box, size)
+    begin = 0.0
     if learned is None:
-        with one_blas_thread():
-            learned = _learn(particles, operator, seed)
+        begin = LEARNING
+        learned = _learn(
+            particles, operator, radius * size / box, n_jobs, seed, part_of(progress, 0, begin, n)
+        )
+    elif learned.model.box != size:
+        raise InputError(
+            f"the classes were learned from images of {learned.model.box} px, and these have {size}: "
+            "give images of the same box."
+        )
     batches = map_batches(
-        _batch, particles, operator, learned, batch_size=BATCH, n_jobs=n_jobs, progress=progress
+        _batch,
+        particles,
+        operator,
+        learned,
+        batch_size=BATCH,
+        n_jobs=n_jobs,
+        progress=part_of(progress, begin, 1.0, n),
     )
     codes, score = (np.concatenate(column) for column in zip(*batches, strict=True))
     return _result(codes, score, learned)
 
 
-def _result(codes: Codes, score: Floats, learned: LearnedInvariants | None) -> InvariantResult:
+def _result(codes: Codes, score: Floats, learned: LearnedClasses | None) -> InvariantResult:
     judged = np.isfinite(score)
     keep, threshold = judged, np.nan
     probability = np.where(judged, np.nan, 1.0)
@@ -204,102 +226,85 @@ def _result(codes: Codes, score: Floats, learned: LearnedInvariants | None) -> I
     return InvariantResult(keep, score, reason, suspicions(codes), probability, threshold, learned)
 
 
-def _learn(particles: Particles, operator: Singles, seed: int) -> LearnedInvariants | None:
-    centred, displaced = [], []
-    half = len(operator) // 2
-    for part in sample_batches(particles, operator, N_SAMPLED, BATCH, seed):
-        if len(part) == 0:
-            continue
-        normalize_background(part, 0.5 * len(operator))
-        centred.append(_log_features(part))
-        for shift in ((half, 0), (0, half), (half, half)):
-            displaced.append(_log_features(np.roll(part, shift, (1, 2))))
-    if sum(map(len, centred)) <= 2 * N_AXES:
+def _learn(
+    particles: Particles,
+    operator: Singles,
+    radius: float,
+    n_jobs: int | None,
+    seed: int,
+    progress: Progress | None,
+) -> LearnedClasses | None:
+    """Learn classes from a sample; the radius is that of the particle in cropped images."""
+    half, images = _sample(particles, operator, seed)
+    if len(images) < MEMBERS:
         return None
-    features, others = np.concatenate(centred), np.concatenate(displaced)
-    centre = np.median(others, axis=0)
-    scale = 1.4826 * np.median(np.abs(others - centre), axis=0) + 1e-6
-    features, others = (_clipped((values - centre) / scale) for values in (features, others))
-    both = np.concatenate([features, others])
-    # The images that stand out most would take axes for themselves.
-    strength = np.abs(both).max(axis=1)
-    quiet = both[strength <= np.quantile(strength, 0.8)]
-    origin = quiet.mean(axis=0)
-    axes = np.linalg.eigh(np.cov((quiet - origin).T))[1][:, : -N_AXES - 1 : -1]
-    features, others = (features - origin) @ axes, (others - origin) @ axes
-    background = _bulk_of(others[excess_distance(others, fit_bulk(others)) < DISPLACED_EXCESS])
-    particle = _learn_particles(features, background)
-    learned = LearnedInvariants(centre, scale, origin, axes, particle, background, np.empty(0))
-    return learned._replace(displaced_scores=_scores(others, learned)[0])
+    box = len(operator)
+    radius = min(max(radius, LEAST_RADIUS), box / 2)
+    fitted = fit_classes(
+        as_particles(images),
+        min(len(images) // MEMBERS, MOST_CLASSES),
+        radius,
+        half=half,
+        effort=EFFORT,
+        n_jobs=n_jobs,
+        seed=seed,
+        progress=progress,
+    )
+    averages = averages_of(fitted, 1.0)
+    label, score = fitted.assignments.label, fitted.assignments.score
+    ranking = rank_classes(averages, label, None, radius=radius)
+    known = np.isfinite(score)
+    usual, deviation = (float(np.mean(score[known])), float(np.std(score[known]))) if known.any() else (0, 0)
+    learned = LearnedClasses(
+        fitted.model._replace(coarse=fitted.model.references.shape[2], steps=STEPS),
+        np.minimum(ranking.score, HIGHEST),
+        resolved_rings(averages.frc) > 0,
+        usual,
+        max(deviation, 1e-6),
+        np.empty(0),
+    )
+    step = -(-len(images) // N_DISPLACED)
+    displaced = np.roll(images[::step], (box // 2, box // 2), (1, 2))
+    return learned._replace(displaced_scores=_scores(displaced, half[::step], learned)[1])
 
 
-def _learn_particles(features: Floats, background: Bulk) -> Bulk:
-    """Find the particles among images on the axes: unlike the background, and like one another."""
-    n = len(features)
-    use = excess_distance(features, _bulk_of(features)) < FIRST_EXCESS
-    use = use if 2 * use.sum() >= n else np.ones(n, dtype=bool)
-    for step in range(N_ROUNDS):
-        ratio = _log_density(features, _bulk_of(features[use])) - _log_density(features, background)
-        chosen = np.flatnonzero(use)
-        if step == 0:
-            likeliest = np.argsort(-ratio[chosen], kind="stable")
-            chosen = chosen[likeliest[: max(2, round(FIRST_SHARE * n))]]
-        usual = float(np.median(ratio[chosen]))
-        spread = 1.4826 * float(np.median(np.abs(ratio[chosen] - usual))) + 1e-9
-        # A larger ratio than usual is no better: contamination can look too much like a particle.
-        doubt = np.maximum((usual - ratio) / spread, 0)
-        doubt += np.maximum(excess_distance(features, _bulk_of(features[chosen])) - FREE_EXCESS, 0)
-        use = np.zeros(n, dtype=bool)
-        use[np.argsort(doubt, kind="stable")[: max(2 * N_AXES, round(PARTICLE_SHARE * n))]] = True
-    return _bulk_of(features[use])
+def _sample(particles: Particles, operator: Singles, seed: int) -> tuple[Indices, Images]:
+    """Choose images to learn from, crop and normalise them; return the half of each, too."""
+    chosen = np.arange(len(particles))
+    if len(chosen) > N_SAMPLED:
+        chosen = np.sort(np.random.default_rng(seed).choice(len(particles), N_SAMPLED, replace=False))
+    halves, images = [], []
+    for start in range(0, len(chosen), BATCH):
+        part = particles.read(chosen[start : start + BATCH])
+        part = part[inspect_pixels(part).codes == VALID]
+        halves.append(_half_of(part))
+        images.append(crop_and_normalize(part, operator))
+    return np.concatenate(halves), np.concatenate(images)
 
 
-def _bulk_of(values: Floats) -> Bulk:
-    return fit_bulk(values, LEAST_VARIANCE)
-
-
-def _log_density(values: Floats, bulk: Bulk) -> Floats:
-    return 0.5 * np.linalg.slogdet(bulk.precision)[1] - 0.5 * distance(values, bulk) ** 2
-
-
-def _scores(values: Floats, learned: LearnedInvariants) -> tuple[Floats, Bools]:
-    """Score of images on the axes, and whether they look strange rather than like the background."""
-    particle = _log_density(values, learned.particle)
-    background = _log_density(values, learned.background)
-    square = distance(values, learned.particle) ** 2
-    wider = 0.5 * square * (1 - STRANGE_WIDTH**-2)
-    strange = particle + wider - N_AXES * math.log(STRANGE_WIDTH) + math.log(STRANGE_SHARE)
-    return np.logaddexp(background, strange) - particle, strange > background
+def _half_of(images: Images) -> Indices:
+    """Divide images into halves by their pixels: an image is in the same half wherever it stands."""
+    return (content_of(images) & np.uint64(1)).astype(np.intp)
 
 
 def _batch(
-    images: Images,
-    start: int,
-    operator: Singles,
-    learned: LearnedInvariants | None,
+    images: Images, start: int, operator: Singles, learned: LearnedClasses | None
 ) -> tuple[Codes, Floats]:
     codes = inspect_pixels(images).codes
     score = np.full(len(images), np.inf)
     judged = codes == VALID
-    if learned is not None and judged.any():
-        features = _log_features(crop_and_normalize(images[judged], operator))
-        features = _clipped((features - learned.centre) / learned.scale)
-        score[judged], strange = _scores((features - learned.origin) @ learned.axes, learned)
-        codes[judged] = np.where(strange, UNLIKE, NOISE)
-    elif learned is None:
+    if learned is None:
         score[judged] = 0.0
+    elif judged.any():
+        images = images[judged]
+        half = _half_of(images)
+        label, score[judged] = _scores(crop_and_normalize(images, operator), half, learned)
+        codes[judged] = np.where(learned.resolved[label], UNLIKE, NOISE)
     return codes, score
 
 
-def _log_features(images: Images) -> Floats:
-    box = images.shape[1]
-    offset = np.arange(box) - box // 2
-    window = 1 / (1 + np.exp((np.hypot.outer(offset, offset) - WINDOW * box) / EDGE))
-    # Nothing is left at the edge, so that the image may count as periodic.
-    plan = FeaturePlan(box, MAX_ORDER, 1, "continuous", None, None, None, 1.0, True)
-    features = features_of(images * window.astype(np.float32), 0, plan)
-    return np.log(features.astype(np.float64) + SMALLEST)
-
-
-def _clipped(values: Floats) -> Floats:
-    return np.clip(values, -LARGEST, LARGEST)
+def _scores(images: Images, half: Indices, learned: LearnedClasses) -> tuple[Indices, Floats]:
+    """Class and score of images that were cropped and normalised."""
+    found = assign(images, half, learned.model)
+    likeness = (np.nan_to_num(found.score.astype(np.float64)) - learned.usual) / learned.deviation
+    return found.label, learned.junk[found.label] - np.clip(likeness, -FARTHEST, FARTHEST)

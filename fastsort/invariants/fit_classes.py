@@ -13,6 +13,7 @@ from fastsort._progress import Progress, part_of
 from fastsort._types import Floats, Images, Indices
 from fastsort.images.batches import map_batches
 from fastsort.images.ctf import phase_terms
+from fastsort.invariants.averages import ClassAverages
 from fastsort.invariants.bessel import Coefficients, DiskBasis, disk_basis, draw_averages
 from fastsort.invariants.expectation import (
     Assignments,
@@ -28,12 +29,15 @@ from fastsort.invariants.expectation import (
 )
 from fastsort.invariants.maximization import Averages, maximize, on_rings
 from fastsort.invariants.references import soft_disk
+from fastsort.invariants.ring_correlation import resolution_of
 from fastsort.invariants.rings import rings_of
 from fastsort.particles.source import Particles, choose_particles
 
 # The averages are drawn on a disk larger than the particle, and the images are used beyond that as far as
 # a particle may be moved, and farther by this part of the box, since the transfer function spreads it.
 DISK, SPREAD = 1.05, 0.05
+# Smaller disks, in pixels, hold too few functions to show anything.
+LEAST_RADIUS = 3.0
 # How far from the middle a particle may lie, in parts of the box, and where it is expected at first.
 REACH, EXPECTED = 0.08, 0.03
 # Particles scatter about the middle by at least so much, in pixels.
@@ -77,11 +81,14 @@ class FittedClasses(NamedTuple):
     correlation : ndarray of float64, shape (K, d // 2 + 1)
         Of the averages of two halves of the images, which have been apart since they showed no detail.
     assignments : Assignments
+    model : ClassModel
+        Of both halves, to compare further images with.
     """
 
     averages: Images
     correlation: Floats
     assignments: Assignments
+    model: ClassModel
 
 
 class _State(NamedTuple):
@@ -98,6 +105,8 @@ def fit_classes(
     n_classes: int,
     radius: float,
     *,
+    half: Indices | None = None,
+    effort: float = 1.0,
     n_jobs: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -110,7 +119,11 @@ def fit_classes(
         With flipped phases, if there is a contrast transfer function.
     n_classes : int
     radius : float
-        Of the particle, in pixels.
+        Of the particle, in pixels: at least 3.
+    half : ndarray of intp, shape (n,), optional
+        Which half each image belongs to, 0 or 1; by default they are drawn at random.
+    effort : float
+        Rounds of each stage, in parts of the usual number.
     n_jobs, seed, progress
         As for `classify_images`.
 
@@ -120,9 +133,36 @@ def fit_classes(
     """
     ctf = particles.ctf
     terms = None if ctf is None else phase_terms(ctf, particles.pixel_size)
-    fit = _Fit(particles, terms, n_classes, radius, n_jobs, np.random.default_rng(seed))
+    stages = tuple((detail, images, max(1, round(effort * rounds))) for detail, images, rounds in STAGES)
+    fit = _Fit(particles, terms, n_classes, radius, stages, n_jobs, np.random.default_rng(seed))
     with one_blas_thread():
-        return fit.run(progress)
+        return fit.run(half, progress)
+
+
+def averages_of(fitted: FittedClasses, pixel_size: float) -> ClassAverages:
+    """Return averages with their sizes and resolutions, and how each image lies on its own.
+
+    Parameters
+    ----------
+    fitted : FittedClasses
+    pixel_size : float
+        Of the averages, in angstroms; it gives the resolutions their unit.
+
+    Returns
+    -------
+    averages : ClassAverages
+    """
+    label, _, angle, shift, _, score = fitted.assignments
+    count, box = fitted.averages.shape[:2]
+    size = np.bincount(label[label >= 0], minlength=count)
+    known = np.isfinite(score)
+    total = np.bincount(label[known], score[known].astype(np.float64), count)
+    spread = np.full(count, np.nan, dtype=np.float32)
+    paired = size > 1
+    spread[paired] = 1 - total[paired] / np.maximum(np.bincount(label[known], minlength=count)[paired], 1)
+    correlation = np.where(paired[:, None], fitted.correlation, 0).astype(np.float32)
+    resolution = resolution_of(correlation, box, pixel_size)
+    return ClassAverages(fitted.averages, size, spread, resolution, correlation, angle, shift, score)
 
 
 class _Fit:
@@ -134,6 +174,7 @@ class _Fit:
         terms: Floats | None,
         n_classes: int,
         radius: float,
+        stages: tuple[tuple[float, int, int], ...],
         n_jobs: int | None,
         rng: np.random.Generator,
     ) -> None:
@@ -141,6 +182,8 @@ class _Fit:
         # Of the contrast transfer function, as from `phase_terms`.
         self.terms = terms
         self.n_classes = n_classes
+        # As in `STAGES`.
+        self.stages = stages
         self.n_jobs = n_jobs
         box = particles.box
         self.box = box
@@ -165,22 +208,22 @@ class _Fit:
         return np.sort(chosen)
 
     def pass_over(
-        self, rows: Indices | None, model: ClassModel, batch_size: int
+        self, rows: Indices | None, model: ClassModel, batch_size: int, half: Indices | None = None
     ) -> Iterator[tuple[ClassSums, Assignments]]:
-        """Yield sums and assignments of some images, or of all, batch by batch."""
+        """Yield sums and assignments of some images, or of all, batch by batch; `half` is that of each."""
         particles = self.particles if rows is None else choose_particles(self.particles, rows)
         terms = self.terms if rows is None or self.terms is None else self.terms[rows]
         return map_batches(
-            _expect, particles, model, each=(terms,), batch_size=batch_size, n_jobs=self.n_jobs
+            _expect, particles, model, each=(half, terms), batch_size=batch_size, n_jobs=self.n_jobs
         )
 
-    def run(self, progress: Progress | None) -> FittedClasses:
-        """Go through all stages."""
+    def run(self, half: Indices | None, progress: Progress | None) -> FittedClasses:
+        """Go through all stages; `half` is as for `fit_classes`."""
         n = len(self.order)
-        visits = [min(images * self.n_classes, n) for _, images, rounds in STAGES for _ in range(rounds)]
+        visits = [min(images * self.n_classes, n) for _, images, rounds in self.stages for _ in range(rounds)]
         in_all, done = sum(visits) + (1 + N_HALVES) * n, 0
         state = self.start()
-        for number, (detail, images, rounds) in enumerate(STAGES):
+        for number, (detail, images, rounds) in enumerate(self.stages):
             for _ in range(rounds):
                 rows = self.next_images(images * self.n_classes)
                 state = self.round(state, self.rings_for(detail), rows, equal=number < EQUAL)
@@ -194,7 +237,11 @@ class _Fit:
             state = self.round(state, n_rings, None, equal=False)
         if progress:
             progress(done + n, in_all)
-        return self.apart(state, part_of(progress, (done + n) / in_all, 1, in_all))
+        if half is None:
+            # In random order, so that the halves have nothing to do with how the images were taken.
+            half = np.empty(n, dtype=np.intp)
+            half[self.order] = np.arange(n) % 2
+        return self.apart(state, half, part_of(progress, (done + n) / in_all, 1, in_all))
 
     def useful_rings(self, state: _State) -> int:
         """Return how many rings to use: some more than show anything, and no fewer than now."""
@@ -222,7 +269,7 @@ class _Fit:
             terms = None if self.terms is None else self.terms[rows]
             sums = add_sums(sums, as_they_lie(self.particles.read(rows), terms, model, label))
         self.first_noise = self.noise_of(sums)
-        basis = self.basis(self.rings_for(STAGES[0][0]))
+        basis = self.basis(self.rings_for(self.stages[0][0]))
         n_indices, n_rings = len(basis.root), basis.n_rings
         sums = sums._replace(
             products=sums.products[:, :n_indices, :n_rings],
@@ -293,7 +340,7 @@ class _Fit:
         references = on_rings(averages.coefficients, state.basis)[None]
         return state._replace(model=state.model._replace(references=references), averages=averages)
 
-    def apart(self, state: _State, progress: Progress | None) -> FittedClasses:
+    def apart(self, state: _State, half_of: Indices, progress: Progress | None) -> FittedClasses:
         """Let two halves of the images part while they show no detail, and follow each alone."""
         one = state.model.references[0].copy()
         one[:, state.model.coarse :] = 0
@@ -302,8 +349,7 @@ class _Fit:
         found = no_assignments(len(self.order))
         for number in range(N_HALVES):
             sums, start = no_sums(model.references.shape), 0
-            # In random order, so that the halves have nothing to do with how the images were taken.
-            for part, assigned in self.pass_over(self.order, model, ALL_BATCH):
+            for part, assigned in self.pass_over(self.order, model, ALL_BATCH, half_of[self.order]):
                 sums = add_sums(sums, part)
                 stop = start + len(assigned.label)
                 write_assignments(found, self.order[start:stop], assigned)
@@ -324,7 +370,7 @@ class _Fit:
         agreement = shell_correlation(halves[0].coefficients, halves[1].coefficients, state.basis)
         correlation[:, 1 : state.basis.n_rings + 1] = np.where(known, agreement, 0)
         averages = draw_averages(both.coefficients, state.basis)
-        return FittedClasses(averages, correlation, found)
+        return FittedClasses(averages, correlation, found, model)
 
 
 def revive(sums: ClassSums, new: ClassSums, scale: float, fewest: float) -> None:
@@ -361,6 +407,6 @@ def shell_correlation(one: Coefficients, other: Coefficients, basis: DiskBasis) 
 
 
 def _expect(
-    images: Images, start: int, terms: Floats | None, model: ClassModel
+    images: Images, start: int, half: Indices | None, terms: Floats | None, model: ClassModel
 ) -> tuple[ClassSums, Assignments]:
-    return expect(images, start, terms, model)
+    return expect(images, half, terms, model)

@@ -79,7 +79,7 @@ class ClassRanking(NamedTuple):
 def rank_classes(
     averages: ClassAverages,
     labels: Array,
-    coordinates: Array,
+    coordinates: Array | None,
     *,
     radius: float | None = None,
     look_for_displaced: bool = True,
@@ -92,8 +92,9 @@ def rank_classes(
         Of C classes.
     labels : ndarray of int, shape (n,)
         Class of each image; -1 for none.
-    coordinates : ndarray of float, shape (n, k)
-        Place of each image on the map, or its features. Rows with NaN do not count.
+    coordinates : ndarray of float, shape (n, k), or None
+        Place of each image on the map, or its features. Rows with NaN do not count. Without any, all classes
+        count as equally compact.
     radius : float, optional
         Radius of the particle in pixels; by default 0.4 of the box.
     look_for_displaced : bool
@@ -134,7 +135,7 @@ def rank_classes(
     """
     count, box = averages.averages.shape[:2]
     labels = np.asarray(labels)
-    places: Floats = np.asarray(coordinates, dtype=np.float64)
+    places: Floats = np.asarray(np.zeros((len(labels), 1)) if coordinates is None else coordinates, float)
     if places.ndim != 2 or len(labels) != len(places):
         raise InputError(
             f"labels and coordinates must have one entry an image; got {labels.shape} and {places.shape}."

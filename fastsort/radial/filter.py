@@ -184,7 +184,7 @@ def radial_filter(
     Examples
     --------
     >>> import fastsort as fs
-    >>> images, truth = fs.simulate_particles(150, 150, snr=0.1, box=36)
+    >>> images, truth = fs.simulate_particles(150, 150, snr=0.1, box=36, junk=("noise", "partial"))
     >>> result = fs.radial_filter(images)
     >>> bool((result.keep == truth.label).mean() > 0.9)
     True

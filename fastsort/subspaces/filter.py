@@ -215,7 +215,7 @@ def subspace_filter(
     Examples
     --------
     >>> import fastsort as fs
-    >>> images, truth = fs.simulate_particles(150, 150, snr=0.1, box=32)
+    >>> images, truth = fs.simulate_particles(150, 150, snr=0.2, box=32, junk=("noise", "partial"))
     >>> result = fs.subspace_filter(images, describe=False)
     >>> bool((result.keep == truth.label).mean() > 0.9)
     True
