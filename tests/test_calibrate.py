@@ -52,6 +52,26 @@ def test_tail_of_particles_is_no_junk(seed, skew):
     assert probability.mean() < 0.08
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_particles_of_different_strength_are_no_junk(seed):
+    rng = np.random.default_rng(seed)
+    weak_to_strong = rng.uniform(-15, -1, 2000) + rng.normal(0, 2, 2000)
+    decoys = {"far": rng.normal(7, 2, 150), GOOD: rng.normal(-12, 2, 150)}
+    threshold, probability, _ = calibrate(weak_to_strong, decoys)
+    assert (weak_to_strong <= threshold).mean() > 0.99
+    assert probability.mean() < 0.02
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_odds_that_see_junk_where_no_decoy_lies_do_not_decide(seed):
+    rng = np.random.default_rng(seed)
+    particles = rng.normal(-0.5, 3.3, 1500)
+    decoys = {"far": rng.normal(8, 4, 150), GOOD: rng.normal(-4.3, 2, 150)}
+    threshold, _, shares = calibrate(particles, decoys)
+    assert shares[1] > 0.3
+    assert (particles <= threshold).mean() > 0.98
+
+
 def test_junk_of_no_known_kind_is_found():
     rng = np.random.default_rng(0)
     good, other = rng.normal(-4.5, 1.8, 760), rng.normal(0.9, 1.0, 240)

@@ -27,7 +27,7 @@ ABOVE, AWAY = 1.0, 2.0
 # It counts where it is well separate from the particles (Ashman, Bird & Zepf, Astron. J. 108, 1994), or so
 # rare that it changes nothing. Where it is only just separate, the scores must be likelier with it by so
 # many nats: a skewed tail of the particles gains up to 15.
-WELL_SEPARATE, SEPARATE, GAIN, RARE = 3.5, 2.0, 20.0, 0.02
+WELL_SEPARATE, SEPARATE, GAIN, RARE = 3.5, 2.6, 20.0, 0.02
 # The last of the junk has any score above the particles, with the same density.
 WIDTHS_TO_REST = 2.0
 # The kind of decoys that are particles.
@@ -39,8 +39,9 @@ TOLD_APART, HARDLY = 0.9, 0.25
 # decoys would else pass for particles of its own.
 EMPTY = 0.9
 # Where the mixture finds less junk than the odds by more than this, and rejects a smaller share of the decoys
-# that are junk, it has taken junk for the tail of the particles: the odds are right.
-DISAGREE, CAUGHT = 0.25, 0.5
+# that are junk, it has taken junk for the tail of the particles: the odds are right. But the middle of what they
+# call junk must lie above this share of the decoys: else it is no more than the particles' own tail.
+DISAGREE, CAUGHT, LIKE_DECOYS = 0.25, 0.5, 0.2
 # In every set, either kind has a share of at least one half per cent; as log-odds.
 SUREST = math.log(0.995 / 0.005)
 
@@ -117,14 +118,16 @@ def calibrate(score: Floats, decoys: Mapping[str, Floats]) -> tuple[float, Float
     Where copies of the best images are not told from decoys that are junk, there may be no particles at
     all. Then the probabilities are those of the scores taken for odds. So they are where these say that more
     than 0.9 of the images are junk, and where the mixture finds much less junk than they do, but rejects
-    few of the decoys that are junk.
+    few of the decoys that are junk, while what the odds call junk looks like these.
     """
     by_odds = probability_by_odds(score)
     mixed, limit = by_odds, HARDLY
     if told_apart(decoys) >= TOLD_APART:
         if by_odds.mean() <= EMPTY:
             mixed = mixture_probability(score, {k: v for k, v in decoys.items() if k != GOOD})
-        if by_odds.mean() - mixed.mean() > DISAGREE and _caught(_threshold(score, mixed), decoys) < CAUGHT:
+        missed = _share_above(_threshold(score, mixed), decoys) < CAUGHT
+        real = _share_above(_middle_of_junk(score, by_odds), decoys) <= 1 - LIKE_DECOYS
+        if by_odds.mean() - mixed.mean() > DISAGREE and missed and real:
             mixed = by_odds
         limit = _limit(mixed)
     return _threshold(score, mixed, limit), mixed, (float(mixed.mean()), float(by_odds.mean()))
@@ -141,10 +144,17 @@ def _threshold(score: Floats, probability: Floats, limit: float | None = None) -
     return float(score[keep].max()) if keep.any() else float(np.nextafter(score.min(), -np.inf))
 
 
-def _caught(threshold: float, decoys: Mapping[str, Floats]) -> float:
-    """Share of the decoys that are junk, and are rejected; mean over their kinds."""
+def _middle_of_junk(score: Floats, probability: Floats) -> float:
+    """Median score of the junk, each image counted by its probability."""
+    order = np.argsort(score, kind="stable")
+    amount = np.cumsum(probability[order])
+    return float(score[order][np.searchsorted(amount, 0.5 * amount[-1])])
+
+
+def _share_above(score: float, decoys: Mapping[str, Floats]) -> float:
+    """Share of the decoys that are junk, and have a higher score; mean over their kinds."""
     kinds = [values for kind, values in decoys.items() if kind != GOOD and len(values)]
-    return float(np.mean([(values > threshold).mean() for values in kinds])) if kinds else 1.0
+    return float(np.mean([(values > score).mean() for values in kinds])) if kinds else 1.0
 
 
 def told_apart(decoys: Mapping[str, Floats]) -> float:
