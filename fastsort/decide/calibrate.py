@@ -39,8 +39,8 @@ TOLD_APART, HARDLY = 0.9, 0.25
 # decoys would else pass for particles of its own.
 EMPTY = 0.9
 # Where the mixture finds less junk than the odds by more than this, and rejects a smaller share of the decoys
-# that are junk, it has taken junk for the tail of the particles: the odds are right. But the middle of what they
-# call junk must lie above this share of the decoys: else it is no more than the particles' own tail.
+# that are junk, it has taken junk for the tail of the particles: the odds are right. But the middle of what
+# they call junk must lie above this share of the decoys: else it is no more than the particles' own tail.
 DISAGREE, CAUGHT, LIKE_DECOYS = 0.25, 0.5, 0.2
 # In every set, either kind has a share of at least one half per cent; as log-odds.
 SUREST = math.log(0.995 / 0.005)
