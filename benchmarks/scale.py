@@ -1,10 +1,12 @@
 """How large may a set be: time and memory from 10,000 to 1,000,000 particles, and on paper beyond.
 
 python benchmarks/scale.py [--images 10000 100000 1000000] [--box 128] [--workers 2] [--work FOLDER]
+                           [--classes K]
 
 The images are generated as they are read, from simulated ones in a file, each turned by quarters, mirrored
 and moved by up to three pixels in its own way. Each set is sorted in a process of its own, whose highest
-resident memory is taken. A run needs 2.6 kB an image in the work folder.
+resident memory is taken. A run needs 2.6 kB an image in the work folder. With --classes, the sets are
+divided into so many classes instead, which takes 18 kB an image.
 """
 
 from __future__ import annotations
@@ -16,12 +18,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tables import print_machine, print_table
 
-from fastsort import simulate_particles, sort_particles
+from fastsort import classify_particles, simulate_particles, sort_particles
 from fastsort._jit import kernel
 from fastsort._types import Images, Indices
 from fastsort.images.batches import default_batch_size
@@ -96,11 +99,12 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--runs", type=int, default=3, help=f"of sets up to {REPEATED:,}; the median counts")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--classes", type=int, metavar="K", help="divide the sets into K classes instead")
     parser.add_argument("--sort", nargs=2, metavar=("STACK", "NUMBER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.sort:
         stack, number = options.sort
-        print(json.dumps(sort(stack, int(number), options.workers, options.work)))
+        print(json.dumps(sort(stack, int(number), options.workers, options.work, options.classes)))
         return
     print_machine()
     with tempfile.TemporaryDirectory(prefix="fastsort-scale-", dir=options.work) as folder:
@@ -111,6 +115,9 @@ def main() -> None:
             n: [run(stack, n, options) for _ in range(options.runs)] for n in options.images if n <= REPEATED
         }
         found |= {n: [run(stack, n, options)] for n in options.images if n > REPEATED}
+    if options.classes:
+        print_classes(found, options)
+        return
     print_measured(found, options)
     largest, smallest = max(found), min(found)
     grown = (found[largest][0]["peak"] - found[smallest][0]["peak"]) * 1e6 / max(1, largest - smallest)
@@ -120,23 +127,25 @@ def main() -> None:
 def run(stack: Path, n: int, options: argparse.Namespace) -> dict[str, float]:
     """Sort a set in a process of its own."""
     command = [sys.executable, __file__, "--sort", str(stack), str(n), "--workers", str(options.workers)]
+    command += ["--classes", str(options.classes)] if options.classes else []
     done = subprocess.run(
         [*command, "--work", str(stack.parent)], stdout=subprocess.PIPE, text=True, check=True
     )
     return json.loads(done.stdout)
 
 
-def sort(stack: str, n: int, workers: int, work: Path) -> dict[str, float]:
-    """Sort a generated set, and say how long that took and how much memory."""
+def sort(stack: str, n: int, workers: int, work: Path, n_classes: int | None) -> dict[str, float]:
+    """Sort or divide a generated set, and say how long that took and how much memory."""
+    run = sort_particles if n_classes is None else partial(classify_particles, n_classes=n_classes)
     store = GeneratedImages(stack, np.arange(n))
     box = read_header(stack).nx
     small = Particles(GeneratedImages(stack, np.arange(600)), box, PIXEL_SIZE)
     # Kernels are compiled, and libraries loaded, before anything is measured.
-    sort_particles(small, n_jobs=workers)
+    run(small, n_jobs=workers)
     # Compiling has taken more memory than what follows: the highest mark starts anew.
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
-    result = sort_particles(Particles(store, box, PIXEL_SIZE), work=work / f"work{n}", n_jobs=workers)
+    result = run(Particles(store, box, PIXEL_SIZE), work=work / f"work{n}", n_jobs=workers)
     peak = resident("VmHWM")
     return {**result.seconds, "kept": float(result.keep.mean()), "before": before, "peak": peak}
 
@@ -203,6 +212,23 @@ def print_measured(found: dict[int, list[dict[str, float]]], options: argparse.N
     print_table(
         "How that grows",
         ("images", "time, times", "images/s, times", "memory, bytes for each more image"),
+        rows,
+    )
+
+
+def print_classes(found: dict[int, list[dict[str, float]]], options: argparse.Namespace) -> None:
+    rows = []
+    fewest = None
+    for n, runs in sorted(found.items()):
+        middle = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+        fewest = fewest or middle["total"]
+        seconds = [f"{middle[name]:.0f}" for name in ("total", "read and crop", "map")]
+        memory = [f"{middle[name]:.0f}" for name in ("before", "peak")]
+        rows.append([f"{n:,}", *seconds, f"{middle['total'] / fewest:.1f}", *memory])
+    print_table(
+        f"{options.classes} classes of generated images of {options.box} px, {options.workers} workers "
+        f"(median of {options.runs} up to {REPEATED:,})",
+        ("images", "seconds", "read and crop", "map", "times the first", "MB before", "peak MB"),
         rows,
     )
 

@@ -73,6 +73,11 @@ def expected(star, small_batches):
     return fs.sort_particles(star, n_jobs=1)
 
 
+@pytest.fixture(scope="module")
+def expected_classes(star):
+    return fs.classify_particles(star, n_classes=3, working_size=32, embedding="pca", n_jobs=1)
+
+
 @pytest.fixture
 def many():
     return fs.open_particles(np.arange(60 * 256, dtype=np.float32).reshape(60, 16, 16))
@@ -158,6 +163,14 @@ def test_a_sort_has_the_bits_of_one_process_and_small_tasks(star, expected, work
     # A batch is 64 images of 64 x 64 px: 1 MiB of pixels.
     assert sum(sent) < 600 * 400
     assert max(sent) < 16 << 10
+
+
+def test_classes_have_the_same_bits(expected_classes, workers, star):
+    found = fs.classify_particles(star, n_classes=3, working_size=32, embedding="pca")
+    assert_same_bits(found, expected_classes)
+    with joblib.parallel_config(backend="loky", n_jobs=2):
+        found = fs.classify_particles(star, n_classes=3, working_size=32, embedding="pca")
+    assert_same_bits(found, expected_classes)
 
 
 def test_a_sort_survives_its_workers(star, expected, workers):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,8 @@ from fastsort.images.batches import map_batches
 from fastsort.invariants.align import match_to_references
 from fastsort.invariants.averages import ClassAverages, averages_to_match, class_averages
 from fastsort.invariants.features import invariant_features
-from fastsort.invariants.ranking import ClassRanking, rank_classes
+from fastsort.invariants.fit_classes import LEAST_RADIUS, averages_of, fit_classes
+from fastsort.invariants.ranking import RADIUS, ClassRanking, rank_classes
 from fastsort.invariants.ring_correlation import filter_averages, resolved_rings
 from fastsort.invariants.ring_statistics import ring_statistics
 from fastsort.particles.source import Particles, choose_particles
@@ -27,6 +29,8 @@ from fastsort.particles.source import Particles, choose_particles
 N_KEPT, N_REJECTED = 300, 600
 # Members that a class should have, and the most classes of either kind.
 MEMBERS, MOST = 40, 12
+# Rounds that the classes shown of kept images take, in parts of the usual number.
+EFFORT = 0.5
 # Principal components among which classes are looked for.
 N_COMPONENTS = 10
 MAX_ORDER = 20
@@ -58,7 +62,7 @@ class Views(NamedTuple):
     label : ndarray of intp, shape (n,)
         Class of each image; -1 for none.
     averages : ndarray of float32, shape (C, s, s)
-        Class averages, filtered.
+        Class averages: of kept images the likeliest (`fit_classes`), of rejected ones filtered.
     size : ndarray of intp, shape (C,)
         Members.
     resolution : ndarray of float64, shape (C,)
@@ -125,6 +129,7 @@ def find_views(
     Parameters
     ----------
     working : Particles
+        With flipped phases, if there is a contrast transfer function.
     score : ndarray of float64, shape (n,)
         Larger for junk; infinite for images that cannot be judged.
     keep : ndarray of bool, shape (n,)
@@ -158,6 +163,9 @@ def find_views(
     of the sample, and half of those that are most like this average, must do so, or the class shows no rare
     view. Rejected images outside the sample are asked if no other rejected class has nearer features.
     So a rare view is not found where junk outnumbers it among the images most like its average.
+
+    The averages that are shown of kept images are those of classes found by likelihood, as `classify_images`
+    finds them: they show far more, but are zero outside the disk and share members by probability.
 
     If more images than a fifth of the number of kept ones are most like such averages, these are not rare,
     or junk averages as well as particles do: none is rescued.
@@ -201,7 +209,8 @@ def find_views(
         if rare.any() and len(others):
             nearest, belongs = _match_views(choose_particles(working, others), references, least, n_jobs)
             rescued[others[belongs & rare[classes.first + nearest]]] = True
-    return _views(working, sample, places, classes.label, averages, rare), rescued
+    shown = _with_likeliest(averages, classes, choose_particles(working, sampled[0]), radius, n_jobs, seed)
+    return _views(working, sample, places, *shown, rare), rescued
 
 
 def no_views(n: int, working: Particles) -> Views:
@@ -310,18 +319,43 @@ def _features(images: Images, start: int, noise: Floats) -> Floats:
     return invariant_features(images, MAX_ORDER, noise_floor=noise, n_jobs=1).astype(np.float64)
 
 
+def _with_likeliest(
+    averages: ClassAverages,
+    classes: _Classes,
+    kept: Particles,
+    radius: float | None,
+    n_jobs: int | None,
+    seed: int,
+) -> tuple[Indices, Images, Indices, Floats]:
+    """Return labels, averages, sizes and resolutions, for kept images those of the likeliest classes."""
+    first = classes.first
+    radius = max(RADIUS * kept.box if radius is None else radius, LEAST_RADIUS)
+    fitted = fit_classes(kept, first, radius, effort=EFFORT, n_jobs=n_jobs, seed=seed)
+    likeliest = averages_of(fitted, math.nan)
+    others = filter_averages(averages.averages[first:], averages.frc[first:])
+    return (
+        np.concatenate([fitted.assignments.label, classes.label[len(kept) :]]),
+        np.concatenate([likeliest.averages, others]),
+        np.concatenate([likeliest.size, averages.size[first:]]),
+        np.concatenate([likeliest.resolution, averages.resolution[first:]]).astype(np.float64),
+    )
+
+
 def _views(
     working: Particles,
     sample: Indices,
     places: Floats,
     label: Indices,
-    averages: ClassAverages,
+    averages: Images,
+    size: Indices,
+    resolution: Floats,
     rare: Bools,
 ) -> Views:
     """Number the classes anew: those of kept images first, and of either sort the largest first."""
-    filled = np.flatnonzero(averages.size > 0)
-    order = filled[np.lexsort((-averages.size[filled], rare[filled]))]
-    number = np.full(len(averages.size), -1, dtype=np.intp)
+    filled = np.flatnonzero(size > 0)
+    order = filled[np.lexsort((-size[filled], rare[filled]))]
+    # One more entry at the end, for the label -1.
+    number = np.full(len(size) + 1, -1, dtype=np.intp)
     number[order] = np.arange(len(order))
     coordinates = np.full((len(working), 2), np.nan, dtype=np.float32)
     coordinates[sample] = places[:, :2]
@@ -330,9 +364,9 @@ def _views(
     return Views(
         coordinates,
         label_of_all,
-        filter_averages(averages.averages[order], averages.frc[order]),
-        averages.size[order],
-        averages.resolution[order].astype(np.float64),
+        averages[order],
+        size[order],
+        resolution[order],
         rare[order],
         working.pixel_size,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -168,8 +169,10 @@ def _decide_by_all(
         # What is more like a particle in the middle is a particle beside it, whatever it resembles else.
         suspicion = np.where(score < combination.score, REASONS[OFF_CENTRE], suspicion)
     passed = np.isfinite(score) if np.isnan(threshold) else score <= threshold
+    # The classes correct the amplitudes, whoever flipped the phases.
+    ctf = particles.ctf and particles.ctf.of(rows)
     views, rare = find_views(
-        working,
+        replace(working, ctf=ctf),
         score,
         passed,
         radial.radius,

@@ -286,8 +286,8 @@ function makeMap() {
       v.tile, v.tile, 0, 0, 128, 128);
     const resolution = v.resolution[place] === null ? "not resolved" : `${v.resolution[place].toFixed(1)} ${v.unit}`;
     const button = element("button", { type: "button", class: "class", "aria-pressed": "false", "data-number": number },
-      canvas, element("b", {}, `class ${number + 1}`), `${count(v.size[place])} images`, element("br"), resolution,
-      ...(v.rare[place] ? [element("span", { class: "rare" }, "▲ rare view")] : []));
+      canvas, element("b", {}, `class ${number + 1}`), `${count(v.size[place])} ${v.kept[place] ? "kept" : "rejected"}`,
+      element("br"), resolution, ...(v.rare[place] ? [element("span", { class: "rare" }, "▲ rare view")] : []));
     button.addEventListener("click", () => chooseClass(number));
     button.addEventListener("focus", () => chooseClass(number));
     return element("li", {}, button);

@@ -59,7 +59,7 @@ def write_page(
     codes = image_codes(result)
     choice = choose_images(result)
     tiles = read_tiles(particles, result, choice.every)
-    averages, classes = class_data(result.views)
+    averages, classes = class_data(result.views, codes)
     name = one_line(Path(particles.path).name if particles.path else "array")
     data = {
         **count_data(codes, result),

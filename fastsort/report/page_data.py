@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsort._reasons import NOISE, OUTSIDE, RARE_VIEW, REASONS, VALID
-from fastsort._types import Floats, Indices
+from fastsort._types import Bools, Floats, Indices
 from fastsort.decide.rescue import Views
 from fastsort.decide.result import SortResult
 from fastsort.particles.source import Particles
@@ -129,13 +129,23 @@ def group_data(choice: Choice) -> list[dict[str, Any]]:
     ]
 
 
-def class_data(views: Views | None) -> tuple[Greys, list[int]]:
-    """Return tiles of class averages, and the numbers of these classes: all rare ones, then the largest."""
+def class_data(views: Views | None, codes: ImageCodes) -> tuple[Greys, list[int]]:
+    """Return tiles of class averages, and the numbers of these classes: of kept images, of rejected, rare.
+
+    Where there are too many, all rare ones and the largest of the others are chosen.
+    """
     if views is None:
         return np.empty((0, 1, 1), dtype=np.uint8), []
     order = np.lexsort((-views.size, ~views.rare))[:MAX_CLASSES]
-    order = order[np.argsort(-views.size[order], kind="stable")]
+    order = order[np.lexsort((-views.size[order], views.rare[order], ~mostly_kept(views, codes)[order]))]
     return average_tiles(views.averages[order]), order.tolist()
+
+
+def mostly_kept(views: Views, codes: ImageCodes) -> Bools:
+    """Tell which classes have more kept than rejected members."""
+    known = views.label >= 0
+    kept = np.bincount(views.label[known], codes[known] >> KEEP_BIT & 1, len(views.size))
+    return kept > 0.5 * views.size
 
 
 def map_data(views: Views | None, codes: ImageCodes, classes: list[int]) -> dict[str, Any] | None:
@@ -158,6 +168,7 @@ def map_data(views: Views | None, codes: ImageCodes, classes: list[int]) -> dict
         "tile": min(views.averages.shape[1], SIDE) if classes else 1,
         "columns": min(COLUMNS, max(1, len(classes))),
         "size": views.size[classes].tolist(),
+        "kept": mostly_kept(views, codes)[classes].tolist(),
         "resolution": _numbers(views.resolution[classes] * unit, 3),
         "unit": "Å" if math.isfinite(views.pixel_size) else "px",
         "rare": views.rare[classes].tolist(),
