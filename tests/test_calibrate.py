@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from fastsort.decide.calibrate import GOOD, HARDLY, calibrate, mixture_probability, told_apart
+from fastsort.decide.calibrate import GOOD, HARDLY, calibrate, mixture_probability, second_hump, told_apart
 
 
 def scores(n_good, n_junk, seed=0, distance=7.0, width=3.0):
@@ -60,6 +60,10 @@ def test_particles_of_different_strength_are_no_junk(seed):
     threshold, probability, _ = calibrate(weak_to_strong, decoys)
     assert (weak_to_strong <= threshold).mean() > 0.99
     assert probability.mean() < 0.02
+    # Half of them might be junk of a kind of its own: this is said.
+    assert 0.2 < second_hump(weak_to_strong, decoys) < 0.7
+    one_strength = rng.normal(-9, 2.5, 2000)
+    assert second_hump(one_strength, decoys) == 0
 
 
 @pytest.mark.parametrize("seed", range(3))

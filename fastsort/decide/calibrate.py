@@ -28,6 +28,8 @@ ABOVE, AWAY = 1.0, 2.0
 # rare that it changes nothing. Where it is only just separate, the scores must be likelier with it by so
 # many nats: a skewed tail of the particles gains up to 15.
 WELL_SEPARATE, SEPARATE, GAIN, RARE = 3.5, 2.6, 20.0, 0.02
+# Where it is as likely, but less separate than that, it may be either (Ashman's limit).
+DOUBTFUL = 2.0
 # The last of the junk has any score above the particles, with the same density.
 WIDTHS_TO_REST = 2.0
 # The kind of decoys that are particles.
@@ -181,7 +183,26 @@ def mixture_shares(score: Floats, decoys: Mapping[str, Floats]) -> dict[str, flo
     return dict(zip(decoys, _fit_mixture(score, decoys)[1].of_kinds.tolist(), strict=True))
 
 
+def second_hump(score: Floats, decoys: Mapping[str, Floats]) -> float:
+    """Return the share of images that may be junk or weaker particles, since their shape tells neither.
+
+    They make the scores likelier as junk that no decoy shows, but are not clearly apart from the particles. 0
+    where there is no such doubt.
+    """
+    junk = {kind: values for kind, values in decoys.items() if kind != GOOD}
+    if not junk or not len(score):
+        return 0.0
+    _, counted, free, without = _fit_both(score, junk)
+    gained = free.likelihood - without.likelihood >= GAIN
+    return free.share if counted is without and gained and free.separation >= DOUBTFUL else 0.0
+
+
 def _fit_mixture(score: Floats, decoys: Mapping[str, Floats]) -> tuple[_Scale, _Fit]:
+    return _fit_both(score, decoys)[:2]
+
+
+def _fit_both(score: Floats, decoys: Mapping[str, Floats]) -> tuple[_Scale, _Fit, _Fit, _Fit]:
+    """Return the scale, the fit that counts, and the fits with and without junk that no decoy shows."""
     kinds = [values[np.isfinite(values)] for values in decoys.values()]
     known = np.concatenate(kinds)
     low = float(min(score.min(), known.min())) - 1
@@ -191,14 +212,14 @@ def _fit_mixture(score: Floats, decoys: Mapping[str, Floats]) -> tuple[_Scale, _
     scale = _Scale(0.5 * (edges[1:] + edges[:-1]), float(edges[1] - edges[0]), count)
     shapes = np.array([_smooth(values, edges) for values in kinds])
     typical = min(float(np.median(known)), float(np.quantile(score, 0.97)))
-    fit, without = (
-        max((_fit(scale, shapes, score, typical, start, free) for start in STARTS), key=_likelihood)
-        for free in (True, False)
+    free, without = (
+        max((_fit(scale, shapes, score, typical, start, more) for start in STARTS), key=_likelihood)
+        for more in (True, False)
     )
-    needed = GAIN if fit.separation >= SEPARATE else math.inf
-    if fit.share > RARE and fit.separation < WELL_SEPARATE and fit.likelihood < without.likelihood + needed:
-        fit = without
-    return scale, fit
+    needed = GAIN if free.separation >= SEPARATE else math.inf
+    doubtful = free.share > RARE and free.separation < WELL_SEPARATE
+    counted = without if doubtful and free.likelihood < without.likelihood + needed else free
+    return scale, counted, free, without
 
 
 def probability_by_odds(score: Floats) -> Floats:

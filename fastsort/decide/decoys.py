@@ -313,6 +313,7 @@ def estimate_errors(
     *,
     other: Floats | None = None,
     apart: float = 1.0,
+    hump: float = 0.0,
 ) -> EstimatedErrors:
     """Say how well a set was sorted, from its own probabilities and from decoys.
 
@@ -329,6 +330,8 @@ def estimate_errors(
         Junk probabilities by the second of the two ways (`probability_by_odds`).
     apart : float
         How well decoys that are particles are told from decoys that are junk (`told_apart`).
+    hump : float
+        Share of the images that may be junk or weaker particles (`second_hump`).
 
     Returns
     -------
@@ -371,7 +374,7 @@ def estimate_errors(
     )
     # Images that could be judged if there were not too few of them have no probability.
     number = int((~judged).sum()) if (p == 1).all() and not judged.all() else len(p)
-    remark = _remark(number, float((1 - p).sum()), shares, apart, by_kind)
+    remark = _remark(number, float((1 - p).sum()), shares, apart, hump, by_kind)
     return EstimatedErrors(
         kept_particles, rejected_junk, precision, share, by_kind, counts, not remark, remark
     )
@@ -410,7 +413,12 @@ def _wilson(hits: int, number: int) -> Estimate:
 
 
 def _remark(
-    n: int, particles: float, shares: tuple[float, float], apart: float, by_kind: Mapping[str, Estimate]
+    n: int,
+    particles: float,
+    shares: tuple[float, float],
+    apart: float,
+    hump: float,
+    by_kind: Mapping[str, Estimate],
 ) -> str:
     """Say why the figures are not to be trusted; empty if they are."""
     if n < MIN_IMAGES:
@@ -426,6 +434,11 @@ def _remark(
         return (
             f"particles and junk are not told apart well enough: the junk is {100 * shares[0]:.0f} % by the "
             f"shape of the scores and {100 * shares[1]:.0f} % by the scores taken for odds"
+        )
+    if hump:
+        return (
+            f"{100 * hump:.0f} % of the images score between the best ones and junk: their scores do not "
+            "tell whether they are weaker particles or junk of a kind of its own"
         )
     if GOOD in by_kind and by_kind[GOOD].value < 0.5:
         return f"only {100 * by_kind[GOOD].value:.0f} % of the decoys that are particles are kept"

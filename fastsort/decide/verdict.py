@@ -11,7 +11,7 @@ from fastsort._checks import InputError
 from fastsort._progress import Progress, part_of
 from fastsort._reasons import DUPLICATE, OFF_CENTRE, OUTSIDE, RARE_VIEW, REASONS, VALID, reason_names
 from fastsort._types import Array, Bools, Floats, Indices, Singles, Words
-from fastsort.decide.calibrate import mixture_shares, probability_by_odds, told_apart
+from fastsort.decide.calibrate import mixture_shares, probability_by_odds, second_hump, told_apart
 from fastsort.decide.combine import (
     OFFSET,
     Combination,
@@ -471,5 +471,6 @@ def _conclude(
         learned.shares,
         other=probability_by_odds(score[counted]),
         apart=told_apart(decoys),
+        hump=second_hump(score[counted & np.isfinite(score)], decoys),
     )
     return keep, reason, rescued, errors
