@@ -24,7 +24,7 @@ from fastsort.cli import demo
 from fastsort.cli.printing import print_verdicts
 from fastsort.particles.mrc import write_stack
 from fastsort.particles.open import open_particles
-from fastsort.simulate import simulate_particles, write_project
+from fastsort.simulate import simulate_micrographs, simulate_particles, write_project
 
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "-m", "fastsort"]
@@ -888,6 +888,49 @@ def test_simulate_writes_a_project(tmp_path, capsys):
 def test_bad_simulation_is_one_line(arguments, word, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert call("simulate", "-o", "sim", *arguments) == 1
+    assert_one_line(capsys.readouterr().err, word)
+    assert names_in(tmp_path) == []
+
+
+def test_simulate_writes_micrographs(tmp_path, capsys):
+    arguments = (
+        "simulate",
+        "-o",
+        tmp_path / "mics",
+        "--micrographs",
+        2,
+        "--diameter",
+        160,
+        "--pixel-size",
+        4,
+    )
+    more = ("--snr", 0.1, "--contaminants", "ice", "carbon", "--bright", "--no-defects", "--defocus", 1, 2)
+    assert call(*arguments, "--size", 260, 200, *more) == 0
+    settings = {"snr": 0.1, "contaminants": ["ice", "carbon"], "contrast": "bright", "defocus": (1, 2)}
+    expected = list(
+        simulate_micrographs(2, (200, 260), diameter=160, pixel_size=4, defects=False, **settings)
+    )
+    assert f"{sum(len(m.centre) for m in expected)} particles on 2" in capsys.readouterr().out
+    images = sorted((tmp_path / "mics" / "Micrographs").iterdir())
+    for path, micrograph in zip(images, expected, strict=True):
+        np.testing.assert_array_equal(mrcfile.read(path), micrograph.image)
+    assert call(*arguments, "--size", 128) == 1
+    assert call(*arguments, "--size", 128, "--overwrite", "--quiet") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--micrographs", "2", "--good", "5"], "--good does nothing with --micrographs"),
+        (["--crowding", "0.2"], "--crowding does nothing without --micrographs"),
+        (["--micrographs", "0"], "n must be"),
+        (["--micrographs", "1", "--size", "1", "2", "3"], "--size"),
+        (["--micrographs", "1", "--contaminants", "dust"], "contaminants"),
+    ],
+)
+def test_bad_micrographs_are_one_line(arguments, word, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call("simulate", "-o", "mics", *arguments) == 1
     assert_one_line(capsys.readouterr().err, word)
     assert names_in(tmp_path) == []
 

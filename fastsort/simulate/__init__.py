@@ -1,4 +1,4 @@
-"""Labelled images and projects to test with."""
+"""Labelled images, projects and micrographs to test with."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from fastsort._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from fastsort.simulate.micrographs import simulate_micrographs, write_micrographs
     from fastsort.simulate.particles import particle_blocks, simulate_particles
     from fastsort.simulate.plan import plan_particles
     from fastsort.simulate.project import write_project
@@ -16,7 +17,9 @@ __all__ = [
     "particle_blocks",
     "plan_particles",
     "project_volume",
+    "simulate_micrographs",
     "simulate_particles",
+    "write_micrographs",
     "write_project",
 ]
 
@@ -27,6 +30,8 @@ __getattr__, __dir__ = lazy_names(
         "plan_particles": "fastsort.simulate.plan",
         "particle_blocks": "fastsort.simulate.particles",
         "project_volume": "fastsort.simulate.projections",
+        "simulate_micrographs": "fastsort.simulate.micrographs",
+        "write_micrographs": "fastsort.simulate.micrographs",
         "write_project": "fastsort.simulate.project",
     },
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 import scipy.fft
 
 from fastsort._types import Floats, Images, Singles
@@ -22,13 +23,18 @@ def ice(rng: np.random.Generator, box: int) -> Singles:
     """
     radius = rng.uniform(0.10, 0.35) * box
     height = rng.uniform(2, 8) * rng.choice((-1, 1))
-    y, x = _grid(box)
-    middle = rng.uniform(-0.25, 0.25, 2) * box
-    distance, direction = np.hypot(y - middle[0], x - middle[1]), np.arctan2(y - middle[0], x - middle[1])
+    inside = wavy_depth(rng, box, radius, rng.uniform(-0.25, 0.25, 2) * box)
+    return (height * np.clip(inside + 0.5, 0, 1)).astype(np.float32)
+
+
+def wavy_depth(rng: np.random.Generator, box: int, radius: float, middle: npt.ArrayLike = (0, 0)) -> Floats:
+    """Return how deep pixels lie inside a wavy outline about `middle`, (y, x) from that of the box."""
+    y, x = (line - shift for line, shift in zip(_grid(box), np.asarray(middle), strict=True))
+    distance, direction = np.hypot(y, x), np.arctan2(y, x)
     waves = np.arange(2, 5)
     outline = np.cos(waves[:, None, None] * direction + rng.uniform(0, 2 * np.pi, (3, 1, 1)))
-    rim = radius * (1 + np.tensordot(rng.uniform(0, 0.10, 3), outline, 1))
-    return (height * np.clip(rim - distance + 0.5, 0, 1)).astype(np.float32)
+    depth: Floats = radius * (1 + np.tensordot(rng.uniform(0, 0.10, 3), outline, 1)) - distance
+    return depth
 
 
 def carbon(rng: np.random.Generator, box: int) -> Singles:
@@ -41,13 +47,13 @@ def carbon(rng: np.random.Generator, box: int) -> Singles:
     angle = rng.uniform(0, 2 * np.pi)
     y, x = _grid(box)
     inside = y * math.sin(angle) + x * math.cos(angle) - rng.uniform(-0.3, 0.3) * box
-    film = 1 + 0.5 * _cloud(rng, box, (1 / 48, 1 / 16))
+    film = 1 + 0.5 * cloud(rng, box, (1 / 48, 1 / 16))
     return (height * film * np.clip(inside + 0.5, 0, 1)).astype(np.float32)
 
 
 def texture(rng: np.random.Generator, box: int) -> Singles:
     """Draw smooth noise of several scales, with a standard deviation of 0.7 to 1.5."""
-    return (rng.uniform(0.7, 1.5) * _cloud(rng, box, (1 / 32, 1 / 16, 1 / 8, 1 / 4))).astype(np.float32)
+    return (rng.uniform(0.7, 1.5) * cloud(rng, box, (1 / 32, 1 / 16, 1 / 8, 1 / 4))).astype(np.float32)
 
 
 def beneath_picks(rng: np.random.Generator, size: int, box: int) -> Singles | float:
@@ -58,7 +64,7 @@ def beneath_picks(rng: np.random.Generator, size: int, box: int) -> Singles | fl
     """
     ground = rng.choice(("bare", "bare", "carbon", "ice"))
     if ground == "carbon":
-        return (rng.uniform(0.3, 1.0) * _cloud(rng, size, (box / size / 48, box / size / 16))).astype(
+        return (rng.uniform(0.3, 1.0) * cloud(rng, size, (box / size / 48, box / size / 16))).astype(
             np.float32
         )
     if ground == "ice":
@@ -141,8 +147,11 @@ def _grid(box: int) -> tuple[Floats, Floats]:
     return line[:, None], line
 
 
-def _cloud(rng: np.random.Generator, box: int, scales: tuple[float, ...]) -> Floats:
-    # Each scale is white noise, blurred by a Gaussian of that part of the box; all have the same weight.
+def cloud(rng: np.random.Generator, box: int, scales: tuple[float, ...]) -> Floats:
+    """Draw noise of some scales, mean 0 and deviation 1.
+
+    Each scale is white noise, blurred by a Gaussian of that part of the box; all have the same weight.
+    """
     canvas = 2 * box
     square = scipy.fft.fftfreq(canvas)[:, None] ** 2 + scipy.fft.rfftfreq(canvas) ** 2
     total = np.zeros((box, box))

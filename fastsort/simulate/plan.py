@@ -39,7 +39,7 @@ from fastsort.simulate.recipes import PAPER_BOX, Recipe, find_recipe, particle_s
 SNR_DEFINITIONS = ("mean", "power", "white_power", "image_power")
 
 # What is drawn at random has a stream for each purpose, so that none depends on how many images there are.
-ORDER, MICROGRAPHS, CALIBRATION, SCENE, GEOMETRY, PIXELS = range(6)
+ORDER, MICROGRAPHS, CALIBRATION, SCENE, GEOMETRY, PIXELS, FIELDS, DETECTOR = range(8)
 _CALIBRATION_VIEWS = 400
 # The part of the paper's box, along each axis, in which its "mean" signal is measured.
 _CENTRAL_PART = 65 / PAPER_BOX
@@ -190,7 +190,7 @@ def plan_particles(
     n_micrographs = min(check_count("n_micrographs", n_micrographs), n)
     recipe = _adapted_recipe(junk, box, noise, snr_definition, source_box, centring, normalize)
 
-    density, extent, voxel_size = _density(volume)
+    density, extent, voxel_size = load_density(volume)
     pixel_size, scale = _sampling(extent.diameter, voxel_size, box, pixel_size, fill, recipe.fill)
     diameter = extent.diameter / scale
     # Twice the box, so that nothing that leaves it comes back on the other side.
@@ -200,7 +200,9 @@ def plan_particles(
     micrograph = np.arange(n, dtype=np.intp) * n_micrographs // n
     optics = _optics(n_micrographs, seed) if ctf else None
     particles = _place_particles(kinds, recipe, box, seed)
-    signal, deviation = _signal(projector, box, diameter, recipe.snr_definition, optics, pixel_size, seed)
+    signal, deviation = clean_signal(
+        projector, box, diameter, recipe.snr_definition, optics, pixel_size, seed
+    )
     return Simulation(
         truth=_truth(kinds, particles, optics, micrograph, pixel_size, diameter),
         box=box,
@@ -252,7 +254,7 @@ def _adapted_recipe(
 # The particle: its density and its size.
 
 
-def _density(volume: npt.ArrayLike | FilePath) -> tuple[Singles, Extent, float]:
+def load_density(volume: npt.ArrayLike | FilePath) -> tuple[Singles, Extent, float]:
     """Return a density, where the particle in it is, and the voxel size in angstroms."""
     voxel_size: float | None = None
     if isinstance(volume, str) and volume in PHANTOMS:
@@ -294,14 +296,20 @@ def _optics(n_micrographs: int, seed: int) -> CtfParameters:
     """Return a CTF for each micrograph."""
     rng = random_stream(seed, MICROGRAPHS)
     defocus = rng.uniform(1e4, 2.5e4, n_micrographs)
+    return optics_at(defocus, rng.uniform(0, 180, n_micrographs))
+
+
+def optics_at(defocus: Floats, angle: Floats) -> CtfParameters:
+    """Return the CTF of our microscope at some defoci (angstrom) and angles of the astigmatism (degree)."""
+    n = len(defocus)
     return CtfParameters(
         defocus_u=defocus + 150,
         defocus_v=defocus - 150,
-        defocus_angle=rng.uniform(0, 180, n_micrographs),
-        phase_shift=np.zeros(n_micrographs),
-        voltage=np.full(n_micrographs, 300.0),
-        spherical_aberration=np.full(n_micrographs, 2.7),
-        amplitude_contrast=np.full(n_micrographs, 0.1),
+        defocus_angle=angle,
+        phase_shift=np.zeros(n),
+        voltage=np.full(n, 300.0),
+        spherical_aberration=np.full(n, 2.7),
+        amplitude_contrast=np.full(n, 0.1),
     )
 
 
@@ -351,7 +359,7 @@ def _scene(box: int, seed: int) -> Images:
 # Signal and noise.
 
 
-def _signal(
+def clean_signal(
     projector: Projector,
     box: int,
     diameter: float,
@@ -359,14 +367,14 @@ def _signal(
     optics: CtfParameters | None,
     pixel_size: float,
     seed: int,
+    n_views: int = _CALIBRATION_VIEWS,
 ) -> tuple[float, float]:
     """Measure clean views: the signal of the signal-to-noise ratio, and the deviation inside the disk."""
     rng = random_stream(seed, CALIBRATION)
-    spectra = project_spectra(projector, np.array([random_rotation(rng) for _ in range(_CALIBRATION_VIEWS)]))
+    spectra = project_spectra(projector, np.array([random_rotation(rng) for _ in range(n_views)]))
     if optics is not None:
-        micrograph = np.arange(_CALIBRATION_VIEWS) % len(optics.voltage)
-        ctf = optics.of(micrograph)
-        apply_ctf(spectra, ctf, micrograph, np.arange(_CALIBRATION_VIEWS), pixel_size)
+        micrograph = np.arange(n_views) % len(optics.voltage)
+        apply_ctf(spectra, optics.of(micrograph), micrograph, np.arange(n_views), pixel_size)
     images = images_at(spectra, box)
     inside = images[:, particle_disk(box, diameter)]
     deviation = math.sqrt(inside.var(axis=1, dtype=np.float64).mean())

@@ -6,12 +6,14 @@ import csv
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from fastsort._checks import InputError, check_output_folder
 from fastsort._types import FilePath, Images, Indices
+from fastsort.particles.table import CtfParameters
 from fastsort.simulate.plan import Truth
 
 STAR_NAME = "particles.star"
@@ -65,29 +67,56 @@ def write_project(
     >>> star.name, len(particles), particles.box
     ('particles.star', 12, 32)
     """
-    target = check_output_folder(folder, overwrite).resolve()
-    if target.is_dir() and any(target.iterdir()) and not (target / TRUTH_NAME).is_file():
-        # To replace is to delete, and only a folder that this function wrote may be deleted.
-        raise InputError(f"{folder} is not a simulated project (no {TRUTH_NAME}): give another folder.")
     if (np.diff(truth.micrograph) < 0).any():
         first = int(np.flatnonzero(np.diff(truth.micrograph) < 0)[0])
         raise InputError(
             f"truth.micrograph must never fall; it does from image {first} to image {first + 1}: sort images "
             "and truth by micrograph."
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        (partial / "Extract").mkdir(parents=True)
+    with new_folder(folder, TRUTH_NAME, overwrite) as partial:
+        (partial / "Extract").mkdir()
         blocks = [images] if isinstance(images, np.ndarray) else images
         names, box = _write_stacks(partial, blocks, truth)
         _write_star(partial / STAR_NAME, names, truth, box)
         _write_truth(partial / TRUTH_NAME, names, truth)
+    return Path(folder) / STAR_NAME
+
+
+@contextmanager
+def new_folder(folder: FilePath, sign: str, overwrite: bool) -> Iterator[Path]:
+    """Give a hidden folder to fill, which gets its final name once it is complete.
+
+    Parameters
+    ----------
+    folder : path
+    sign : str
+        The file by which a folder is known that the same function wrote.
+    overwrite : bool
+        Whether to replace such a folder.
+
+    Yields
+    ------
+    partial : Path
+        Removed after an error; then `folder` holds what it held before.
+
+    Raises
+    ------
+    InputError
+        If `folder` holds anything that may not be replaced.
+    """
+    target = check_output_folder(folder, overwrite).resolve()
+    if target.is_dir() and any(target.iterdir()) and not (target / sign).is_file():
+        # To replace is to delete, and only a folder that the same function wrote may be deleted.
+        raise InputError(f"{folder} is not a simulated project (no {sign}): give another folder.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        partial.mkdir()
+        yield partial
         _replace(partial, target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return Path(folder) / STAR_NAME
 
 
 def _write_stacks(folder: Path, blocks: Iterable[Images], truth: Truth) -> tuple[list[str], int]:
@@ -129,22 +158,12 @@ def _regroup(blocks: Iterable[Images], counts: Indices) -> Iterator[Images]:
 
 
 def _write_star(path: Path, names: list[str], truth: Truth, box: int) -> None:
-    import pandas as pd
-    import starfile
-
     ctf = truth.ctf
-    optics = pd.DataFrame(
-        {
-            "rlnOpticsGroupName": ["opticsGroup1"],
-            "rlnOpticsGroup": [1],
-            "rlnVoltage": [300.0 if ctf is None else ctf.voltage[0]],
-            "rlnSphericalAberration": [2.7 if ctf is None else ctf.spherical_aberration[0]],
-            "rlnAmplitudeContrast": [0.1 if ctf is None else ctf.amplitude_contrast[0]],
-            "rlnImagePixelSize": [truth.pixel_size],
-            "rlnImageSize": [box],
-            "rlnImageDimensionality": [2],
-        }
-    )
+    sides = {
+        "rlnImagePixelSize": [truth.pixel_size],
+        "rlnImageSize": [box],
+        "rlnImageDimensionality": [2],
+    }
     # RELION wants coordinates; these are random and say nothing of the label.
     places = np.random.default_rng(len(names)).uniform(box, _MICROGRAPH_SIDE - box, (2, len(names)))
     columns: dict[str, object] = {
@@ -159,7 +178,36 @@ def _write_star(path: Path, names: list[str], truth: Truth, box: int) -> None:
         columns["rlnDefocusV"] = ctf.defocus_v
         columns["rlnDefocusAngle"] = ctf.defocus_angle
         columns["rlnPhaseShift"] = ctf.phase_shift
-    starfile.write({"optics": optics, "particles": pd.DataFrame(columns)}, path)
+    write_tables(path, ctf, sides, "particles", columns)
+
+
+def write_tables(
+    path: Path, ctf: CtfParameters | None, sides: dict[str, object], name: str, columns: dict[str, object]
+) -> None:
+    """Write a STAR file as RELION 3.1 does: one optics group, and one table.
+
+    Parameters
+    ----------
+    path : Path
+    ctf : CtfParameters or None
+        The first entry goes into the optics group.
+    sides : dict of str to sequence
+        What else does: the size of pixels and images.
+    name : str
+        Of the table.
+    columns : dict of str to sequence
+    """
+    import pandas as pd
+    import starfile
+
+    microscope = {
+        "rlnOpticsGroupName": ["opticsGroup1"],
+        "rlnOpticsGroup": [1],
+        "rlnVoltage": [300.0 if ctf is None else ctf.voltage[0]],
+        "rlnSphericalAberration": [2.7 if ctf is None else ctf.spherical_aberration[0]],
+        "rlnAmplitudeContrast": [0.1 if ctf is None else ctf.amplitude_contrast[0]],
+    }
+    starfile.write({"optics": pd.DataFrame({**microscope, **sides}), name: pd.DataFrame(columns)}, path)
     # starfile does not write the line that tells RELION the version of the format.
     text = path.read_text(encoding="utf-8")
     path.write_text(text.replace("\ndata_", "\n# version 30001\n\ndata_"), encoding="utf-8")
