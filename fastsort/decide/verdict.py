@@ -169,8 +169,8 @@ def _decide_by_all(
         # What is more like a particle in the middle is a particle beside it, whatever it resembles else.
         suspicion = np.where(score < combination.score, REASONS[OFF_CENTRE], suspicion)
     passed = np.isfinite(score) if np.isnan(threshold) else score <= threshold
-    # The classes correct the amplitudes, whoever flipped the phases.
-    ctf = particles.ctf and particles.ctf.of(rows)
+    # The classes correct the amplitudes, whoever flipped the phases; nobody has where a user says "no".
+    ctf = particles.ctf.of(rows) if particles.ctf and settings.phase_flip != "no" else None
     views, rare = find_views(
         replace(working, ctf=ctf),
         score,
