@@ -1,15 +1,18 @@
 """How good are map, classes and averages, and how fast against RELION's 2D classification?
 
 python benchmarks/classes.py [--data FOLDER] [--only NAME ...] [--quick] [--iterations N]
+                             [--relion NAME ...] [--peers-python PYTHON]
 
 The comparison with RELION runs where relion_refine is installed. Both programs read one project from
 disk and may use all cores; start-up and writing count. The map is made with umap-learn where that is
-installed, and without it.
+installed, and without it. ASPIRE is run by the interpreter given as --peers-python, which needs nothing
+but the package aspire.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import itertools
 import math
 import os
@@ -32,13 +35,17 @@ import starfile
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.transform import Rotation
 from scipy.stats import norm
+from sklearn.decomposition import PCA
+from sklearn.mixture import GaussianMixture
 from tables import DATA, ROOT, print_machine, print_table
+from threadpoolctl import threadpool_limits
 
 import fastsort as fs
 from fastsort.invariants.references import soft_disk
 from fastsort.particles.mrc import write_stack
 from fastsort.report.accuracy import measure_accuracy
 from fastsort.simulate import write_project
+from fastsort.simulate.noise import noise_amplitude, noise_canvas, noise_gain, noise_image
 from fastsort.simulate.phantoms import load_volume, phantom_blobs, phantom_volume, volume_extent
 
 VOLUMES = {
@@ -56,7 +63,33 @@ RELION_BOX, RELION_CLASSES, RELION_SNR = 84, 10, 20
 ROWS = 1_000_000
 DETAIL_SETS = ("chaperonin", *VOLUMES, "two-lobed", "elongated")
 DETAIL_BOX, DETAIL_GOOD, DETAIL_JUNK = 60, 1200, 800
+DETAIL_TITLE = (
+    f"Detail: {DETAIL_GOOD:,} particles and {DETAIL_JUNK:,} images of junk of eight kinds (chaperonin: "
+    f"700 and 700), {DETAIL_BOX} px, contrast transfer function, coloured noise, SNR 1/20 "
+    f"(white_power), {RELION_CLASSES} classes: correlation of the detail of each average with that of "
+    "the nearest projection, weighted by the particles"
+)
+DETAIL_COLUMNS = (
+    "molecule",
+    "program",
+    "detail",
+    "best class",
+    "its particles",
+    "balanced accuracy, best choice",
+    "own choice",
+    "s",
+)
+# Of fewer particles no class says much.
+LEAST_MEMBERS = 30
+# Components of the features among which scikit-learn looks for its mixture.
+N_COMPONENTS = 20
+# ASPIRE takes about a second for an average of 200 images, and makes one for every image if it is let.
+N_ASPIRE, ASPIRE_SECONDS = 100, 900
 N_HINGES, HINGE_RADIUS = 5, 27.0
+# Neither molecule has a symmetry, so that angles are unique.
+ALIGNED = ("70S ribosome", "EF-G")
+# With white noise, "power" and "white_power" are the same.
+NOISES = (("white", "power"), ("decaying", "white_power"), ("decaying", "power"))
 
 
 def main() -> None:
@@ -66,6 +99,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed instead of three")
     parser.add_argument("--iterations", type=int, default=25, help="of relion_refine")
     parser.add_argument("--relion", nargs="*", default=(), metavar="NAME", help="detail of RELION for these")
+    parser.add_argument("--peers-python", metavar="PYTHON", help="interpreter with aspire")
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rows:
@@ -202,37 +236,29 @@ def detail(options: argparse.Namespace) -> None:
     for name in DETAIL_SETS:
         with tempfile.TemporaryDirectory() as folder:
             stack = detail_stack(options.data, name, Path(folder))
-            begin = time.perf_counter()
-            found = fs.classify_particles(
-                stack.star, n_classes=RELION_CLASSES, diameter=stack.diameter, embedding="pca", n_jobs=2
-            )
-            seconds = time.perf_counter() - begin
-            good = stack.kind == "good"
-            own = (found.keep[good].mean() + (~found.keep[~good]).mean()) / 2
-            classes = found.classes
-            row = detail_row(stack, classes.averages.averages, classes.label)
-            rows.append((name, "fastsort map", *row, f"{own:.3f}", f"{seconds:.0f}"))
+            rows.append((name, *fastsort_row(stack, n_jobs=2)))
             if name in options.relion and shutil.which("relion_refine"):
-                seconds = run_relion(Path(folder), options.iterations, stack.diameter, threads=1)
-                row = detail_row(stack, *relion_classes(Path(folder), options.iterations))
-                rows.append((name, "relion_refine, one thread", *row, "", f"{seconds:.0f}"))
-    print_table(
-        f"Detail: {DETAIL_GOOD:,} particles and {DETAIL_JUNK:,} images of junk of eight kinds (chaperonin: "
-        f"700 and 700), {DETAIL_BOX} px, contrast transfer function, coloured noise, SNR 1/20 "
-        f"(white_power), {RELION_CLASSES} classes: correlation of the detail of each average with that of "
-        "the nearest projection, weighted by the particles",
-        (
-            "molecule",
-            "program",
-            "detail",
-            "best class",
-            "its particles",
-            "balanced accuracy, best choice",
-            "own choice",
-            "s",
-        ),
-        rows,
+                rows.append((name, *relion_row(stack, options.iterations)))
+    print_table(DETAIL_TITLE, DETAIL_COLUMNS, rows)
+
+
+def fastsort_row(stack: Stack, n_jobs: int) -> tuple[str, ...]:
+    begin = time.perf_counter()
+    found = fs.classify_particles(
+        stack.star, n_classes=RELION_CLASSES, diameter=stack.diameter, embedding="pca", n_jobs=n_jobs
     )
+    seconds = time.perf_counter() - begin
+    good = stack.kind == "good"
+    own = (found.keep[good].mean() + (~found.keep[~good]).mean()) / 2
+    row = detail_row(stack, found.classes.averages.averages, found.classes.label)
+    return ("fastsort map", *row, f"{own:.3f}", f"{seconds:.0f}")
+
+
+def relion_row(stack: Stack, iterations: int) -> tuple[str, ...]:
+    folder = stack.star.parent
+    seconds = run_relion(folder, iterations, stack.diameter, threads=1)
+    row = detail_row(stack, *relion_classes(folder, iterations))
+    return ("relion_refine, one thread", *row, "", f"{seconds:.0f}")
 
 
 def detail_stack(data: Path, name: str, folder: Path) -> Stack:
@@ -281,8 +307,7 @@ def detail_row(stack: Stack, averages: np.ndarray, label: np.ndarray) -> tuple[s
     good = stack.kind == "good"
     size = np.bincount(label[good & (label >= 0)], minlength=len(averages))
     agreement = agreement_in_detail(averages, true_views(stack, averages.shape[-1]), stack)
-    # Of a few particles no class says much.
-    best = int(np.argmax(np.where(size >= 30, agreement, -1)))
+    best = int(np.argmax(np.where(size >= LEAST_MEMBERS, agreement, -1)))
     return (
         f"{(agreement * size).sum() / size.sum():.3f}",
         f"{agreement[best]:.3f}",
@@ -335,14 +360,153 @@ def relion_classes(folder: Path, iterations: int) -> tuple[np.ndarray, np.ndarra
         return np.array(file.data, dtype=np.float32), table[names].to_numpy() - 1
 
 
+# Against other programs.
+
+
+def peers(options: argparse.Namespace) -> None:
+    rows = []
+    for name in DETAIL_SETS:
+        with threadpool_limits(limits=1), tempfile.TemporaryDirectory() as folder:
+            stack = detail_stack(options.data, name, Path(folder))
+            rows.append((name, *fastsort_row(stack, n_jobs=1)))
+            rows.append((name, *mixture_row(stack)))
+            if options.peers_python:
+                rows += [(name, *row) for row in aspire_rows(stack, options.peers_python)]
+            if name in options.relion and shutil.which("relion_refine"):
+                rows.append((name, *relion_row(stack, options.iterations)))
+    if not options.peers_python:
+        print("\n(ASPIRE is left out: give --peers-python)")
+    print_table(
+        f"{DETAIL_TITLE}. One thread each. The mixture of scikit-learn divides {N_COMPONENTS} principal "
+        "components of our features; our class_averages averages its classes, with flipped phases. ASPIRE "
+        "has no classes: each image gets the average of the images most like it, mirrored or not, here of "
+        "as many as a class holds on average, and with flipped phases. Its first line has the averages of "
+        f"{N_ASPIRE} images, evenly spread: detail is the mean over those that are particles, the best "
+        f"class is the best of {N_ASPIRE}, and an image is chosen if the others of its average hold more "
+        "than their share of the particles, so that every image is a class. Its second line has up to "
+        f"{RELION_CLASSES} of these averages, the best by ASPIRE's measure (banded SNR), none of them made "
+        "for an image that is in a better one; an image in several counts for the best of them, and images "
+        "in none form one more class, which has no average and does not count for detail",
+        DETAIL_COLUMNS,
+        rows,
+    )
+
+
+def mixture_row(stack: Stack) -> tuple[str, ...]:
+    begin = time.perf_counter()
+    particles = fs.open_particles(stack.star)
+    images = fs.phase_flip(particles.read(0, len(particles)), particles.ctf, particles.pixel_size)
+    features = fs.invariant_features(images, ctf=particles.ctf, pixel_size=particles.pixel_size, n_jobs=1)
+    components = PCA(N_COMPONENTS, random_state=0).fit_transform(features)
+    label = GaussianMixture(RELION_CLASSES, n_init=3, random_state=0).fit_predict(components)
+    radius = stack.diameter / stack.pixel_size / 2
+    found = fs.class_averages(images, label, n_classes=RELION_CLASSES, radius=radius, n_jobs=1)
+    seconds = time.perf_counter() - begin
+    row = detail_row(stack, found.averages, label)
+    return (f"scikit-learn {version('scikit-learn')}, GaussianMixture", *row, "", f"{seconds:.0f}")
+
+
+def aspire_rows(stack: Stack, python: str) -> list[tuple[str, ...]]:
+    """Of its averages as they come, and of its best ones."""
+    good, folder = stack.kind == "good", stack.star.parent
+    settings = str(folder), len(good) // RELION_CLASSES, N_ASPIRE, RELION_CLASSES
+    # The other interpreter need not have anything that this file imports.
+    code = f"{inspect.getsource(run_aspire)}\nrun_aspire(*{settings!r})"
+    names = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
+    begin = time.perf_counter()
+    try:
+        subprocess.run(
+            [python, "-c", code],
+            cwd=folder,
+            env={**os.environ, **dict.fromkeys(names, "1"), "PYTHONPATH": ""},
+            check=True,
+            timeout=ASPIRE_SECONDS,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        print(f"\n(ASPIRE does not run, or not in {ASPIRE_SECONDS} s: {type(error).__name__})")
+        return []
+    seconds = f"{time.perf_counter() - begin:.0f}"
+    with np.load(folder / "aspire.npz") as found:
+        release, averages, members = str(found["release"]), found["averages"], found["members"]
+        base, best = found["base"], found["best"]
+    agreement = agreement_in_detail(averages, true_views(stack, averages.shape[-1]), stack)
+    size = good[members[base]].sum(axis=1)
+    first = int(np.argmax(np.where(size >= LEAST_MEMBERS, agreement, -1)))
+    # The image itself comes first among the members.
+    share = good[members[:, 1:]].mean(axis=1)
+    keep = share / good.mean() > (1 - share) / (1 - good.mean())
+    chosen = (keep[good].mean() + (~keep[~good]).mean()) / 2
+    every = (
+        f"{agreement[good[base]].mean():.3f}",
+        f"{agreement[first]:.3f}",
+        str(size[first]),
+        f"{chosen:.3f}",
+    )
+    label = np.full(len(good), -1)
+    for number, place in reversed(list(enumerate(best))):
+        label[members[base[place]]] = number
+    row = detail_row(stack, averages[best], label)
+    return [
+        (f"ASPIRE {release}, RIRClass2D, {len(base)} averages", *every, "", seconds),
+        (f"ASPIRE {release}, RIRClass2D, best {len(best)}", *row, "", ""),
+    ]
+
+
+def run_aspire(folder: str, n_members: int, n_averages: int, n_best: int) -> None:
+    """Be a process that runs ASPIRE, and leave what it finds in the file aspire.npz."""
+    import os
+
+    # ASPIRE gives its transforms as many threads as there are processors.
+    os.cpu_count = lambda: 1
+
+    from importlib.metadata import version
+
+    import numpy as np
+    from aspire.classification import BandedSNRImageQualityFunction, BFTAverager2D, RIRClass2D
+    from aspire.source import RelionSource
+
+    source = RelionSource(f"{folder}/particles.star", data_folder=folder, n_workers=1, dtype=np.float32)
+    # Where particles were bright, ASPIRE's flipped phases make them dark.
+    flipped = source.phase_flip().normalize_background().invert_contrast().cache()
+    # On EF-G and the chaperonin, averages are sharper with this whitening than with ASPIRE's other or none,
+    # and with the default radius of the search for shifts than with a radius of 3 px.
+    classifier = RIRClass2D(
+        flipped.legacy_whiten().cache(), n_nbor=n_members, nn_implementation="sklearn", seed=0
+    )
+    members, mirrored, _ = classifier.classify()
+    averager = BFTAverager2D(classifier.pca_basis.basis, flipped, dtype=np.float32)
+    base = np.arange(n_averages) * len(members) // n_averages
+    averages = averager.average(members[base], mirrored[base]).asnumpy()
+    # As its GlobalWithRepulsionClassSelector, which would need an average for every image.
+    taken: set[int] = set()
+    best: list[int] = []
+    for place in np.argsort(-BandedSNRImageQualityFunction()(averages)):
+        if len(best) < n_best and base[place] not in taken:
+            taken.update(members[base[place]].tolist())
+            best.append(int(place))
+    np.savez(
+        f"{folder}/aspire.npz",
+        release=version("aspire"),
+        averages=averages.astype(np.float32),
+        members=members,
+        base=base,
+        best=best,
+    )
+
+
+# Known views.
+
+
 def known_views_in_detail(options: argparse.Namespace) -> None:
     rows = []
     for name in (*VOLUMES, "elongated"):
-        images, _, truth, radius = views(options.data, name, 2000, 10)
-        found = fs.classify_images(images, 10, radius=radius, embedding="pca", n_jobs=2).averages
-        stack = Stack(Path(), name, np.empty(0), 2 * radius, 1.0)
+        seen = views(options.data, name, 2000, 10)
+        found = fs.classify_images(seen.images, 10, radius=seen.radius, embedding="pca", n_jobs=2).averages
+        stack = Stack(Path(), name, np.empty(0), 2 * seen.radius, 1.0)
         large = found.size >= 50
-        agreement = agreement_in_detail(found.averages, truth, stack)[large]
+        agreement = agreement_in_detail(found.averages, seen.truth, stack)[large]
         rows.append((name, f"{agreement.mean():.3f}", f"{agreement.min():.3f}", int(large.sum())))
     print_table(
         "2,000 images in 10 views, 64 px, SNR 1/10, white noise: detail of the averages of classes of 50 or "
@@ -350,6 +514,113 @@ def known_views_in_detail(options: argparse.Namespace) -> None:
         ("molecule", "mean", "lowest", "classes"),
         rows,
     )
+
+
+def alignment(options: argparse.Namespace) -> None:
+    rows = []
+    for name, n_views, (spectrum, definition) in itertools.product(ALIGNED, (1, 10), NOISES):
+        seen = views(options.data, name, 2000, n_views, spectrum, definition)
+        found = fs.classify_images(seen.images, n_views, radius=seen.radius, embedding="pca", n_jobs=2)
+        # Whoever shows another view than most of the class has no true place in its average.
+        main = np.array(
+            [np.bincount(seen.view[found.label == k]).argmax() for k in range(found.label.max() + 1)]
+        )
+        right = (found.label >= 0) & (main[found.label] == seen.view)
+        ours = pose_errors(seen, np.where(right, found.label, -1), found.averages.angle, found.averages.shift)
+        angle, shift = np.empty(len(seen.view)), np.empty((len(seen.view), 2))
+        for k, picture in enumerate(seen.truth):
+            members = seen.view == k
+            pose = fs.align_images(seen.images[members], picture, n_jobs=2)
+            angle[members], shift[members] = pose.angle, pose.shift
+        known = pose_errors(seen, seen.view, angle, shift)
+        cells = (f"{np.median(error):.2f}, {np.percentile(error, 90):.2f}" for error in (*ours, *known))
+        noise = f"{spectrum}, {definition}" if spectrum != "white" else spectrum
+        rows.append((name, n_views, noise, f"{right.mean():.3f}", *cells))
+    print_table(
+        "Poses of 2,000 images in one or ten views, 64 px, SNR 1/10 (variance inside the particle's disk "
+        'over that of the noise; "white_power": of the noise before it gets its spectrum), turned at random '
+        "and shifted by 1 px on each axis, as many classes as views: errors (median, 90th percentile) up to "
+        "one turn and one shift a class, for images of the view that most of their class show; and those of "
+        "align_images, told the view of each image and given it without noise",
+        (
+            "molecule",
+            "views",
+            "noise",
+            "images of their class's main view",
+            "angle, degrees",
+            "shift, px",
+            "angle, views known",
+            "shift, views known",
+        ),
+        rows,
+    )
+
+
+def pose_errors(
+    seen: Views, label: np.ndarray, angle: np.ndarray, shift: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Errors in degrees and in pixels, up to one turn and one shift of each class; without those in none."""
+    turn, move = [], []
+    for k in np.unique(label[label >= 0]):
+        members = label == k
+        # An image that was turned by an angle is turned back by the same.
+        off = angle[members] + seen.angle[members]
+        guess = np.arange(360.0)
+        near = np.median(np.abs(within_half_turn(off - guess[:, None])), axis=1).argmin()
+        off = within_half_turn(off - guess[near])
+        turn.append(np.abs(off - np.median(off)))
+        # The centre of the average is one point of the particle, and turns with it.
+        cosine, sine = np.cos(np.radians(seen.angle[members])), np.sin(np.radians(seen.angle[members]))
+        row, column = (shift[members] - seen.shift[members]).T
+        off = np.stack([cosine * row - sine * column, sine * row + cosine * column])
+        move.append(np.hypot(*(off - np.median(off, axis=1, keepdims=True))))
+    return np.concatenate(turn), np.concatenate(move)
+
+
+def within_half_turn(degrees: np.ndarray) -> np.ndarray:
+    return (degrees + 180) % 360 - 180
+
+
+class Views(NamedTuple):
+    """Noisy images of a few views, each turned and then shifted.
+
+    `view` says which one an image shows, `truth` holds the true projections; `angle` is in degrees, from x
+    to y, and `shift` in pixels, as row and column.
+    """
+
+    images: np.ndarray
+    view: np.ndarray
+    truth: np.ndarray
+    radius: float
+    angle: np.ndarray
+    shift: np.ndarray
+
+
+def views(
+    data: Path, name: str, n: int, n_views: int, spectrum: str = "white", definition: str = "power"
+) -> Views:
+    box, radius = 64, 64 * FILL / 2
+    rng = np.random.default_rng(5)
+    turns = Rotation.random(n_views, random_state=5).as_matrix()
+    angle = rng.uniform(0, 360, n)
+    spin = Rotation.from_euler("z", angle[:, None], degrees=True).as_matrix()
+    view = np.arange(n) % n_views
+    volume, scale = centred_volume(data, name, box)
+    truth = fs.project_volume(volume, turns, box, scale=scale)
+    images = fs.project_volume(volume, spin @ turns[view], box, scale=scale)
+    shift = rng.normal(0, 1.0, (n, 2))
+    for image, moves in zip(images, shift, strict=True):
+        image[:] = np.fft.ifft2(scipy.ndimage.fourier_shift(np.fft.fft2(image), moves)).real
+    offset = np.arange(box) - box // 2
+    inside = np.hypot(offset[:, None], offset) <= radius
+    sigma = np.sqrt(truth[:, inside].var(axis=1).mean() * 10)
+    if spectrum == "white":
+        noise = rng.normal(0, sigma, images.shape)
+    else:
+        sigma *= noise_gain(spectrum) if definition == "white_power" else 1
+        amplitude = noise_amplitude(spectrum, noise_canvas(box))
+        noise = sigma * np.stack([noise_image(rng, amplitude, box) for _ in images])
+    return Views((images + noise).astype(np.float32), view, truth, radius, angle, shift)
 
 
 # Conformations.
@@ -421,25 +692,6 @@ def hinged(degrees: float, size: int) -> np.ndarray:
             row = along * math.sin(turn) + across * math.cos(turn)
             volume += np.exp(-((x - column) ** 2 + (y - row) ** 2 + (z - depth) ** 2) / (2 * 2.0**2))
     return volume
-
-
-def views(data: Path, name: str, n: int, n_views: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-    """Noisy images of a few views, turned and shifted at random, and the true projections."""
-    box, radius = 64, 64 * FILL / 2
-    rng = np.random.default_rng(5)
-    turns = Rotation.random(n_views, random_state=5).as_matrix()
-    spin = Rotation.from_euler("z", rng.uniform(0, 360, (n, 1)), degrees=True).as_matrix()
-    label = np.arange(n) % n_views
-    volume, scale = centred_volume(data, name, box)
-    truth = fs.project_volume(volume, turns, box, scale=scale)
-    images = fs.project_volume(volume, spin @ turns[label], box, scale=scale)
-    for image in images:
-        moved = scipy.ndimage.fourier_shift(np.fft.fft2(image), rng.normal(0, 1.0, 2))
-        image[:] = np.fft.ifft2(moved).real
-    offset = np.arange(box) - box // 2
-    inside = np.hypot(offset[:, None], offset) <= radius
-    sigma = np.sqrt(truth[:, inside].var(axis=1).mean() * 10)
-    return (images + rng.normal(0, sigma, images.shape)).astype(np.float32), label, truth, radius
 
 
 # Against RELION.
@@ -605,7 +857,9 @@ PARTS = {
     "molecules": molecules,
     "real": real,
     "detail": detail,
+    "peers": peers,
     "views": known_views_in_detail,
+    "alignment": alignment,
     "conformations": conformations,
     "memory": memory,
     "relion": relion,
