@@ -336,6 +336,9 @@ def simulate() -> Path:
     simulation = fs.simulate.plan_particles(3, 2, box=32)
     for block in fs.simulate.particle_blocks(simulation):
         assert_type(block, Floats)
+    micrographs = fs.simulate.simulate_micrographs(2, (256, 320), diameter=80)
+    assert_type(next(micrographs).image, Floats)
+    assert_type(fs.simulate.write_micrographs("simulated", micrographs), Path)
     return fs.write_project("project", images, truth)
 '''
 
