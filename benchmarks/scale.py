@@ -156,10 +156,14 @@ def resident(name: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1e3
 
 
+def medians(runs: list[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+
+
 def print_measured(found: dict[int, list[dict[str, float]]], options: argparse.Namespace) -> None:
     rows = []
     for n, runs in sorted(found.items()):
-        middle = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
+        middle = medians(runs)
         seconds = middle["total"]
         stages = [f"{middle[name]:.1f}" for name in ("read and crop", "measure", "decide")]
         rate = n * options.box**2 * 4 / seconds / 1e6
@@ -195,10 +199,7 @@ def print_measured(found: dict[int, list[dict[str, float]]], options: argparse.N
     sizes = sorted(found)
     rows = []
     for smaller, larger in itertools.pairwise(sizes):
-        few, many = (
-            {name: statistics.median(run[name] for run in found[n]) for name in ("total", "peak")}
-            for n in (smaller, larger)
-        )
+        few, many = medians(found[smaller]), medians(found[larger])
         rate = (larger / many["total"]) / (smaller / few["total"])
         grown = (many["peak"] - few["peak"]) * 1e6 / (larger - smaller)
         rows.append(
@@ -218,13 +219,12 @@ def print_measured(found: dict[int, list[dict[str, float]]], options: argparse.N
 
 def print_classes(found: dict[int, list[dict[str, float]]], options: argparse.Namespace) -> None:
     rows = []
-    fewest = None
+    first = medians(found[min(found)])["total"]
     for n, runs in sorted(found.items()):
-        middle = {name: statistics.median(run[name] for run in runs) for name in runs[0]}
-        fewest = fewest or middle["total"]
+        middle = medians(runs)
         seconds = [f"{middle[name]:.0f}" for name in ("total", "read and crop", "map")]
         memory = [f"{middle[name]:.0f}" for name in ("before", "peak")]
-        rows.append([f"{n:,}", *seconds, f"{middle['total'] / fewest:.1f}", *memory])
+        rows.append([f"{n:,}", *seconds, f"{middle['total'] / first:.1f}", *memory])
     print_table(
         f"{options.classes} classes of generated images of {options.box} px, {options.workers} workers "
         f"(median of {options.runs} up to {REPEATED:,})",

@@ -8,6 +8,7 @@ all angles of all classes come from one product of matrices for each angular ind
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -138,30 +139,19 @@ def expect(
         Images that are flat or hold a NaN or an infinity do not count.
     assignments : Assignments
     """
-    usable = usable_images(images)
-    n_halves = len(model.references)
     sums = no_sums(model.references.shape)
     found = no_assignments(len(images))
-    for number in range(n_halves):
-        members = np.flatnonzero(usable if n_halves == 1 else usable & (half == number))
-        for first in range(0, len(members), CHUNK):
-            rows = members[first : first + CHUNK]
-            chunk = _compared_with_all(images[rows], None if terms is None else terms[rows], model, number)
-            sums = _add(sums, _sums(chunk, model, number), number)
-            write_assignments(found, rows, _assigned(chunk, model, number))
+    for number, rows, chunk in _chunks(images, half, terms, model):
+        sums = _add(sums, _sums(chunk, model, number), number)
+        write_assignments(found, rows, _assigned(chunk, model, number))
     return sums, found
 
 
 def assign(images: Images, half: Indices, model: ClassModel) -> Assignments:
     """Return the assignments that `expect` finds where the transfer function is 1, without any sums."""
     found = no_assignments(len(images))
-    usable = usable_images(images)
-    for number in range(len(model.references)):
-        members = np.flatnonzero(usable & (half == number))
-        for first in range(0, len(members), CHUNK):
-            rows = members[first : first + CHUNK]
-            chunk = _compared_with_all(images[rows], None, model, number)
-            write_assignments(found, rows, _assigned(chunk, model, number))
+    for number, rows, chunk in _chunks(images, half, None, model):
+        write_assignments(found, rows, _assigned(chunk, model, number))
     return found
 
 
@@ -305,6 +295,20 @@ class _Chunk(NamedTuple):
     probability: Singles
     of_class: Floats
     square_shift: float
+
+
+def _chunks(
+    images: Images, half: Indices | None, terms: Floats | None, model: ClassModel
+) -> Iterator[tuple[int, Indices, _Chunk]]:
+    """Yield the usable images chunk by chunk: their half, which they are, and how they compare."""
+    usable = usable_images(images)
+    n_halves = len(model.references)
+    for number in range(n_halves):
+        members = np.flatnonzero(usable if n_halves == 1 else usable & (half == number))
+        for first in range(0, len(members), CHUNK):
+            rows = members[first : first + CHUNK]
+            of_rows = None if terms is None else terms[rows]
+            yield number, rows, _compared_with_all(images[rows], of_rows, model, number)
 
 
 def _compared_with_all(images: Images, terms: Floats | None, model: ClassModel, half: int) -> _Chunk:
