@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from fastsort.invariants.fit_classes import LEAST_RADIUS, averages_of, fit_class
 from fastsort.invariants.ranking import RADIUS, ClassRanking, rank_classes
 from fastsort.invariants.ring_correlation import filter_averages, resolved_rings
 from fastsort.invariants.ring_statistics import ring_statistics
-from fastsort.particles.source import Particles, choose_particles
+from fastsort.particles.source import Particles, as_particles, choose_particles
 
 # Images on the map, kept and rejected: as many as a person can look at, and as are aligned in a second.
 N_KEPT, N_REJECTED = 300, 600
@@ -209,7 +210,12 @@ def find_views(
         if rare.any() and len(others):
             nearest, belongs = _match_views(choose_particles(working, others), references, least, n_jobs)
             rescued[others[belongs & rare[classes.first + nearest]]] = True
-    shown = _with_likeliest(averages, classes, choose_particles(working, sampled[0]), radius, n_jobs, seed)
+    # These pixels are in memory: the many rounds need neither the file nor other machines.
+    kept_images = as_particles(images[: len(sampled[0])])
+    of_kept = replace(
+        kept_images, pixel_size=working.pixel_size, ctf=working.ctf and working.ctf.of(sampled[0])
+    )
+    shown = _with_likeliest(averages, classes, of_kept, radius, n_jobs, seed)
     return _views(working, sample, places, *shown, rare), rescued
 
 
