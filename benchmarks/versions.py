@@ -26,6 +26,7 @@ from fastsort.particles.mrc import write_stack
 SORT = """
 import sys, time
 import fastsort as fs
+assert fs.__file__.startswith(sys.argv[3]), f"{fs.__file__} is not in {sys.argv[3]}"
 stack = sys.argv[1]
 fs.sort_particles(fs.open_particles(stack).read(0, 400), n_jobs=int(sys.argv[2]))
 begin = time.perf_counter()
@@ -36,8 +37,11 @@ print(time.perf_counter() - begin, int(result.keep.sum()))
 
 def seconds_of(checkout: Path, stack: Path) -> tuple[float, int]:
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
-    command = [sys.executable, "-c", SORT, str(stack), str(WORKERS)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    command = [sys.executable, "-c", SORT, str(stack), str(WORKERS), str(checkout)]
+    # From its own folder: Python looks there before all others.
+    done = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, text=True, env=environment, cwd=checkout
+    )
     seconds, kept = done.stdout.split()
     return float(seconds), int(kept)
 
