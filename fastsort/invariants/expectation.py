@@ -29,6 +29,10 @@ FINE_STEPS = 2.0
 ANGLES = 2.1
 # Particles farther from the middle than so many deviations are not looked for.
 FARTHEST = 4.0
+# Images are cropped to so many rings more than are needed, if that makes them smaller than this part of them.
+BEYOND, SMALLER = 4, 0.8
+# Pairs of a row and a class, none of whose angles is likelier than this, add nothing to the averages.
+NEGLIGIBLE = 1e-6
 # Images at once: what lies between two steps should stay in the processor's cache.
 CHUNK = 32
 
@@ -145,6 +149,14 @@ def expect(
         sums = _add(sums, _sums(chunk, model, number), number)
         write_assignments(found, rows, _assigned(chunk, model, number))
     return sums, found
+
+
+def sum_up(images: Images, half: Indices | None, terms: Floats | None, model: ClassModel) -> ClassSums:
+    """Return the sums that `expect` finds, without any assignments."""
+    sums = no_sums(model.references.shape)
+    for number, _, chunk in _chunks(images, half, terms, model):
+        sums = _add(sums, _sums(chunk, model, number), number)
+    return sums
 
 
 def assign(images: Images, half: Indices, model: ClassModel) -> Assignments:
@@ -322,13 +334,24 @@ def _compared_with_all(images: Images, terms: Floats | None, model: ClassModel, 
 
 def _on_rings(images: Images, terms: Floats | None, model: ClassModel, n_rings: int) -> _Images:
     rings = rings_of(model.box)
-    window = soft_disk(model.box, model.window)
-    spectra = np.ascontiguousarray(sample_rings(images, rings, rings.image_taps, window)[:, :, :n_rings])
+    spectra = _sampled(images, model, n_rings)
     power = (spectra**2).sum(axis=1).mean(axis=2, dtype=np.float64)
     transfer = np.ones((len(images), n_rings), dtype=np.float32)
     if terms is not None:
         _see_through(spectra, transfer, terms, rings.cosine, rings.sine, model.box)
     return _Images(spectra, transfer, power)
+
+
+def _sampled(images: Images, model: ClassModel, n_rings: int) -> Singles:
+    """Sample the first rings of images, from smaller ones where these show so many rings."""
+    box = min(2 * (n_rings + BEYOND), model.box)
+    if box > SMALLER * model.box:
+        box = model.box
+    rings = rings_of(box, rings_of(model.box).n_angles)
+    window = soft_disk(model.box, model.window)
+    spectra = sample_rings(images, rings, rings.image_taps, window)[:, :, :n_rings]
+    # The transform of fewer pixels sums fewer.
+    return np.ascontiguousarray(spectra) * np.float32((model.box / box) ** 2)
 
 
 @kernel
@@ -534,17 +557,14 @@ def _sums(chunk: _Chunk, model: ClassModel, half: int) -> ClassSums:
     """Sum the images, turned back by each angle, weighted by its probability; without the axis of halves."""
     on_rings, poses, compared, probability, of_class, square_shift = chunk
     n, n_classes = of_class.shape
-    n_indices, _, n_rows, n_rings = compared.expanded.shape
-    turned = np.zeros((n_indices, n_rows, 2 * n_classes), dtype=np.float32)
-    _place(scipy.fft.rfft(probability, axis=1, workers=1), poses.row, poses.label, turned)
-    real, imaginary = (
-        np.matmul(part.transpose(0, 2, 1), turned) for part in compared.expanded.swapaxes(0, 1)
-    )
-    products = np.empty((n_indices, n_rings, n_classes), dtype=np.complex64)
-    products.real = real[..., :n_classes] - imaginary[..., n_classes:]
-    products.imag = real[..., n_classes:] + imaginary[..., :n_classes]
-    weights = on_rings.transfer.astype(np.float64).T @ of_class
+    counted = np.flatnonzero(probability.max(axis=1) > NEGLIGIBLE)
+    turned = scipy.fft.rfft(probability[counted], axis=1, workers=1)
     references = model.references[half]
+    parts = np.zeros((len(references), n_classes, 2, references.shape[1]), dtype=np.float32)
+    _add_up(compared.expanded, turned, poses.row[counted], poses.label[counted], parts)
+    real, imaginary = parts.transpose(2, 0, 3, 1)
+    products = real + 1j * imaginary
+    weights = on_rings.transfer.astype(np.float64).T @ of_class
     power = np.abs(references) ** 2
     explained = (references.conj() * products).real
     power[1:] *= 2
@@ -555,14 +575,20 @@ def _sums(chunk: _Chunk, model: ClassModel, half: int) -> ClassSums:
 
 
 @kernel
-def _place(transforms, row, label, turned):
-    # turned (M, rows, 2 K): the complex conjugates of transforms (pairs, M) at their rows and classes.
-    n_classes = turned.shape[2] // 2
-    for m in range(turned.shape[0]):
+def _add_up(expanded, turned, row, label, parts):
+    # parts (M, K, 2, R): to each class are added its rows of expanded (M, 2, rows, R), times the complex
+    # conjugates of turned (pairs, M).
+    n_rings = expanded.shape[3]
+    for m in range(expanded.shape[0]):
         for pair in range(row.size):
-            value = transforms[pair, m]
-            turned[m, row[pair], label[pair]] = value.real
-            turned[m, row[pair], n_classes + label[pair]] = -value.imag
+            real = turned[pair, m].real
+            imaginary = turned[pair, m].imag
+            image_real = expanded[m, 0, row[pair]]
+            image_imaginary = expanded[m, 1, row[pair]]
+            into = parts[m, label[pair]]
+            for ring in range(n_rings):
+                into[0, ring] += image_real[ring] * real + image_imaginary[ring] * imaginary
+                into[1, ring] += image_imaginary[ring] * real - image_real[ring] * imaginary
 
 
 def _weights_by(place: Indices, weights: Floats, count: int) -> Floats:
@@ -600,11 +626,12 @@ def _assigned(chunk: _Chunk, model: ClassModel, half: int) -> Assignments:
     # The image is its reference turned by this angle; an alignment turns it back.
     angle = np.degrees(-turn - 2 * np.pi / n_angles * _beside(likelihood[pair], place))
     angle -= 360 * np.round(angle / 360)
+    shift = poses.shift[row] + _beside_shift(on_rings, poses.shift[row], label, place, model, half)
     return Assignments(
         label,
         of_class.max(axis=1).astype(np.float32),
         angle.astype(np.float32),
-        poses.shift[row].astype(np.float32),
+        shift.astype(np.float32),
         probability[pair, place],
         score.astype(np.float32),
     )
@@ -616,5 +643,32 @@ def _beside(likelihood: Singles, place: Indices) -> Floats:
     low, middle, high = (
         likelihood[rows, (place + step) % n_angles].astype(np.float64) for step in (-1, 0, 1)
     )
+    return _peak(low, middle, high)
+
+
+def _beside_shift(
+    on_rings: _Images, shift: Floats, label: Indices, place: Indices, model: ClassModel, half: int
+) -> Floats:
+    """Where beside some shifts (n, 2) the likelihood peaks, in one class at one angle of each image: (n, 2)."""
+    n, n_rings = len(shift), model.references.shape[2]
+    # At most this far from the grid of the search.
+    step = model.box / (2 * FINE_STEPS * n_rings)
+    around = step * np.array([(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)])
+    rows, count = np.arange(n * len(around)), len(around)
+    near = _Poses(
+        np.repeat(np.arange(n), count),
+        (shift[:, None] + around).reshape(-1, 2),
+        rows,
+        np.repeat(label, count),
+    )
+    likelihood = _compare(on_rings, near, model, half, n_rings).likelihood
+    heights = likelihood[rows, np.repeat(place, count)].reshape(n, count).astype(np.float64)
+    middle, above, below, left, right = heights.T
+    peaks = np.stack([_peak(above, middle, below), _peak(left, middle, right)], axis=1)
+    return step * np.clip(peaks, -1, 1)
+
+
+def _peak(low: Floats, middle: Floats, high: Floats) -> Floats:
+    """Where the parabola through three heights, one step apart, peaks: steps from the middle."""
     bend = low - 2 * middle + high
-    return np.divide(0.5 * (low - high), bend, out=np.zeros(len(place)), where=bend < 0)
+    return np.divide(0.5 * (low - high), bend, out=np.zeros(len(middle)), where=bend < 0)

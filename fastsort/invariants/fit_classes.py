@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from fastsort.invariants.expectation import (
     mixed_sums,
     no_assignments,
     no_sums,
+    sum_up,
     write_assignments,
 )
 from fastsort.invariants.maximization import Averages, maximize, on_rings
@@ -208,13 +209,18 @@ class _Fit:
         return np.sort(chosen)
 
     def pass_over(
-        self, rows: Indices | None, model: ClassModel, batch_size: int, half: Indices | None = None
-    ) -> Iterator[tuple[ClassSums, Assignments]]:
-        """Yield sums and assignments of some images, or of all, batch by batch; `half` is that of each."""
+        self,
+        function: Callable[..., Any],
+        rows: Indices | None,
+        model: ClassModel,
+        batch_size: int,
+        half: Indices | None = None,
+    ) -> Iterator[Any]:
+        """Yield what a function finds in some images, or in all, batch by batch; `half` is that of each."""
         particles = self.particles if rows is None else choose_particles(self.particles, rows)
         terms = self.terms if rows is None or self.terms is None else self.terms[rows]
         return map_batches(
-            _expect, particles, model, each=(half, terms), batch_size=batch_size, n_jobs=self.n_jobs
+            function, particles, model, each=(half, terms), batch_size=batch_size, n_jobs=self.n_jobs
         )
 
     def run(self, half: Indices | None, progress: Progress | None) -> FittedClasses:
@@ -329,7 +335,7 @@ class _Fit:
     def sums_of(self, rows: Indices | None, model: ClassModel) -> ClassSums:
         """Return the sums of some images, or of all."""
         sums = no_sums(model.references.shape)
-        for part, _ in self.pass_over(rows, model, ALL_BATCH if rows is None else BATCH):
+        for part in self.pass_over(_sum_up, rows, model, ALL_BATCH if rows is None else BATCH):
             sums = add_sums(sums, part)
         return sums
 
@@ -349,7 +355,7 @@ class _Fit:
         found = no_assignments(len(self.order))
         for number in range(N_HALVES):
             sums, start = no_sums(model.references.shape), 0
-            for part, assigned in self.pass_over(self.order, model, ALL_BATCH, half_of[self.order]):
+            for part, assigned in self.pass_over(_expect, self.order, model, ALL_BATCH, half_of[self.order]):
                 sums = add_sums(sums, part)
                 stop = start + len(assigned.label)
                 write_assignments(found, self.order[start:stop], assigned)
@@ -410,3 +416,9 @@ def _expect(
     images: Images, start: int, half: Indices | None, terms: Floats | None, model: ClassModel
 ) -> tuple[ClassSums, Assignments]:
     return expect(images, half, terms, model)
+
+
+def _sum_up(
+    images: Images, start: int, half: Indices | None, terms: Floats | None, model: ClassModel
+) -> ClassSums:
+    return sum_up(images, half, terms, model)

@@ -70,7 +70,7 @@ def prepare_references(images: Images, weights: Array | None = None, mirror: boo
     count, box = images.shape[:2]
     rings = rings_of(working_box(box))
     n_rings, n_angles = rings.n_rings, rings.n_angles
-    fine = sample_rings(images, rings, rings.reference_taps, soft_disk(rings.box))
+    fine = sample_rings(images, rings, rings.reference_taps, soft_disk(box))
     fine[~usable_images(images)] = 0
     if weights is not None:
         fine *= weights[:, None, 1 : n_rings + 1, None].astype(np.float32)

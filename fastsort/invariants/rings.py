@@ -52,8 +52,6 @@ class Rings(NamedTuple):
         At 1, 2, ... cycles a box, all below Nyquist.
     n_angles : int
         In half a turn, from -90 degrees up; the other half is the complex conjugate.
-    outside : ndarray of intp
-        Pixels outside the inscribed circle.
     fall_off : ndarray of float32, shape (box,)
         What an axis of the image is multiplied with, to undo in advance what the interpolation does to it.
     padded : int
@@ -69,7 +67,6 @@ class Rings(NamedTuple):
     box: int
     n_rings: int
     n_angles: int
-    outside: Indices
     fall_off: Singles
     padded: int
     phase: npt.NDArray[np.complex64]
@@ -103,16 +100,19 @@ def working_box(box: int) -> int:
     return min(box, WORKING_BOX)
 
 
-@lru_cache(maxsize=8)
-def rings_of(box: int) -> Rings:
-    """Return the sampling for images of `box` pixels."""
+@lru_cache(maxsize=32)
+def rings_of(box: int, n_angles: int | None = None) -> Rings:
+    """Return the sampling for images of `box` pixels.
+
+    By default the angles are enough for a particle that fills four fifths of the box, and a multiple of the
+    search's.
+    """
     n_rings = (box - 1) // 2
-    # Enough for a particle that fills four fifths of the box, and a multiple of the search's angles.
-    n_angles = SEARCH_ANGLES * max(1, math.ceil(0.4 * math.pi * n_rings / SEARCH_ANGLES))
+    if n_angles is None:
+        n_angles = SEARCH_ANGLES * max(1, math.ceil(0.4 * math.pi * n_rings / SEARCH_ANGLES))
     padded = scipy.fft.next_fast_len(2 * box, real=True)
     padded += padded % 2
     offset = np.arange(box) - box // 2
-    outside = np.flatnonzero(np.add.outer(offset**2, offset**2) > (box // 2) ** 2)
     # The Kaiser-Bessel window's shape for twofold oversampling, after Beatty, Nishimura, Pauly,
     # IEEE Trans. Med. Imaging 24 (2005), equation 5.
     shape = math.pi * math.sqrt((_TAPS / 2 * 1.5) ** 2 - 0.8)
@@ -128,7 +128,6 @@ def rings_of(box: int) -> Rings:
         box,
         n_rings,
         n_angles,
-        outside,
         fall_off.astype(np.float32),
         padded,
         phase.astype(np.complex64),
@@ -137,6 +136,13 @@ def rings_of(box: int) -> Rings:
         np.cos(angle).astype(np.float32),
         np.sin(angle).astype(np.float32),
     )
+
+
+@lru_cache(maxsize=32)
+def _outside(box: int) -> Indices:
+    """Return the pixels outside the inscribed circle."""
+    offset = np.arange(box) - box // 2
+    return np.flatnonzero(np.add.outer(offset**2, offset**2) > (box // 2) ** 2)
 
 
 def _taps(radius: Floats, angle: Floats, shape: float) -> Taps:
@@ -187,7 +193,7 @@ def sample_rings(images: Images, rings: Rings, taps: Taps, mask: Singles | None 
     rings : Rings
     taps : Taps
         One of the two sets that belong to the rings.
-    mask : ndarray of float32, shape (box, box), optional
+    mask : ndarray of float32, shape (d, d), optional
         What the levelled images are multiplied with.
 
     Returns
@@ -195,24 +201,31 @@ def sample_rings(images: Images, rings: Rings, taps: Taps, mask: Singles | None 
     spectra : ndarray of float32, shape (n, 2, K, angles)
         Real and imaginary parts, times the root of the ring's radius.
     """
+    box = images.shape[1]
     spectra = np.empty((len(images), 2, rings.n_rings, len(taps.first_row) // rings.n_rings), np.float32)
-    operator = crop_operator(images.shape[1], rings.box) if images.shape[1] > rings.box else None
+    crop = _crop(box, rings.box) if box > rings.box else None
+    fall_off = rings.fall_off if crop is None else np.ones(box, dtype=np.float32)
+    outside = _outside(box)
     for start in range(0, len(images), CHUNK):
         some = images[start : start + CHUNK]
-        canvas = np.empty((len(some), rings.box, rings.box), dtype=np.float32)
+        canvas = np.empty(some.shape, dtype=np.float32)
         level = np.empty((len(some), 2), dtype=np.float64)
         _measure(some, level)
-        if operator is not None:
-            levelled = (some - level[:, :1, None]) * level[:, 1:, None]
-            some = apply_crop(levelled.astype(np.float32), operator)
-            level[:] = 0, 1
-        _level(some, level, rings.outside, rings.fall_off, canvas)
+        _level(some, level, outside, fall_off, canvas)
         if mask is not None:
             canvas *= mask
+        if crop is not None:
+            canvas = apply_crop(canvas, crop)
+            canvas *= rings.fall_off[:, None] * rings.fall_off
         half = scipy.fft.rfft(canvas, rings.padded, axis=2, workers=1)
         plane = scipy.fft.fft(half, rings.padded, axis=1, workers=1, overwrite_x=True)
         _resample(plane, rings.phase, *taps, spectra[start : start + CHUNK])
     return spectra
+
+
+@lru_cache(maxsize=32)
+def _crop(box: int, size: int) -> Singles:
+    return crop_operator(box, size)
 
 
 @kernel
