@@ -649,7 +649,7 @@ def _beside(likelihood: Singles, place: Indices) -> Floats:
 def _beside_shift(
     on_rings: _Images, shift: Floats, label: Indices, place: Indices, model: ClassModel, half: int
 ) -> Floats:
-    """Where beside some shifts (n, 2) the likelihood peaks, in one class at one angle of each image: (n, 2)."""
+    """Where beside shifts (n, 2) the likelihood peaks, in one class at one angle of each image: (n, 2)."""
     n, n_rings = len(shift), model.references.shape[2]
     # At most this far from the grid of the search.
     step = model.box / (2 * FINE_STEPS * n_rings)
