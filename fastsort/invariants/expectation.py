@@ -147,7 +147,7 @@ def expect(
     found = no_assignments(len(images))
     for number, rows, chunk in _chunks(images, half, terms, model):
         sums = _add(sums, _sums(chunk, model, number), number)
-        write_assignments(found, rows, _assigned(chunk, model, number))
+        write_assignments(found, rows, _assigned(chunk, model, number, between=True))
     return sums, found
 
 
@@ -160,10 +160,13 @@ def sum_up(images: Images, half: Indices | None, terms: Floats | None, model: Cl
 
 
 def assign(images: Images, half: Indices, model: ClassModel) -> Assignments:
-    """Return the assignments that `expect` finds where the transfer function is 1, without any sums."""
+    """Return the assignments that `expect` finds where the transfer function is 1, without any sums.
+
+    The shifts are those that were compared.
+    """
     found = no_assignments(len(images))
     for number, rows, chunk in _chunks(images, half, None, model):
-        write_assignments(found, rows, _assigned(chunk, model, number))
+        write_assignments(found, rows, _assigned(chunk, model, number, between=False))
     return found
 
 
@@ -596,8 +599,11 @@ def _weights_by(place: Indices, weights: Floats, count: int) -> Floats:
     return np.bincount(place, weights, count).astype(np.float64)
 
 
-def _assigned(chunk: _Chunk, model: ClassModel, half: int) -> Assignments:
-    """Choose the likeliest class of each image, and the likeliest pose in it."""
+def _assigned(chunk: _Chunk, model: ClassModel, half: int, *, between: bool) -> Assignments:
+    """Choose the likeliest class of each image, and the likeliest pose in it.
+
+    Shifts may lie `between` those that were compared, which takes another comparison.
+    """
     on_rings, poses, compared, probability, of_class, _ = chunk
     n = len(of_class)
     label = of_class.argmax(axis=1)
@@ -626,7 +632,9 @@ def _assigned(chunk: _Chunk, model: ClassModel, half: int) -> Assignments:
     # The image is its reference turned by this angle; an alignment turns it back.
     angle = np.degrees(-turn - 2 * np.pi / n_angles * _beside(likelihood[pair], place))
     angle -= 360 * np.round(angle / 360)
-    shift = poses.shift[row] + _beside_shift(on_rings, poses.shift[row], label, place, model, half)
+    shift = poses.shift[row]
+    if between:
+        shift = shift + _beside_shift(on_rings, shift, label, place, likelihood[pair, place], model, half)
     return Assignments(
         label,
         of_class.max(axis=1).astype(np.float32),
@@ -647,14 +655,24 @@ def _beside(likelihood: Singles, place: Indices) -> Floats:
 
 
 def _beside_shift(
-    on_rings: _Images, shift: Floats, label: Indices, place: Indices, model: ClassModel, half: int
+    on_rings: _Images,
+    shift: Floats,
+    label: Indices,
+    place: Indices,
+    height: Singles,
+    model: ClassModel,
+    half: int,
 ) -> Floats:
-    """Where beside shifts (n, 2) the likelihood peaks, in one class at one angle of each image: (n, 2)."""
+    """Where beside shifts (n, 2) the likelihood peaks, in one class at one angle of each image: (n, 2).
+
+    The `height` of the likelihood at these shifts is known.
+    """
     n, n_rings = len(shift), model.references.shape[2]
     # At most this far from the grid of the search.
     step = model.box / (2 * FINE_STEPS * n_rings)
-    around = step * np.array([(0, 0), (-1, 0), (1, 0), (0, -1), (0, 1)])
-    rows, count = np.arange(n * len(around)), len(around)
+    around = step * np.array([(-1, 0), (1, 0), (0, -1), (0, 1)])
+    count = len(around)
+    rows = np.arange(n * count)
     near = _Poses(
         np.repeat(np.arange(n), count),
         (shift[:, None] + around).reshape(-1, 2),
@@ -662,8 +680,9 @@ def _beside_shift(
         np.repeat(label, count),
     )
     likelihood = _compare(on_rings, near, model, half, n_rings).likelihood
-    heights = likelihood[rows, np.repeat(place, count)].reshape(n, count).astype(np.float64)
-    middle, above, below, left, right = heights.T
+    sides = likelihood[rows, np.repeat(place, count)].reshape(n, count).astype(np.float64)
+    above, below, left, right = sides.T
+    middle = height.astype(np.float64)
     peaks = np.stack([_peak(above, middle, below), _peak(left, middle, right)], axis=1)
     return step * np.clip(peaks, -1, 1)
 
