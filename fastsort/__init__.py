@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fastsort.invariants.filter import invariant_filter
     from fastsort.particles.open import open_particles
     from fastsort.particles.source import Particles
+    from fastsort.pick import pick_particles
     from fastsort.radial.filter import radial_filter
     from fastsort.simulate.particles import simulate_particles
     from fastsort.simulate.project import write_project
@@ -47,6 +48,7 @@ __all__ = [
     "invariants",
     "open_particles",
     "phase_flip",
+    "pick_particles",
     "radial",
     "radial_filter",
     "simulate",
@@ -105,6 +107,7 @@ __getattr__, __dir__ = lazy_names(
         "cut_again": "fastsort.decide.verdict",
         "update_particles": "fastsort.update",
         "classify_particles": "fastsort.classify",
+        "pick_particles": "fastsort.pick",
         "use_cluster": "fastsort.images.cluster",
         "simulate_particles": "fastsort.simulate.particles",
         "write_project": "fastsort.simulate.project",

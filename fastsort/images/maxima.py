@@ -82,15 +82,35 @@ def blob_maxima(image: Singles, radius: float, distance: float, *, bright: bool 
     distance = check_positive("distance", distance, "px")
     if image.ndim != 2:
         raise InputError(f"an image has two dimensions; got {image.ndim}: give one micrograph.")
-    nowhere = np.empty(0, np.intp)
     pixels = _levelled(image)
     if pixels is None:
-        return Maxima(nowhere, nowhere, np.empty(0))
-    response = _response(pixels if bright else -pixels, radius)
-    spread = float(np.median(np.abs(response))) / QUARTILE
+        return Maxima(np.empty(0, np.intp), np.empty(0, np.intp), np.empty(0))
+    return maxima_of(_response(pixels if bright else -pixels, radius), distance)
+
+
+def maxima_of(response: Singles, distance: float, usable: Bools | None = None, least: float = 0.0) -> Maxima:
+    """Find the local maxima of a response above zero.
+
+    Parameters
+    ----------
+    response : ndarray of float32, shape (height, width)
+    distance : float
+        No two places are closer than this, in pixels: of two that are, the higher one is taken.
+    usable : ndarray of bool, shape (height, width), optional
+        Where maxima may lie; only this area tells how strongly the response varies.
+    least : float
+        Least height.
+
+    Returns
+    -------
+    maxima : Maxima
+    """
+    area = response if usable is None else response[usable]
+    spread = float(np.median(np.abs(area))) / QUARTILE if area.size else 0.0
     if not spread > 0:
-        return Maxima(nowhere, nowhere, np.empty(0))
-    row, column = np.nonzero((response == maximum_filter(response, 3, mode="nearest")) & (response > 0))
+        return Maxima(np.empty(0, np.intp), np.empty(0, np.intp), np.empty(0))
+    highest = (response == maximum_filter(response, 3, mode="nearest")) & (response > least * spread)
+    row, column = np.nonzero(highest if usable is None else highest & usable)
     height = response[row, column]
     order = np.argsort(-height, kind="stable")
     row, column, height = row[order], column[order], height[order]

@@ -190,8 +190,95 @@ def _stem(path: str) -> str:
     return os.path.splitext(os.path.basename(path))[0]
 
 
-def _open_given(micrographs: FilePath | Sequence[FilePath], data_dir: FilePath | None) -> _Given:
-    """Read the header of each micrograph."""
+class MicrographList(NamedTuple):
+    """Micrographs on their own, before anything is known of particles in them.
+
+    Attributes
+    ----------
+    path : str
+        What was asked for, for messages.
+    names : list of str
+        Of those that can be read, as they were given.
+    headers : list of MrcHeader
+        One image each.
+    ctf : CtfParameters or None
+        Of each, where a STAR file gives it.
+    pixel_size : float
+        In angstroms; NaN when unknown.
+    failed : dict of str to str
+        What is wrong with micrographs that cannot be read, by name.
+    """
+
+    path: str
+    names: list[str]
+    headers: list[MrcHeader]
+    ctf: CtfParameters | None
+    pixel_size: float
+    failed: dict[str, str]
+
+
+def list_micrographs(
+    micrographs: FilePath | Sequence[FilePath],
+    *,
+    pixel_size: float | None = None,
+    data_dir: FilePath | None = None,
+) -> MicrographList:
+    """Find micrographs and read their headers.
+
+    Parameters
+    ----------
+    micrographs, pixel_size, data_dir
+        As for `open_micrographs`.
+
+    Returns
+    -------
+    micrographs : MicrographList
+        A file that is damaged does not stop the others: it stands in `failed`.
+
+    Raises
+    ------
+    InputError
+        If no micrograph can be read, one is a movie or given twice, or they differ in pixel size.
+    """
+    names, paths, table = _named(micrographs, data_dir)
+    headers: list[MrcHeader] = []
+    rows: list[int] = []
+    failed: dict[str, str] = {}
+    for row, (name, path) in enumerate(zip(names, paths, strict=True)):
+        try:
+            header = read_header(path)
+        except InputError as error:
+            failed[name] = str(error)
+            continue
+        _check_single(header)
+        headers.append(header)
+        rows.append(row)
+    if not headers:
+        raise InputError(next(iter(failed.values())))
+    readable = [names[row] for row in rows]
+    if pixel_size is not None:
+        size = check_positive("pixel_size", pixel_size, "A")
+    else:
+        listed = None if table is None else _listed_sizes(table)
+        size = _common_pixel_size(readable, headers, None if listed is None else listed[rows])
+    ctf = None if table is None else listed_ctf(table)
+    return MicrographList(
+        _asked_for(micrographs), readable, headers, None if ctf is None else ctf.of(rows), size, failed
+    )
+
+
+def _check_single(header: MrcHeader) -> None:
+    if header.n_images > 1:
+        raise InputError(
+            f"{header.path} has {header.n_images} images: it is a movie or a stack. "
+            "Give the micrographs, which hold one image each."
+        )
+
+
+def _named(
+    micrographs: FilePath | Sequence[FilePath], data_dir: FilePath | None
+) -> tuple[list[str], list[str], JoinedTable | None]:
+    """Return names and paths of micrographs, and the table that lists them."""
     names, table = _expand(micrographs, "micrographs"), None
     paths = names
     if len(names) == 1 and Path(names[0]).suffix.lower() == ".star":
@@ -207,19 +294,22 @@ def _open_given(micrographs: FilePath | Sequence[FilePath], data_dir: FilePath |
             raise InputError(f"{star.path} lists no micrographs: nothing to extract particles from.")
         paths = find_files(names, star.path, data_dir, "micrographs")
     seen: dict[str, str] = {}
-    by_stem: dict[str, list[int]] = {}
     for number, (name, path) in enumerate(zip(names, paths, strict=True)):
         same = seen.setdefault(os.path.realpath(path), name)
         if len(seen) <= number:
             raise InputError(f"micrograph {shown(name)} is given twice (as {shown(same)}): give each once.")
+    return names, paths, table
+
+
+def _open_given(micrographs: FilePath | Sequence[FilePath], data_dir: FilePath | None) -> _Given:
+    """Read the header of each micrograph."""
+    names, paths, table = _named(micrographs, data_dir)
+    by_stem: dict[str, list[int]] = {}
+    for number, name in enumerate(names):
         by_stem.setdefault(_stem(name), []).append(number)
     headers = [read_header(path) for path in paths]
     for header in headers:
-        if header.n_images > 1:
-            raise InputError(
-                f"{header.path} has {header.n_images} images: it is a movie or a stack. "
-                "Give the micrographs, which hold one image each."
-            )
+        _check_single(header)
     return _Given(names, headers, table, by_stem)
 
 
@@ -371,13 +461,19 @@ def _pick_table(picks: list[_Picks], given: _Given, path: str, pixel_size: float
 
 
 def _pixel_size(given: _Given) -> float:
+    listed = None if given.table is None else _listed_sizes(given.table)
+    return _common_pixel_size(given.names, given.headers, listed)
+
+
+def _listed_sizes(table: JoinedTable) -> Floats | None:
+    """Return the pixel size of each micrograph, where their table gives it."""
+    sizes = micrograph_pixel_sizes(table)
+    return listed_pixel_sizes(table) if sizes is None else sizes
+
+
+def _common_pixel_size(names: list[str], headers: list[MrcHeader], listed: Floats | None) -> float:
     """Return the pixel size that all micrographs have, in angstroms; NaN when unknown."""
-    sizes = None
-    if given.table is not None:
-        sizes = micrograph_pixel_sizes(given.table)
-        sizes = listed_pixel_sizes(given.table) if sizes is None else sizes
-    if sizes is None:
-        sizes = np.array([header.pixel_size for header in given.headers])
+    sizes = np.array([header.pixel_size for header in headers]) if listed is None else listed
     sizes = np.where((sizes > 0) & np.isfinite(sizes), sizes, np.nan)
     if np.isnan(sizes).all():
         return float("nan")
@@ -386,8 +482,8 @@ def _pixel_size(given: _Given) -> float:
     if not sizes[other] <= sizes[smallest] * (1 + _SAME_PIXEL_SIZE):
         what = "no known pixel size" if np.isnan(sizes[other]) else f"{sizes[other]:.5g} A"
         raise InputError(
-            f"the micrographs differ in pixel size: {given.names[smallest]} has {sizes[smallest]:.5g} A, "
-            f"{given.names[other]} {what}. Sort each kind by itself, or give the pixel size of "
+            f"the micrographs differ in pixel size: {names[smallest]} has {sizes[smallest]:.5g} A, "
+            f"{names[other]} {what}. Sort each kind by itself, or give the pixel size of "
             "all if it is one."
         )
     return float(sizes[0])

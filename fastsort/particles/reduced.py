@@ -1,0 +1,103 @@
+"""Whole micrographs, reduced to a working pixel size while they are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastsort._checks import InputError, check_readable
+from fastsort._types import Array, Singles
+from fastsort.particles.mrc import MrcHeader
+
+# Rows that are read at one go: about what a cache holds.
+_BAND_BYTES = 8 << 20
+
+
+def read_reduced(header: MrcHeader, binning: int) -> Singles:
+    """Read a micrograph and average blocks of its pixels.
+
+    Parameters
+    ----------
+    header : MrcHeader
+        Of one image.
+    binning : int
+        Side of a block in pixels. Rows and columns that fill no block are left out.
+
+    Returns
+    -------
+    image : ndarray of float32, shape (ny // binning, nx // binning)
+        Pixel i covers the pixels from ``i * binning`` on. NaN where no pixel of a block is finite.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or has become shorter.
+    """
+    height, width = header.ny // binning, header.nx // binning
+    image = np.empty((height, width), np.float32)
+    row_bytes = header.nx * header.dtype.itemsize
+    rows = max(1, _BAND_BYTES // (row_bytes * binning))
+    with check_readable(header.path) as file:
+        file.seek(header.offset)
+        for start in range(0, height, rows):
+            stop = min(start + rows, height)
+            band = np.empty(((stop - start) * binning, header.nx), header.dtype)
+            if file.readinto(band.data) != band.nbytes:
+                raise InputError(
+                    f"{header.path} has become shorter while it was read: copy or write it again."
+                )
+            image[start:stop] = _averages(band[:, : width * binning], binning)
+    return image
+
+
+def _averages(band: Array, binning: int) -> Singles:
+    blocks = (len(band) // binning, binning, -1)
+    # Whole rows are added first: that is one long sum, which the processor does several numbers at a time.
+    rows = band.reshape(blocks).sum(axis=1, dtype=np.float32)
+    sums = rows.reshape(len(rows), -1, binning).sum(axis=2)
+    if np.isfinite(sums).all():
+        return (sums / np.float32(binning**2)).astype(np.float32)
+    finite = np.isfinite(band)
+    count = finite.reshape(blocks).sum(axis=1).reshape(len(rows), -1, binning).sum(axis=2)
+    rows = np.where(finite, band, 0).astype(np.float32).reshape(blocks).sum(axis=1)
+    sums = rows.reshape(len(rows), -1, binning).sum(axis=2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        averages: Singles = (sums / count).astype(np.float32)
+    return averages
+
+
+class Unread(str):
+    """Why a micrograph could not be read."""
+
+
+@dataclass(frozen=True, eq=False)
+class ReducedMicrographs:
+    """Micrographs that are read one at a time and reduced.
+
+    Attributes
+    ----------
+    headers : list of MrcHeader
+    binning : int
+        As for `read_reduced`.
+    """
+
+    headers: list[MrcHeader]
+    binning: int
+
+    def __len__(self) -> int:
+        return len(self.headers)
+
+    def read(self, start: int, stop: int) -> list[Singles | Unread]:
+        """Return the images of a range; in place of one that cannot be read, the reason."""
+        images: list[Singles | Unread] = []
+        for header in self.headers[start:stop]:
+            try:
+                images.append(read_reduced(header, self.binning))
+            except InputError as error:
+                images.append(Unread(error))
+        return images
+
+    def part(self, start: int, stop: int) -> ReducedMicrographs:
+        """Return a range alone."""
+        return ReducedMicrographs(self.headers[start:stop], self.binning)

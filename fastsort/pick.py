@@ -1,0 +1,446 @@
+"""Pick: micrographs go in, places of particles come out."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from fastsort._brief import brief
+from fastsort._checks import InputError, check_choice, check_positive
+from fastsort._progress import Progress, part_of
+from fastsort._types import Array, Bools, FilePath, Floats, Numbers, Singles, Words
+from fastsort.images.batches import map_batches
+from fastsort.images.work import WorkFolder, fingerprint, work_folder
+from fastsort.particles.doubts import stack_doubts
+from fastsort.particles.micrographs import MicrographList, list_micrographs
+from fastsort.particles.mrc import MrcHeader
+from fastsort.particles.reduced import ReducedMicrographs, Unread
+from fastsort.picking.contamination import WORDS, contaminated, contamination_maps, kinds_of, without
+from fastsort.picking.learn import (
+    APART,
+    NEAR,
+    REACH,
+    LearnedPicks,
+    find_diameter,
+    learn_picks,
+    picking_binning,
+    search_binning,
+)
+from fastsort.picking.places import find_places, response_of
+from fastsort.picking.planes import level
+
+REASONS = ("valid", "noise", *WORDS)
+VALID, NOISE, FIRST_WORD = 0, 1, 2
+# So many micrographs teach what particles look like.
+N_LEARNED_FROM = 6
+# After so many micrographs a run saves what it has found.
+N_SAVED_AT_ONCE = 16
+# Learning takes about as long as so many micrographs; for the bar.
+LEARNING = 20
+# What is hardly ever a particle is not listed at all, unless contamination hides it.
+_LEAST_LISTED = 0.01
+
+
+@brief
+class PickResult(NamedTuple):
+    """Places in micrographs that may be particles, and which of them are.
+
+    Attributes
+    ----------
+    names : ndarray of str, shape (m,)
+        The micrographs, as they were given.
+    micrograph : ndarray of int32, shape (n,)
+        In which micrograph each place lies; ascending. Within a micrograph, the likeliest place is first.
+    x, y : ndarray of float64, shape (n,)
+        Centre in pixels of the micrograph; the middle of the first pixel is 0.
+    probability : ndarray of float64, shape (n,)
+        That the place is a particle: its figure of merit.
+    height : ndarray of float64, shape (n,)
+        Response of the template, in deviations.
+    keep : ndarray of bool, shape (n,)
+    reason : ndarray of str, shape (n,)
+        "valid", or why it is no particle: "noise", "contamination", "carbon", "ice", "aggregate".
+    contaminated : ndarray of float64, shape (m,)
+        Part of the area of each micrograph in which no particle can be seen.
+    diameter, diameter_px : float
+        Of the particle, in angstroms and in pixels; NaN when unknown.
+    diameter_found : bool
+        Whether it was found, and not given.
+    contrast : str
+        "dark" or "bright": the particles in the micrographs; "unknown" where none were found.
+    threshold : float
+        Least probability of what is kept.
+    pixel_size : float
+        Of the micrographs in angstroms; NaN when unknown.
+    learned : LearnedPicks or None
+        What tells particles from everything else; None where nothing stands out from noise.
+    failed : dict of str to str
+        Micrographs that could not be read, and why.
+    doubts : tuple of str
+    seconds : dict of str to float
+    """
+
+    names: Words
+    micrograph: Numbers
+    x: Floats
+    y: Floats
+    probability: Floats
+    height: Floats
+    keep: Bools
+    reason: Words
+    contaminated: Floats
+    diameter: float
+    diameter_px: float
+    diameter_found: bool
+    contrast: str
+    threshold: float
+    pixel_size: float
+    learned: LearnedPicks | None
+    failed: dict[str, str]
+    doubts: tuple[str, ...]
+    seconds: dict[str, float]
+
+
+class MicrographPicks(NamedTuple):
+    """What was found in one micrograph.
+
+    Attributes
+    ----------
+    x, y, probability, height : ndarray of float64, shape (n,)
+        Coordinates in pixels of the micrograph as it was.
+    reason : ndarray of int8, shape (n,)
+        What the place is if it is no particle, as in `REASONS`.
+    contaminated : float
+        Part of the area.
+    failed : str
+        Why the micrograph could not be read; empty if it could.
+    """
+
+    x: Floats
+    y: Floats
+    probability: Floats
+    height: Floats
+    reason: Array
+    contaminated: float
+    failed: str
+
+
+def pick_particles(
+    micrographs: FilePath | Sequence[FilePath],
+    *,
+    diameter: float | None = None,
+    threshold: float | None = None,
+    contamination_margin: float | None = None,
+    pixel_size: float | None = None,
+    data_dir: FilePath | None = None,
+    earlier: PickResult | None = None,
+    work: FilePath | None = None,
+    keep_work: bool = False,
+    n_jobs: int | None = None,
+    progress: Progress | None = None,
+) -> PickResult:
+    """Find particles in micrographs. Nothing has to be known of them, and nothing is trained.
+
+    Parameters
+    ----------
+    micrographs : path, pattern, or list of them
+        MRC files of one image each, or a RELION STAR file that lists them. Read once, a few twice; never
+        changed.
+    diameter : float, optional
+        Of the particle, in angstroms; in pixels where the pixel size is unknown. By default it is found.
+    threshold : float, optional
+        Keep what is a particle with this probability at least. By default the one with the best expected F1.
+    contamination_margin : float, optional
+        Nothing is kept that lies nearer to contamination than this, in angstroms (pixels where the pixel size
+        is unknown). By default a quarter of the diameter.
+    pixel_size : float, optional
+        In angstroms, instead of what the files say.
+    data_dir : path, optional
+        Folder in which to look first for files that a STAR file names.
+    earlier : PickResult, optional
+        Of an earlier run. Its micrographs are not looked at again; in the others, what it has learned is used.
+    work : path, optional
+        Folder for what a run has found so far. If it was killed, start it again with the same folder, and it
+        goes on where it stopped.
+    keep_work : bool
+        Whether the folder stays after a run without errors.
+    n_jobs : int, optional
+        Workers, as joblib counts them. Results do not depend on it.
+    progress : callable, optional
+        Called as ``progress(done, total)``, in micrographs.
+
+    Returns
+    -------
+    result : PickResult
+
+    Raises
+    ------
+    InputError
+        If no micrograph can be read, one is a movie, they differ in pixel size, or an option is out of range.
+
+    Notes
+    -----
+    Noise has no sign: the negative of a micrograph shows what noise looks like to a picker. A radial template
+    is learned from what the highest places have and those of the negative have not, for blobs of all sizes;
+    the size with most evidence wins (the idea of templates from the data: KLT picker, Eldar, Landa & Shkolnisky,
+    J. Struct. Biol. 210, 2020). Places where the micrograph is darker, steeper or finer than particles are
+    are contaminated. A mixture of noise, which the negative shows, particles, and the rest, over the rings
+    and the fine structure about each place, gives the probability. Micrographs that cannot be read are
+    skipped and named.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import fastsort as fs
+    >>> from fastsort.simulate import simulate_micrographs, write_micrographs
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     simulated = simulate_micrographs(2, 768, diameter=120, pixel_size=4, snr=0.2, noise="white")
+    ...     paths = write_micrographs(os.path.join(folder, "set"), simulated)
+    ...     result = fs.pick_particles(os.path.join(folder, "set", "*.mrc"))
+    >>> result.contrast
+    'dark'
+    """
+    begin = time.perf_counter()
+    listed = list_micrographs(micrographs, pixel_size=pixel_size, data_dir=data_dir)
+    unit = listed.pixel_size if math.isfinite(listed.pixel_size) else 1.0
+    across = None if diameter is None else _diameter_px(diameter, unit, listed)
+    if threshold is not None:
+        _check_threshold(threshold)
+    margin = None
+    if contamination_margin is not None:
+        margin = _check_margin(contamination_margin) / unit
+    known = set() if earlier is None else {*earlier.names.tolist()}
+    new = [number for number, name in enumerate(listed.names) if name not in known]
+    headers = [listed.headers[number] for number in new]
+    learned = None if earlier is None else earlier.learned
+    if earlier is not None:
+        _check_earlier(earlier, listed, diameter)
+    mark = ""
+    if work is not None:
+        files = [np.array(_identity(header)) for header in headers]
+        mark = fingerprint("pick", files, listed.pixel_size, across, margin, learned is not None)
+    with work_folder(work, fingerprint=mark, keep=keep_work) as folder:
+        if learned is None and headers:
+            sample = _spread(headers)
+            learned = folder.stage("learned", lambda: _learn(sample, listed.pixel_size, across))
+        if progress:
+            progress(0, len(headers) + LEARNING)
+        learning = time.perf_counter()
+        shown = part_of(progress, LEARNING / (len(headers) + LEARNING), 1.0, len(headers) + LEARNING)
+        found = _find(headers, learned, margin, folder, n_jobs, shown)
+    names = [listed.names[number] for number in new]
+    result = _joined(names, found, listed, learned, diameter is None, threshold)
+    if earlier is not None:
+        result = _after(earlier, result, threshold)
+    seconds = {"learn": learning - begin, "pick": time.perf_counter() - learning}
+    return result._replace(seconds={**seconds, "total": math.fsum(seconds.values())})
+
+
+def _diameter_px(diameter: float, unit: float, listed: MicrographList) -> float:
+    across = check_positive("diameter", diameter, "A") / unit
+    side = min(min(header.ny, header.nx) for header in listed.headers)
+    if not 8 <= across <= side / 3:
+        raise InputError(
+            f"a diameter of {diameter:g} A is {across:.0f} px in micrographs of {side} px: it must be 8 px to a "
+            "third of the micrograph. Check the diameter and the pixel size."
+        )
+    return across
+
+
+def _check_threshold(threshold: float) -> None:
+    if not 0 < threshold < 1:
+        raise InputError(f"threshold is a probability between 0 and 1; got {threshold:g}.")
+
+
+def _check_margin(margin: float) -> float:
+    if not (math.isfinite(margin) and margin >= 0):
+        raise InputError(f"contamination_margin must be 0 or a positive length; got {margin:g}.")
+    return margin
+
+
+def _check_earlier(earlier: PickResult, listed: MicrographList, diameter: float | None) -> None:
+    sizes = earlier.pixel_size, listed.pixel_size
+    if all(map(math.isfinite, sizes)) and abs(sizes[0] / sizes[1] - 1) > 1e-3:
+        raise InputError(
+            f"the earlier run had micrographs of {sizes[0]:.5g} A a pixel, these have {sizes[1]:.5g} A: pick "
+            "them in a run of their own."
+        )
+    if diameter is not None and earlier.learned is not None:
+        raise InputError("diameter does nothing beside what an earlier run has learned: leave it out.")
+
+
+def _identity(header: MrcHeader) -> list[str]:
+    return [header.path, str(header.ny), str(header.nx), str(header.dtype)]
+
+
+def _spread(headers: list[MrcHeader]) -> list[MrcHeader]:
+    """Return a few micrographs, evenly spaced among all."""
+    n = min(len(headers), N_LEARNED_FROM)
+    places = np.unique(np.linspace(0, len(headers) - 1, n).round().astype(np.intp))
+    return [headers[place] for place in places.tolist()]
+
+
+def _learn(headers: list[MrcHeader], pixel_size: float, across: float | None) -> LearnedPicks | None:
+    if across is None:
+        side = min(min(header.ny, header.nx) for header in headers)
+        binning = search_binning(pixel_size, side)
+        images = _readable(headers, binning)
+        across = find_diameter(images, binning, pixel_size) if images else None
+    if across is None:
+        return None
+    binning = picking_binning(across)
+    images = _readable(headers, binning)
+    return learn_picks(images, binning, across) if images else None
+
+
+def _readable(headers: list[MrcHeader], binning: int) -> list[Singles]:
+    images = ReducedMicrographs(headers, binning).read(0, len(headers))
+    return [image for image in images if not isinstance(image, Unread)]
+
+
+def _find(
+    headers: list[MrcHeader],
+    learned: LearnedPicks | None,
+    margin: float | None,
+    folder: WorkFolder,
+    n_jobs: int | None,
+    progress: Progress | None,
+) -> list[MicrographPicks]:
+    """Look at all micrographs; what was found is saved after every few."""
+    if learned is None:
+        nothing = np.empty(0)
+        empty = MicrographPicks(nothing, nothing, nothing, nothing, np.empty(0, np.int8), math.nan, "")
+        return [empty] * len(headers)
+    found: list[MicrographPicks] = []
+    for start in range(0, len(headers), N_SAVED_AT_ONCE):
+        some = ReducedMicrographs(headers[start : start + N_SAVED_AT_ONCE], learned.template.binning)
+        number = start // N_SAVED_AT_ONCE
+        found += folder.stage(
+            f"places-{number}",
+            lambda some=some: [*map_batches(_picks_of, some, learned, margin, batch_size=1, n_jobs=n_jobs)],
+        )
+        if progress:
+            progress(len(found), len(headers))
+    return found
+
+
+def _picks_of(
+    images: list[Singles | Unread], start: int, learned: LearnedPicks, margin: float | None
+) -> MicrographPicks:
+    """Find the places of one micrograph."""
+    nothing = np.empty(0)
+    image = images[0]
+    if isinstance(image, Unread):
+        return MicrographPicks(nothing, nothing, nothing, nothing, np.empty(0, np.int8), math.nan, str(image))
+    width, binning = learned.width, learned.template.binning
+    surface = level(image, REACH * width)
+    if surface is None:
+        return MicrographPicks(nothing, nothing, nothing, nothing, np.empty(0, np.int8), math.nan, "")
+    maps = contamination_maps(surface, width, learned.sign)
+    bad = contaminated(maps, learned.limits, surface.usable)
+    near = NEAR * width if margin is None else margin / binning
+    clean = without(surface.usable, bad, near)
+    response = response_of(surface, learned.template, clean)
+    places = find_places(surface, response, learned.template, surface.usable, width, APART * width, learned.sign)
+    likely = learned.probabilities(places)
+    row, column = (np.rint(side).astype(np.intp) for side in (places.row, places.column))
+    row, column = np.clip(row, 0, image.shape[0] - 1), np.clip(column, 0, image.shape[1] - 1)
+    spoilt = ~clean[row, column]
+    kinds = _nearest_kind(kinds_of(bad, maps, learned.limits, math.pi / 4 * width**2), row, column)
+    probability = np.where(spoilt, 0.0, likely[:, 0])
+    reason = np.where(likely[:, 1] > 1 - likely.sum(axis=1), FIRST_WORD, NOISE)
+    reason = np.where(spoilt, FIRST_WORD + np.maximum(kinds, 0), reason).astype(np.int8)
+    listed = np.flatnonzero((probability >= _LEAST_LISTED) | spoilt)
+    listed = listed[np.argsort(-probability[listed], kind="stable")]
+    x, y = ((side + 0.5) * binning - 0.5 for side in (places.column, places.row))
+    share = float(bad.sum() / max(1, surface.usable.sum()))
+    return MicrographPicks(
+        x[listed], y[listed], probability[listed], places.height[listed], reason[listed], share, ""
+    )
+
+
+def _nearest_kind(kinds: Array, row: Array, column: Array) -> Array:
+    """Return the kind of the contamination nearest to places; -1 where there is none at all."""
+    import scipy.ndimage
+
+    if not len(row) or (kinds < 0).all():
+        return np.full(len(row), -1, np.int8)
+    nearest = scipy.ndimage.distance_transform_edt(kinds < 0, return_distances=False, return_indices=True)
+    found: Array = kinds[nearest[0][row, column], nearest[1][row, column]]
+    return found
+
+
+def _joined(
+    names: list[str],
+    found: list[MicrographPicks],
+    listed: MicrographList,
+    learned: LearnedPicks | None,
+    diameter_found: bool,
+    threshold: float | None,
+) -> PickResult:
+    read = [number for number, some in enumerate(found) if not some.failed]
+    failed = {**listed.failed, **{names[k]: some.failed for k, some in enumerate(found) if some.failed}}
+    parts = [found[number] for number in read]
+    micrograph = np.repeat(np.arange(len(parts), dtype=np.int32), [len(some.x) for some in parts])
+    x, y, probability, height = (
+        np.concatenate([np.empty(0), *(some[field] for some in parts)]) for field in range(4)
+    )
+    cut = 1.0 if learned is None else learned.cut
+    cut = cut if threshold is None else threshold
+    keep = probability >= cut
+    code = np.concatenate([np.empty(0, np.int8), *(some.reason for some in parts)])
+    across = math.nan if learned is None else learned.diameter
+    contrast = "unknown" if learned is None else "dark" if learned.sign < 0 else "bright"
+    return PickResult(
+        names=np.array([names[number] for number in read], str),
+        micrograph=micrograph,
+        x=x,
+        y=y,
+        probability=probability,
+        height=height,
+        keep=keep,
+        reason=np.array(REASONS)[np.where(keep, VALID, code).astype(np.intp)],
+        contaminated=np.array([some.contaminated for some in parts]),
+        diameter=across * listed.pixel_size,
+        diameter_px=across,
+        diameter_found=diameter_found,
+        contrast=contrast,
+        threshold=cut,
+        pixel_size=listed.pixel_size,
+        learned=learned,
+        failed=failed,
+        doubts=(*stack_doubts(listed.headers), *_doubts(listed, learned)),
+        seconds={},
+    )
+
+
+def _doubts(listed: MicrographList, learned: LearnedPicks | None) -> list[str]:
+    doubts = []
+    if learned is None:
+        doubts.append(
+            "nothing stands out from noise in these micrographs, so nothing was picked: look at one of them, "
+            "and give --diameter if particles can be seen."
+        )
+    if not math.isfinite(listed.pixel_size):
+        doubts.append("no file says the pixel size: lengths are in pixels. Give --pixel-size.")
+    return doubts
+
+
+def _after(earlier: PickResult, new: PickResult, threshold: float | None) -> PickResult:
+    """Put what was found in new micrographs after what an earlier run has found."""
+    if threshold is not None and threshold != earlier.threshold:
+        keep = earlier.probability >= threshold
+        reason = np.where(keep, REASONS[VALID], np.where(earlier.keep, REASONS[NOISE], earlier.reason))
+        earlier = earlier._replace(keep=keep, reason=reason)
+    joined = {
+        field: np.concatenate([getattr(earlier, field), getattr(new, field)])
+        for field in ("names", "x", "y", "probability", "height", "keep", "reason", "contaminated")
+    }
+    micrograph = np.concatenate([earlier.micrograph, new.micrograph + np.int32(len(earlier.names))])
+    if earlier.learned is not None:
+        new = new._replace(diameter_found=earlier.diameter_found)
+    return new._replace(**joined, micrograph=micrograph)

@@ -1,0 +1,285 @@
+"""What a picker learns from a few micrographs, before it looks at all of them."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from fastsort._types import Bools, Floats, Singles
+from fastsort.images.maxima import maxima_of
+from fastsort.picking.contamination import Limits, contaminated, contamination_maps, learn_limits, without
+from fastsort.picking.mixture import Mixture, best_cut, fit_mixture, probabilities
+from fastsort.picking.places import VIEWS, Places, find_places, response_of
+from fastsort.picking.planes import Surface, level
+from fastsort.picking.rings import rings_about
+from fastsort.picking.template import Template, learn_template, usual_areas
+
+# Learning starts with blobs of these widths, in angstroms; each is wider than the one before by this ratio.
+# Without a pixel size the least width is a part of the micrograph's shorter side.
+NARROWEST, WIDEST, STEP = 50.0, 450.0, 1.3
+NARROWEST_PART, WIDEST_PART = 1 / 60, 1 / 5
+# No particle is told from noise by fewer pixels.
+LEAST_PIXELS = 8.0
+# While widths are compared, a width takes about so many pixels; afterwards the diameter takes so many.
+COARSE, FINE = 10, 16
+# Blobs that have most evidence are this much narrower than the particle; learning starts with some such widths,
+# since from one it may end in a side maximum.
+OF_DIAMETER, STARTS = 0.75, (0.6, 0.8, 1.0)
+# Heights of noise differ from those of its negative by less than this.
+LEAST_EVIDENCE = 30.0
+# The background is averaged over a Gaussian of so many widths.
+REACH = 3.0
+N_ROUNDS = 2
+# Contamination spoils what lies so near, in diameters.
+NEAR = 0.25
+# Two particles are no closer than this, in diameters.
+APART = 0.65
+# Maxima above this quantile of the negative's are particles often enough to tell whether these are dark.
+UNEXPLAINED = 0.98
+# While widths are compared, so many squares of a width are looked at in each micrograph.
+MOST_SQUARES = 4000
+# Evidence below this is noise's. Widths count with this power of their evidence when the diameter is found.
+NO_EVIDENCE, POWER = 8.0, 3
+# A view never says more surely no.
+LEAST_PART = 1e-4
+# Widths with a third of the most evidence and less count as past; after so many, narrower ones are left out.
+PAST, N_PAST = 1 / 3, 4
+
+
+class LearnedPicks(NamedTuple):
+    """What tells particles from everything else in micrographs of one kind.
+
+    Attributes
+    ----------
+    template : Template
+    limits : Limits
+        Of contamination.
+    mixtures : tuple of Mixture
+        One a view of the features.
+    diameter : float
+        In pixels of the micrographs.
+    sign : int
+        -1 where particles are darker than the background, 1 where they are brighter.
+    cut : float
+        Least probability of a particle that is kept.
+    """
+
+    template: Template
+    limits: Limits
+    mixtures: tuple[Mixture, ...]
+    diameter: float
+    sign: int
+    cut: float
+
+    @property
+    def width(self) -> float:
+        """The diameter in pixels of the reduced micrographs."""
+        return self.diameter / self.template.binning
+
+    def probabilities(self, places: Places) -> Floats:
+        """Return how likely each place is a particle, and how likely it is foreign, shape (m, 2).
+
+        Both are geometric means over the views: one view that knows better is enough to say no.
+        """
+        total = np.zeros((len(places.height), 2))
+        for view, mixture in zip(VIEWS, self.mixtures, strict=True):
+            parts = probabilities(places.features[:, view], places.height, mixture)[:, 1:]
+            total += np.log(parts + LEAST_PART)
+        mean: Floats = np.exp(total / len(self.mixtures))
+        return mean
+
+
+def search_binning(pixel_size: float, side: int) -> int:
+    """Return with which binning micrographs are read to find the diameter.
+
+    Parameters
+    ----------
+    pixel_size : float
+        In angstroms; NaN when unknown.
+    side : int
+        The shorter side of a micrograph, in pixels.
+    """
+    return max(1, int(start_widths(pixel_size, side)[0] / COARSE))
+
+
+def picking_binning(diameter: float) -> int:
+    """Return with which binning micrographs are read to pick particles of a diameter in pixels."""
+    return max(1, int(diameter / FINE))
+
+
+def start_widths(pixel_size: float, side: int) -> list[float]:
+    """Return widths of blobs with which learning may start, in pixels, ascending."""
+    if math.isfinite(pixel_size):
+        least, most = NARROWEST / pixel_size, WIDEST / pixel_size
+    else:
+        least, most = NARROWEST_PART * side, WIDEST_PART * side
+    least = max(least, LEAST_PIXELS)
+    most = max(min(most, WIDEST_PART * side), least)
+    return [least * STEP**k for k in range(int(math.log(most / least) / math.log(STEP)) + 1)]
+
+
+def find_diameter(images: list[Singles], binning: int, pixel_size: float) -> float | None:
+    """Find the size of the particles in a few micrographs.
+
+    Parameters
+    ----------
+    images : list of ndarray of float32, shape (height, width)
+        Reduced by `search_binning`.
+    binning : int
+    pixel_size : float
+        Of the micrographs as they were, in angstroms; NaN when unknown.
+
+    Returns
+    -------
+    diameter : float or None
+        In pixels of the micrographs as they were; None where nothing stands out from noise.
+
+    Notes
+    -----
+    Blobs of many widths each teach a template. The evidence of each says how much heights of its maxima
+    differ from those of the micrographs' negative; the diameter is what the widths with most evidence speak
+    for.
+    """
+    widths = start_widths(pixel_size, min(min(image.shape) for image in images) * binning)
+    found: list[tuple[float, float]] = []
+    best = 0.0
+    past = 0
+    # The wider a blob is, the less work it makes.
+    for width in reversed(widths):
+        more = max(1, int(width / binning / COARSE))
+        across = width / (binning * more)
+        pieces = [_middle(_binned(image, more), across) for image in images]
+        surfaces = [s for s in (level(piece, REACH * across) for piece, _ in pieces) if s is not None]
+        if not surfaces:
+            return None
+        template = learn_template(surfaces, usual_areas(surfaces, across), binning * more, across)
+        if template is None:
+            continue
+        # Evidence grows with the area.
+        part = sum(piece.size for piece, _ in pieces) / sum(size for _, size in pieces)
+        evidence = max(template.evidence - NO_EVIDENCE, 0.0) / part
+        if template.evidence > LEAST_EVIDENCE:
+            best = max(best, evidence)
+        found.append((width, evidence))
+        past = past + 1 if evidence < PAST * best else 0
+        if past == N_PAST:
+            break
+    if not best > 0:
+        return None
+    weight = np.array([evidence for _, evidence in found]) ** POWER
+    middle = float(np.log([width for width, _ in found]) @ weight / weight.sum())
+    return math.exp(middle) / OF_DIAMETER
+
+
+def _middle(image: Singles, width: float) -> tuple[Singles, int]:
+    """Return the middle of an image, no more than `MOST_SQUARES` wide squares, and the size of the whole."""
+    most = math.ceil(math.sqrt(MOST_SQUARES) * width)
+    top, left = (max(0, (side - most) // 2) for side in image.shape)
+    return image[top : top + most, left : left + most], image.size
+
+
+def _binned(image: Singles, binning: int) -> Singles:
+    if binning == 1:
+        return image
+    height, width = (side // binning for side in image.shape)
+    blocks = image[: height * binning, : width * binning].reshape(height, binning, width, binning)
+    averages: Singles = blocks.mean(axis=(1, 3), dtype=np.float32)
+    return averages
+
+
+def learn_picks(images: list[Singles], binning: int, across: float) -> LearnedPicks | None:
+    """Learn from a few micrographs what particles look like in them.
+
+    Parameters
+    ----------
+    images : list of ndarray of float32, shape (height, width)
+        Reduced by `picking_binning`.
+    binning : int
+    across : float
+        The diameter, in pixels of the micrographs as they were.
+
+    Returns
+    -------
+    learned : LearnedPicks or None
+        None where nothing stands out from noise.
+
+    Notes
+    -----
+    A template is learned where micrographs look usual. With it contamination is told from particles, and the
+    template learned once more without it, twice over. Last come the mixtures that tell particles, noise and
+    the rest apart.
+    """
+    diameter = across / binning
+    levelled = [level(image, REACH * diameter) for image in images]
+    surfaces = [surface for surface in levelled if surface is not None]
+    if not surfaces:
+        return None
+    usable = [surface.usable for surface in surfaces]
+    usual = usual_areas(surfaces, diameter)
+    starts = [learn_template(surfaces, usual, binning, part * diameter) for part in STARTS]
+    template = max((t for t in starts if t is not None), key=lambda t: t.evidence, default=None)
+    if template is None or template.evidence < LEAST_EVIDENCE:
+        return None
+    sign = _sign_of(surfaces, usual, template, diameter)
+    maps = [contamination_maps(surface, diameter, sign) for surface in surfaces]
+    limits: Limits | None = None
+    for _ in range(N_ROUNDS):
+        responses = [response_of(s, template, area) for s, area in zip(surfaces, usual, strict=True)]
+        limits = learn_limits(maps, responses, usual, usable, APART * diameter)
+        if limits is None:
+            return None
+        bad = [contaminated(m, limits, area) for m, area in zip(maps, usable, strict=True)]
+        usual = [without(a, b, NEAR * diameter) for a, b in zip(usable, bad, strict=True)]
+        again = learn_template(surfaces, usual, binning, template.width, template)
+        if again is None:
+            return None
+        template = again
+    if limits is None or template.evidence < LEAST_EVIDENCE:
+        return None
+    return _with_mixtures(surfaces, usual, template, limits, across, sign)
+
+
+def _with_mixtures(
+    surfaces: list[Surface], usual: list[Bools], template: Template, limits: Limits, across: float, sign: int
+) -> LearnedPicks | None:
+    width = across / template.binning
+    both: list[list[Places]] = [[], []]
+    for surface, area in zip(surfaces, usual, strict=True):
+        response = response_of(surface, template, area)
+        for negative in (False, True):
+            both[negative].append(
+                find_places(surface, response, template, area, width, APART * width, sign, negative)
+            )
+    (features, height), (negative_features, negative_height) = (
+        (np.concatenate([p.features for p in places]), np.concatenate([p.height for p in places]))
+        for places in both
+    )
+    mixtures = []
+    for view in VIEWS:
+        mixture = fit_mixture(features[:, view], negative_features[:, view], height, negative_height)
+        if mixture is None:
+            return None
+        mixtures.append(mixture)
+    learned = LearnedPicks(template, limits, tuple(mixtures), across, sign, 1.0)
+    everything = Places(height, height, height, features)
+    return learned._replace(cut=best_cut(learned.probabilities(everything)[:, 0]))
+
+
+def _sign_of(surfaces: list[Surface], usual: list[Bools], template: Template, diameter: float) -> int:
+    """Tell whether particles are darker (-1) or brighter (1) than what is around them."""
+    n_rings = math.ceil(2 * diameter)
+    responses = [response_of(s, template, area) for s, area in zip(surfaces, usual, strict=True)]
+    lowest = [
+        maxima_of(-r, APART * diameter, area).height for r, area in zip(responses, usual, strict=True)
+    ]
+    least = float(np.quantile(np.concatenate(lowest), UNEXPLAINED)) if any(map(len, lowest)) else 0.0
+    profile = np.zeros(n_rings)
+    for surface, response, area in zip(surfaces, responses, usual, strict=True):
+        maxima = maxima_of(response, APART * diameter, area, least)
+        profile += rings_about(surface.pixels, maxima.row, maxima.column, n_rings)[0].sum(axis=0)
+    weight = np.maximum(np.arange(n_rings), 0.25)
+    inside = max(1, round(diameter / 2))
+    within = (profile[:inside] @ weight[:inside]) / weight[:inside].sum()
+    return 1 if within > (profile @ weight) / weight.sum() else -1
