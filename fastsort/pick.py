@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from fastsort._brief import brief
-from fastsort._checks import InputError, check_choice, check_positive
+from fastsort._checks import InputError, check_positive
 from fastsort._progress import Progress, part_of
 from fastsort._types import Array, Bools, FilePath, Floats, Numbers, Singles, Words
 from fastsort.images.batches import map_batches
@@ -155,14 +156,15 @@ def pick_particles(
     threshold : float, optional
         Keep what is a particle with this probability at least. By default the one with the best expected F1.
     contamination_margin : float, optional
-        Nothing is kept that lies nearer to contamination than this, in angstroms (pixels where the pixel size
-        is unknown). By default a quarter of the diameter.
+        Nothing is kept that lies nearer to contamination than this, in angstroms; in pixels where the pixel
+        size is unknown. By default a quarter of the diameter.
     pixel_size : float, optional
         In angstroms, instead of what the files say.
     data_dir : path, optional
         Folder in which to look first for files that a STAR file names.
     earlier : PickResult, optional
-        Of an earlier run. Its micrographs are not looked at again; in the others, what it has learned is used.
+        Of an earlier run. Its micrographs are not looked at again; in the others, what it has learned is
+        used.
     work : path, optional
         Folder for what a run has found so far. If it was killed, start it again with the same folder, and it
         goes on where it stopped.
@@ -184,13 +186,16 @@ def pick_particles(
 
     Notes
     -----
-    Noise has no sign: the negative of a micrograph shows what noise looks like to a picker. A radial template
-    is learned from what the highest places have and those of the negative have not, for blobs of all sizes;
-    the size with most evidence wins (the idea of templates from the data: KLT picker, Eldar, Landa & Shkolnisky,
-    J. Struct. Biol. 210, 2020). Places where the micrograph is darker, steeper or finer than particles are
-    are contaminated. A mixture of noise, which the negative shows, particles, and the rest, over the rings
-    and the fine structure about each place, gives the probability. Micrographs that cannot be read are
-    skipped and named.
+    Noise has no sign: the negative of a micrograph shows what noise looks like to a picker. A radial
+    template is learned from what the highest places have and those of the negative have not, for blobs of
+    all sizes; the sizes with most evidence win. Templates from the micrographs themselves are the idea of
+    the KLT picker (Eldar, Landa & Shkolnisky, J. Struct. Biol. 210, 2020). Places where the micrograph is
+    darker, steeper or finer than particles are contaminated. A mixture of noise, which the negative shows,
+    particles, and the rest, over the rings and the fine structure about each place, gives the probability.
+    A micrograph that cannot be read is skipped and named.
+
+    The number of rounds is fixed: four for each template, two in which contamination and template are
+    learned from each other.
 
     Examples
     --------
@@ -245,8 +250,8 @@ def _diameter_px(diameter: float, unit: float, listed: MicrographList) -> float:
     side = min(min(header.ny, header.nx) for header in listed.headers)
     if not 8 <= across <= side / 3:
         raise InputError(
-            f"a diameter of {diameter:g} A is {across:.0f} px in micrographs of {side} px: it must be 8 px to a "
-            "third of the micrograph. Check the diameter and the pixel size."
+            f"a diameter of {diameter:g} A is {across:.0f} px in micrographs of {side} px: it must be 8 px "
+            "to a third of the micrograph. Check the diameter and the pixel size."
         )
     return across
 
@@ -317,15 +322,19 @@ def _find(
         return [empty] * len(headers)
     found: list[MicrographPicks] = []
     for start in range(0, len(headers), N_SAVED_AT_ONCE):
-        some = ReducedMicrographs(headers[start : start + N_SAVED_AT_ONCE], learned.template.binning)
-        number = start // N_SAVED_AT_ONCE
-        found += folder.stage(
-            f"places-{number}",
-            lambda some=some: [*map_batches(_picks_of, some, learned, margin, batch_size=1, n_jobs=n_jobs)],
-        )
+        some = headers[start : start + N_SAVED_AT_ONCE]
+        compute = partial(_find_some, some, learned, margin, n_jobs)
+        found += folder.stage(f"places-{start // N_SAVED_AT_ONCE}", compute)
         if progress:
             progress(len(found), len(headers))
     return found
+
+
+def _find_some(
+    headers: list[MrcHeader], learned: LearnedPicks, margin: float | None, n_jobs: int | None
+) -> list[MicrographPicks]:
+    reduced = ReducedMicrographs(headers, learned.template.binning)
+    return [*map_batches(_picks_of, reduced, learned, margin, batch_size=1, n_jobs=n_jobs)]
 
 
 def _picks_of(
@@ -345,7 +354,9 @@ def _picks_of(
     near = NEAR * width if margin is None else margin / binning
     clean = without(surface.usable, bad, near)
     response = response_of(surface, learned.template, clean)
-    places = find_places(surface, response, learned.template, surface.usable, width, APART * width, learned.sign)
+    places = find_places(
+        surface, response, learned.template, surface.usable, width, APART * width, learned.sign
+    )
     likely = learned.probabilities(places)
     row, column = (np.rint(side).astype(np.intp) for side in (places.row, places.column))
     row, column = np.clip(row, 0, image.shape[0] - 1), np.clip(column, 0, image.shape[1] - 1)
@@ -361,6 +372,26 @@ def _picks_of(
     return MicrographPicks(
         x[listed], y[listed], probability[listed], places.height[listed], reason[listed], share, ""
     )
+
+
+def look_at(image: Singles, learned: LearnedPicks) -> tuple[Singles, Bools] | None:
+    """Return a micrograph as the picker sees it, and where it is contaminated; None where it shows nothing.
+
+    Parameters
+    ----------
+    image : ndarray of float32, shape (height, width)
+        Reduced by the template's binning.
+    learned : LearnedPicks
+
+    Returns
+    -------
+    pixels, contaminated : ndarray of float32 and of bool, shape (height, width)
+    """
+    surface = level(image, REACH * learned.width)
+    if surface is None:
+        return None
+    maps = contamination_maps(surface, learned.width, learned.sign)
+    return surface.pixels, contaminated(maps, learned.limits, surface.usable)
 
 
 def _nearest_kind(kinds: Array, row: Array, column: Array) -> Array:
@@ -436,11 +467,17 @@ def _after(earlier: PickResult, new: PickResult, threshold: float | None) -> Pic
         keep = earlier.probability >= threshold
         reason = np.where(keep, REASONS[VALID], np.where(earlier.keep, REASONS[NOISE], earlier.reason))
         earlier = earlier._replace(keep=keep, reason=reason)
-    joined = {
-        field: np.concatenate([getattr(earlier, field), getattr(new, field)])
-        for field in ("names", "x", "y", "probability", "height", "keep", "reason", "contaminated")
-    }
     micrograph = np.concatenate([earlier.micrograph, new.micrograph + np.int32(len(earlier.names))])
     if earlier.learned is not None:
         new = new._replace(diameter_found=earlier.diameter_found)
-    return new._replace(**joined, micrograph=micrograph)
+    return new._replace(
+        names=np.concatenate([earlier.names, new.names]),
+        micrograph=micrograph,
+        x=np.concatenate([earlier.x, new.x]),
+        y=np.concatenate([earlier.y, new.y]),
+        probability=np.concatenate([earlier.probability, new.probability]),
+        height=np.concatenate([earlier.height, new.height]),
+        keep=np.concatenate([earlier.keep, new.keep]),
+        reason=np.concatenate([earlier.reason, new.reason]),
+        contaminated=np.concatenate([earlier.contaminated, new.contaminated]),
+    )

@@ -834,3 +834,20 @@ def pose_correlation(samples, average, angle, shift, directions, box, contrast, 
     product = (weight * (moved * expected.conj()).real).sum()
     square = (weight * np.abs(moved) ** 2).sum() * (weight * np.abs(expected) ** 2).sum()
     return product / np.sqrt(square)
+
+
+def rings_about(image, row, column, n_rings):
+    """Mean and variance of an image on the rings of radius 0, 1, ... about one place.
+
+    A pixel lies on the ring that its distance rounds to; what lies beyond the edges is 0.
+    """
+    members = [[] for _ in range(n_rings)]
+    for down in range(-n_rings, n_rings + 1):
+        for right in range(-n_rings, n_rings + 1):
+            ring = round(np.hypot(down, right))
+            if ring >= n_rings:
+                continue
+            y, x = row + down, column + right
+            inside = 0 <= y < image.shape[0] and 0 <= x < image.shape[1]
+            members[ring].append(float(image[y, x]) if inside else 0.0)
+    return np.array([np.mean(m) for m in members]), np.array([np.var(m) for m in members])

@@ -269,6 +269,10 @@ def sort(path: Path, images: Floats) -> list[str]:
         assert_type(verdict.keep, Bools)
     with fs.use_cluster("tcp://node17:8786", [path], work="scratch") as n_threads:
         assert_type(n_threads, int)
+    picked = fs.pick_particles("mics/*.mrc", diameter=180.0, progress=show)
+    assert_type(picked.x, Doubles)
+    assert_type(picked.keep, Bools)
+    assert_type(picked.diameter, float)
     mapped = fs.classify_particles(path, n_classes=10, progress=show)
     assert_type(mapped.keep, Bools)
     assert_type(mapped.pixel_size, float)

@@ -48,6 +48,7 @@ MAY_IMPORT = {
         "decide",
         "simulate",
         "classify",
+        "pick",
         "sort",
         "update",
     },
@@ -58,16 +59,19 @@ MAY_IMPORT = {
     "subspaces": {"particles", "images"},
     "invariants": {"particles", "images"},
     "decide": {"particles", "images", *METHODS},
+    "picking": {"particles", "images"},
     "simulate": {"particles", "images"},
     "classify": {"particles", "images", "invariants"},
     "sort": {"particles", "images", "decide", *METHODS},
     "update": {"particles", "images", "decide", "sort"},
-    "report": {"particles", "images", "decide", "classify", "sort", *METHODS},
+    "pick": {"particles", "images", "picking"},
+    "report": {"particles", "images", "decide", "classify", "pick", "sort", *METHODS},
     "cli": {
         "particles",
         "images",
         "decide",
         "classify",
+        "pick",
         "sort",
         "update",
         "report",
@@ -173,8 +177,8 @@ def test_circles_are_seen():
 
 
 def test_rooms_allowed_point_one_way():
-    order = ["particles", "images", "radial", "subspaces", "invariants", "classify", "decide", "sort"]
-    order += ["update", "report", "cli"]
+    order = ["particles", "images", "radial", "subspaces", "invariants", "picking", "classify", "decide"]
+    order += ["sort", "pick", "update", "report", "cli"]
     for i, room in enumerate(order):
         assert MAY_IMPORT[room] - {"simulate"} <= set(order[:i])
         if room in METHODS:

@@ -18,6 +18,7 @@ from fastsort.cli.guide import add_guide
 from fastsort.cli.info import add_info
 from fastsort.cli.map import add_map
 from fastsort.cli.options import DONE, FAILED, fill_in_defaults, leave_out_defaults
+from fastsort.cli.pick import add_pick
 from fastsort.cli.relion import IS_JOB, run_job
 from fastsort.cli.report import add_report
 from fastsort.cli.simulate import add_simulate
@@ -25,6 +26,7 @@ from fastsort.cli.sort import add_sort
 
 # In the order in which help lists the commands.
 _ADD_COMMANDS = (
+    add_pick,
     add_sort,
     add_apply,
     add_report,
@@ -47,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     code : int
-        0 when done, 1 when it failed or ``info`` found something missing. Wrong usage leaves with code 2.
+        0 when done, 1 when it failed or ``info`` found something missing, 3 when ``pick`` could not read some
+        of the micrographs. Wrong usage leaves with code 2.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     code: int | None = DONE
@@ -59,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         if IS_JOB in arguments:
-            run_job(arguments, _run)
+            code = run_job(arguments, _run)
         else:
             code = _run(arguments)
         sys.stdout.flush()
@@ -90,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; `fill_in_defaults` completes what it parses."""
     parser = argparse.ArgumentParser(
         prog="fastsort",
-        description="Sort picked cryo-EM particle images into particles and junk.",
+        description="Find cryo-EM particles in micrographs, and sort them into particles and junk.",
         epilog="example: fastsort sort particles.star --diameter 128 -o sorted/",
         allow_abbrev=False,
     )

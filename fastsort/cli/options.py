@@ -75,7 +75,7 @@ def add_input(
     add("--phase-flip", choices=("auto", "yes", "no"), default="auto", help=flip)
     add_reading(parser)
     add("--working-size", type=int, metavar="PX", help=f"crop images to this size ({size})")
-    add("--jobs", type=_n_workers, default=-1, metavar="N", help="number of workers (default -1: all cores)")
+    add("--jobs", type=n_workers, default=-1, metavar="N", help="number of workers (default -1: all cores)")
     add("--seed", type=int, default=0, metavar="N", help=SEED_HELP)
     add("--work", metavar="DIR", help="folder for intermediate files (default .DIR.work)")
     add("--keep-work", action="store_true", help="keep the work folder after the run")
@@ -83,7 +83,8 @@ def add_input(
     add("--quiet", action="store_true", help=NO_BAR_HELP)
 
 
-def _n_workers(text: str) -> int:
+def n_workers(text: str) -> int:
+    """Read a number of workers."""
     try:
         number = int(text)
     except ValueError:

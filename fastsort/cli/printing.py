@@ -77,6 +77,35 @@ def print_verdicts(summary: dict[str, Any]) -> None:
     _print_doubts(summary["doubts"])
 
 
+def print_picks(summary: dict[str, Any], folder: str | os.PathLike[str]) -> None:
+    """Print what was picked, from what ``summary.json`` holds."""
+    n = summary["micrographs"]
+    print(f"{_count(n, 'micrograph')}: {_count(summary['kept'], 'particle')} picked")
+    for name, count in summary["reasons"].items():
+        if count and name != "valid":
+            print(f"  not picked: {name:<14}{count:>10,}")
+    if "particles" in summary:
+        print(f"{_count(summary['particles'], 'particle')} extracted; the others' boxes reach over an edge")
+    if summary["contrast"] != "unknown":
+        how = "found" if summary["diameter_found"] else "given"
+        known = summary["diameter"] == summary["diameter"]
+        angstroms = f"{summary['diameter']:.0f} A, " if known else ""
+        print(
+            f"diameter {angstroms}{summary['diameter_px']:.1f} px ({how}); {summary['contrast']} particles",
+            end="",
+        )
+        print(f"; {100 * summary['contaminated']:.1f} % of the area contaminated")
+        print("how many of the picks are right is not known: look at report.html")
+    failed = list(summary["failed"].items())
+    for name, why in failed[:_N_NAMED]:
+        _print_wrapped(f"not read: {name}: {why}", "", 2)
+    if len(failed) > _N_NAMED:
+        print(f"not read: {len(failed) - _N_NAMED:,} more; see micrographs.csv")
+    _print_doubts(summary["doubts"])
+    seconds = summary["seconds"]["total"]
+    print(f"{seconds:.1f} s, {n / seconds if seconds else 0:,.1f} micrographs/s; results in {folder}")
+
+
 def _print_doubts(doubts: Sequence[str]) -> None:
     for doubt in doubts:
         _print_wrapped(f"doubt: {doubt}", "", 2)

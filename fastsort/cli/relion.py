@@ -12,9 +12,11 @@ IS_JOB = "--relion-job"
 _INPUTS = {"--in_mics": ["--micrographs"], "--in_coords": ["--coordinates"], "--in_parts": []}
 _OF_NO_USE = ("--pipeline_control", "--pipeline-control")
 _RESULTS = "sorted"
+# `pick` is given micrographs alone.
+_PICK, _PICKED = "pick", "picked"
 
 
-def run_job(arguments: Sequence[str], run: Callable[[list[str]], int | None]) -> None:
+def run_job(arguments: Sequence[str], run: Callable[[list[str]], int | None]) -> int | None:
     """Run as RELION calls an External job, and tell it how that ended.
 
     Parameters
@@ -23,8 +25,13 @@ def run_job(arguments: Sequence[str], run: Callable[[list[str]], int | None]) ->
         As RELION gives them.
     run : callable
         Runs the command with arguments as fastsort has them.
+
+    Returns
+    -------
+    code : int or None
+        What the command returned.
     """
-    from fastsort.report.relion_job import list_outputs, relion_job
+    from fastsort.report.relion_job import JobOutput, list_outputs, relion_job
 
     given, ours = _divide(arguments)
     folder = given.pop("--o", None)
@@ -38,9 +45,17 @@ def run_job(arguments: Sequence[str], run: Callable[[list[str]], int | None]) ->
                 )
         # A job that runs once more replaces what it made.
         again = [] if "--update" in ours else ["--overwrite"]
+        picks = _PICK in ours
+        results = _PICKED if picks else _RESULTS
         inputs = [word for name, value in given.items() for word in _translated(name, value, ours)]
-        run([*ours, *inputs, *again, "--output", os.path.join(folder, _RESULTS)])
-        outputs += list_outputs(folder, _RESULTS, given.get("--in_coords"))
+        code = run([*ours, *inputs, *again, "--output", os.path.join(folder, results)])
+        if picks:
+            outputs.append(JobOutput(f"{results}/autopick.star", "coordinates"))
+            if os.path.isfile(os.path.join(folder, results, "particles.star")):
+                outputs.append(JobOutput(f"{results}/particles.star"))
+        else:
+            outputs += list_outputs(folder, results, given.get("--in_coords"))
+    return code
 
 
 def _divide(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -64,6 +79,10 @@ def _translated(name: str, value: str, ours: Sequence[str]) -> list[str]:
         # RELION always gives it, so that it counts for less than what the user has given.
         is_set = any(word.split("=")[0] in ("--jobs", "--cluster") for word in ours)
         return [] if is_set else ["--jobs", value]
+    if _PICK in ours:
+        if name != "--in_mics":
+            raise InputError(f"{name} is of no use for picking: give micrographs.")
+        return [value]
     if name not in _INPUTS:
         raise InputError(f"{name} is of no use for sorting: give particles, or micrographs and picks.")
     return [*_INPUTS[name], value]

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, Protocol, cast
 from fastsort._checks import check_count
 from fastsort._process import one_blas_thread, without_warnings
 from fastsort._progress import Progress
-from fastsort._types import Array
 from fastsort.images.cluster import active_client, carries_pixels, map_on_cluster, pack_task
 from fastsort.particles.source import Particles
 
@@ -23,12 +22,12 @@ ANNOUNCED = 2
 
 
 class Source(Protocol):
-    """Anything of a known length that is read in ranges: images, or rows of measurements."""
+    """Anything of a known length that is read in ranges: images, rows of measurements, micrographs."""
 
     def __len__(self) -> int:
         """Return the number of images or rows."""
 
-    def read(self, start: int, stop: int) -> Array:
+    def read(self, start: int, stop: int) -> Any:
         """Return a range."""
 
     def part(self, start: int, stop: int) -> Source:

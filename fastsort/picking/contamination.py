@@ -193,5 +193,3 @@ def kinds_of(bad: Bools, maps: Singles, limits: Limits, disk: float) -> Array:
     kind[at_edge & (size > CARBON * disk)] = CARBON_FILM
     kinds[bad] = kind[area[bad] - 1]
     return kinds
-
-

@@ -24,8 +24,8 @@ NARROWEST_PART, WIDEST_PART = 1 / 60, 1 / 5
 LEAST_PIXELS = 8.0
 # While widths are compared, a width takes about so many pixels; afterwards the diameter takes so many.
 COARSE, FINE = 10, 16
-# Blobs that have most evidence are this much narrower than the particle; learning starts with some such widths,
-# since from one it may end in a side maximum.
+# Blobs that have most evidence are this much narrower than the particle; learning starts with some such
+# widths, since from one it may end in a side maximum.
 OF_DIAMETER, STARTS = 0.75, (0.6, 0.8, 1.0)
 # Heights of noise differ from those of its negative by less than this.
 LEAST_EVIDENCE = 30.0
@@ -86,7 +86,7 @@ class LearnedPicks(NamedTuple):
         total = np.zeros((len(places.height), 2))
         for view, mixture in zip(VIEWS, self.mixtures, strict=True):
             parts = probabilities(places.features[:, view], places.height, mixture)[:, 1:]
-            total += np.log(parts + LEAST_PART)
+            total += np.log(np.maximum(parts, LEAST_PART))
         mean: Floats = np.exp(total / len(self.mixtures))
         return mean
 
@@ -271,9 +271,7 @@ def _sign_of(surfaces: list[Surface], usual: list[Bools], template: Template, di
     """Tell whether particles are darker (-1) or brighter (1) than what is around them."""
     n_rings = math.ceil(2 * diameter)
     responses = [response_of(s, template, area) for s, area in zip(surfaces, usual, strict=True)]
-    lowest = [
-        maxima_of(-r, APART * diameter, area).height for r, area in zip(responses, usual, strict=True)
-    ]
+    lowest = [maxima_of(-r, APART * diameter, area).height for r, area in zip(responses, usual, strict=True)]
     least = float(np.quantile(np.concatenate(lowest), UNEXPLAINED)) if any(map(len, lowest)) else 0.0
     profile = np.zeros(n_rings)
     for surface, response, area in zip(surfaces, responses, usual, strict=True):

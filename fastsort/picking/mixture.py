@@ -76,7 +76,9 @@ class Mixture(NamedTuple):
         return np.interp(height, self.height, self.noise_share)
 
 
-def fit_mixture(features: Floats, negative: Floats, height: Floats, negative_height: Floats) -> Mixture | None:
+def fit_mixture(
+    features: Floats, negative: Floats, height: Floats, negative_height: Floats
+) -> Mixture | None:
     """Learn what tells particles from noise and from foreign things, without labels.
 
     Parameters

@@ -135,9 +135,7 @@ def as_plane(pixels: Singles, margin: int) -> Plane:
     """Transform a picture of shape (height, width), continued by a margin on all sides."""
     height, width = pixels.shape
     padded = tuple(scipy.fft.next_fast_len(side + 2 * margin, real=True) for side in (height, width))
-    widths = [
-        (margin, whole - side - margin) for side, whole in zip((height, width), padded, strict=True)
-    ]
+    widths = [(margin, whole - side - margin) for side, whole in zip((height, width), padded, strict=True)]
     spectrum = scipy.fft.rfft2(np.pad(pixels, widths, mode="symmetric"), workers=1)
     return Plane(spectrum, (height, width), (padded[0], padded[1]), margin)
 

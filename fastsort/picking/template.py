@@ -11,7 +11,6 @@ import scipy.ndimage
 from fastsort._types import Bools, Floats, Singles
 from fastsort.images.maxima import Maxima, maxima_of
 from fastsort.picking.planes import (
-    FREQUENCIES,
     Plane,
     Surface,
     as_plane,
@@ -199,8 +198,9 @@ def learn_template(
             if best is None or found.evidence > best.evidence:
                 best = found
         if step < N_ROUNDS:
-            means = _mean_profile(learning, highest, up, n_radii), _mean_profile(
-                learning, lowest, down, n_radii
+            means = (
+                _mean_profile(learning, highest, up, n_radii),
+                _mean_profile(learning, lowest, down, n_radii),
             )
             profile = _faded(means[0] + means[1])
             curve = radial_curve(profile)
@@ -280,5 +280,3 @@ def _excess(up: Floats, down: Floats) -> tuple[float, float]:
     expected = 0.02 * len(down)
     # Both counts scatter.
     return float((up > limit).sum() - expected), math.sqrt(2 * expected)
-
-

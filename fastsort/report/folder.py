@@ -27,6 +27,8 @@ RESULT_NAMES = (
     PICTURE,
     PAGE,
     MICROGRAPHS,
+    "autopick.star",
+    "particles.mrcs",
     "particles.star",
     "particles.cs",
     "particles_passthrough.cs",

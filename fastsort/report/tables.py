@@ -93,7 +93,7 @@ def write_tables(
     write_json(folder / "summary.json", summary)
     kept = parts["kept"]
     if write_stack and len(kept):
-        blocks = _blocks(particles, kept)
+        blocks = image_blocks(particles, kept)
         write_mrc_stack(folder / "kept.mrcs", blocks, particles.pixel_size, len(kept), particles.box)
 
 
@@ -274,7 +274,8 @@ def software_versions() -> dict[str, str]:
     return found
 
 
-def _blocks(particles: Particles, indices: npt.NDArray[np.intp]) -> Iterator[npt.NDArray[np.float32]]:
+def image_blocks(particles: Particles, indices: npt.NDArray[np.intp]) -> Iterator[npt.NDArray[np.float32]]:
+    """Read images block by block."""
     step = max(1, _BYTES_AT_ONCE // (4 * particles.box**2))
     for start in range(0, len(indices), step):
         yield particles.read(indices[start : start + step])

@@ -1,0 +1,139 @@
+"""``fastsort pick``: where particles are in micrographs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastsort._checks import InputError
+from fastsort.cli.options import (
+    NO_BAR_HELP,
+    Commands,
+    add_command,
+    n_workers,
+    refuse_given,
+    resumable,
+    work_folder_of,
+)
+from fastsort.cli.printing import print_picks
+from fastsort.cli.relion import IS_JOB
+
+if TYPE_CHECKING:
+    from fastsort.particles.micrographs import MicrographList
+    from fastsort.pick import PickResult
+
+# Options that `pick_particles` has under the same names.
+_PARAMETERS = ("diameter", "threshold", "contamination_margin", "pixel_size", "data_dir", "keep_work")
+# Some micrographs could not be read; the others were picked in.
+SOME_FAILED = 3
+
+
+def add_pick(commands: Commands) -> None:
+    """Add the command."""
+    text = "Find particles in micrographs, and write their coordinates."
+    example = "fastsort pick 'mics/*.mrc' -o picked/"
+    parser = add_command(commands, "pick", run_pick, "MICROGRAPHS -o DIR ", text, example)
+    add = parser.add_argument
+    add("input", metavar="MICROGRAPHS", nargs="+", help="MRC files, a pattern in quotes, or a STAR file")
+    add("-o", "--output", metavar="DIR", required=True, help="folder for the results")
+    add("--diameter", type=float, metavar="A", help="of the particle, in angstroms (default: found)")
+    add("--threshold", type=float, metavar="P", help="keep what has this probability (default: best F1)")
+    margin = "keep nothing so near to contamination (default: a quarter of the diameter)"
+    add("--contamination-margin", type=float, metavar="A", help=margin)
+    add("--write-stack", action="store_true", help="also extract the particles: particles.star, .mrcs")
+    add("--box", type=int, metavar="PX", help="with --write-stack: side (default: 1.5 diameters)")
+    add("--pixel-size", type=float, metavar="A", help="in angstroms (default: that of the files)")
+    add("--data-dir", metavar="DIR", help="search here first for the files that a STAR file names")
+    add("--update", action="store_true", help="pick in what was added since the run in DIR")
+    add("--jobs", type=n_workers, default=-1, metavar="N", help="number of workers (default -1: all cores)")
+    add("--cluster", metavar="ADDRESS", help="address of a Dask scheduler, to use its workers")
+    add("--work", metavar="DIR", help="folder for intermediate files (default .DIR.work)")
+    add("--keep-work", action="store_true", help="keep the work folder after the run")
+    add("--overwrite", action="store_true", help="replace earlier results in DIR")
+    add("--quiet", action="store_true", help=NO_BAR_HELP)
+    add(IS_JOB, action="store_true", help="run as an External job of RELION")
+
+
+def run_pick(options: argparse.Namespace) -> int | None:
+    """Run the command."""
+    from fastsort._checks import check_output_folder
+
+    folder = check_output_folder(options.output, options.overwrite or options.update)
+    if not options.write_stack:
+        refuse_given(options, ["box"], "without --write-stack")
+    if options.cluster is not None:
+        refuse_given(options, ["jobs"], "with --cluster, whose workers do the work")
+    if options.update and options.overwrite:
+        raise InputError(
+            "--update goes on from what is in DIR, and --overwrite replaces it: give one of them."
+        )
+    source = options.input[0] if len(options.input) == 1 else options.input
+    if not str(options.input[0]).lower().endswith(".star"):
+        refuse_given(options, ["data_dir"], "without a STAR file that names micrographs")
+    earlier = _earlier(folder) if options.update else None
+    work = work_folder_of(options)
+    with resumable(work):
+        result = _pick_into(folder, source, options, work, earlier)
+    return SOME_FAILED if result.failed else None
+
+
+def _earlier(folder: Path) -> PickResult:
+    from fastsort._saved import load
+    from fastsort.pick import PickResult
+
+    results = folder / "results.npz"
+    if not results.is_file():
+        raise InputError(f"{folder} holds no finished run: leave out --update, or give its folder.")
+    earlier = load(results)
+    if not isinstance(earlier, PickResult):
+        raise InputError(f"{folder} holds a run of another command: give the folder of a run of `pick`.")
+    return earlier
+
+
+def _pick_into(
+    folder: Path,
+    source: Any,
+    options: argparse.Namespace,
+    work: Path,
+    earlier: PickResult | None,
+) -> PickResult:
+    """Pick, write every result into a folder, and print the summary."""
+    from fastsort._checks import check_box, check_count
+    from fastsort.images.cluster import use_cluster
+    from fastsort.particles.micrographs import list_micrographs
+    from fastsort.pick import pick_particles
+    from fastsort.report.folder import PAGE, results_folder
+    from fastsort.report.picks import file_names, write_particles, write_picks
+    from fastsort.report.picks_page import write_picks_page
+    from fastsort.report.progress import progress_bar
+    from fastsort.report.relion_job import stop_when_aborted
+
+    if options.box is not None:
+        check_box(check_count("box", options.box), options.box, "the box")
+    listed: MicrographList = list_micrographs(
+        source, pixel_size=options.pixel_size, data_dir=options.data_dir
+    )
+    # Now, and not when all the work is done.
+    file_names([*listed.names, *(set() if earlier is None else {*earlier.names.tolist()} - {*listed.names})])
+    parameters = {name: getattr(options, name) for name in _PARAMETERS}
+    paths = [header.path for header in listed.headers]
+    overwrite = options.overwrite or options.update
+    with results_folder(folder, overwrite=overwrite, inputs=paths) as partial:
+        cluster = (
+            nullcontext() if options.cluster is None else use_cluster(options.cluster, paths[:20], work=work)
+        )
+        with progress_bar("picking", options.quiet) as bar, cluster:
+            progress = stop_when_aborted(folder.parent, bar) if options.relion_job else bar
+            result = pick_particles(
+                source, **parameters, earlier=earlier, work=work, n_jobs=options.jobs, progress=progress
+            )
+        summary = write_picks(partial, options.output, result, parameters)
+        if options.write_stack:
+            summary["particles"] = write_particles(partial, options.output, listed, result, options.box)
+        write_picks_page(partial / PAGE, os.path.basename(os.path.normpath(folder)), listed, result)
+    if not options.quiet:
+        print_picks(summary, options.output)
+    return result

@@ -1,0 +1,285 @@
+"""The folder of picks: coordinate files, RELION's list of them, tables, and the extracted particles."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastsort._checks import InputError
+from fastsort._saved import save
+from fastsort._types import FilePath, Indices
+from fastsort.particles.micrographs import MicrographList
+from fastsort.particles.mrc import write_stack
+from fastsort.particles.open import open_particles
+from fastsort.particles.source import Particles
+from fastsort.pick import REASONS, PickResult
+from fastsort.report.folder import MICROGRAPHS, RESULTS, SCORES, SUMMARY, coordinate_folder
+from fastsort.report.tables import formatted, image_blocks, software_versions, write_json
+
+LIST, STACK, PARTICLES = "autopick.star", "particles.mrcs", "particles.star"
+ENDING = "_fastsort.star"
+# A box holds so many diameters, and its side has no large prime factor.
+OF_DIAMETER = 1.5
+_SIDES = sorted(
+    2**a * 3**b * 5**c for a in range(1, 12) for b in range(7) for c in range(5) if a + b + c < 16
+)
+
+
+def file_names(names: Sequence[str]) -> list[str]:
+    """Return the name of the coordinate file of each micrograph.
+
+    Raises
+    ------
+    InputError
+        If two micrographs would share one.
+    """
+    first: dict[str, str] = {}
+    files = []
+    for name in names:
+        file = os.path.splitext(os.path.basename(name))[0] + ENDING
+        other = first.setdefault(file, name)
+        if other != name:
+            raise InputError(
+                f"micrographs {other} and {name} have one name, and so would their coordinate files: pick "
+                "them in two runs, or rename one."
+            )
+        files.append(file)
+    return files
+
+
+def default_box(diameter_px: float) -> int:
+    """Return a box in pixels for particles of a diameter in pixels."""
+    return next(side for side in _SIDES if side >= OF_DIAMETER * diameter_px and side >= 16)
+
+
+def write_picks(
+    folder: FilePath,
+    final: FilePath,
+    result: PickResult,
+    parameters: dict[str, Any],
+) -> dict[str, Any]:
+    """Write everything but the page and the particles.
+
+    Parameters
+    ----------
+    folder : path
+        An existing folder. Gets ``kept`` and ``rejected`` with one coordinate file a micrograph, RELION's
+        list of the kept ones (``autopick.star``), ``scores.csv``, ``micrographs.csv``, ``summary.json`` and
+        ``results.npz``.
+    final : path
+        What the folder will be called: the list names the files by it.
+    result : PickResult
+    parameters : dict
+        Of the run, for the summary.
+
+    Returns
+    -------
+    summary : dict
+    """
+    folder = Path(folder)
+    names = result.names.tolist()
+    files = file_names(names)
+    bounds = np.searchsorted(result.micrograph, np.arange(len(names) + 1)).tolist()
+    for part, chosen in (("kept", result.keep), ("rejected", ~result.keep)):
+        inside = coordinate_folder(folder / part, files)
+        for number, file in enumerate(files):
+            rows = bounds[number] + np.flatnonzero(chosen[bounds[number] : bounds[number + 1]])
+            _write_coordinates(inside / file, result, rows)
+    paths = [os.path.join(os.fspath(final), "kept", file) for file in files]
+    _write_star(
+        folder / LIST,
+        "coordinate_files",
+        {"_rlnMicrographName": names, "_rlnMicrographCoordinates": paths},
+    )
+    _write_scores(folder / SCORES, result)
+    _write_micrographs(folder / MICROGRAPHS, result)
+    summary = summarize_picks(result, parameters)
+    write_json(folder / SUMMARY, summary)
+    save(folder / RESULTS, result)
+    return summary
+
+
+def summarize_picks(result: PickResult, parameters: dict[str, Any]) -> dict[str, Any]:
+    """Return what ``summary.json`` holds."""
+    learned = result.learned
+    return {
+        "micrographs": len(result.names),
+        "places": len(result.x),
+        "kept": int(result.keep.sum()),
+        "reasons": {name: int((result.reason == name).sum()) for name in REASONS},
+        "contaminated": float(np.nanmean(result.contaminated))
+        if np.isfinite(result.contaminated).any()
+        else math.nan,
+        "pixel_size": result.pixel_size,
+        "diameter": result.diameter,
+        "diameter_px": result.diameter_px,
+        "diameter_found": result.diameter_found,
+        "contrast": result.contrast,
+        "threshold": result.threshold,
+        "binning": None if learned is None else learned.template.binning,
+        "evidence": None if learned is None else learned.template.evidence,
+        "failed": result.failed,
+        "doubts": list(result.doubts),
+        "parameters": parameters,
+        "seconds": result.seconds,
+        "software": software_versions(),
+    }
+
+
+def _write_coordinates(path: Path, result: PickResult, rows: Indices) -> None:
+    columns: dict[str, Sequence[str]] = {
+        "_rlnCoordinateX": [f"{value:.2f}" for value in result.x[rows].tolist()],
+        "_rlnCoordinateY": [f"{value:.2f}" for value in result.y[rows].tolist()],
+        "_rlnAutopickFigureOfMerit": [f"{value:.6f}" for value in result.probability[rows].tolist()],
+        "_rlnClassNumber": ["1"] * len(rows),
+        "_rlnAnglePsi": ["0.00"] * len(rows),
+    }
+    if (result.reason[rows] != REASONS[0]).any():
+        columns["_fastsortReason"] = result.reason[rows].tolist()
+    _write_star(path, "", columns)
+
+
+def _write_star(path: Path, name: str, columns: dict[str, Sequence[str]]) -> None:
+    """Write a STAR file of one table, as RELION does."""
+    labels = "".join(f"{label} #{number}\n" for number, label in enumerate(columns, 1))
+    rows = "".join(f"{' '.join(map(_word, row))}\n" for row in zip(*columns.values(), strict=True))
+    with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(f"\n# version 30001\n\ndata_{name}\n\nloop_\n{labels}{rows}\n")
+
+
+def _word(value: str) -> str:
+    return f'"{value}"' if not value or any(map(str.isspace, value)) else value
+
+
+def _write_scores(path: Path, result: PickResult) -> None:
+    names = result.names[result.micrograph].tolist()
+    numbers = [
+        formatted(values, form)
+        for values, form in (
+            (result.x, "%.2f"),
+            (result.y, "%.2f"),
+            (result.probability, "%.6f"),
+            (result.height, "%.4f"),
+            (result.keep, "%d"),
+        )
+    ]
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["micrograph", "x", "y", "probability", "height", "keep", "reason"])
+        writer.writerows(zip(names, *numbers, result.reason.tolist(), strict=True))
+
+
+def _write_micrographs(path: Path, result: PickResult) -> None:
+    n = len(result.names)
+    kept = np.bincount(result.micrograph[result.keep], minlength=n)
+    places = np.bincount(result.micrograph, minlength=n)
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["micrograph", "kept", "places", "contaminated", "failed"])
+        for row in zip(
+            result.names.tolist(), kept.tolist(), places.tolist(), result.contaminated.tolist(), strict=True
+        ):
+            writer.writerow([*row[:3], f"{row[3]:.4f}", ""])
+        for name, why in result.failed.items():
+            writer.writerow([name, "", "", "", why])
+
+
+def write_particles(
+    folder: FilePath, final: FilePath, listed: MicrographList, result: PickResult, box: int | None
+) -> int:
+    """Extract the kept particles into ``particles.mrcs``, with ``particles.star``.
+
+    Parameters
+    ----------
+    folder, final : path
+        As for `write_picks`, whose coordinate files are read.
+    listed : MicrographList
+        The micrographs that were picked in.
+    result : PickResult
+    box : int, optional
+        Side in pixels; by default one and a half diameters.
+
+    Returns
+    -------
+    number : int
+        Of particles. Those whose box reaches over the edge of their micrograph are left out.
+    """
+    folder = Path(folder)
+    if not result.keep.any():
+        return 0
+    box = default_box(result.diameter_px) if box is None else box
+    paths = {name: header.path for name, header in zip(listed.names, listed.headers, strict=True)}
+    names = result.names.tolist()
+    missing = [name for name in names if name not in paths]
+    if missing:
+        raise InputError(
+            f"particles cannot be extracted from {missing[0]}, which an earlier run has picked in and which "
+            "is not given now: give all micrographs, or leave out --write-stack."
+        )
+    files = [str(folder / "kept" / file) for file in file_names(names)]
+    size = None if math.isnan(result.pixel_size) else result.pixel_size
+    source = ([paths[name] for name in names], files)
+    particles = open_particles(source, box=box, pixel_size=size, invert=result.contrast == "dark")
+    outside = np.zeros(len(particles), bool) if particles.outside is None else particles.outside
+    inside = np.flatnonzero(~outside)
+    if not len(inside):
+        return 0
+    write_stack(folder / STACK, image_blocks(particles, inside), result.pixel_size, len(inside), box)
+    _write_particle_star(folder / PARTICLES, final, particles, inside, listed, result, box)
+    return len(inside)
+
+
+def _write_particle_star(
+    path: Path,
+    final: FilePath,
+    particles: Particles,
+    rows: Indices,
+    listed: MicrographList,
+    result: PickResult,
+    box: int,
+) -> None:
+    places = np.flatnonzero(result.keep)[rows]
+    stack = os.path.join(os.fspath(final), STACK)
+    micrographs = result.names[result.micrograph[places]].tolist()
+    columns: dict[str, Sequence[str]] = {
+        "_rlnImageName": [f"{number:06d}@{stack}" for number in range(1, len(rows) + 1)],
+        "_rlnMicrographName": micrographs,
+        "_rlnCoordinateX": [f"{value:.2f}" for value in result.x[places].tolist()],
+        "_rlnCoordinateY": [f"{value:.2f}" for value in result.y[places].tolist()],
+        "_rlnAutopickFigureOfMerit": [f"{value:.6f}" for value in result.probability[places].tolist()],
+        "_rlnOpticsGroup": ["1"] * len(rows),
+    }
+    optics: dict[str, Sequence[str]] = {
+        "_rlnOpticsGroupName": ["opticsGroup1"],
+        "_rlnOpticsGroup": ["1"],
+        "_rlnImageSize": [str(box)],
+        "_rlnImageDimensionality": ["2"],
+    }
+    if math.isfinite(result.pixel_size):
+        optics["_rlnImagePixelSize"] = [f"{result.pixel_size:.6f}"]
+    ctf = listed.ctf
+    if ctf is not None:
+        number = {name: row for row, name in enumerate(listed.names)}
+        of = np.array([number[name] for name in micrographs], np.intp)
+        for label, values in (
+            ("_rlnDefocusU", ctf.defocus_u),
+            ("_rlnDefocusV", ctf.defocus_v),
+            ("_rlnDefocusAngle", ctf.defocus_angle),
+        ):
+            columns[label] = [f"{value:.4f}" for value in values[of].tolist()]
+        for label, values in (
+            ("_rlnVoltage", ctf.voltage),
+            ("_rlnSphericalAberration", ctf.spherical_aberration),
+            ("_rlnAmplitudeContrast", ctf.amplitude_contrast),
+        ):
+            optics[label] = [f"{values[0]:.6f}"]
+    _write_star(path, "optics", optics)
+    text = path.read_text("utf-8", "surrogateescape")
+    _write_star(path, "particles", columns)
+    path.write_text(text + path.read_text("utf-8", "surrogateescape"), "utf-8", "surrogateescape")
