@@ -20,7 +20,7 @@ from fastsort.particles.doubts import stack_doubts
 from fastsort.particles.micrographs import MicrographList, list_micrographs
 from fastsort.particles.mrc import MrcHeader
 from fastsort.particles.reduced import ReducedMicrographs, Unread
-from fastsort.picking.contamination import WORDS, contaminated, contamination_maps, kinds_of, without
+from fastsort.picking.contamination import WORDS, contaminated, contamination_maps, kinds_of
 from fastsort.picking.learn import (
     APART,
     NEAR,
@@ -33,6 +33,7 @@ from fastsort.picking.learn import (
 )
 from fastsort.picking.places import find_places, response_of
 from fastsort.picking.planes import level
+from fastsort.picking.template import without
 
 REASONS = ("valid", "noise", *WORDS)
 VALID, NOISE, FIRST_WORD = 0, 1, 2
@@ -204,8 +205,8 @@ def pick_particles(
     >>> from fastsort.simulate import simulate_micrographs, write_micrographs
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     simulated = simulate_micrographs(2, 768, diameter=120, pixel_size=4, snr=0.2, noise="white")
-    ...     paths = write_micrographs(os.path.join(folder, "set"), simulated)
-    ...     result = fs.pick_particles(os.path.join(folder, "set", "*.mrc"))
+    ...     star = write_micrographs(os.path.join(folder, "set"), simulated)
+    ...     result = fs.pick_particles(star)
     >>> result.contrast
     'dark'
     """

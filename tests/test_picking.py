@@ -19,7 +19,7 @@ from fastsort.particles import reduced
 from fastsort.particles.mrc import read_header
 from fastsort.particles.reduced import ReducedMicrographs, Unread, read_reduced
 from fastsort.picking import contamination, mixture
-from fastsort.picking.contamination import Limits, contaminated, contamination_maps, kinds_of, without
+from fastsort.picking.contamination import Limits, contaminated, contamination_maps, kinds_of
 from fastsort.picking.learn import (
     LEAST_EVIDENCE,
     find_diameter,
@@ -42,7 +42,7 @@ from fastsort.picking.planes import (
     usable_pixels,
 )
 from fastsort.picking.rings import rings_about
-from fastsort.picking.template import evidence, learn_template, usual_areas
+from fastsort.picking.template import evidence, learn_template, usual_areas, without
 
 examples = settings(max_examples=15, deadline=None)
 DIAMETER = 14

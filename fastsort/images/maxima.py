@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.fft
-from scipy.ndimage import maximum_filter
-from scipy.spatial import cKDTree
 
 from fastsort._checks import InputError, check_positive
+from fastsort._jit import kernel
 from fastsort._types import Bools, Floats, Indices, Singles
 from fastsort.images.picks import blob_response
 
@@ -109,13 +108,65 @@ def maxima_of(response: Singles, distance: float, usable: Bools | None = None, l
     spread = float(np.median(np.abs(area))) / QUARTILE if area.size else 0.0
     if not spread > 0:
         return Maxima(np.empty(0, np.intp), np.empty(0, np.intp), np.empty(0))
-    highest = (response == maximum_filter(response, 3, mode="nearest")) & (response > least * spread)
-    row, column = np.nonzero(highest if usable is None else highest & usable)
-    height = response[row, column]
+    row, column, height = _local_maxima(response, np.float32(max(least, 0.0) * spread), usable)
     order = np.argsort(-height, kind="stable")
     row, column, height = row[order], column[order], height[order]
-    apart = _apart(np.column_stack([row, column]).astype(np.float64), distance)
+    apart = np.zeros(len(row), bool)
+    # Squares of a grid, at least as wide as the distance, remember which places in them are taken.
+    square = max(distance, 1.0)
+    rows, columns = (int(side / square) + 1 for side in response.shape)
+    last, before = np.full((rows, columns), -1, np.int32), np.full(len(row), -1, np.int32)
+    _take_apart(row, column, distance, square, last, before, apart)
     return Maxima(row[apart], column[apart], height[apart].astype(np.float64) / spread)
+
+
+def _local_maxima(
+    response: Singles, least: np.float32, usable: Bools | None
+) -> tuple[Indices, Indices, Singles]:
+    """Return the places that are higher than a height and no lower than their eight neighbours."""
+    found = np.zeros(response.shape, bool)
+    _mark_maxima(response, least, np.ones((1, 1), bool) if usable is None else usable, usable is None, found)
+    row, column = np.nonzero(found)
+    return row, column, response[row, column]
+
+
+@kernel
+def _mark_maxima(response, least, usable, everywhere, found):
+    # response: (h, w); usable: (h, w), or (1, 1) where everything counts. Writes found: (h, w).
+    height, width = response.shape
+    for y in range(height):
+        for x in range(width):
+            value = response[y, x]
+            if not value > least or not (everywhere or usable[y, x]):
+                continue
+            highest = True
+            for v in range(max(y - 1, 0), min(y + 2, height)):
+                for u in range(max(x - 1, 0), min(x + 2, width)):
+                    if response[v, u] > value:
+                        highest = False
+            found[y, x] = highest
+
+
+@kernel
+def _take_apart(row, column, distance, square, last, before, taken):
+    # row, column: (n,), the highest first; last: (rows, columns), before: (n,), both -1.
+    # Writes these two, and taken: (n,).
+    rows, columns = last.shape
+    for i in range(len(row)):
+        p, q = int(row[i] / square), int(column[i] / square)
+        free = True
+        for v in range(max(p - 1, 0), min(p + 2, rows)):
+            for u in range(max(q - 1, 0), min(q + 2, columns)):
+                other = last[v, u]
+                while other >= 0 and free:
+                    down, right = row[i] - row[other], column[i] - column[other]
+                    if down * down + right * right < distance * distance:
+                        free = False
+                    other = before[other]
+        if free:
+            taken[i] = True
+            before[i] = last[p, q]
+            last[p, q] = i
 
 
 def _levelled(image: Singles) -> Singles | None:
@@ -140,18 +191,3 @@ def _response(pixels: Singles, radius: float) -> Singles:
     response = blob_response(np.pad(pixels, widths, mode="symmetric")[None], radius)[0]
     found: Singles = response[margin : margin + pixels.shape[0], margin : margin + pixels.shape[1]]
     return found
-
-
-def _apart(places: Floats, distance: float) -> Bools:
-    """Return which places to take so that none is too near to one before it that is taken."""
-    taken = np.zeros(len(places), bool)
-    if not len(places):
-        return taken
-    free = np.ones(len(places), bool)
-    # What lies at the distance exactly is not closer.
-    near = cKDTree(places).query_ball_point(places, np.nextafter(distance, 0), return_sorted=False)
-    for place, others in enumerate(near):
-        if free[place]:
-            taken[place] = True
-            free[others] = False
-    return taken

@@ -43,7 +43,11 @@ def read_reduced(header: MrcHeader, binning: int) -> Singles:
         for start in range(0, height, rows):
             stop = min(start + rows, height)
             band = np.empty(((stop - start) * binning, header.nx), header.dtype)
-            if file.readinto(band.data) != band.nbytes:
+            try:
+                n_read = file.readinto(band.data)
+            except OSError as error:
+                raise InputError(f"cannot read {header.path}: {error.strerror}.") from None
+            if n_read != band.nbytes:
                 raise InputError(
                     f"{header.path} has become shorter while it was read: copy or write it again."
                 )
@@ -54,16 +58,17 @@ def read_reduced(header: MrcHeader, binning: int) -> Singles:
 def _averages(band: Array, binning: int) -> Singles:
     blocks = (len(band) // binning, binning, -1)
     # Whole rows are added first: that is one long sum, which the processor does several numbers at a time.
-    rows = band.reshape(blocks).sum(axis=1, dtype=np.float32)
-    sums = rows.reshape(len(rows), -1, binning).sum(axis=2)
+    with np.errstate(over="ignore", invalid="ignore"):
+        rows = band.reshape(blocks).sum(axis=1, dtype=np.float32)
+        sums = rows.reshape(len(rows), -1, binning).sum(axis=2)
     if np.isfinite(sums).all():
         return (sums / np.float32(binning**2)).astype(np.float32)
     finite = np.isfinite(band)
     count = finite.reshape(blocks).sum(axis=1).reshape(len(rows), -1, binning).sum(axis=2)
-    rows = np.where(finite, band, 0).astype(np.float32).reshape(blocks).sum(axis=1)
+    # In double precision: values may be large.
+    rows = np.where(finite, band, 0).astype(np.float64).reshape(blocks).sum(axis=1)
     sums = rows.reshape(len(rows), -1, binning).sum(axis=2)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        averages: Singles = (sums / count).astype(np.float32)
+    averages: Singles = np.where(count > 0, sums / np.maximum(count, 1), np.nan).astype(np.float32)
     return averages
 
 

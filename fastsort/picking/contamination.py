@@ -75,7 +75,7 @@ def _local(values: Singles, deviation: float, margin: int) -> Singles:
 
 
 def learn_limits(
-    maps: list[Singles], responses: list[Singles], usual: list[Bools], usable: list[Bools], distance: float
+    maps: list[Singles], responses: list[Singles], usual: list[Bools], distance: float
 ) -> Limits | None:
     """Learn what particles look like in the maps of contamination.
 
@@ -85,8 +85,8 @@ def learn_limits(
         As from `contamination_maps`.
     responses : list of ndarray of float32, shape (height, width)
         Of the template.
-    usual, usable : list of ndarray of bool, shape (height, width)
-        Where there are few strange things, and where there is anything.
+    usual : list of ndarray of bool, shape (height, width)
+        Where there are few strange things.
     distance : float
         No two particles are closer, in pixels.
 
@@ -145,14 +145,6 @@ def contaminated(maps: Singles, limits: Limits, usable: Bools) -> Bools:
     for some, middle, deviation in zip(maps, limits.middle, limits.deviation, strict=True):
         bad |= some > middle + LIMIT * deviation
     return bad & usable
-
-
-def without(usable: Bools, bad: Bools, margin: float) -> Bools:
-    """Return what is usable and further than a margin, in pixels, from contamination."""
-    if not bad.any():
-        return usable
-    far: Bools = usable & (scipy.ndimage.distance_transform_edt(~bad) > margin)
-    return far
 
 
 def kinds_of(bad: Bools, maps: Singles, limits: Limits, disk: float) -> Array:

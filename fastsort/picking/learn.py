@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastsort._types import Bools, Floats, Singles
+from fastsort._types import Bools, Floats, Indices, Singles
 from fastsort.images.maxima import maxima_of
-from fastsort.picking.contamination import Limits, contaminated, contamination_maps, learn_limits, without
+from fastsort.picking.contamination import Limits, contaminated, contamination_maps, learn_limits
 from fastsort.picking.mixture import Mixture, best_cut, fit_mixture, probabilities
 from fastsort.picking.places import VIEWS, Places, find_places, response_of
 from fastsort.picking.planes import Surface, level
 from fastsort.picking.rings import rings_about
-from fastsort.picking.template import Template, learn_template, usual_areas
+from fastsort.picking.template import Template, learn_template, usual_areas, without
 
 # Learning starts with blobs of these widths, in angstroms; each is wider than the one before by this ratio.
 # Without a pixel size the least width is a part of the micrograph's shorter side.
@@ -26,7 +26,7 @@ LEAST_PIXELS = 8.0
 COARSE, FINE = 10, 16
 # Blobs that have most evidence are this much narrower than the particle; learning starts with some such
 # widths, since from one it may end in a side maximum.
-OF_DIAMETER, STARTS = 0.75, (0.6, 0.8, 1.0)
+OF_DIAMETER, STARTS = 0.8, (0.6, 0.8, 1.0)
 # Heights of noise differ from those of its negative by less than this.
 LEAST_EVIDENCE = 30.0
 # The background is averaged over a Gaussian of so many widths.
@@ -40,8 +40,8 @@ APART = 0.65
 UNEXPLAINED = 0.98
 # While widths are compared, so many squares of a width are looked at in each micrograph.
 MOST_SQUARES = 4000
-# Evidence below this is noise's. Widths count with this power of their evidence when the diameter is found.
-NO_EVIDENCE, POWER = 8.0, 3
+# Evidence below this is noise's.
+NO_EVIDENCE = 8.0
 # A view never says more surely no.
 LEAST_PART = 1e-4
 # Widths with a third of the most evidence and less count as past; after so many, narrower ones are left out.
@@ -56,8 +56,9 @@ class LearnedPicks(NamedTuple):
     template : Template
     limits : Limits
         Of contamination.
+    views : tuple of ndarray of intp
+        Columns of the features, one array a mixture.
     mixtures : tuple of Mixture
-        One a view of the features.
     diameter : float
         In pixels of the micrographs.
     sign : int
@@ -68,6 +69,7 @@ class LearnedPicks(NamedTuple):
 
     template: Template
     limits: Limits
+    views: tuple[Indices, ...]
     mixtures: tuple[Mixture, ...]
     diameter: float
     sign: int
@@ -84,7 +86,7 @@ class LearnedPicks(NamedTuple):
         Both are geometric means over the views: one view that knows better is enough to say no.
         """
         total = np.zeros((len(places.height), 2))
-        for view, mixture in zip(VIEWS, self.mixtures, strict=True):
+        for view, mixture in zip(self.views, self.mixtures, strict=True):
             parts = probabilities(places.features[:, view], places.height, mixture)[:, 1:]
             total += np.log(np.maximum(parts, LEAST_PART))
         mean: Floats = np.exp(total / len(self.mixtures))
@@ -139,8 +141,8 @@ def find_diameter(images: list[Singles], binning: int, pixel_size: float) -> flo
     Notes
     -----
     Blobs of many widths each teach a template. The evidence of each says how much heights of its maxima
-    differ from those of the micrographs' negative; the diameter is what the widths with most evidence speak
-    for.
+    differ from those of the micrographs' negative; the width with most evidence
+    is four fifths of the diameter.
     """
     widths = start_widths(pixel_size, min(min(image.shape) for image in images) * binning)
     found: list[tuple[float, float]] = []
@@ -168,9 +170,20 @@ def find_diameter(images: list[Singles], binning: int, pixel_size: float) -> flo
             break
     if not best > 0:
         return None
-    weight = np.array([evidence for _, evidence in found]) ** POWER
-    middle = float(np.log([width for width, _ in found]) @ weight / weight.sum())
-    return math.exp(middle) / OF_DIAMETER
+    return _width_with_most(found) / OF_DIAMETER
+
+
+def _width_with_most(found: list[tuple[float, float]]) -> float:
+    """Return the width with most evidence, between those tried: a parabola through the best three."""
+    widths, evidence = np.array(found).T
+    best = int(evidence.argmax())
+    if not 0 < best < len(found) - 1:
+        return float(widths[best])
+    before, here, after = evidence[best - 1 : best + 2]
+    bend = before - 2 * here + after
+    shift = 0.5 * (before - after) / bend if bend < 0 else 0.0
+    # Neighbours differ by one ratio.
+    return float(widths[best] * (widths[best + 1] / widths[best]) ** shift)
 
 
 def _middle(image: Singles, width: float) -> tuple[Singles, int]:
@@ -227,7 +240,7 @@ def learn_picks(images: list[Singles], binning: int, across: float) -> LearnedPi
     limits: Limits | None = None
     for _ in range(N_ROUNDS):
         responses = [response_of(s, template, area) for s, area in zip(surfaces, usual, strict=True)]
-        limits = learn_limits(maps, responses, usual, usable, APART * diameter)
+        limits = learn_limits(maps, responses, usual, APART * diameter)
         if limits is None:
             return None
         bad = [contaminated(m, limits, area) for m, area in zip(maps, usable, strict=True)]
@@ -256,13 +269,16 @@ def _with_mixtures(
         (np.concatenate([p.features for p in places]), np.concatenate([p.height for p in places]))
         for places in both
     )
-    mixtures = []
-    for view in VIEWS:
+    fitted: list[tuple[Indices, Mixture]] = []
+    # Few particles teach little: where they are too few for any view, their heights have to do.
+    for view in (*VIEWS, np.zeros(1, np.intp)):
         mixture = fit_mixture(features[:, view], negative_features[:, view], height, negative_height)
-        if mixture is None:
-            return None
-        mixtures.append(mixture)
-    learned = LearnedPicks(template, limits, tuple(mixtures), across, sign, 1.0)
+        if mixture is not None and (len(view) > 1 or not fitted):
+            fitted.append((view, mixture))
+    if not fitted:
+        return None
+    views, mixtures = zip(*fitted, strict=True)
+    learned = LearnedPicks(template, limits, views, mixtures, across, sign, 1.0)
     everything = Places(height, height, height, features)
     return learned._replace(cut=best_cut(learned.probabilities(everything)[:, 0]))
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import scipy.fft
+from scipy.ndimage import maximum_filter, minimum_filter
 from scipy.special import j0
 
 from fastsort._types import Bools, Floats, Indices, Singles
@@ -23,7 +24,9 @@ QUARTILE = 0.6745
 # A border of repeated lines is not wider than this part of a side. Its lines differ by less than this part
 # of what neighbouring lines of the micrograph differ by.
 WIDEST_BORDER, REPEATED = 0.06, 0.3
-# Pixels alike to the last bit on this many sides and more are no measurement.
+# Blocks of so many pixels in width that have one value are no measurement.
+FLAT = 5
+# The background is not divided by a smaller share of usable pixels.
 _LEAST_SMOOTHED = 1e-3
 
 
@@ -76,10 +79,9 @@ def usable_pixels(image: Singles) -> Bools:
     if not usable.any():
         return usable
     filled = np.where(usable, image, np.float32(np.median(image[usable])))
-    same = np.ones(image.shape, bool)
-    same[:-1] &= filled[:-1] == filled[1:]
-    same[:, :-1] &= filled[:, :-1] == filled[:, 1:]
-    usable &= ~same
+    # Counts of few electrons are often alike by chance, but not in a whole block.
+    flat = maximum_filter(filled, FLAT, mode="nearest") == minimum_filter(filled, FLAT, mode="nearest")
+    usable &= ~maximum_filter(flat, FLAT, mode="constant", cval=False)
     for axis in (0, 1):
         lines, kept = (filled, usable) if axis == 0 else (filled.T, usable.T)
         change = np.abs(np.diff(lines, axis=0)).mean(axis=1, dtype=np.float64)

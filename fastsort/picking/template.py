@@ -120,7 +120,7 @@ def usual_areas(surfaces: list[Surface], width: float) -> list[Bools]:
     limit = STRANGE
     while True:
         areas = [
-            _without(surface.usable, (values > limit) & surface.usable, AROUND * width)
+            without(surface.usable, (values > limit) & surface.usable, AROUND * width)
             for values, surface in zip(strange, surfaces, strict=True)
         ]
         left = sum(int(area.sum()) for area in areas) / max(1, everything.size)
@@ -134,8 +134,8 @@ def _unit(values: Singles) -> float:
     return max(float(np.median(np.abs(values - np.median(values)))) / 0.6745, 1e-9)
 
 
-def _without(usable: Bools, bad: Bools, margin: float) -> Bools:
-    """Return what is usable and further than a margin from bad places."""
+def without(usable: Bools, bad: Bools, margin: float) -> Bools:
+    """Return what is usable and further than a margin, in pixels, from bad places."""
     if not bad.any():
         return usable
     far: Bools = usable & (scipy.ndimage.distance_transform_edt(~bad) > margin)
@@ -254,7 +254,7 @@ def _faded(profile: Floats) -> Floats:
 
 
 def evidence(up: Floats, down: Floats) -> float:
-    """Return how surely maxima are more often high than those of the negative.
+    """Return how surely maxima and those of the negative differ: in their heights, and in their number.
 
     Parameters
     ----------
