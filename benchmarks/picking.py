@@ -40,13 +40,22 @@ HUMAN_NEAR = 16.0  # pixels within which labels of the apoferritin picks were ta
 DOG_WIDTH, DOG_APART = 20, 0.65  # pixels of a reduced particle; diameters between two blobs
 SKIMAGE_THRESHOLDS = np.geomspace(0.02, 2, 16)  # in deviations of the micrograph
 VOLUMES = {
-    "EF-G": ("efg_64px_2.5A.mrc", 2.5, None),
-    "sheath ring": ("sheath_ring_64px_4.4A.mrc", 4.0, None),
-    "70S ribosome": ("ribosome70s_65px.mrc", 4.0, 250.0),
+    "EF-G": ("efg_64px_2.5A.mrc", {"pixel_size": 2.5}),
+    "sheath ring": ("sheath_ring_64px_4.4A.mrc", {"pixel_size": 4.0}),
+    "70S ribosome": ("ribosome70s_65px.mrc", {"pixel_size": 4.0, "diameter": 250}),
 }
 CONTAMINATED, SIDE, SNR, SEED = ((0.2, 4), (0.0, 2)), 2048, 1 / 20, 11
 SPEED_SIDE, SPEED_DIAMETER, SPEED_SNR, RUNS = 4096, 160, 1 / 10, 3
 MEMORY_SIDE, COPIES = 1024, (50, 200)
+REAL_COLUMNS = (
+    "set|within, px|picker|cut|picks|precision|recall|F1|diameter, A|learning, s a micrograph|"
+    "picking, s a micrograph"
+)
+SIMULATED_COLUMNS = (
+    "particle|noise|contamination, micrographs|particles|F1, own cut|F1, best cut|picks on contamination|"
+    "diameter, found / true|error of hits / diameter, median|called contaminated|truly contaminated|"
+    "s a micrograph"
+)
 PICTURE = ROOT / "benchmarks" / "picks.png"
 
 
@@ -151,20 +160,11 @@ def read_star(path: Path) -> np.ndarray:
 
 
 def real_sets(data: Path) -> Iterator[RealSet]:
-    topaz, cryolo = {"Topaz": "topaz"}, {"crYOLO": "cryolo"}
-    folder = data / "real" / "micrographs"
-    for found in (
-        RealSet("apoferritin", folder, 128, 1.5, "human", topaz, (128 / 1.5 / 2, HUMAN_NEAR)),
-        RealSet(
-            "beta-galactosidase",
-            folder.with_name("micrographs_betagal"),
-            180,
-            3.54,
-            "truth",
-            topaz | cryolo,
-            (180 / 3.54 / 2,),
-        ),
-    ):
+    pickers, folder = {"Topaz": "topaz", "crYOLO": "cryolo"}, data / "real"
+    ferritin = folder / "micrographs", 128, 1.5, "human", {"Topaz": "topaz"}, (128 / 1.5 / 2, HUMAN_NEAR)
+    galactosidase = folder / "micrographs_betagal", 180, 3.54, "truth", pickers, (180 / 3.54 / 2,)
+    for name, known in (("apoferritin", ferritin), ("beta-galactosidase", galactosidase)):
+        found = RealSet(name, *known)
         if found.files:
             yield found
         else:
@@ -204,8 +204,7 @@ def real(options: argparse.Namespace) -> None:
             rows += skimage_rows(of, truth, near)
     print_table(
         "Real micrographs: picks against known particles, one to one, best score first",
-        ("set", "within, px", "picker", "cut", "picks", "precision", "recall", "F1")
-        + ("diameter, A", "learning, s a micrograph", "picking, s a micrograph"),
+        REAL_COLUMNS.split("|"),
         rows,
     )
 
@@ -265,9 +264,7 @@ def write_image(path: Path, image: np.ndarray, pixel_size: float) -> Path:
 def simulated(options: argparse.Namespace) -> None:
     print_table(
         f"Simulated micrographs of {SIDE} px, SNR 1/{1 / SNR:.0f}, seed {SEED}; nothing is known",
-        ("particle", "noise", "contamination, micrographs", "particles", "F1, own cut", "F1, best cut")
-        + ("picks on contamination", "diameter, found / true", "error of hits / diameter, median")
-        + ("called contaminated", "truly contaminated", "s a micrograph"),
+        SIMULATED_COLUMNS.split("|"),
         (
             (
                 name,
@@ -284,30 +281,32 @@ def simulated(options: argparse.Namespace) -> None:
 
 def present(data: Path) -> list[str]:
     """Return particles whose density is there, and say which are not."""
-    for name, (file, *_) in VOLUMES.items():
-        if not (data / "volumes" / file).exists():
-            print(f"\n{name} is left out: no {data / 'volumes' / file}.")
-    return [name for name, (file, *_) in VOLUMES.items() if (data / "volumes" / file).exists()]
+    there = []
+    for name, (file, _) in VOLUMES.items():
+        path = data / "volumes" / file
+        if path.exists():
+            there.append(name)
+        else:
+            print(f"\n{name} is left out: no {path}.")
+    return there
+
+
+def picked(data: Path, name: str, n: int, side: int, **known) -> tuple[list, fs.PickResult]:
+    """Return simulated micrographs, and what was found in them."""
+    file, sizes = VOLUMES[name]
+    volume = data / "volumes" / file
+    made = list(simulate_micrographs(n, side, snr=SNR, seed=SEED, volume=volume, **sizes, **known))
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [
+            write_image(Path(folder, f"{number}.mrc"), one.image, one.pixel_size)
+            for number, one in enumerate(made)
+        ]
+        return made, fs.pick_particles(paths, n_jobs=1)
 
 
 def simulated_row(data: Path, name: str, noise: str, contamination: float, n: int) -> tuple:
-    file, pixel_size, diameter = VOLUMES[name]
-    volume, made = data / "volumes" / file, []
-    with tempfile.TemporaryDirectory() as folder:
-        for micrograph in simulate_micrographs(
-            n,
-            SIDE,
-            snr=SNR,
-            volume=volume,
-            pixel_size=pixel_size,
-            diameter=diameter,
-            noise=noise,
-            contamination=contamination,
-            seed=SEED,
-        ):
-            write_image(Path(folder, f"micrograph_{len(made)}.mrc"), micrograph.image, pixel_size)
-            made.append(micrograph._replace(image=np.empty((0, 0), np.float32)))
-        result = fs.pick_particles(sorted(Path(folder).glob("*.mrc")), n_jobs=1)
+    made, result = picked(data, name, n, SIDE, noise=noise, contamination=contamination)
+    pixel_size = made[0].pixel_size
     true = made[0].diameter
     truth = [micrograph.centre[:, ::-1] for micrograph in made]
     picks = ranked(picks_of(result), truth, true / pixel_size / 2)
@@ -342,19 +341,22 @@ def speed(options: argparse.Namespace) -> None:
             for number, micrograph in enumerate(made)
         )
         pick = partial(fs.pick_particles, n_jobs=1)
-        earlier = pick(other, diameter=SPEED_DIAMETER)
-        binning, header = earlier.learned.template.binning, read_header(first)
+        earlier = pick(first, diameter=SPEED_DIAMETER)
+        if earlier.learned is None:
+            print("\nspeed is left out: nothing was learned.")
+            return
+        binning, header = earlier.learned.template.binning, read_header(other)
         jobs = {
             "learning and picking": lambda: pick(first, diameter=SPEED_DIAMETER),
-            "picking, learned before": lambda: pick(first, earlier=earlier),
-            f"reading and reducing {binning} times": lambda: read_reduced(header, binning),
+            "picking another, learned before": lambda: pick(other, earlier=earlier),
+            f"reading and reducing it {binning} times": lambda: read_reduced(header, binning),
         }
         seconds_in_turn(jobs, 1)
         medians = {what: float(np.median(times)) for what, times in seconds_in_turn(jobs, RUNS).items()}
     reading = medians[[*jobs][-1]]
     print_table(
-        f"One micrograph of {SPEED_SIDE} px, float32, diameter of {SPEED_DIAMETER} px given, one worker, page "
-        f"cache warm (median of {RUNS})",
+        f"One micrograph of {SPEED_SIDE} px, float32, diameter of {SPEED_DIAMETER} px given, one worker, "
+        f"page cache warm (median of {RUNS})",
         ("what", "seconds", "times reading"),
         ((what, f"{median:.3f}", f"{median / reading:.1f}") for what, median in medians.items()),
     )
@@ -374,26 +376,25 @@ def memory(options: argparse.Namespace) -> None:
             command = [sys.executable, __file__, "--child", str(links / "*.mrc"), "100"]
             answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             measured.append(json.loads(answer.splitlines()[-1]))
-    (few, _), (many, _) = measured[1:]
-    each = f"{(many - few) / (COPIES[1] - COPIES[0]):.3f}"
+    each = f"{(measured[2][0] - measured[1][0]) / (COPIES[1] - COPIES[0]):.3f}"
     print_table(
-        f"Copies of one micrograph of {MEMORY_SIDE} px, float32 ({MEMORY_SIDE**2 * 4 / 1e6:.1f} MB), one worker",
-        ("micrographs", "most memory, MB", "seconds", "MB for each more"),
+        f"Copies of one micrograph of {MEMORY_SIDE} px, float32, {MEMORY_SIDE**2 * 4 / 1e6:.1f} MB, one worker",
+        ("micrographs", "picks", "most memory, MB", "seconds", "MB for each more"),
         (
-            (n, f"{peak:.0f}", f"{seconds:.1f}", more)
-            for n, (peak, seconds), more in zip(COPIES, measured[1:], ("", each), strict=True)
+            (n, picks, f"{peak:.0f}", f"{seconds:.1f}", more)
+            for n, (peak, seconds, picks), more in zip(COPIES, measured[1:], ("", each), strict=True)
         ),
     )
 
 
 def measure_child(pattern: str, diameter: float) -> None:
     begin = time.perf_counter()
-    fs.pick_particles(pattern, diameter=diameter, n_jobs=1)
+    result = fs.pick_particles(pattern, diameter=diameter, n_jobs=1)
     seconds = time.perf_counter() - begin
     # Not ru_maxrss: that begins with what the parent had when it started this process.
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     peak = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
-    print(json.dumps((int(peak) * 1024 / 1e6, seconds)))
+    print(json.dumps((int(peak) * 1024 / 1e6, seconds, int(result.keep.sum()))))
 
 
 # The picture.
@@ -435,23 +436,15 @@ def draw_micrograph(axes, data: Path) -> None:
     from matplotlib.patches import Circle
 
     names = present(data)
-    file, pixel_size, diameter = VOLUMES[names[-1]] if names else ("", 4.0, 250.0)
-    volume = data / "volumes" / file if names else "globular"
-    made = simulate_micrographs(
-        2,
-        1536,
-        snr=SNR,
-        volume=volume,
-        pixel_size=pixel_size,
-        diameter=diameter,
-        contamination=0.2,
-        seed=SEED,
-    )
+    if not names:
+        return
+    made, result = picked(data, names[-1], 2, 1536, contamination=0.2)
+    if result.learned is None:
+        print("\nNothing was found in the micrograph of the picture.")
+        return
+    binning = result.learned.template.binning
     with tempfile.TemporaryDirectory() as folder:
-        for number, micrograph in enumerate(made):
-            path = write_image(Path(folder, f"{number}.mrc"), micrograph.image, pixel_size)
-        result = fs.pick_particles(sorted(Path(folder).glob("*.mrc")), n_jobs=1)
-        binning = result.learned.template.binning
+        path = write_image(Path(folder, "shown.mrc"), made[-1].image, made[-1].pixel_size)
         pixels, bad = look_at(read_reduced(read_header(path), binning), result.learned)
     low, high = np.percentile(pixels, (1, 99))
     height, width = pixels.shape
@@ -462,8 +455,9 @@ def draw_micrograph(axes, data: Path) -> None:
     kept = result.keep & (result.micrograph == len(result.names) - 1)
     for centre in zip(result.x[kept], result.y[kept], strict=True):
         axes.add_patch(Circle(centre, result.diameter_px / 2, fill=False, color="tab:cyan", lw=1))
-    name = names[-1] if names else "globular particle"
-    axes.set_title(f"{name}, simulated, SNR 1/{1 / SNR:.0f}: picks, and what is called contaminated (red)")
+    axes.set_title(
+        f"{names[-1]}, simulated, SNR 1/{1 / SNR:.0f}: picks, and what is called contaminated (red)"
+    )
     axes.set_axis_off()
 
 

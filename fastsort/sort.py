@@ -13,6 +13,7 @@ from fastsort._types import Array, FilePath
 from fastsort.decide.copies import CONTENT, STAMP, spread
 from fastsort.decide.diameter import estimate_diameter
 from fastsort.decide.result import SortResult
+from fastsort.decide.second_look import look_again
 from fastsort.decide.settings import OPTIONS, settings_for
 from fastsort.decide.verdict import check_earlier, cut_again, decide
 from fastsort.decide.votes import ask_methods
@@ -230,6 +231,8 @@ def sort_particles(
         pixel_size=particles.pixel_size,
     )
     result = spread(result, copies, particles)
+    if earlier is None:
+        result = result._replace(errors=look_again(particles, result))
     result.measurements.update({CONTENT: content[named.of], STAMP: stamps})
     result = result._replace(doubts=(*particles.doubts, *doubts_of_copies(particles, copies.copy)))
     if progress:

@@ -58,7 +58,7 @@ MAY_IMPORT = {
     "radial": {"particles", "images"},
     "subspaces": {"particles", "images"},
     "invariants": {"particles", "images"},
-    "decide": {"particles", "images", *METHODS},
+    "decide": {"particles", "images", "picking", *METHODS},
     "picking": {"particles", "images"},
     "simulate": {"particles", "images"},
     "classify": {"particles", "images", "invariants"},

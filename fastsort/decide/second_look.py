@@ -1,0 +1,123 @@
+"""A second look at picks in micrographs: what a picker sees there that has not seen the verdict."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy.spatial import cKDTree
+
+from fastsort._types import Bools, Floats, Singles
+from fastsort.decide.decoys import EstimatedErrors
+from fastsort.decide.result import SortResult
+from fastsort.particles.extract import MicrographImages
+from fastsort.particles.mrc import MrcHeader
+from fastsort.particles.reduced import ReducedMicrographs, Unread
+from fastsort.particles.source import Particles
+from fastsort.picking.contamination import contaminated, contamination_maps
+from fastsort.picking.learn import (
+    APART,
+    NEAR,
+    REACH,
+    LearnedPicks,
+    find_diameter,
+    learn_picks,
+    picking_binning,
+    search_binning,
+)
+from fastsort.picking.places import find_places, response_of
+from fastsort.picking.planes import level
+from fastsort.picking.template import without
+
+# The micrographs with most picks are looked at, so many of them; with fewer kept picks nothing is said.
+N_MICROGRAPHS, FEWEST = 4, 100
+# A place is the pick's if it lies so near, in diameters.
+SAME = 0.35
+# If nearly all picks are kept, and the picker finds fewer of them than this, the figures are not trusted. Of
+# particles that people picked it finds 0.74 and more.
+NEARLY_ALL, FOUND = 0.85, 0.65
+
+
+def look_again(particles: Particles, result: SortResult) -> EstimatedErrors | None:
+    """Check the errors of a verdict on picks against the micrographs themselves.
+
+    Parameters
+    ----------
+    particles : Particles
+    result : SortResult
+
+    Returns
+    -------
+    errors : EstimatedErrors or None
+        Those of the result, but not known where nearly all picks are kept and the micrographs show far fewer
+        particles: noise of a kind that no decoy has looks like particles among images, and like noise in a
+        micrograph, whose negative has it too.
+    """
+    errors, store = result.errors, particles.store
+    if errors is None or not errors.known or not isinstance(store, MicrographImages):
+        return errors
+    if result.keep.mean() < NEARLY_ALL:
+        return errors
+    counts = np.bincount(store.micrograph_of[result.keep], minlength=len(store.micrographs))
+    chosen = np.argsort(-counts, kind="stable")[:N_MICROGRAPHS]
+    chosen = np.sort(chosen[counts[chosen] > 0])
+    if counts[chosen].sum() < FEWEST:
+        return errors
+    found = _share_found(store, result.keep, chosen.tolist(), result.diameter_px, particles.pixel_size)
+    if found is None or found >= FOUND:
+        return errors
+    remark = (
+        f"nearly all picks are kept, but the micrographs, searched anew, show a particle at only "
+        f"{100 * found:.0f} % of them: pick with `fastsort pick`, or look at the images"
+    )
+    return errors._replace(known=False, remark=remark)
+
+
+def _share_found(
+    store: MicrographImages, keep: Bools, chosen: list[int], diameter: float, pixel_size: float
+) -> float | None:
+    """Return which part of the kept picks of some micrographs a picker finds; None if it finds nothing."""
+    headers = [store.micrographs[number] for number in chosen]
+    if not math.isfinite(diameter):
+        side = min(min(header.ny, header.nx) for header in headers)
+        binning = search_binning(pixel_size, side)
+        images = _images(headers, binning)
+        found = find_diameter([image for image in images if image is not None], binning, pixel_size)
+        if found is None:
+            return None
+        diameter = found
+    binning = picking_binning(diameter)
+    images = _images(headers, binning)
+    learned = learn_picks([image for image in images if image is not None], binning, diameter)
+    if learned is None:
+        return None
+    hits = total = 0
+    for number, image in zip(chosen, images, strict=True):
+        own = np.flatnonzero(keep & (store.micrograph_of == number))
+        places = None if image is None else _particles_in(image, learned)
+        if places is None:
+            continue
+        picks = np.column_stack([store.y[own], store.x[own]])
+        if len(places):
+            hits += int((cKDTree(places).query(picks)[0] <= SAME * diameter).sum())
+        total += len(own)
+    return hits / total if total else None
+
+
+def _images(headers: list[MrcHeader], binning: int) -> list[Singles | None]:
+    read = ReducedMicrographs(headers, binning).read(0, len(headers))
+    return [None if isinstance(image, Unread) else image for image in read]
+
+
+def _particles_in(image: Singles, learned: LearnedPicks) -> Floats | None:
+    """Return where a micrograph shows particles, as (y, x) in its pixels; None where it shows nothing."""
+    width, binning = learned.width, learned.template.binning
+    surface = level(image, REACH * width)
+    if surface is None:
+        return None
+    bad = contaminated(contamination_maps(surface, width, learned.sign), learned.limits, surface.usable)
+    clean = without(surface.usable, bad, NEAR * width)
+    response = response_of(surface, learned.template, clean)
+    places = find_places(surface, response, learned.template, clean, width, APART * width, learned.sign)
+    kept = learned.probabilities(places)[:, 0] >= learned.cut
+    return (np.column_stack([places.row, places.column])[kept] + 0.5) * binning - 0.5
