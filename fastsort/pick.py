@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -219,16 +220,28 @@ def pick_particles(
     margin = None
     if contamination_margin is not None:
         margin = _check_margin(contamination_margin) / unit
-    known = set() if earlier is None else {*earlier.names.tolist()}
-    new = [number for number, name in enumerate(listed.names) if name not in known]
+    if earlier is not None and earlier.learned is None:
+        # It has found nothing, and so knows nothing: all are looked at together.
+        earlier = None
+    known = (
+        set()
+        if earlier is None
+        else {*map(os.path.realpath, earlier.names.tolist()), *earlier.names.tolist()}
+    )
+    new = [
+        number
+        for number, (name, header) in enumerate(zip(listed.names, listed.headers, strict=True))
+        if name not in known and os.path.realpath(header.path) not in known
+    ]
     headers = [listed.headers[number] for number in new]
     learned = None if earlier is None else earlier.learned
     if earlier is not None:
         _check_earlier(earlier, listed, diameter)
     mark = ""
     if work is not None:
-        files = [np.array(_identity(header)) for header in headers]
-        mark = fingerprint("pick", files, listed.pixel_size, across, margin, learned is not None)
+        known_before = None if learned is None else [learned.template.profile, learned.diameter, learned.cut]
+        files = [_identity(header) for header in headers]
+        mark = fingerprint("pick", files, listed.pixel_size, across, margin, known_before)
     with work_folder(work, fingerprint=mark, keep=keep_work) as folder:
         if learned is None and headers:
             sample = _spread(headers)
@@ -239,9 +252,11 @@ def pick_particles(
         shown = part_of(progress, LEARNING / (len(headers) + LEARNING), 1.0, len(headers) + LEARNING)
         found = _find(headers, learned, margin, folder, n_jobs, shown)
     names = [listed.names[number] for number in new]
+    if earlier is not None and threshold is None:
+        threshold = earlier.threshold
     result = _joined(names, found, listed, learned, diameter is None, threshold)
     if earlier is not None:
-        result = _after(earlier, result, threshold)
+        result = _after(earlier, result)
     seconds = {"learn": learning - begin, "pick": time.perf_counter() - learning}
     return result._replace(seconds={**seconds, "total": math.fsum(seconds.values())})
 
@@ -279,8 +294,13 @@ def _check_earlier(earlier: PickResult, listed: MicrographList, diameter: float 
         raise InputError("diameter does nothing beside what an earlier run has learned: leave it out.")
 
 
-def _identity(header: MrcHeader) -> list[str]:
-    return [header.path, str(header.ny), str(header.nx), str(header.dtype)]
+def _identity(header: MrcHeader) -> list[str | int]:
+    """Return what changes when a micrograph is written anew."""
+    try:
+        status = os.stat(header.path)
+    except OSError:
+        return [header.path]
+    return [header.path, status.st_size, status.st_mtime_ns]
 
 
 def _spread(headers: list[MrcHeader]) -> list[MrcHeader]:
@@ -445,32 +465,31 @@ def _joined(
         pixel_size=listed.pixel_size,
         learned=learned,
         failed=failed,
-        doubts=(*stack_doubts(listed.headers), *_doubts(listed, learned)),
+        doubts=(*stack_doubts(listed.headers), *_doubts(listed, learned, diameter_found)),
         seconds={},
     )
 
 
-def _doubts(listed: MicrographList, learned: LearnedPicks | None) -> list[str]:
+def _doubts(listed: MicrographList, learned: LearnedPicks | None, diameter_found: bool) -> list[str]:
     doubts = []
     if learned is None:
+        advice = "give --diameter" if diameter_found else "try another --diameter, or none"
         doubts.append(
             "nothing stands out from noise in these micrographs, so nothing was picked: look at one of them, "
-            "and give --diameter if particles can be seen."
+            f"and {advice} if particles can be seen."
         )
     if not math.isfinite(listed.pixel_size):
         doubts.append("no file says the pixel size: lengths are in pixels. Give --pixel-size.")
     return doubts
 
 
-def _after(earlier: PickResult, new: PickResult, threshold: float | None) -> PickResult:
+def _after(earlier: PickResult, new: PickResult) -> PickResult:
     """Put what was found in new micrographs after what an earlier run has found."""
-    if threshold is not None and threshold != earlier.threshold:
-        keep = earlier.probability >= threshold
+    if new.threshold != earlier.threshold:
+        keep = earlier.probability >= new.threshold
         reason = np.where(keep, REASONS[VALID], np.where(earlier.keep, REASONS[NOISE], earlier.reason))
         earlier = earlier._replace(keep=keep, reason=reason)
     micrograph = np.concatenate([earlier.micrograph, new.micrograph + np.int32(len(earlier.names))])
-    if earlier.learned is not None:
-        new = new._replace(diameter_found=earlier.diameter_found)
     return new._replace(
         names=np.concatenate([earlier.names, new.names]),
         micrograph=micrograph,
@@ -481,4 +500,5 @@ def _after(earlier: PickResult, new: PickResult, threshold: float | None) -> Pic
         keep=np.concatenate([earlier.keep, new.keep]),
         reason=np.concatenate([earlier.reason, new.reason]),
         contaminated=np.concatenate([earlier.contaminated, new.contaminated]),
+        diameter_found=earlier.diameter_found,
     )

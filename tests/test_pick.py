@@ -206,7 +206,7 @@ def test_bright_disks_are_found_as_well(disk_set, result, tmp_path):
 
 
 def test_the_diameter_is_found(tmp_path):
-    simulated = simulate_micrographs(2, 512, diameter=120, pixel_size=4, snr=0.2, noise="white")
+    simulated = simulate_micrographs(2, 448, diameter=120, pixel_size=4, snr=0.2, noise="white")
     found = fs.pick_particles(write_micrographs(tmp_path / "set", simulated), n_jobs=1)
     assert found.diameter_found
     assert abs(found.diameter / 120 - 1) < 0.5
@@ -236,11 +236,16 @@ def test_without_a_pixel_size_lengths_are_in_pixels(disk_set, tmp_path):
     assert np.isnan(found.pixel_size) and np.isnan(found.diameter) and found.diameter_px == ACROSS
     assert f1_and_errors(kept_in(found, 0), disk_set.middles[0])[0] > 0.8
     assert any("--pixel-size" in doubt for doubt in found.doubts)
-    told = fs.pick_particles(paths, diameter=DIAMETER, pixel_size=PIXEL_SIZE, n_jobs=1)
-    assert (told.diameter, told.diameter_px, told.pixel_size) == (DIAMETER, ACROSS, PIXEL_SIZE)
-    assert told.x.tobytes() == found.x.tobytes()
 
 
+@pytest.mark.usefixtures("learned_before")
+def test_a_pixel_size_can_be_given(disk_set, result):
+    told = fs.pick_particles(disk_set.paths, diameter=2 * DIAMETER, pixel_size=2 * PIXEL_SIZE, n_jobs=1)
+    assert (told.diameter, told.diameter_px, told.pixel_size) == (2 * DIAMETER, ACROSS, 2 * PIXEL_SIZE)
+    assert told.x.tobytes() == result.x.tobytes()
+
+
+@pytest.mark.usefixtures("learned_before")
 @pytest.mark.parametrize("backend", [None, "loky"])
 def test_two_workers_find_the_same_bits(disk_set, result, backend):
     if backend is None:
@@ -361,10 +366,9 @@ def test_extracted_particles_are_bright_in_the_middle_and_whole(finished, result
         images, table.column("_rlnMicrographName"), corner[inside].astype(int), strict=True
     ):
         cut = pixels[name][top : top + BOX, left : left + BOX]
-        assert np.corrcoef(-cut.ravel(), image.ravel())[0, 1] > 0.98
+        assert np.corrcoef(-cut.ravel(), image.ravel())[0, 1] > 0.9
 
 
-@pytest.mark.xfail(strict=True, reason="the summary is written before the particles, and not again")
 def test_the_summary_counts_extracted_particles(finished):
     n = len(fs.open_particles(finished / "particles.star"))
     assert json.loads((finished / "summary.json").read_text()).get("particles") == n
@@ -437,7 +441,13 @@ def test_noise_alone_has_no_picks_of_a_diameter_either(tmp_path):
     assert found.keep.sum() <= 1
 
 
-@pytest.mark.parametrize("value", [0.0, 7.5, np.nan], ids=str)
+def test_nobody_is_told_to_give_a_diameter_who_has_given_it(tmp_path):
+    path = write_micrograph(tmp_path / "mic.mrc", noise(60, 200, 220))
+    found = fs.pick_particles(path, diameter=DIAMETER, n_jobs=1)
+    assert found.doubts and not any("give --diameter" in doubt for doubt in found.doubts)
+
+
+@pytest.mark.parametrize("value", [7.5, np.nan], ids=str)
 def test_a_micrograph_without_any_contrast_has_no_picks(mics, disk_set, value, tmp_path):
     write_micrograph(mics / "mic_1b.mrc", np.full((300, 340), value))
     assert call("pick", mics / "*.mrc", "-o", tmp_path / "out", *GIVEN, "--write-stack", "--box", 24) == 0
@@ -569,6 +579,13 @@ def test_what_makes_no_sense_is_refused_and_leaves_nothing(mics, tmp_path, capsy
     assert_refused(capsys, tmp_path, part)
 
 
+@pytest.mark.usefixtures("learned_before")
+def test_a_box_that_fits_nowhere_is_refused(mics, tmp_path, capsys):
+    options = [*GIVEN, "--write-stack", "--box", 1000]
+    assert call("pick", mics / "*.mrc", "-o", tmp_path / "out", *options) == 1
+    assert_refused(capsys, tmp_path, "a box of 1000 px", "smaller")
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -617,6 +634,7 @@ def count_calls(monkeypatch, fail_at=None):
     return calls
 
 
+@pytest.mark.usefixtures("learned_before")
 def test_an_update_looks_at_new_micrographs_only(mics, disk_set, tmp_path, monkeypatch):
     out = tmp_path / "out"
     (mics / "mic_1.mrc").rename(tmp_path / "mic_1.mrc")
@@ -686,7 +704,6 @@ def test_an_update_refuses_the_folder_of_another_command(mics, tmp_path, capsys)
 
 
 @pytest.mark.usefixtures("learned_before")
-@pytest.mark.xfail(strict=True, reason="what is new is cut at another threshold than what was there")
 def test_an_update_keeps_the_threshold_that_was_given_before(mics, tmp_path):
     out = tmp_path / "out"
     assert call("pick", mics / "mic_[01].mrc", "-o", out, *GIVEN, "--threshold", 0.25) == 0
@@ -696,11 +713,13 @@ def test_an_update_keeps_the_threshold_that_was_given_before(mics, tmp_path):
     assert after.threshold == 0.25
 
 
-@pytest.mark.xfail(strict=True, reason="micrographs of the earlier run are never looked at again")
-def test_an_update_after_nothing_was_found_looks_at_all_micrographs(mics, disk_set, tmp_path):
+def test_an_update_after_nothing_was_found_looks_at_all_micrographs(mics, disk_set, tmp_path, monkeypatch):
     """One micrograph with few particles may be too little to learn from."""
     out = tmp_path / "out"
-    call("pick", mics / "mic_0.mrc", "-o", out, *GIVEN)
+    with monkeypatch.context() as patch:
+        patch.setattr("fastsort.picking.learn.LEAST_EVIDENCE", 1e9)
+        call("pick", mics / "mic_0.mrc", "-o", out, *GIVEN)
+    assert load(out / "results.npz").learned is None
     call("pick", mics / "*.mrc", "-o", out, *GIVEN, "--update")
     after = load(out / "results.npz")
     assert kept_of(after, "mic_1.mrc") > 30
@@ -736,16 +755,16 @@ def test_a_killed_command_says_how_to_go_on(disk_set, result, tmp_path, monkeypa
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_work_folder_is_of_no_use_for_another_diameter(disk_set, tmp_path):
-    work = tmp_path / "work"
-    options = {"work": work, "keep_work": True, "n_jobs": 1}
-    fs.pick_particles(disk_set.paths, diameter=DIAMETER, **options)
-    wide = fs.pick_particles(disk_set.paths, diameter=72, **options)
-    assert wide.diameter == wide.learned.diameter * PIXEL_SIZE == 72
+def test_a_work_folder_is_of_no_use_for_another_diameter(disk_set, result, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(pick, "_learn", lambda *arguments: calls.append(arguments) or result.learned)
+    options = {"work": tmp_path / "work", "keep_work": True, "n_jobs": 1}
+    for diameter in (DIAMETER, DIAMETER, 72):
+        fs.pick_particles(disk_set.paths, diameter=diameter, **options)
+    assert [across for *_, across in calls] == [ACROSS, 18]
 
 
 @pytest.mark.usefixtures("learned_before")
-@pytest.mark.xfail(strict=True, reason="only paths and sides of micrographs count, not what is in them")
 def test_a_work_folder_is_of_no_use_after_a_micrograph_has_changed(mics, disk_set, tmp_path):
     options = {"diameter": DIAMETER, "work": tmp_path / "work", "keep_work": True, "n_jobs": 1}
     fs.pick_particles(str(mics / "*.mrc"), **options)
@@ -790,3 +809,10 @@ def test_a_job_of_relion_that_fails_says_so(tmp_path, monkeypatch, capsys, given
     assert call("pick", "--relion-job", *given, "--o", "External/job001/") == 1
     assert part in capsys.readouterr().err
     assert [path.name for path in job.iterdir()] == ["RELION_JOB_EXIT_FAILURE"]
+
+
+def test_a_job_that_sorts_may_have_a_folder_called_pick(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    given = ["--in_parts", "none.star", "--o", "External/job001/"]
+    assert call("sort", "--relion-job", "--work", "pick", *given) == 1
+    assert "none.star does not exist" in capsys.readouterr().err

@@ -43,6 +43,7 @@ def add_pick(commands: Commands) -> None:
     add("--threshold", type=float, metavar="P", help="keep what has this probability (default: best F1)")
     margin = "keep nothing so near to contamination (default: a quarter of the diameter)"
     add("--contamination-margin", type=float, metavar="A", help=margin)
+    add("--coords-suffix", action="store_true", help="also write coordinates as RELION 3.1 looks for them")
     add("--write-stack", action="store_true", help="also extract the particles: particles.star, .mrcs")
     add("--box", type=int, metavar="PX", help="with --write-stack: side (default: 1.5 diameters)")
     add("--pixel-size", type=float, metavar="A", help="in angstroms (default: that of the files)")
@@ -106,7 +107,14 @@ def _pick_into(
     from fastsort.particles.micrographs import list_micrographs
     from fastsort.pick import pick_particles
     from fastsort.report.folder import PAGE, results_folder
-    from fastsort.report.picks import file_names, write_particles, write_picks
+    from fastsort.report.picks import (
+        check_all_given,
+        file_names,
+        finish_summary,
+        write_coords_suffix,
+        write_particles,
+        write_picks,
+    )
     from fastsort.report.picks_page import write_picks_page
     from fastsort.report.progress import progress_bar
     from fastsort.report.relion_job import stop_when_aborted
@@ -118,6 +126,13 @@ def _pick_into(
     )
     # Now, and not when all the work is done.
     file_names([*listed.names, *(set() if earlier is None else {*earlier.names.tolist()} - {*listed.names})])
+    if options.write_stack and earlier is not None:
+        check_all_given(earlier.names.tolist(), listed)
+    side = min(min(header.ny, header.nx) for header in listed.headers)
+    if options.box is not None and options.box > side:
+        raise InputError(
+            f"a box of {options.box} px is larger than the micrographs, {side} px: give a smaller one."
+        )
     parameters = {name: getattr(options, name) for name in _PARAMETERS}
     paths = [header.path for header in listed.headers]
     overwrite = options.overwrite or options.update
@@ -131,8 +146,11 @@ def _pick_into(
                 source, **parameters, earlier=earlier, work=work, n_jobs=options.jobs, progress=progress
             )
         summary = write_picks(partial, options.output, result, parameters)
+        if options.coords_suffix:
+            write_coords_suffix(partial, result, str(options.input[0]))
         if options.write_stack:
             summary["particles"] = write_particles(partial, options.output, listed, result, options.box)
+        finish_summary(partial, summary)
         write_picks_page(partial / PAGE, os.path.basename(os.path.normpath(folder)), listed, result)
     if not options.quiet:
         print_picks(summary, options.output)

@@ -45,7 +45,7 @@ def run_job(arguments: Sequence[str], run: Callable[[list[str]], int | None]) ->
                 )
         # A job that runs once more replaces what it made.
         again = [] if "--update" in ours else ["--overwrite"]
-        picks = _PICK in ours
+        picks = ours[:1] == [_PICK]
         results = _PICKED if picks else _RESULTS
         inputs = [word for name, value in given.items() for word in _translated(name, value, ours)]
         code = run([*ours, *inputs, *again, "--output", os.path.join(folder, results)])
@@ -79,7 +79,7 @@ def _translated(name: str, value: str, ours: Sequence[str]) -> list[str]:
         # RELION always gives it, so that it counts for less than what the user has given.
         is_set = any(word.split("=")[0] in ("--jobs", "--cluster") for word in ours)
         return [] if is_set else ["--jobs", value]
-    if _PICK in ours:
+    if ours[:1] == [_PICK]:
         if name != "--in_mics":
             raise InputError(f"{name} is of no use for picking: give micrographs.")
         return [value]

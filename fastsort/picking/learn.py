@@ -28,10 +28,12 @@ COARSE, FINE = 10, 16
 # widths, since from one it may end in a side maximum.
 OF_DIAMETER, STARTS = 0.8, (0.6, 0.8, 1.0)
 # Heights of noise differ from those of its negative by less than this.
-LEAST_EVIDENCE = 30.0
+LEAST_EVIDENCE = 20.0
 # The background is averaged over a Gaussian of so many widths.
 REACH = 3.0
 N_ROUNDS = 2
+# If a round leaves less than this part of the evidence, particles were taken for contamination.
+LOST = 0.5
 # Contamination spoils what lies so near, in diameters.
 NEAR = 0.25
 # Two particles are no closer than this, in diameters.
@@ -244,11 +246,13 @@ def learn_picks(images: list[Singles], binning: int, across: float) -> LearnedPi
         if limits is None:
             return None
         bad = [contaminated(m, limits, area) for m, area in zip(maps, usable, strict=True)]
-        usual = [without(a, b, NEAR * diameter) for a, b in zip(usable, bad, strict=True)]
-        again = learn_template(surfaces, usual, binning, template.width, template)
-        if again is None:
-            return None
-        template = again
+        clean = [without(a, b, NEAR * diameter) for a, b in zip(usable, bad, strict=True)]
+        again = learn_template(surfaces, clean, binning, template.width, template)
+        if again is None or again.evidence < LOST * template.evidence:
+            # What looked like contamination were the particles.
+            limits = limits._replace(deviation=np.full_like(limits.deviation, np.inf))
+            break
+        template, usual = again, clean
     if limits is None or template.evidence < LEAST_EVIDENCE:
         return None
     return _with_mixtures(surfaces, usual, template, limits, across, sign)

@@ -25,6 +25,8 @@ N_STEPS, MOST_NOISE, LEAST_NOISE = 30, 0.998, 0.002
 # Features are not normal, and depend on each other in more ways than a covariance says: their evidence counts
 # only so much.
 TRUST = 0.7
+# No threshold is above this probability.
+SUREST = 0.99
 # The mean squared distance of a place from its own distribution is one a feature; a mean nearer than this
 # part of it is typical.
 TYPICAL = 0.5
@@ -123,7 +125,8 @@ def fit_mixture(
     for _ in range(N_ROUNDS):
         parts = _parts(of_noise, share, features, mixture)
         if parts[:, 1].sum() < ENOUGH * p:
-            return None
+            # Of one feature, what was found first is good enough.
+            return mixture if p == 1 else None
         among = float(parts[:, 1].sum() / parts[:, 1:].sum())
         mixture = mixture._replace(
             particles=_weighted(features, parts[:, 1]), particle_share=min(max(among, 0.02), 0.98)
@@ -192,7 +195,7 @@ def best_cut(probability: Floats) -> float:
     ordered = np.sort(probability)[::-1]
     found = np.cumsum(ordered)
     score = 2 * found / (np.arange(1, len(ordered) + 1) + found[-1])
-    return float(ordered[int(score.argmax())])
+    return min(float(ordered[int(score.argmax())]), SUREST)
 
 
 def log_density(features: Floats, part: Gaussian) -> Floats:

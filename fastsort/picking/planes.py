@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 import scipy.fft
-from scipy.ndimage import maximum_filter, minimum_filter
+from scipy.ndimage import maximum_filter, median_filter, minimum_filter
 from scipy.special import j0
 
 from fastsort._types import Bools, Floats, Indices, Singles
@@ -24,6 +24,8 @@ QUARTILE = 0.6745
 # A border of repeated lines is not wider than this part of a side. Its lines differ by less than this part
 # of what neighbouring lines of the micrograph differ by.
 WIDEST_BORDER, REPEATED = 0.06, 0.3
+# A row or column is odd if its mean differs so much, in robust deviations, from the median of so many.
+ODD, NEIGHBOURS = 6.0, 9
 # Blocks of so many pixels in width that have one value are no measurement.
 FLAT = 5
 # The background is not divided by a smaller share of usable pixels.
@@ -121,6 +123,7 @@ def level(image: Singles, reach: float) -> Surface | None:
         return None
     centred = np.where(usable, image, middle) - np.float32(middle)
     pixels = np.clip(centred / np.float32(spread), -STRONGEST, STRONGEST).astype(np.float32)
+    _even_out(pixels)
     margin = math.ceil(2 * reach)
     background = smoothed(as_plane(pixels, margin), reach)
     if not usable.all():
@@ -131,6 +134,16 @@ def level(image: Singles, reach: float) -> Surface | None:
     if not deviation > 0:
         return None
     return Surface(np.clip(pixels / np.float32(deviation), -CLIPPED, CLIPPED), usable)
+
+
+def _even_out(pixels: Singles) -> None:
+    """Take out what a whole row or column has beside its neighbours, as a dead one of the camera leaves it."""
+    for lines in (pixels, pixels.T):
+        mean = lines.mean(axis=1, dtype=np.float64)
+        beside = mean - median_filter(mean, NEIGHBOURS, mode="nearest")
+        usual = float(np.median(np.abs(beside))) / QUARTILE
+        odd = np.abs(beside) > ODD * usual
+        lines[odd] -= beside[odd, None].astype(np.float32)
 
 
 def as_plane(pixels: Singles, margin: int) -> Plane:

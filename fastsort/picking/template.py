@@ -254,7 +254,7 @@ def _faded(profile: Floats) -> Floats:
 
 
 def evidence(up: Floats, down: Floats) -> float:
-    """Return how surely maxima and those of the negative differ: in their heights, and in their number.
+    """Return how surely maxima and those of the negative differ in height.
 
     Parameters
     ----------
@@ -269,7 +269,10 @@ def evidence(up: Floats, down: Floats) -> float:
     """
     edges = np.unique(np.quantile(np.concatenate([up, down]), np.linspace(0, 1, N_STEPS + 1)))
     edges[0], edges[-1] = -np.inf, np.inf
-    above, below = (np.histogram(heights, edges)[0] + 0.5 for heights in (up, down))
+    above, below = (np.histogram(heights, edges)[0] / len(heights) for heights in (up, down))
+    # As if both had as many: a filter may make more maxima than minima of noise.
+    number = 2 * len(up) * len(down) / (len(up) + len(down))
+    above, below = above * number + 0.5, below * number + 0.5
     common = (above + below) / 2
     ratio = above * np.log(above / common) + below * np.log(below / common)
     return float(ratio[above > below].sum())

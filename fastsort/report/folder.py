@@ -15,6 +15,9 @@ from fastsort.images.work import hold_lock
 
 # The parts of a sorted set: each is a file, or a folder of coordinate files.
 PARTS = ("kept", "rejected", "rescued")
+# Folders of coordinate files: the parts of picks, and picks as RELION 3.1 looks for them.
+COORDS = "coords"
+_FOLDERS = (*PARTS, COORDS)
 RESULTS, SUMMARY, SCORES = "results.npz", "summary.json", "scores.csv"
 PICTURE, PAGE, MICROGRAPHS = "report.png", "report.html", "micrographs.csv"
 IMAGES, CLASS_STACK = "images.csv", "classes.mrcs"
@@ -115,12 +118,15 @@ def coordinate_folder(folder: Path, names: Iterable[str]) -> Path:
     Parameters
     ----------
     folder : Path
-        One of `PARTS`, in a folder from `results_folder`.
+        One of `PARTS`, or `COORDS`, in a folder from `results_folder`.
     names : iterable of str
-        Names without a folder and without line breaks.
+        Names without line breaks; those in a folder inside have / between.
     """
+    names = list(names)
     folder.mkdir()
     (folder / _LIST).write_text("".join(f"{name}\n" for name in names), "utf-8", "surrogateescape")
+    for inside in {(folder / name).parent for name in names}:
+        inside.mkdir(parents=True, exist_ok=True)
     return folder
 
 
@@ -157,9 +163,10 @@ def _is_own(item: Path) -> bool:
 def _is_result(item: Path) -> bool:
     if item.is_symlink():
         return False
-    if item.name in PARTS and item.is_dir():
-        return all(file.is_file() and not file.is_symlink() for file in item.iterdir()) and {
-            file.name for file in item.iterdir()
+    if item.name in _FOLDERS and item.is_dir():
+        inside = [file for file in item.rglob("*") if file.is_symlink() or not file.is_dir()]
+        return all(file.is_file() and not file.is_symlink() for file in inside) and {
+            file.relative_to(item).as_posix() for file in inside
         } <= _listed(item)
     return item.name in RESULT_NAMES and item.is_file()
 
@@ -181,8 +188,12 @@ def _clear(folder: Path) -> None:
     for item in list(folder.iterdir()):
         if item.is_dir() and _is_own(item):
             # The list goes last: without it the others are no longer known to be ours.
-            for file in sorted(item.iterdir(), key=lambda file: file.name == _LIST):
-                file.unlink(missing_ok=True)
+            inside = sorted(item.rglob("*"), key=lambda file: (file.name == _LIST, -len(file.parts)))
+            for file in inside:
+                if file.is_dir():
+                    file.rmdir()
+                else:
+                    file.unlink(missing_ok=True)
             item.rmdir()
         elif _is_own(item):
             item.unlink(missing_ok=True)

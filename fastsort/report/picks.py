@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ from fastsort._types import FilePath, Indices
 from fastsort.particles.micrographs import MicrographList
 from fastsort.particles.mrc import write_stack
 from fastsort.particles.open import open_particles
-from fastsort.particles.source import Particles
 from fastsort.pick import REASONS, PickResult
-from fastsort.report.folder import MICROGRAPHS, RESULTS, SCORES, SUMMARY, coordinate_folder
+from fastsort.report.folder import COORDS, MICROGRAPHS, RESULTS, SCORES, SUMMARY, coordinate_folder
 from fastsort.report.tables import formatted, image_blocks, software_versions, write_json
 
 LIST, STACK, PARTICLES = "autopick.star", "particles.mrcs", "particles.star"
 ENDING = "_fastsort.star"
+_SUFFIX = f"coords_suffix{ENDING}"
+_JOB = re.compile(r"^.*?/job\d{3,}/")
 # A box holds so many diameters, and its side has no large prime factor.
 OF_DIAMETER = 1.5
 _SIDES = sorted(
@@ -81,6 +83,7 @@ def write_picks(
     Returns
     -------
     summary : dict
+        For ``summary.json``, which `finish_summary` writes when all is known.
     """
     folder = Path(folder)
     names = result.names.tolist()
@@ -99,10 +102,40 @@ def write_picks(
     )
     _write_scores(folder / SCORES, result)
     _write_micrographs(folder / MICROGRAPHS, result)
-    summary = summarize_picks(result, parameters)
-    write_json(folder / SUMMARY, summary)
     save(folder / RESULTS, result)
-    return summary
+    return summarize_picks(result, parameters)
+
+
+def finish_summary(folder: FilePath, summary: dict[str, Any]) -> None:
+    """Write ``summary.json``."""
+    write_json(Path(folder) / SUMMARY, summary)
+
+
+def write_coords_suffix(folder: FilePath, result: PickResult, source: str) -> None:
+    """Write the kept picks as RELION 3.1 looks for them.
+
+    Parameters
+    ----------
+    folder : path
+        As for `write_picks`. Gets the folder ``coords``.
+    result : PickResult
+    source : str
+        What the micrographs are listed in; RELION shows it.
+
+    Notes
+    -----
+    RELION 3.1 finds the picks of ``MotionCorr/job002/Micrographs/a.mrc`` beside the file
+    ``coords_suffix_fastsort.star``, in ``Micrographs/a_fastsort.star``: what follows the job in the name.
+    """
+    names = result.names.tolist()
+    places = [_JOB.sub("", name.lstrip("/")) for name in names]
+    files = [os.path.splitext(os.path.normpath(place))[0] + ENDING for place in places]
+    inside = coordinate_folder(Path(folder) / COORDS, [_SUFFIX, *files])
+    bounds = np.searchsorted(result.micrograph, np.arange(len(names) + 1)).tolist()
+    for number, file in enumerate(files):
+        rows = bounds[number] + np.flatnonzero(result.keep[bounds[number] : bounds[number + 1]])
+        _write_coordinates(inside / file, result, rows)
+    (inside / _SUFFIX).write_text(f"{source}\n", "utf-8", "surrogateescape")
 
 
 def summarize_picks(result: PickResult, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -190,6 +223,16 @@ def _write_micrographs(path: Path, result: PickResult) -> None:
             writer.writerow([name, "", "", "", why])
 
 
+def check_all_given(names: Sequence[str], listed: MicrographList) -> None:
+    """Refuse to extract particles from micrographs that an earlier run has picked in and are not given."""
+    missing = [name for name in names if name not in {*listed.names}]
+    if missing:
+        raise InputError(
+            f"particles cannot be extracted from {missing[0]}, which an earlier run has picked in and which "
+            "is not given now under this name: give all micrographs as before, or leave out --write-stack."
+        )
+
+
 def write_particles(
     folder: FilePath, final: FilePath, listed: MicrographList, result: PickResult, box: int | None
 ) -> int:
@@ -216,12 +259,7 @@ def write_particles(
     box = default_box(result.diameter_px) if box is None else box
     paths = {name: header.path for name, header in zip(listed.names, listed.headers, strict=True)}
     names = result.names.tolist()
-    missing = [name for name in names if name not in paths]
-    if missing:
-        raise InputError(
-            f"particles cannot be extracted from {missing[0]}, which an earlier run has picked in and which "
-            "is not given now: give all micrographs, or leave out --write-stack."
-        )
+    check_all_given(names, listed)
     files = [str(folder / "kept" / file) for file in file_names(names)]
     size = None if math.isnan(result.pixel_size) else result.pixel_size
     source = ([paths[name] for name in names], files)
@@ -231,14 +269,13 @@ def write_particles(
     if not len(inside):
         return 0
     write_stack(folder / STACK, image_blocks(particles, inside), result.pixel_size, len(inside), box)
-    _write_particle_star(folder / PARTICLES, final, particles, inside, listed, result, box)
+    _write_particle_star(folder / PARTICLES, final, inside, listed, result, box)
     return len(inside)
 
 
 def _write_particle_star(
     path: Path,
     final: FilePath,
-    particles: Particles,
     rows: Indices,
     listed: MicrographList,
     result: PickResult,
@@ -253,16 +290,8 @@ def _write_particle_star(
         "_rlnCoordinateX": [f"{value:.2f}" for value in result.x[places].tolist()],
         "_rlnCoordinateY": [f"{value:.2f}" for value in result.y[places].tolist()],
         "_rlnAutopickFigureOfMerit": [f"{value:.6f}" for value in result.probability[places].tolist()],
-        "_rlnOpticsGroup": ["1"] * len(rows),
     }
-    optics: dict[str, Sequence[str]] = {
-        "_rlnOpticsGroupName": ["opticsGroup1"],
-        "_rlnOpticsGroup": ["1"],
-        "_rlnImageSize": [str(box)],
-        "_rlnImageDimensionality": ["2"],
-    }
-    if math.isfinite(result.pixel_size):
-        optics["_rlnImagePixelSize"] = [f"{result.pixel_size:.6f}"]
+    groups, group_of = np.zeros((1, 0)), np.zeros(len(rows), np.intp)
     ctf = listed.ctf
     if ctf is not None:
         number = {name: row for row, name in enumerate(listed.names)}
@@ -271,14 +300,24 @@ def _write_particle_star(
             ("_rlnDefocusU", ctf.defocus_u),
             ("_rlnDefocusV", ctf.defocus_v),
             ("_rlnDefocusAngle", ctf.defocus_angle),
+            ("_rlnPhaseShift", ctf.phase_shift),
         ):
             columns[label] = [f"{value:.4f}" for value in values[of].tolist()]
-        for label, values in (
-            ("_rlnVoltage", ctf.voltage),
-            ("_rlnSphericalAberration", ctf.spherical_aberration),
-            ("_rlnAmplitudeContrast", ctf.amplitude_contrast),
-        ):
-            optics[label] = [f"{values[0]:.6f}"]
+        microscope = np.column_stack([ctf.voltage, ctf.spherical_aberration, ctf.amplitude_contrast])
+        groups, group_of = np.unique(microscope[of], axis=0, return_inverse=True)
+    names = [str(number) for number in range(1, len(groups) + 1)]
+    columns["_rlnOpticsGroup"] = [names[group] for group in group_of.reshape(-1).tolist()]
+    optics: dict[str, Sequence[str]] = {
+        "_rlnOpticsGroupName": [f"opticsGroup{name}" for name in names],
+        "_rlnOpticsGroup": names,
+        "_rlnImageSize": [str(box)] * len(names),
+        "_rlnImageDimensionality": ["2"] * len(names),
+    }
+    if math.isfinite(result.pixel_size):
+        optics["_rlnImagePixelSize"] = [f"{result.pixel_size:.6f}"] * len(names)
+    labels = ("_rlnVoltage", "_rlnSphericalAberration", "_rlnAmplitudeContrast")
+    for label, numbers in zip(labels, groups.T, strict=False):
+        optics[label] = [f"{value:.6f}" for value in numbers.tolist()]
     _write_star(path, "optics", optics)
     text = path.read_text("utf-8", "surrogateescape")
     _write_star(path, "particles", columns)
