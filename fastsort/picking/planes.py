@@ -137,7 +137,7 @@ def level(image: Singles, reach: float) -> Surface | None:
 
 
 def _even_out(pixels: Singles) -> None:
-    """Take out what a whole row or column has beside its neighbours, as a dead one of the camera leaves it."""
+    """Take out what a whole row or column has beside its neighbours, as a dead one leaves it."""
     for lines in (pixels, pixels.T):
         mean = lines.mean(axis=1, dtype=np.float64)
         beside = mean - median_filter(mean, NEIGHBOURS, mode="nearest")
