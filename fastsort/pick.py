@@ -10,6 +10,7 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from fastsort._brief import brief
 from fastsort._checks import InputError, check_positive
@@ -21,7 +22,7 @@ from fastsort.particles.doubts import stack_doubts
 from fastsort.particles.micrographs import MicrographList, list_micrographs
 from fastsort.particles.mrc import MrcHeader
 from fastsort.particles.reduced import ReducedMicrographs, Unread
-from fastsort.picking.contamination import WORDS, contaminated, contamination_maps, kinds_of
+from fastsort.picking.contamination import AGGREGATE, WORDS, contaminated, contamination_maps, kinds_of
 from fastsort.picking.learn import (
     APART,
     NEAR,
@@ -44,6 +45,8 @@ N_LEARNED_FROM = 6
 N_SAVED_AT_ONCE = 16
 # Learning takes about as long as so many micrographs; for the bar.
 LEARNING = 20
+# A particle has fewer others than this beside it that are nearer than this, in diameters.
+MOST_BESIDE, HEAPED = 2, 0.9
 # What is hardly ever a particle is not listed at all, unless contamination hides it.
 _LEAST_LISTED = 0.01
 
@@ -194,7 +197,8 @@ def pick_particles(
     the KLT picker (Eldar, Landa & Shkolnisky, J. Struct. Biol. 210, 2020). Places where the micrograph is
     darker, steeper or finer than particles are contaminated. A mixture of noise, which the negative shows,
     particles, and the rest, over the rings and the fine structure about each place, gives the probability.
-    A micrograph that cannot be read is skipped and named.
+    Particles that lie closer than they can side by side are a clump. A micrograph that cannot be read is
+    skipped and named.
 
     The number of rounds is fixed: four for each template, two in which contamination and template are
     learned from each other.
@@ -383,16 +387,42 @@ def _picks_of(
     row, column = np.clip(row, 0, image.shape[0] - 1), np.clip(column, 0, image.shape[1] - 1)
     spoilt = ~clean[row, column]
     kinds = _nearest_kind(kinds_of(bad, maps, learned.limits, math.pi / 4 * width**2), row, column)
-    probability = np.where(spoilt, 0.0, likely[:, 0])
+    heap = ~spoilt & heaped(places.row, places.column, ~spoilt & (likely[:, 0] >= learned.cut), width)
+    probability = np.where(spoilt | heap, 0.0, likely[:, 0])
     reason = np.where(likely[:, 1] > 1 - likely.sum(axis=1), FIRST_WORD, NOISE)
-    reason = np.where(spoilt, FIRST_WORD + np.maximum(kinds, 0), reason).astype(np.int8)
-    listed = np.flatnonzero((probability >= _LEAST_LISTED) | spoilt)
+    reason = np.where(spoilt, FIRST_WORD + np.maximum(kinds, 0), reason)
+    reason = np.where(heap, FIRST_WORD + AGGREGATE, reason).astype(np.int8)
+    listed = np.flatnonzero((probability >= _LEAST_LISTED) | spoilt | heap)
     listed = listed[np.argsort(-probability[listed], kind="stable")]
     x, y = ((side + 0.5) * binning - 0.5 for side in (places.column, places.row))
     share = float(bad.sum() / max(1, surface.usable.sum()))
     return MicrographPicks(
         x[listed], y[listed], probability[listed], places.height[listed], reason[listed], share, ""
     )
+
+
+def heaped(row: Floats, column: Floats, likely: Bools, width: float) -> Bools:
+    """Tell which places lie in a heap of particles: two that lie side by side leave room for no third.
+
+    Parameters
+    ----------
+    row, column : ndarray of float64, shape (m,)
+    likely : ndarray of bool, shape (m,)
+        Which places show particles.
+    width : float
+        Of a particle, in the same pixels.
+
+    Returns
+    -------
+    heap : ndarray of bool, shape (m,)
+        Places with two likely ones or more nearer than nine tenths of a width, themselves not counted.
+    """
+    places = np.column_stack([row, column])
+    heap = np.zeros(len(places), bool)
+    if likely.any():
+        near = cKDTree(places[likely]).query_ball_point(places, HEAPED * width, return_length=True)
+        heap = near - likely >= MOST_BESIDE
+    return heap
 
 
 def look_at(image: Singles, learned: LearnedPicks) -> tuple[Singles, Bools] | None:

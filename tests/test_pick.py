@@ -816,3 +816,17 @@ def test_a_job_that_sorts_may_have_a_folder_called_pick(tmp_path, monkeypatch, c
     given = ["--in_parts", "none.star", "--o", "External/job001/"]
     assert call("sort", "--relion-job", "--work", "pick", *given) == 1
     assert "none.star does not exist" in capsys.readouterr().err
+
+
+def test_three_in_a_heap_are_a_clump_and_a_pair_that_touches_is_not():
+    row = np.array([10.0, 10.0, 17.0, 100.0, 100.0, 200.0])
+    column = np.array([10.0, 18.0, 14.0, 100.0, 108.0, 50.0])
+    heap = pick.heaped(row, column, np.ones(6, bool), 10.0)
+    assert heap.tolist() == [True, True, True, False, False, False]
+    # What shows no particle makes no heap, but may lie in one.
+    assert (
+        pick.heaped(row, column, np.array([True, False, False, True, True, True]), 10.0).tolist()
+        == [False] * 6
+    )
+    assert pick.heaped(row, column, np.array([True, True, False, True, True, True]), 10.0)[2]
+    assert not pick.heaped(row[:0], column[:0], np.zeros(0, bool), 10.0).size
