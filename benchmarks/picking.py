@@ -32,7 +32,7 @@ import fastsort as fs
 from fastsort.images import blob_maxima
 from fastsort.particles.mrc import read_header
 from fastsort.particles.reduced import read_reduced
-from fastsort.pick import look_at
+from fastsort.picking.look import look_at
 from fastsort.simulate import simulate_micrographs
 from fastsort.simulate.micrographs import MASK_BINNING
 
@@ -447,7 +447,8 @@ def draw_micrograph(axes, data: Path) -> None:
     binning = result.learned.template.binning
     with tempfile.TemporaryDirectory() as folder:
         path = write_image(Path(folder, "shown.mrc"), made[-1].image, made[-1].pixel_size)
-        pixels, bad = look_at(read_reduced(read_header(path), binning), result.learned)
+        seen = look_at(read_reduced(read_header(path), binning), result.learned)
+        pixels, bad = seen.surface.pixels, seen.bad
     low, high = np.percentile(pixels, (1, 99))
     height, width = pixels.shape
     extent = (-0.5, width * binning - 0.5, height * binning - 0.5, -0.5)

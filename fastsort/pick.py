@@ -22,20 +22,15 @@ from fastsort.particles.doubts import stack_doubts
 from fastsort.particles.micrographs import MicrographList, list_micrographs
 from fastsort.particles.mrc import MrcHeader
 from fastsort.particles.reduced import ReducedMicrographs, Unread
-from fastsort.picking.contamination import AGGREGATE, WORDS, contaminated, contamination_maps, kinds_of
+from fastsort.picking.contamination import AGGREGATE, WORDS, kinds_of
 from fastsort.picking.learn import (
-    APART,
-    NEAR,
-    REACH,
     LearnedPicks,
     find_diameter,
     learn_picks,
     picking_binning,
     search_binning,
 )
-from fastsort.picking.places import find_places, response_of
-from fastsort.picking.planes import level
-from fastsort.picking.template import without
+from fastsort.picking.look import look_at
 
 REASONS = ("valid", "noise", *WORDS)
 VALID, NOISE, FIRST_WORD = 0, 1, 2
@@ -371,22 +366,14 @@ def _picks_of(
     if isinstance(image, Unread):
         return MicrographPicks(nothing, nothing, nothing, nothing, np.empty(0, np.int8), math.nan, str(image))
     width, binning = learned.width, learned.template.binning
-    surface = level(image, REACH * width)
-    if surface is None:
+    seen = look_at(image, learned, None if margin is None else margin / binning)
+    if seen is None:
         return MicrographPicks(nothing, nothing, nothing, nothing, np.empty(0, np.int8), math.nan, "")
-    maps = contamination_maps(surface, width, learned.sign)
-    bad = contaminated(maps, learned.limits, surface.usable)
-    near = NEAR * width if margin is None else margin / binning
-    clean = without(surface.usable, bad, near)
-    response = response_of(surface, learned.template, clean)
-    places = find_places(
-        surface, response, learned.template, surface.usable, width, APART * width, learned.sign
-    )
-    likely = learned.probabilities(places)
+    places, likely = seen.places, seen.likely
     row, column = (np.rint(side).astype(np.intp) for side in (places.row, places.column))
     row, column = np.clip(row, 0, image.shape[0] - 1), np.clip(column, 0, image.shape[1] - 1)
-    spoilt = ~clean[row, column]
-    kinds = _nearest_kind(kinds_of(bad, maps, learned.limits, math.pi / 4 * width**2), row, column)
+    spoilt = ~seen.clean[row, column]
+    kinds = _nearest_kind(kinds_of(seen.bad, seen.maps, learned.limits, math.pi / 4 * width**2), row, column)
     heap = ~spoilt & heaped(places.row, places.column, ~spoilt & (likely[:, 0] >= learned.cut), width)
     probability = np.where(spoilt | heap, 0.0, likely[:, 0])
     reason = np.where(likely[:, 1] > 1 - likely.sum(axis=1), FIRST_WORD, NOISE)
@@ -395,7 +382,7 @@ def _picks_of(
     listed = np.flatnonzero((probability >= _LEAST_LISTED) | spoilt | heap)
     listed = listed[np.argsort(-probability[listed], kind="stable")]
     x, y = ((side + 0.5) * binning - 0.5 for side in (places.column, places.row))
-    share = float(bad.sum() / max(1, surface.usable.sum()))
+    share = float(seen.bad.sum() / max(1, seen.surface.usable.sum()))
     return MicrographPicks(
         x[listed], y[listed], probability[listed], places.height[listed], reason[listed], share, ""
     )
@@ -423,26 +410,6 @@ def heaped(row: Floats, column: Floats, likely: Bools, width: float) -> Bools:
         near = cKDTree(places[likely]).query_ball_point(places, HEAPED * width, return_length=True)
         heap = near - likely >= MOST_BESIDE
     return heap
-
-
-def look_at(image: Singles, learned: LearnedPicks) -> tuple[Singles, Bools] | None:
-    """Return a micrograph as the picker sees it, and where it is contaminated; None where it shows nothing.
-
-    Parameters
-    ----------
-    image : ndarray of float32, shape (height, width)
-        Reduced by the template's binning.
-    learned : LearnedPicks
-
-    Returns
-    -------
-    pixels, contaminated : ndarray of float32 and of bool, shape (height, width)
-    """
-    surface = level(image, REACH * learned.width)
-    if surface is None:
-        return None
-    maps = contamination_maps(surface, learned.width, learned.sign)
-    return surface.pixels, contaminated(maps, learned.limits, surface.usable)
 
 
 def _nearest_kind(kinds: Array, row: Array, column: Array) -> Array:

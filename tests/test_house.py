@@ -65,7 +65,7 @@ MAY_IMPORT = {
     "sort": {"particles", "images", "decide", *METHODS},
     "update": {"particles", "images", "decide", "sort"},
     "pick": {"particles", "images", "picking"},
-    "report": {"particles", "images", "decide", "classify", "pick", "sort", *METHODS},
+    "report": {"particles", "images", "picking", "decide", "classify", "pick", "sort", *METHODS},
     "cli": {
         "particles",
         "images",

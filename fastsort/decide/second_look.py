@@ -14,20 +14,14 @@ from fastsort.particles.extract import MicrographImages
 from fastsort.particles.mrc import MrcHeader
 from fastsort.particles.reduced import ReducedMicrographs, Unread
 from fastsort.particles.source import Particles
-from fastsort.picking.contamination import contaminated, contamination_maps
 from fastsort.picking.learn import (
-    APART,
-    NEAR,
-    REACH,
     LearnedPicks,
     find_diameter,
     learn_picks,
     picking_binning,
     search_binning,
 )
-from fastsort.picking.places import find_places, response_of
-from fastsort.picking.planes import level
-from fastsort.picking.template import without
+from fastsort.picking.look import look_at
 
 # The micrographs with most picks are looked at, so many of them; with fewer kept picks nothing is said.
 N_MICROGRAPHS, FEWEST = 4, 100
@@ -111,13 +105,12 @@ def _images(headers: list[MrcHeader], binning: int) -> list[Singles | None]:
 
 def _particles_in(image: Singles, learned: LearnedPicks) -> Floats | None:
     """Return where a micrograph shows particles, as (y, x) in its pixels; None where it shows nothing."""
-    width, binning = learned.width, learned.template.binning
-    surface = level(image, REACH * width)
-    if surface is None:
+    seen = look_at(image, learned)
+    if seen is None:
         return None
-    bad = contaminated(contamination_maps(surface, width, learned.sign), learned.limits, surface.usable)
-    clean = without(surface.usable, bad, NEAR * width)
-    response = response_of(surface, learned.template, clean)
-    places = find_places(surface, response, learned.template, clean, width, APART * width, learned.sign)
-    kept = learned.probabilities(places)[:, 0] >= learned.cut
-    return (np.column_stack([places.row, places.column])[kept] + 0.5) * binning - 0.5
+    kept = seen.likely[:, 0] >= learned.cut
+    places = np.column_stack([seen.places.row, seen.places.column])
+    row, column = np.rint(places).astype(np.intp).T
+    height, width = image.shape
+    kept &= seen.clean[np.clip(row, 0, height - 1), np.clip(column, 0, width - 1)]
+    return (places[kept] + 0.5) * learned.template.binning - 0.5

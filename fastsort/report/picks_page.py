@@ -16,7 +16,8 @@ from fastsort._types import Bools, FilePath, Indices, Singles
 from fastsort.particles.micrographs import MicrographList
 from fastsort.particles.mrc import MrcHeader
 from fastsort.particles.reduced import ReducedMicrographs, Unread
-from fastsort.pick import REASONS, PickResult, look_at
+from fastsort.pick import REASONS, PickResult
+from fastsort.picking.look import look_at
 from fastsort.report.page_tiles import grey_png
 from fastsort.report.tiles import Greys
 
@@ -130,7 +131,7 @@ def _pictures(listed: MicrographList, result: PickResult) -> str:
         image = ReducedMicrographs([headers[name]], binning).read(0, 1)[0]
         seen = None if isinstance(image, Unread) else look_at(image, learned)
         if seen is not None:
-            drawn.append(_picture(name, *seen, result, number, binning))
+            drawn.append(_picture(name, seen.surface.pixels, seen.bad, result, number, binning))
     controls = (
         '<fieldset class="controls"><label>Threshold <input id="cut" type="range" min="0.01" max="0.99" '
         f'step="0.01" value="{result.threshold:.2f}"></label><output id="value"></output>'

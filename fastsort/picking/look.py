@@ -1,0 +1,67 @@
+"""One micrograph, looked at with what was learned."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from fastsort._types import Bools, Floats, Singles
+from fastsort.picking.contamination import contaminated, contamination_maps
+from fastsort.picking.learn import APART, NEAR, REACH, LearnedPicks
+from fastsort.picking.places import Places, find_places, response_of
+from fastsort.picking.planes import Surface, level
+from fastsort.picking.template import without
+
+
+class Seen(NamedTuple):
+    """What a micrograph shows.
+
+    Attributes
+    ----------
+    surface : Surface
+    maps : ndarray of float32, shape (5, height, width)
+        Of contamination.
+    bad, clean : ndarray of bool, shape (height, width)
+        Where it is contaminated, and where it is usable and far enough from that.
+    places : Places
+        In pixels of the reduced micrograph; also in what is not clean.
+    likely : ndarray of float64, shape (m, 2)
+        How likely each place is a particle, and how likely it is foreign.
+    """
+
+    surface: Surface
+    maps: Singles
+    bad: Bools
+    clean: Bools
+    places: Places
+    likely: Floats
+
+
+def look_at(image: Singles, learned: LearnedPicks, margin: float | None = None) -> Seen | None:
+    """Find the places of a micrograph.
+
+    Parameters
+    ----------
+    image : ndarray of float32, shape (height, width)
+        Reduced by the template's binning.
+    learned : LearnedPicks
+    margin : float, optional
+        How far contamination reaches, in pixels of the reduced micrograph; by default a quarter of the
+        diameter.
+
+    Returns
+    -------
+    seen : Seen or None
+        None where the micrograph shows nothing at all.
+    """
+    width = learned.width
+    surface = level(image, REACH * width)
+    if surface is None:
+        return None
+    maps = contamination_maps(surface, width, learned.sign)
+    bad = contaminated(maps, learned.limits, surface.usable)
+    clean = without(surface.usable, bad, NEAR * width if margin is None else margin)
+    response = response_of(surface, learned.template, clean)
+    places = find_places(
+        surface, response, learned.template, surface.usable, width, APART * width, learned.sign
+    )
+    return Seen(surface, maps, bad, clean, places, learned.probabilities(places))
