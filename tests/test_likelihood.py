@@ -786,7 +786,8 @@ def test_units_of_the_images_do_not_matter(scale):
     _, one = expect(images, None, None, model)
     _, other = expect((scale * images - 3 * scale).astype(np.float32), None, None, model)
     np.testing.assert_array_equal(one.label, other.label)
-    np.testing.assert_allclose(one.angle, other.angle)
+    # Scaled images are rounded in another way, and single precision keeps that.
+    np.testing.assert_allclose(one.angle, other.angle, rtol=1e-6, atol=1e-4)
     np.testing.assert_allclose(one.score, other.score, atol=1e-4)
 
 
