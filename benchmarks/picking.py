@@ -46,7 +46,7 @@ VOLUMES = {
 }
 CONTAMINATED, SIDE, SNR, SEED = ((0.2, 4), (0.0, 2)), 2048, 1 / 20, 11
 SPEED_SIDE, SPEED_DIAMETER, SPEED_SNR, RUNS = 4096, 160, 1 / 10, 3
-MEMORY_SIDE, COPIES = 1024, (100, 1000)
+MEMORY_SIDE, COPIES = 1024, (50, 200)
 REAL_COLUMNS = (
     "set|within, px|picker|cut|picks|precision|recall|F1|diameter, A|learning, s a micrograph|"
     "picking, s a micrograph"
