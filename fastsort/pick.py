@@ -10,6 +10,7 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+import scipy.ndimage
 from scipy.spatial import cKDTree
 
 from fastsort._brief import brief
@@ -23,13 +24,7 @@ from fastsort.particles.micrographs import MicrographList, list_micrographs
 from fastsort.particles.mrc import MrcHeader
 from fastsort.particles.reduced import ReducedMicrographs, Unread
 from fastsort.picking.contamination import AGGREGATE, WORDS, kinds_of
-from fastsort.picking.learn import (
-    LearnedPicks,
-    find_diameter,
-    learn_picks,
-    picking_binning,
-    search_binning,
-)
+from fastsort.picking.learn import LearnedPicks, learn_from
 from fastsort.picking.look import look_at
 
 REASONS = ("valid", "noise", *WORDS)
@@ -131,7 +126,7 @@ class MicrographPicks(NamedTuple):
 
 
 def pick_particles(
-    micrographs: FilePath | Sequence[FilePath],
+    micrographs: FilePath | Sequence[FilePath] | MicrographList,
     *,
     diameter: float | None = None,
     threshold: float | None = None,
@@ -148,9 +143,9 @@ def pick_particles(
 
     Parameters
     ----------
-    micrographs : path, pattern, or list of them
-        MRC files of one image each, or a RELION STAR file that lists them. Read once, a few twice; never
-        changed.
+    micrographs : path, pattern, list of them, or MicrographList
+        MRC files of one image each, or a RELION STAR file that lists them; or what `list_micrographs` made of
+        them. Read once, a few twice; never changed.
     diameter : float, optional
         Of the particle, in angstroms; in pixels where the pixel size is unknown. By default it is found.
     threshold : float, optional
@@ -211,7 +206,11 @@ def pick_particles(
     'dark'
     """
     begin = time.perf_counter()
-    listed = list_micrographs(micrographs, pixel_size=pixel_size, data_dir=data_dir)
+    listed = (
+        micrographs
+        if isinstance(micrographs, MicrographList)
+        else list_micrographs(micrographs, pixel_size=pixel_size, data_dir=data_dir)
+    )
     unit = listed.pixel_size if math.isfinite(listed.pixel_size) else 1.0
     across = None if diameter is None else _diameter_px(diameter, unit, listed)
     if threshold is not None:
@@ -244,7 +243,7 @@ def pick_particles(
     with work_folder(work, fingerprint=mark, keep=keep_work) as folder:
         if learned is None and headers:
             sample = _spread(headers)
-            learned = folder.stage("learned", lambda: _learn(sample, listed.pixel_size, across))
+            learned = folder.stage("learned", lambda: learn_from(sample, listed.pixel_size, across))
         if progress:
             progress(0, len(headers) + LEARNING)
         learning = time.perf_counter()
@@ -309,24 +308,6 @@ def _spread(headers: list[MrcHeader]) -> list[MrcHeader]:
     return [headers[place] for place in places.tolist()]
 
 
-def _learn(headers: list[MrcHeader], pixel_size: float, across: float | None) -> LearnedPicks | None:
-    if across is None:
-        side = min(min(header.ny, header.nx) for header in headers)
-        binning = search_binning(pixel_size, side)
-        images = _readable(headers, binning)
-        across = find_diameter(images, binning, pixel_size) if images else None
-    if across is None:
-        return None
-    binning = picking_binning(across)
-    images = _readable(headers, binning)
-    return learn_picks(images, binning, across) if images else None
-
-
-def _readable(headers: list[MrcHeader], binning: int) -> list[Singles]:
-    images = ReducedMicrographs(headers, binning).read(0, len(headers))
-    return [image for image in images if not isinstance(image, Unread)]
-
-
 def _find(
     headers: list[MrcHeader],
     learned: LearnedPicks | None,
@@ -337,9 +318,7 @@ def _find(
 ) -> list[MicrographPicks]:
     """Look at all micrographs; what was found is saved after every few."""
     if learned is None:
-        nothing = np.empty(0)
-        empty = MicrographPicks(nothing, nothing, nothing, nothing, np.empty(0, np.int8), math.nan, "")
-        return [empty] * len(headers)
+        return [_nothing()] * len(headers)
     found: list[MicrographPicks] = []
     for start in range(0, len(headers), N_SAVED_AT_ONCE):
         some = headers[start : start + N_SAVED_AT_ONCE]
@@ -348,6 +327,12 @@ def _find(
         if progress:
             progress(len(found), len(headers))
     return found
+
+
+def _nothing(failed: str = "") -> MicrographPicks:
+    """Return what is found where nothing can be seen."""
+    empty = np.empty(0)
+    return MicrographPicks(empty, empty, empty, empty, np.empty(0, np.int8), math.nan, failed)
 
 
 def _find_some(
@@ -361,14 +346,13 @@ def _picks_of(
     images: list[Singles | Unread], start: int, learned: LearnedPicks, margin: float | None
 ) -> MicrographPicks:
     """Find the places of one micrograph."""
-    nothing = np.empty(0)
     image = images[0]
     if isinstance(image, Unread):
-        return MicrographPicks(nothing, nothing, nothing, nothing, np.empty(0, np.int8), math.nan, str(image))
+        return _nothing(str(image))
     width, binning = learned.width, learned.template.binning
     seen = look_at(image, learned, None if margin is None else margin / binning)
     if seen is None:
-        return MicrographPicks(nothing, nothing, nothing, nothing, np.empty(0, np.int8), math.nan, "")
+        return _nothing()
     places, likely = seen.places, seen.likely
     row, column = (np.rint(side).astype(np.intp) for side in (places.row, places.column))
     row, column = np.clip(row, 0, image.shape[0] - 1), np.clip(column, 0, image.shape[1] - 1)
@@ -414,8 +398,6 @@ def heaped(row: Floats, column: Floats, likely: Bools, width: float) -> Bools:
 
 def _nearest_kind(kinds: Array, row: Array, column: Array) -> Array:
     """Return the kind of the contamination nearest to places; -1 where there is none at all."""
-    import scipy.ndimage
-
     if not len(row) or (kinds < 0).all():
         return np.full(len(row), -1, np.int8)
     nearest = scipy.ndimage.distance_transform_edt(kinds < 0, return_distances=False, return_indices=True)

@@ -101,7 +101,7 @@ def mics(disk_set, tmp_path):
 @pytest.fixture
 def learned_before(result, monkeypatch):
     """Leave out learning, which takes longest, where it does not matter: the disks are the same."""
-    monkeypatch.setattr(pick, "_learn", lambda *_: result.learned)
+    monkeypatch.setattr(pick, "learn_from", lambda *_: result.learned)
 
 
 def f1_and_errors(found, middles):
@@ -528,7 +528,7 @@ def test_a_file_that_is_damaged_while_picking_is_named(mics, result, tmp_path, m
         truncate(mics / "mic_1.mrc")
         return result.learned
 
-    monkeypatch.setattr(pick, "_learn", learn_and_truncate)
+    monkeypatch.setattr(pick, "learn_from", learn_and_truncate)
     assert call("pick", mics / "*.mrc", "-o", tmp_path / "out", *GIVEN, "--write-stack", "--box", 24) == 3
     found = load(tmp_path / "out" / "results.npz")
     assert [Path(name).name for name in found.names.tolist()] == ["mic_0.mrc", "mic_2.mrc"]
@@ -757,7 +757,7 @@ def test_a_killed_command_says_how_to_go_on(disk_set, result, tmp_path, monkeypa
 
 def test_a_work_folder_is_of_no_use_for_another_diameter(disk_set, result, tmp_path, monkeypatch):
     calls = []
-    monkeypatch.setattr(pick, "_learn", lambda *arguments: calls.append(arguments) or result.learned)
+    monkeypatch.setattr(pick, "learn_from", lambda *arguments: calls.append(arguments) or result.learned)
     options = {"work": tmp_path / "work", "keep_work": True, "n_jobs": 1}
     for diameter in (DIAMETER, DIAMETER, 72):
         fs.pick_particles(disk_set.paths, diameter=diameter, **options)

@@ -143,7 +143,7 @@ def _pick_into(
         with progress_bar("picking", options.quiet) as bar, cluster:
             progress = stop_when_aborted(folder.parent, bar) if options.relion_job else bar
             result = pick_particles(
-                source, **parameters, earlier=earlier, work=work, n_jobs=options.jobs, progress=progress
+                listed, **parameters, earlier=earlier, work=work, n_jobs=options.jobs, progress=progress
             )
         summary = write_picks(partial, options.output, result, parameters)
         if options.coords_suffix:

@@ -85,7 +85,10 @@ def print_picks(summary: dict[str, Any], folder: str | os.PathLike[str]) -> None
         if count and name != "valid":
             print(f"  not picked: {name:<14}{count:>10,}")
     if "particles" in summary:
-        print(f"{_count(summary['particles'], 'particle')} extracted; the others' boxes reach over an edge")
+        others = (
+            "; the boxes of the others reach over an edge" if summary["particles"] < summary["kept"] else ""
+        )
+        print(f"{_count(summary['particles'], 'particle')} extracted{others}")
     if summary["contrast"] != "unknown":
         how = "found" if summary["diameter_found"] else "given"
         known = summary["diameter"] == summary["diameter"]

@@ -11,16 +11,9 @@ from fastsort._types import Bools, Floats, Singles
 from fastsort.decide.decoys import EstimatedErrors
 from fastsort.decide.result import SortResult
 from fastsort.particles.extract import MicrographImages
-from fastsort.particles.mrc import MrcHeader
 from fastsort.particles.reduced import ReducedMicrographs, Unread
 from fastsort.particles.source import Particles
-from fastsort.picking.learn import (
-    LearnedPicks,
-    find_diameter,
-    learn_picks,
-    picking_binning,
-    search_binning,
-)
+from fastsort.picking.learn import LearnedPicks, learn_from
 from fastsort.picking.look import look_at
 
 # The micrographs with most picks are looked at, so many of them; with fewer kept picks nothing is said.
@@ -72,35 +65,21 @@ def _share_found(
 ) -> float | None:
     """Return which part of the kept picks of some micrographs a picker finds; None if it finds nothing."""
     headers = [store.micrographs[number] for number in chosen]
-    if not math.isfinite(diameter):
-        side = min(min(header.ny, header.nx) for header in headers)
-        binning = search_binning(pixel_size, side)
-        images = _images(headers, binning)
-        found = find_diameter([image for image in images if image is not None], binning, pixel_size)
-        if found is None:
-            return None
-        diameter = found
-    binning = picking_binning(diameter)
-    images = _images(headers, binning)
-    learned = learn_picks([image for image in images if image is not None], binning, diameter)
+    learned = learn_from(headers, pixel_size, diameter if math.isfinite(diameter) else None)
     if learned is None:
         return None
+    reduced = ReducedMicrographs(headers, learned.template.binning)
     hits = total = 0
-    for number, image in zip(chosen, images, strict=True):
+    for number, image in zip(chosen, reduced.read(0, len(reduced)), strict=True):
         own = np.flatnonzero(keep & (store.micrograph_of == number))
-        places = None if image is None else _particles_in(image, learned)
+        places = None if isinstance(image, Unread) else _particles_in(image, learned)
         if places is None:
             continue
         picks = np.column_stack([store.y[own], store.x[own]])
         if len(places):
-            hits += int((cKDTree(places).query(picks)[0] <= SAME * diameter).sum())
+            hits += int((cKDTree(places).query(picks)[0] <= SAME * learned.diameter).sum())
         total += len(own)
     return hits / total if total else None
-
-
-def _images(headers: list[MrcHeader], binning: int) -> list[Singles | None]:
-    read = ReducedMicrographs(headers, binning).read(0, len(headers))
-    return [None if isinstance(image, Unread) else image for image in read]
 
 
 def _particles_in(image: Singles, learned: LearnedPicks) -> Floats | None:

@@ -81,7 +81,7 @@ def blob_maxima(image: Singles, radius: float, distance: float, *, bright: bool 
     distance = check_positive("distance", distance, "px")
     if image.ndim != 2:
         raise InputError(f"an image has two dimensions; got {image.ndim}: give one micrograph.")
-    pixels = _levelled(image)
+    pixels = in_deviations(image, np.isfinite(image))
     if pixels is None:
         return Maxima(np.empty(0, np.intp), np.empty(0, np.intp), np.empty(0))
     return maxima_of(_response(pixels if bright else -pixels, radius), distance)
@@ -169,9 +169,20 @@ def _take_apart(row, column, distance, square, last, before, taken):
             last[p, q] = i
 
 
-def _levelled(image: Singles) -> Singles | None:
-    """Return the pixels in robust deviations from their median, the strongest clipped; None if constant."""
-    usable = np.isfinite(image)
+def in_deviations(image: Singles, usable: Bools) -> Singles | None:
+    """Return pixels in robust deviations from their median, the strongest clipped.
+
+    Parameters
+    ----------
+    image : ndarray of float32, shape (height, width)
+    usable : ndarray of bool, shape (height, width)
+        The others become 0.
+
+    Returns
+    -------
+    pixels : ndarray of float32, shape (height, width), or None
+        None where nothing is usable, or all has one value.
+    """
     if not usable.any():
         return None
     low, middle, high = np.quantile(image[usable].astype(np.float64), (0.25, 0.5, 0.75))

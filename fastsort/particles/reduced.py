@@ -60,7 +60,7 @@ def read_reduced(header: MrcHeader, binning: int) -> Singles:
                 )
             if limits is not None:
                 np.clip(band, *limits, out=band)
-            image[start:stop] = _averages(band[:, : width * binning], binning)
+            image[start:stop] = block_averages(band, binning)
     return image
 
 
@@ -91,8 +91,23 @@ def _usual_values(file: BufferedReader, header: MrcHeader) -> tuple[Array, Array
     return least, most
 
 
-def _averages(band: Array, binning: int) -> Singles:
-    blocks = (len(band) // binning, binning, -1)
+def block_averages(image: Array, binning: int) -> Singles:
+    """Average blocks of pixels; NaN where none of a block is finite.
+
+    Parameters
+    ----------
+    image : ndarray, shape (height, width)
+        Rows and columns that fill no block are left out.
+    binning : int
+        Side of a block in pixels.
+
+    Returns
+    -------
+    averages : ndarray of float32, shape (height // binning, width // binning)
+    """
+    height, width = (side // binning * binning for side in image.shape)
+    band = image[:height, :width]
+    blocks = (height // binning, binning, width)
     # Whole rows are added first: that is one long sum, which the processor does several numbers at a time.
     with np.errstate(over="ignore", invalid="ignore"):
         rows = band.reshape(blocks).sum(axis=1, dtype=np.float32)

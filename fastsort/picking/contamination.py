@@ -9,7 +9,7 @@ import numpy as np
 import scipy.ndimage
 
 from fastsort._types import Array, Bools, Floats, Singles
-from fastsort.images.maxima import maxima_of
+from fastsort.images.maxima import QUARTILE, maxima_of
 from fastsort.picking.planes import Surface, as_plane, filtered, gaussian, smoothed
 
 # What is measured, in this order: mean over about half a particle, a particle, two; steps; fine structure.
@@ -125,7 +125,7 @@ def learn_limits(
         below = middle[number] - some[some < middle[number]]
         everywhere = np.concatenate([m[number][area] for m, area in zip(maps, usual, strict=True)])
         scatter = float(np.median(np.abs(everywhere - np.median(everywhere))))
-        deviation[number] = max(float(np.median(below)) if len(below) else 0.0, scatter, 1e-9) / 0.6745
+        deviation[number] = max(float(np.median(below)) if len(below) else 0.0, scatter, 1e-9) / QUARTILE
     return Limits(middle, deviation)
 
 

@@ -9,6 +9,8 @@ import numpy as np
 
 from fastsort._types import Bools, Floats, Indices, Singles
 from fastsort.images.maxima import maxima_of
+from fastsort.particles.mrc import MrcHeader
+from fastsort.particles.reduced import ReducedMicrographs, Unread, block_averages
 from fastsort.picking.contamination import Limits, contaminated, contamination_maps, learn_limits
 from fastsort.picking.mixture import Mixture, best_cut, fit_mixture, probabilities
 from fastsort.picking.places import VIEWS, Places, find_places, response_of
@@ -124,6 +126,41 @@ def start_widths(pixel_size: float, side: int) -> list[float]:
     return [least * STEP**k for k in range(int(math.log(most / least) / math.log(STEP)) + 1)]
 
 
+def learn_from(
+    headers: list[MrcHeader], pixel_size: float, diameter: float | None = None
+) -> LearnedPicks | None:
+    """Read a few micrographs and learn from them.
+
+    Parameters
+    ----------
+    headers : list of MrcHeader
+        Those that cannot be read are left out.
+    pixel_size : float
+        In angstroms; NaN when unknown.
+    diameter : float, optional
+        In pixels of the micrographs; by default it is found.
+
+    Returns
+    -------
+    learned : LearnedPicks or None
+        None where nothing stands out from noise, or nothing can be read.
+    """
+    if diameter is None:
+        side = min(min(header.ny, header.nx) for header in headers)
+        binning = search_binning(pixel_size, side)
+        images = _readable(headers, binning)
+        diameter = find_diameter(images, binning, pixel_size) if images else None
+    if diameter is None:
+        return None
+    binning = picking_binning(diameter)
+    return learn_picks(_readable(headers, binning), binning, diameter)
+
+
+def _readable(headers: list[MrcHeader], binning: int) -> list[Singles]:
+    images = ReducedMicrographs(headers, binning).read(0, len(headers))
+    return [image for image in images if not isinstance(image, Unread)]
+
+
 def find_diameter(images: list[Singles], binning: int, pixel_size: float) -> float | None:
     """Find the size of the particles in a few micrographs.
 
@@ -154,7 +191,7 @@ def find_diameter(images: list[Singles], binning: int, pixel_size: float) -> flo
     for width in reversed(widths):
         more = max(1, int(width / binning / COARSE))
         across = width / (binning * more)
-        pieces = [_middle(_binned(image, more), across) for image in images]
+        pieces = [_middle(block_averages(image, more), across) for image in images]
         surfaces = [s for s in (level(piece, REACH * across) for piece, _ in pieces) if s is not None]
         if not surfaces:
             return None
@@ -193,15 +230,6 @@ def _middle(image: Singles, width: float) -> tuple[Singles, int]:
     most = math.ceil(math.sqrt(MOST_SQUARES) * width)
     top, left = (max(0, (side - most) // 2) for side in image.shape)
     return image[top : top + most, left : left + most], image.size
-
-
-def _binned(image: Singles, binning: int) -> Singles:
-    if binning == 1:
-        return image
-    height, width = (side // binning for side in image.shape)
-    blocks = image[: height * binning, : width * binning].reshape(height, binning, width, binning)
-    averages: Singles = blocks.mean(axis=(1, 3), dtype=np.float32)
-    return averages
 
 
 def learn_picks(images: list[Singles], binning: int, across: float) -> LearnedPicks | None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastsort._types import Bools, Floats, Indices, Singles
-from fastsort.images.maxima import maxima_of
+from fastsort.images.maxima import QUARTILE, maxima_of
 from fastsort.picking.planes import Surface, as_plane, filtered, gaussian, smoothed
 from fastsort.picking.rings import rings_about
 from fastsort.picking.template import Template
@@ -54,7 +54,7 @@ def response_of(surface: Surface, template: Template, unit_area: Bools) -> Singl
     """Filter a micrograph with the template; the result has deviation 1 where nothing is strange."""
     response = filtered(as_plane(surface.pixels, math.ceil(MARGIN * template.width)), template.curve)
     area = np.abs(response[unit_area])
-    unit = float(np.median(area)) / 0.6745 if area.size else 0.0
+    unit = float(np.median(area)) / QUARTILE if area.size else 0.0
     scaled: Singles = response / np.float32(unit) if unit > 0 else np.zeros_like(response)
     return scaled
 

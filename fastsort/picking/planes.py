@@ -13,14 +13,13 @@ from scipy.ndimage import maximum_filter, median_filter, minimum_filter
 from scipy.special import j0
 
 from fastsort._types import Bools, Floats, Indices, Singles
+from fastsort.images.maxima import QUARTILE, in_deviations
 
 # Filters are curves over these frequencies, in cycles a pixel, up to the corner of the transform.
 FREQUENCIES: Floats = np.linspace(0.0, 0.72, 400)
 N_RINGS = 256
-# The strongest structures count no more than this, in deviations of the pixels, before and after levelling.
-STRONGEST, CLIPPED = 6.0, 5.0
-# The quartiles of a Gaussian lie this far from its middle, in deviations.
-QUARTILE = 0.6745
+# The strongest structures count no more than this, in deviations of the levelled pixels.
+CLIPPED = 5.0
 # A border of repeated lines is not wider than this part of a side. Its lines differ by less than this part
 # of what neighbouring lines of the micrograph differ by.
 WIDEST_BORDER, REPEATED = 0.06, 0.3
@@ -115,14 +114,9 @@ def level(image: Singles, reach: float) -> Surface | None:
         None where nothing is usable, or all has one value.
     """
     usable = usable_pixels(image)
-    if not usable.any():
+    pixels = in_deviations(image, usable)
+    if pixels is None:
         return None
-    low, middle, high = np.quantile(image[usable].astype(np.float64), (0.25, 0.5, 0.75))
-    spread = (high - low) / (2 * QUARTILE)
-    if not (math.isfinite(spread) and spread > 0):
-        return None
-    centred = np.where(usable, image, middle) - np.float32(middle)
-    pixels = np.clip(centred / np.float32(spread), -STRONGEST, STRONGEST).astype(np.float32)
     _even_out(pixels)
     margin = math.ceil(2 * reach)
     background = smoothed(as_plane(pixels, margin), reach)

@@ -9,7 +9,8 @@ import numpy as np
 import scipy.ndimage
 
 from fastsort._types import Bools, Floats, Singles
-from fastsort.images.maxima import Maxima, maxima_of
+from fastsort.images.maxima import QUARTILE, Maxima, maxima_of
+from fastsort.images.picks import NARROW, WIDE
 from fastsort.picking.planes import (
     Plane,
     Surface,
@@ -36,8 +37,6 @@ STRANGE, AROUND, MOST_STRANGE = 3.5, 0.75, 0.4
 MARGIN = 2.0
 # Heights are compared in so many steps.
 N_STEPS = 24
-# The Gaussians of a blob, in radii.
-NARROW, WIDE = 1 / (1.1 * math.sqrt(2)), 1.1 / math.sqrt(2)
 
 
 class Template(NamedTuple):
@@ -131,7 +130,7 @@ def usual_areas(surfaces: list[Surface], width: float) -> list[Bools]:
 
 def _unit(values: Singles) -> float:
     """Return the robust deviation of values about their median."""
-    return max(float(np.median(np.abs(values - np.median(values)))) / 0.6745, 1e-9)
+    return max(float(np.median(np.abs(values - np.median(values)))) / QUARTILE, 1e-9)
 
 
 def without(usable: Bools, bad: Bools, margin: float) -> Bools:

@@ -14,7 +14,7 @@ import numpy as np
 
 from fastsort._checks import InputError
 from fastsort._saved import save
-from fastsort._types import FilePath, Indices
+from fastsort._types import Bools, FilePath, Indices
 from fastsort.particles.micrographs import MicrographList
 from fastsort.particles.mrc import write_stack
 from fastsort.particles.open import open_particles
@@ -88,18 +88,11 @@ def write_picks(
     folder = Path(folder)
     names = result.names.tolist()
     files = file_names(names)
-    bounds = np.searchsorted(result.micrograph, np.arange(len(names) + 1)).tolist()
     for part, chosen in (("kept", result.keep), ("rejected", ~result.keep)):
-        inside = coordinate_folder(folder / part, files)
-        for number, file in enumerate(files):
-            rows = bounds[number] + np.flatnonzero(chosen[bounds[number] : bounds[number + 1]])
-            _write_coordinates(inside / file, result, rows)
+        _write_each(coordinate_folder(folder / part, files), files, result, chosen)
     paths = [os.path.join(os.fspath(final), "kept", file) for file in files]
-    _write_star(
-        folder / LIST,
-        "coordinate_files",
-        {"_rlnMicrographName": names, "_rlnMicrographCoordinates": paths},
-    )
+    listed = {"_rlnMicrographName": names, "_rlnMicrographCoordinates": paths}
+    _write_star(folder / LIST, {"coordinate_files": listed})
     _write_scores(folder / SCORES, result)
     _write_micrographs(folder / MICROGRAPHS, result)
     save(folder / RESULTS, result)
@@ -131,10 +124,7 @@ def write_coords_suffix(folder: FilePath, result: PickResult, source: str) -> No
     places = [_JOB.sub("", name.lstrip("/")) for name in names]
     files = [os.path.splitext(os.path.normpath(place))[0] + ENDING for place in places]
     inside = coordinate_folder(Path(folder) / COORDS, [_SUFFIX, *files])
-    bounds = np.searchsorted(result.micrograph, np.arange(len(names) + 1)).tolist()
-    for number, file in enumerate(files):
-        rows = bounds[number] + np.flatnonzero(result.keep[bounds[number] : bounds[number + 1]])
-        _write_coordinates(inside / file, result, rows)
+    _write_each(inside, files, result, result.keep)
     (inside / _SUFFIX).write_text(f"{source}\n", "utf-8", "surrogateescape")
 
 
@@ -165,6 +155,13 @@ def summarize_picks(result: PickResult, parameters: dict[str, Any]) -> dict[str,
     }
 
 
+def _write_each(folder: Path, files: list[str], result: PickResult, chosen: Bools) -> None:
+    """Write the chosen places of each micrograph into its file."""
+    bounds = np.searchsorted(result.micrograph, np.arange(len(files) + 1)).tolist()
+    for file, start, stop in zip(files, bounds[:-1], bounds[1:], strict=True):
+        _write_coordinates(folder / file, result, start + np.flatnonzero(chosen[start:stop]))
+
+
 def _write_coordinates(path: Path, result: PickResult, rows: Indices) -> None:
     columns: dict[str, Sequence[str]] = {
         "_rlnCoordinateX": [f"{value:.2f}" for value in result.x[rows].tolist()],
@@ -175,15 +172,16 @@ def _write_coordinates(path: Path, result: PickResult, rows: Indices) -> None:
     }
     if (result.reason[rows] != REASONS[0]).any():
         columns["_fastsortReason"] = result.reason[rows].tolist()
-    _write_star(path, "", columns)
+    _write_star(path, {"": columns})
 
 
-def _write_star(path: Path, name: str, columns: dict[str, Sequence[str]]) -> None:
-    """Write a STAR file of one table, as RELION does."""
-    labels = "".join(f"{label} #{number}\n" for number, label in enumerate(columns, 1))
-    rows = "".join(f"{' '.join(map(_word, row))}\n" for row in zip(*columns.values(), strict=True))
+def _write_star(path: Path, tables: dict[str, dict[str, Sequence[str]]]) -> None:
+    """Write a STAR file of some tables, by name, as RELION does."""
     with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write(f"\n# version 30001\n\ndata_{name}\n\nloop_\n{labels}{rows}\n")
+        for name, columns in tables.items():
+            labels = "".join(f"{label} #{number}\n" for number, label in enumerate(columns, 1))
+            rows = "".join(f"{' '.join(map(_word, row))}\n" for row in zip(*columns.values(), strict=True))
+            file.write(f"\n# version 30001\n\ndata_{name}\n\nloop_\n{labels}{rows}\n")
 
 
 def _word(value: str) -> str:
@@ -318,7 +316,4 @@ def _write_particle_star(
     labels = ("_rlnVoltage", "_rlnSphericalAberration", "_rlnAmplitudeContrast")
     for label, numbers in zip(labels, groups.T, strict=False):
         optics[label] = [f"{value:.6f}" for value in numbers.tolist()]
-    _write_star(path, "optics", optics)
-    text = path.read_text("utf-8", "surrogateescape")
-    _write_star(path, "particles", columns)
-    path.write_text(text + path.read_text("utf-8", "surrogateescape"), "utf-8", "surrogateescape")
+    _write_star(path, {"optics": optics, "particles": columns})
