@@ -786,4 +786,6 @@ def test_widths_to_start_with_ascend_and_fit_the_micrograph(pixel_size, side):
         assert len(widths) == 1 or widths[-1] <= side / 5 * (1 + 1e-9)
         # A width takes at least as many pixels as learning needs.
         assert widths[0] / search_binning(size, side) >= 8
-    assert picking_binning(15) == 1 and picking_binning(33) == 2
+    assert picking_binning(15) == 1 and picking_binning(33) == 3
+    across = side / 3
+    assert across / picking_binning(across) >= min(across, 9.6)

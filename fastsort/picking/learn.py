@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastsort._process import one_blas_thread
 from fastsort._types import Bools, Floats, Indices, Singles
 from fastsort.images.maxima import maxima_of
 from fastsort.particles.mrc import MrcHeader
@@ -24,8 +25,9 @@ NARROWEST, WIDEST, STEP = 50.0, 450.0, 1.3
 NARROWEST_PART, WIDEST_PART = 1 / 60, 1 / 5
 # No particle is told from noise by fewer pixels.
 LEAST_PIXELS = 8.0
-# While widths are compared, a width takes about so many pixels; afterwards the diameter takes so many.
-COARSE, FINE = 10, 16
+# While widths are compared, a width takes about so many pixels; afterwards the diameter takes so many. More
+# than that tell no more, and take longer.
+COARSE, FINE = 10, 12
 # Blobs that have most evidence are this much narrower than the particle; learning starts with some such
 # widths, since from one it may end in a side maximum.
 OF_DIAMETER, STARTS = 0.8, (0.6, 0.8, 1.0)
@@ -42,8 +44,8 @@ NEAR = 0.25
 APART = 0.65
 # Maxima above this quantile of the negative's are particles often enough to tell whether these are dark.
 UNEXPLAINED = 0.98
-# While widths are compared, so many squares of a width are looked at in each micrograph.
-MOST_SQUARES = 4000
+# While widths are compared, so many squares of a width are looked at in all micrographs together.
+MOST_SQUARES = 8000
 # Evidence below this is noise's.
 NO_EVIDENCE = 8.0
 # A view never says more surely no.
@@ -112,7 +114,7 @@ def search_binning(pixel_size: float, side: int) -> int:
 
 def picking_binning(diameter: float) -> int:
     """Return with which binning micrographs are read to pick particles of a diameter in pixels."""
-    return max(1, int(diameter / FINE))
+    return max(1, round(diameter / FINE))
 
 
 def start_widths(pixel_size: float, side: int) -> list[float]:
@@ -145,15 +147,16 @@ def learn_from(
     learned : LearnedPicks or None
         None where nothing stands out from noise, or nothing can be read.
     """
-    if diameter is None:
-        side = min(min(header.ny, header.nx) for header in headers)
-        binning = search_binning(pixel_size, side)
-        images = _readable(headers, binning)
-        diameter = find_diameter(images, binning, pixel_size) if images else None
-    if diameter is None:
-        return None
-    binning = picking_binning(diameter)
-    return learn_picks(_readable(headers, binning), binning, diameter)
+    with one_blas_thread():
+        if diameter is None:
+            side = min(min(header.ny, header.nx) for header in headers)
+            binning = search_binning(pixel_size, side)
+            images = _readable(headers, binning)
+            diameter = find_diameter(images, binning, pixel_size) if images else None
+        if diameter is None:
+            return None
+        binning = picking_binning(diameter)
+        return learn_picks(_readable(headers, binning), binning, diameter)
 
 
 def _readable(headers: list[MrcHeader], binning: int) -> list[Singles]:
@@ -191,7 +194,7 @@ def find_diameter(images: list[Singles], binning: int, pixel_size: float) -> flo
     for width in reversed(widths):
         more = max(1, int(width / binning / COARSE))
         across = width / (binning * more)
-        pieces = [_middle(block_averages(image, more), across) for image in images]
+        pieces = [_middle(block_averages(image, more), across, MOST_SQUARES / len(images)) for image in images]
         surfaces = [s for s in (level(piece, REACH * across) for piece, _ in pieces) if s is not None]
         if not surfaces:
             return None
@@ -225,9 +228,9 @@ def _width_with_most(found: list[tuple[float, float]]) -> float:
     return float(widths[best] * (widths[best + 1] / widths[best]) ** shift)
 
 
-def _middle(image: Singles, width: float) -> tuple[Singles, int]:
-    """Return the middle of an image, no more than `MOST_SQUARES` wide squares, and the size of the whole."""
-    most = math.ceil(math.sqrt(MOST_SQUARES) * width)
+def _middle(image: Singles, width: float, squares: float) -> tuple[Singles, int]:
+    """Return the middle of an image, no more than so many squares of a width, and the size of the whole."""
+    most = math.ceil(math.sqrt(squares) * width)
     top, left = (max(0, (side - most) // 2) for side in image.shape)
     return image[top : top + most, left : left + most], image.size
 

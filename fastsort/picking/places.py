@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastsort._types import Bools, Floats, Indices, Singles
-from fastsort.images.maxima import QUARTILE, maxima_of
+from fastsort.images.maxima import deviation_from_zero, maxima_of
 from fastsort.picking.planes import Surface, as_plane, filtered, gaussian, smoothed
 from fastsort.picking.rings import rings_about
 from fastsort.picking.template import Template
@@ -53,8 +53,7 @@ class Places(NamedTuple):
 def response_of(surface: Surface, template: Template, unit_area: Bools) -> Singles:
     """Filter a micrograph with the template; the result has deviation 1 where nothing is strange."""
     response = filtered(as_plane(surface.pixels, math.ceil(MARGIN * template.width)), template.curve)
-    area = np.abs(response[unit_area])
-    unit = float(np.median(area)) / QUARTILE if area.size else 0.0
+    unit = deviation_from_zero(response[unit_area])
     scaled: Singles = response / np.float32(unit) if unit > 0 else np.zeros_like(response)
     return scaled
 

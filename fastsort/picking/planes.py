@@ -189,10 +189,18 @@ def ring_power(planes: list[Plane], areas: list[int]) -> Floats:
 
 
 def on_plane(padded: tuple[int, int], curve: Floats) -> Singles:
-    """Return a curve at each place of a transform."""
+    """Return a curve at each place of a transform; read-only."""
+    return _transfer(padded, curve.tobytes())
+
+
+# The same filter meets one micrograph after the other.
+@lru_cache(maxsize=4)
+def _transfer(padded: tuple[int, int], curve: bytes) -> Singles:
     place, part = _places(padded)
-    values = curve.astype(np.float32)
-    return values[place] * (1 - part) + values[place + 1] * part
+    values = np.frombuffer(curve).astype(np.float32)
+    transfer: Singles = values[place] * (1 - part) + values[place + 1] * part
+    transfer.flags.writeable = False
+    return transfer
 
 
 def _back(plane: Plane, transfer: Singles) -> Singles:
