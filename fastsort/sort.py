@@ -231,8 +231,7 @@ def sort_particles(
         pixel_size=particles.pixel_size,
     )
     result = spread(result, copies, particles)
-    if earlier is None:
-        result = result._replace(errors=look_again(particles, result))
+    result = look_again(particles, result, check_errors=earlier is None, n_jobs=n_jobs)
     result.measurements.update({CONTENT: content[named.of], STAMP: stamps})
     result = result._replace(doubts=(*particles.doubts, *doubts_of_copies(particles, copies.copy)))
     if progress:

@@ -28,7 +28,7 @@ from fastsort.decide.duplicates import find_all_duplicates
 from fastsort.decide.rescue import Views
 from fastsort.decide.result import SortResult
 from fastsort.decide.settings import DUPLICATES, RUN, STRICTNESS, VERDICT, VOTES, is_given, option_names
-from fastsort.decide.verdict import cut_again, kept_by_any, scale_of, with_verdict
+from fastsort.decide.verdict import cut_again, passed_by, scale_of, with_verdict
 from fastsort.decide.votes import METHODS
 from fastsort.images.content import read_content, stamps_of
 from fastsort.images.copies import Copies, copies_by_content, doubts_of_copies
@@ -131,7 +131,7 @@ def update_particles(
         changed |= strictness
     else:
         threshold = earlier.threshold
-        passed = np.where(is_new, _passed(result, threshold), result.keep)
+        passed = np.where(is_new, passed_by(result, threshold), result.keep)
         result = with_verdict(result, passed, threshold)
     seconds = {**(new.seconds if n_new else {}), "total": time.perf_counter() - begin}
     # Also of images that were there before.
@@ -394,14 +394,6 @@ def _views_in_order(views: Views, rows: Indices) -> Views:
         coordinates=np.concatenate([views.coordinates, nowhere])[rows],
         label=np.concatenate([views.label, no_class])[rows],
     )
-
-
-def _passed(result: SortResult, threshold: float) -> Bools:
-    """Return which images the threshold keeps or, where there is none, which ones any method keeps."""
-    if np.isnan(threshold):
-        return kept_by_any(result)
-    passed: Bools = result.score <= threshold
-    return passed
 
 
 def _calibrated(result: SortResult, strictness: dict[str, Any]) -> SortResult:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import mrcfile
 import numpy as np
 import pytest
 
 import fastsort as fs
+from fastsort import sort
 from fastsort.decide.decoys import Estimate, EstimatedErrors
 from fastsort.decide.second_look import look_again
 
@@ -39,35 +38,100 @@ def folder(tmp_path_factory):
     return folder
 
 
-def looked_at(folder, picks, kept=1.0, errors=SURE, diameter=float(DIAMETER)):
-    particles = fs.open_particles((str(folder / "*.mrc"), str(folder / picks / "*.star")), box=24)
-    keep = np.arange(len(particles)) < kept * len(particles)
-    return look_again(particles, SimpleNamespace(errors=errors, keep=keep, diameter_px=diameter))
+def picks_in(folder, picks):
+    return fs.open_particles((str(folder / "*.mrc"), str(folder / picks / "*.star")), box=24)
 
 
-def test_figures_stand_where_the_micrographs_show_particles(folder):
-    assert looked_at(folder, "disks") is SURE
+@pytest.fixture(scope="module")
+def verdict(folder):
+    """The verdict on picks of disks before the micrographs are asked."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sort, "look_again", lambda particles, result, **more: result)
+        return fs.sort_particles(picks_in(folder, "disks"), method="radial")
 
 
-def test_figures_are_not_known_where_the_micrographs_show_none(folder):
-    errors = looked_at(folder, "gaps")
+@pytest.fixture
+def looked_at(folder, verdict):
+    def look(picks, kept=1.0, errors=SURE, diameter=float(DIAMETER), **more):
+        particles = picks_in(folder, picks)
+        keep = np.arange(len(particles)) < kept * len(particles)
+        return look_again(particles, verdict._replace(errors=errors, keep=keep, diameter_px=diameter), **more)
+
+    return look
+
+
+def test_figures_stand_where_the_micrographs_show_particles(looked_at):
+    assert looked_at("disks").errors is SURE
+
+
+def test_figures_are_not_known_where_the_micrographs_show_none(looked_at):
+    errors = looked_at("gaps").errors
     assert not errors.known
     assert "searched anew" in errors.remark
     assert errors.precision == SURE.precision
 
 
-def test_size_is_found_where_it_is_unknown(folder):
-    assert not looked_at(folder, "gaps", diameter=np.nan).known
+def test_size_is_found_where_it_is_unknown(looked_at):
+    assert not looked_at("gaps", diameter=np.nan).errors.known
 
 
-def test_nothing_is_said_where_much_is_rejected_or_figures_are_not_known_anyway(folder):
-    assert looked_at(folder, "gaps", kept=0.8) is SURE
+def test_nothing_is_said_where_much_is_rejected_or_figures_are_not_known_anyway(looked_at):
+    assert looked_at("gaps", kept=0.8).errors is SURE
+    assert looked_at("gaps", check_errors=False).errors is SURE
     unknown = SURE._replace(known=False, remark="no idea")
-    assert looked_at(folder, "gaps", errors=unknown) is unknown
-    assert looked_at(folder, "gaps", errors=None) is None
+    assert looked_at("gaps", errors=unknown).errors is unknown
+    assert looked_at("gaps", errors=None).errors is None
 
 
-def test_nothing_is_said_of_images_without_micrographs():
-    particles = fs.open_particles(np.zeros((200, 24, 24), np.float32))
-    result = SimpleNamespace(errors=SURE, keep=np.ones(200, bool), diameter_px=14.0)
-    assert look_again(particles, result) is SURE
+def test_nothing_is_said_of_images_without_micrographs(verdict):
+    particles = fs.open_particles(np.zeros((len(verdict.keep), 24, 24), np.float32))
+    assert look_again(particles, verdict) is verdict
+
+
+ICE = (120, 200, 45)
+
+
+@pytest.fixture(scope="module")
+def with_ice(folder, tmp_path_factory):
+    """The same micrographs, the second with a piece of ice, and picks of disks; which of these lie on ice."""
+    icy = tmp_path_factory.mktemp("icy")
+    row, column = np.mgrid[:SIDE, :SIDE]
+    (icy / "disks").mkdir()
+    for number in range(3):
+        with mrcfile.open(folder / f"m{number}.mrc") as file:
+            image = np.array(file.data)
+        if number == 1:
+            image[np.hypot(row - ICE[0], column - ICE[1]) < ICE[2]] -= 8
+        with mrcfile.new(icy / f"m{number}.mrc") as file:
+            file.set_data(image)
+            file.voxel_size = 4.0
+        (icy / "disks" / f"m{number}.star").write_text((folder / "disks" / f"m{number}.star").read_text())
+    store = picks_in(icy, "disks").store
+    away = np.hypot(store.y - ICE[0], store.x - ICE[1])
+    return icy, (store.micrograph_of == 1) & (away < ICE[2] - 5), away > ICE[2] + 15
+
+
+def test_picks_on_ice_are_rejected_as_contamination_whatever_their_score(with_ice, verdict):
+    icy, on_ice, away = with_ice
+    particles = picks_in(icy, "disks")
+    store = particles.store
+    away = away | (store.micrograph_of != 1)
+    before = verdict._replace(
+        keep=np.ones(len(particles), bool), score=np.zeros(len(particles)), threshold=1.0
+    )
+    results = [look_again(particles, before, n_jobs=n) for n in (1, 2)]
+    after = results[0]
+    assert on_ice.sum() >= 3 and not after.keep[on_ice].any()
+    assert (after.reason[on_ice] == "contamination").all() and np.isinf(after.score[on_ice]).all()
+    assert (after.junk_probability[on_ice] == 1).all()
+    assert after.keep[away].mean() > 0.98
+    np.testing.assert_array_equal(after.keep, results[1].keep)
+    # No other cut brings them back.
+    assert not fs.cut_again(after, fraction=0.999).keep[on_ice].any()
+
+
+def test_a_whole_run_rejects_picks_on_ice(with_ice):
+    icy, on_ice, _ = with_ice
+    result = fs.sort_particles(picks_in(icy, "disks"), method="radial")
+    assert not result.keep[on_ice].any()
+    assert (result.reason[on_ice] == "contamination").all()

@@ -7,14 +7,16 @@ import math
 import numpy as np
 from scipy.spatial import cKDTree
 
+from fastsort._reasons import CONTAMINATION, REASONS
 from fastsort._types import Bools, Floats, Singles
-from fastsort.decide.decoys import EstimatedErrors
 from fastsort.decide.result import SortResult
+from fastsort.decide.verdict import passed_by, with_verdict
+from fastsort.images.batches import map_batches
 from fastsort.particles.extract import MicrographImages
 from fastsort.particles.reduced import ReducedMicrographs, Unread
 from fastsort.particles.source import Particles
 from fastsort.picking.learn import LearnedPicks, learn_from
-from fastsort.picking.look import look_at
+from fastsort.picking.look import clean_area, look_at
 
 # The micrographs with most picks are looked at, so many of them; with fewer kept picks nothing is said.
 N_MICROGRAPHS, FEWEST = 4, 100
@@ -23,51 +25,104 @@ SAME = 0.35
 # If nearly all picks are kept, and the picker finds fewer of them than this, the figures are not trusted. Of
 # particles that people picked it finds 0.74 and more.
 NEARLY_ALL, FOUND = 0.85, 0.65
+# Where this part of the kept picks seems to lie on contamination, the particles were taken for it.
+MOST_SPOILT = 0.5
 
 
-def look_again(particles: Particles, result: SortResult) -> EstimatedErrors | None:
-    """Check the errors of a verdict on picks against the micrographs themselves.
+def look_again(
+    particles: Particles, result: SortResult, *, check_errors: bool = True, n_jobs: int | None = None
+) -> SortResult:
+    """Check a verdict on picks against the micrographs themselves.
 
     Parameters
     ----------
     particles : Particles
     result : SortResult
+    check_errors : bool
+        Whether the errors are checked, too.
+    n_jobs : int, optional
 
     Returns
     -------
-    errors : EstimatedErrors or None
-        Those of the result, but not known where nearly all picks are kept and the micrographs show far fewer
-        particles: noise of a kind that no decoy has looks like particles among images, and like noise in a
-        micrograph, whose negative has it too.
+    result : SortResult
+        The same one where there are no micrographs, or nothing stands out in them. Picks on contamination or
+        where a micrograph shows nothing cannot be judged: their score is infinite. Errors are not known where
+        nearly all picks are kept and the micrographs show far fewer particles: noise of a kind that no decoy
+        has looks like particles among images, and like noise in a micrograph, whose negative has it too.
     """
-    errors, store = result.errors, particles.store
-    if errors is None or not errors.known or not isinstance(store, MicrographImages):
-        return errors
-    if result.keep.mean() < NEARLY_ALL:
-        return errors
+    store = particles.store
+    if not isinstance(store, MicrographImages):
+        return result
     counts = np.bincount(store.micrograph_of[result.keep], minlength=len(store.micrographs))
     chosen = np.argsort(-counts, kind="stable")[:N_MICROGRAPHS]
     chosen = np.sort(chosen[counts[chosen] > 0])
     if counts[chosen].sum() < FEWEST:
-        return errors
-    found = _share_found(store, result.keep, chosen.tolist(), result.diameter_px, particles.pixel_size)
-    if found is None or found >= FOUND:
-        return errors
+        return result
+    headers = [store.micrographs[number] for number in chosen.tolist()]
+    diameter = result.diameter_px if math.isfinite(result.diameter_px) else None
+    learned = learn_from(headers, particles.pixel_size, diameter)
+    if learned is None:
+        return result
+    found = None
+    if check_errors and result.errors and result.errors.known and result.keep.mean() >= NEARLY_ALL:
+        found = _share_found(store, result.keep, chosen.tolist(), learned)
+    spoilt = _on_contamination(store, learned, n_jobs)
+    if spoilt[result.keep].mean() < MOST_SPOILT:
+        result = _without(result, spoilt)
+    if found is None or found >= FOUND or result.errors is None:
+        return result
     remark = (
         f"nearly all picks are kept, but the micrographs, searched anew, show a particle at only "
         f"{100 * found:.0f} % of them: pick with `fastsort pick`, or look at the images"
     )
-    return errors._replace(known=False, remark=remark)
+    return result._replace(errors=result.errors._replace(known=False, remark=remark))
+
+
+def _without(result: SortResult, spoilt: Bools) -> SortResult:
+    """Reject picks that cannot be judged."""
+    if not spoilt.any():
+        return result
+    measurements = dict(result.measurements)
+    if "rare_view" in measurements:
+        measurements["rare_view"] = measurements["rare_view"] & ~spoilt
+    result = result._replace(
+        score=np.where(spoilt, np.inf, result.score),
+        junk_probability=np.where(spoilt, 1.0, result.junk_probability),
+        suspicion=np.where(spoilt, REASONS[CONTAMINATION], result.suspicion),
+        measurements=measurements,
+    )
+    return with_verdict(result, passed_by(result, result.threshold), result.threshold)
+
+
+def _on_contamination(store: MicrographImages, learned: LearnedPicks, n_jobs: int | None) -> Bools:
+    """Tell which picks lie on contamination, or where their micrograph shows nothing."""
+    binning = learned.template.binning
+    spoilt = np.zeros(len(store), bool)
+    numbers = np.unique(store.micrograph_of).tolist()
+    reduced = ReducedMicrographs([store.micrographs[number] for number in numbers], binning)
+    order = np.argsort(store.micrograph_of, kind="stable")
+    ends = np.searchsorted(store.micrograph_of[order], numbers, side="right").tolist()
+    for number, clean in enumerate(map_batches(_clean_area, reduced, learned, batch_size=1, n_jobs=n_jobs)):
+        if clean is None:
+            continue
+        own = order[ends[number - 1] if number else 0 : ends[number]]
+        row, column = (
+            np.clip(np.rint((side[own] + 0.5) / binning - 0.5).astype(np.intp), 0, most - 1)
+            for side, most in zip((store.y, store.x), clean.shape, strict=True)
+        )
+        spoilt[own] = ~clean[row, column]
+    return spoilt
+
+
+def _clean_area(images: list[Singles | Unread], start: int, learned: LearnedPicks) -> Bools | None:
+    return None if isinstance(images[0], Unread) else clean_area(images[0], learned)
 
 
 def _share_found(
-    store: MicrographImages, keep: Bools, chosen: list[int], diameter: float, pixel_size: float
+    store: MicrographImages, keep: Bools, chosen: list[int], learned: LearnedPicks
 ) -> float | None:
-    """Return which part of the kept picks of some micrographs a picker finds; None if it finds nothing."""
+    """Return which part of the kept picks of some micrographs a picker finds; None if it sees nothing."""
     headers = [store.micrographs[number] for number in chosen]
-    learned = learn_from(headers, pixel_size, diameter if math.isfinite(diameter) else None)
-    if learned is None:
-        return None
     reduced = ReducedMicrographs(headers, learned.template.binning)
     hits = total = 0
     for number, image in zip(chosen, reduced.read(0, len(reduced)), strict=True):

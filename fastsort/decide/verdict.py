@@ -276,6 +276,14 @@ def kept_by_any(result: SortResult) -> Bools:
     return np.isfinite(result.score) & (result.measurements["against"] < len(result.votes))
 
 
+def passed_by(result: SortResult, threshold: float) -> Bools:
+    """Return which images the threshold keeps or, where there is none, which ones any method keeps."""
+    if np.isnan(threshold):
+        return kept_by_any(result)
+    passed: Bools = result.score <= threshold
+    return passed
+
+
 def with_verdict(result: SortResult, passed: Bools, threshold: float) -> SortResult:
     """Judge the images of a finished result anew.
 

@@ -194,7 +194,9 @@ def find_diameter(images: list[Singles], binning: int, pixel_size: float) -> flo
     for width in reversed(widths):
         more = max(1, int(width / binning / COARSE))
         across = width / (binning * more)
-        pieces = [_middle(block_averages(image, more), across, MOST_SQUARES / len(images)) for image in images]
+        pieces = [
+            _middle(block_averages(image, more), across, MOST_SQUARES / len(images)) for image in images
+        ]
         surfaces = [s for s in (level(piece, REACH * across) for piece, _ in pieces) if s is not None]
         if not surfaces:
             return None

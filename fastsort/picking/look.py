@@ -57,11 +57,23 @@ def look_at(image: Singles, learned: LearnedPicks, margin: float | None = None) 
     surface = level(image, REACH * width)
     if surface is None:
         return None
-    maps = contamination_maps(surface, width, learned.sign)
-    bad = contaminated(maps, learned.limits, surface.usable)
-    clean = without(surface.usable, bad, NEAR * width if margin is None else margin)
+    maps, bad, clean = _contamination(surface, learned, margin)
     response = response_of(surface, learned.template, clean)
     places = find_places(
         surface, response, learned.template, surface.usable, width, APART * width, learned.sign
     )
     return Seen(surface, maps, bad, clean, places, learned.probabilities(places))
+
+
+def clean_area(image: Singles, learned: LearnedPicks) -> Bools | None:
+    """Return where a micrograph is usable and not contaminated, as in `Seen`; None where it shows nothing."""
+    surface = level(image, REACH * learned.width)
+    return None if surface is None else _contamination(surface, learned, None)[2]
+
+
+def _contamination(
+    surface: Surface, learned: LearnedPicks, margin: float | None
+) -> tuple[Singles, Bools, Bools]:
+    maps = contamination_maps(surface, learned.width, learned.sign)
+    bad = contaminated(maps, learned.limits, surface.usable)
+    return maps, bad, without(surface.usable, bad, NEAR * learned.width if margin is None else margin)
