@@ -7,7 +7,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-from scipy.cluster.vq import kmeans2
 
 from fastsort._brief import brief
 from fastsort._process import one_blas_thread
@@ -17,10 +16,11 @@ from fastsort._types import Bools, Floats, Images, Indices, Singles
 from fastsort.decide.calibrate import GOOD
 from fastsort.decide.decoys import make_decoys
 from fastsort.images.batches import map_batches
+from fastsort.images.crop import fourier_crop
 from fastsort.invariants.align import match_to_references
 from fastsort.invariants.averages import ClassAverages, averages_to_match, class_averages
 from fastsort.invariants.features import invariant_features
-from fastsort.invariants.fit_classes import LEAST_RADIUS, averages_of, fit_classes
+from fastsort.invariants.fit_classes import LEAST_RADIUS, FittedClasses, averages_of, fit_classes
 from fastsort.invariants.ranking import RADIUS, ClassRanking, rank_classes
 from fastsort.invariants.ring_correlation import filter_averages, resolved_rings
 from fastsort.invariants.ring_statistics import ring_statistics
@@ -30,8 +30,9 @@ from fastsort.particles.source import Particles, as_particles, choose_particles
 N_KEPT, N_REJECTED = 300, 600
 # Members that a class should have, and the most classes of either kind.
 MEMBERS, MOST = 40, 12
-# Rounds that the classes shown of kept images take, in parts of the usual number.
-EFFORT = 0.5
+# Rounds that classes of kept and of rejected images take, in parts of the usual number, and how small
+# rejected images are meanwhile.
+EFFORT, EFFORT_REJECTED, GRID = 0.5, 0.2, 24
 # Principal components among which classes are looked for.
 N_COMPONENTS = 10
 MAX_ORDER = 20
@@ -150,8 +151,8 @@ def find_views(
     Notes
     -----
     At most 300 kept and 600 rejected images, evenly spread over the scores, get `invariant_features`.
-    k-means among the first principal components makes classes, separately for kept and for rejected
-    images; each class is aligned and averaged in two halves. A class of rejected images is a rare view if
+    Classes are found by likelihood (`fit_classes`), separately for kept and for rejected images; each is
+    aligned and averaged in two halves. A class of rejected images is a rare view if
     it is as good as the usual class of kept images: as sharp for its size, as like its members, and as
     empty outside the particle's disk (`rank_classes`, where the size of a class does not count). Where the
     classes of kept images are not resolved, there is nothing to compare with.
@@ -165,8 +166,8 @@ def find_views(
     view. Rejected images outside the sample are asked if no other rejected class has nearer features.
     So a rare view is not found where junk outnumbers it among the images most like its average.
 
-    The averages that are shown of kept images are those of classes found by likelihood, as `classify_images`
-    finds them: they show far more, but are zero outside the disk and share members by probability.
+    The averages that are shown of kept images are those of the likelihood, as `classify_images` makes them:
+    they show far more, but are zero outside the disk, where those of ice and doubles are told from particles.
 
     If more images than a fifth of the number of kept ones are most like such averages, these are not rare,
     or junk averages as well as particles do: none is rescued.
@@ -181,7 +182,16 @@ def find_views(
     images = working.read(sample)
     with one_blas_thread():
         space, places = _feature_space(images, n_jobs)
-        classes = _classes(places, [len(part) for part in sampled], seed)
+    # These pixels are in memory: the many rounds need neither the file nor other machines.
+    of_kept, of_rejected = np.split(images, [len(sampled[0])])
+    kept_images = replace(
+        as_particles(of_kept), pixel_size=working.pixel_size, ctf=working.ctf and working.ctf.of(sampled[0])
+    )
+    likeliest = _likeliest(kept_images, radius, EFFORT, n_jobs, seed)
+    fitted = [likeliest]
+    if len(of_rejected):
+        fitted.append(_likeliest_of_rejected(of_rejected, radius, n_jobs, seed))
+    classes = _classes(places, fitted)
     averages = class_averages(
         images,
         classes.label,
@@ -210,13 +220,7 @@ def find_views(
         if rare.any() and len(others):
             nearest, belongs = _match_views(choose_particles(working, others), references, least, n_jobs)
             rescued[others[belongs & rare[classes.first + nearest]]] = True
-    # These pixels are in memory: the many rounds need neither the file nor other machines.
-    kept_images = as_particles(images[: len(sampled[0])])
-    of_kept = replace(
-        kept_images, pixel_size=working.pixel_size, ctf=working.ctf and working.ctf.of(sampled[0])
-    )
-    shown = _with_likeliest(averages, classes, of_kept, radius, n_jobs, seed)
-    return _views(working, sample, places, *shown, rare), rescued
+    return _views(working, sample, places, *_shown(averages, classes, likeliest), rare), rescued
 
 
 def no_views(n: int, working: Particles) -> Views:
@@ -249,20 +253,37 @@ def _feature_space(images: Images, n_jobs: int | None) -> tuple[_Space, Floats]:
     return _Space(noise, axes, mean @ axes.T), (features - mean) @ axes.T
 
 
-def _classes(places: Floats, sizes: list[int], seed: int) -> _Classes:
-    """Divide kept and rejected images into classes, each of the two by itself."""
-    labels, means, count, first, start = [], [], 0, 0, 0
-    rng = np.random.default_rng(seed)
-    for size in sizes:
-        part, start = places[start : start + size], start + size
-        first = count
-        if size:
-            number = max(1, min(size // MEMBERS, MOST))
-            centres, label = kmeans2(part, number, minit="++", seed=rng, missing="warn")
-            labels.append(label.astype(np.intp) + count)
-            means.append(centres)
-            count += number
-    return _Classes(np.concatenate(labels), np.concatenate(means), first if sizes[1] else count)
+def _likeliest(
+    images: Particles, radius: float | None, effort: float, n_jobs: int | None, seed: int
+) -> FittedClasses:
+    number = max(1, min(len(images) // MEMBERS, MOST))
+    radius = max(RADIUS * images.box if radius is None else radius, LEAST_RADIUS)
+    return fit_classes(images, number, min(radius, images.box / 2), effort=effort, n_jobs=n_jobs, seed=seed)
+
+
+def _likeliest_of_rejected(
+    images: Images, radius: float | None, n_jobs: int | None, seed: int
+) -> FittedClasses:
+    """Divide rejected images at low resolution: they fit no class well, which takes long."""
+    size = min(GRID, images.shape[1])
+    within = None if radius is None else radius * size / images.shape[1]
+    small = as_particles(fourier_crop(images, size))
+    return _likeliest(small, within, EFFORT_REJECTED, n_jobs, seed)
+
+
+def _classes(places: Floats, fitted: list[FittedClasses]) -> _Classes:
+    """Number the classes of kept and of rejected images as one, and find where their members lie."""
+    first = len(fitted[0].averages)
+    label = np.concatenate(
+        [part.assignments.label + start for part, start in zip(fitted, (0, first), strict=False)]
+    )
+    count = sum(len(part.averages) for part in fitted)
+    sums = np.zeros((count, places.shape[1]))
+    np.add.at(sums, label, places)
+    # A class without members lies nowhere.
+    with np.errstate(invalid="ignore"):
+        means = sums / np.bincount(label, minlength=count)[:, None]
+    return _Classes(label, means, first)
 
 
 def _as_good(averages: ClassAverages, ranking: ClassRanking, first: int) -> Bools:
@@ -298,7 +319,7 @@ def _match_views(
     images: Images | Particles, references: Images, least: Floats, n_jobs: int | None
 ) -> tuple[Indices, Bools]:
     """Find the reference that each image is most like, and whether it is more like it than asked."""
-    # Features of single images are noisy: k-means has put many members of a rare view into other classes.
+    # At low resolution many members of a rare view have gone into other classes.
     match = match_to_references(images, references, max_shift=REACH * references.shape[1], n_jobs=n_jobs)
     return match.reference, match.score > least[match.reference]
 
@@ -318,29 +339,22 @@ def _near_rare(others: Particles, space: _Space, classes: _Classes, rare: Bools,
     places = np.concatenate([features @ space.axes.T for features in batches]) - space.middle
     means = classes.means[classes.first :]
     square = np.square(means).sum(axis=1) - 2 * places @ means.T
-    return rare[classes.first + square.argmin(axis=1)]
+    return rare[classes.first + np.nanargmin(square, axis=1)]
 
 
 def _features(images: Images, start: int, noise: Floats) -> Floats:
     return invariant_features(images, MAX_ORDER, noise_floor=noise, n_jobs=1).astype(np.float64)
 
 
-def _with_likeliest(
-    averages: ClassAverages,
-    classes: _Classes,
-    kept: Particles,
-    radius: float | None,
-    n_jobs: int | None,
-    seed: int,
+def _shown(
+    averages: ClassAverages, classes: _Classes, kept: FittedClasses
 ) -> tuple[Indices, Images, Indices, Floats]:
-    """Return labels, averages, sizes and resolutions, for kept images those of the likeliest classes."""
+    """Return labels, averages, sizes and resolutions; averages of kept images are the likeliest."""
     first = classes.first
-    radius = max(RADIUS * kept.box if radius is None else radius, LEAST_RADIUS)
-    fitted = fit_classes(kept, first, radius, effort=EFFORT, n_jobs=n_jobs, seed=seed)
-    likeliest = averages_of(fitted, math.nan)
+    likeliest = averages_of(kept, math.nan)
     others = filter_averages(averages.averages[first:], averages.frc[first:])
     return (
-        np.concatenate([fitted.assignments.label, classes.label[len(kept) :]]),
+        classes.label,
         np.concatenate([likeliest.averages, others]),
         np.concatenate([likeliest.size, averages.size[first:]]),
         np.concatenate([likeliest.resolution, averages.resolution[first:]]).astype(np.float64),
