@@ -698,7 +698,7 @@ def denoise_rows(volume: Path, n: int) -> Iterator[tuple]:
     ):
         begin = time.perf_counter()
         model = fs.fit_subspaces(coefficients, **settings)
-        found = fs.pswf_images(fs.denoise(coefficients, model), BOX, BANDLIMIT)
+        found = fs.pswf_images(fs.subspaces.denoise(coefficients, model), BOX, BANDLIMIT)
         seconds = time.perf_counter() - begin
         counts = "{} x {}".format(*model.loadings.shape[::2])
         yield what, f"{error(found):.4f}", f"{error(found) / reference:.2f}", counts, f"{seconds:.1f}"

@@ -70,7 +70,6 @@ _FORMER = {
     "classify_images": "fastsort.invariants.classes",
     "combine_votes": "fastsort.decide.combine",
     "contrast_transfer": "fastsort.images.ctf",
-    "denoise": "fastsort.subspaces.scores",
     "estimate_errors": "fastsort.decide.decoys",
     "fit_subspaces": "fastsort.subspaces.fit",
     "fourier_ring_correlation": "fastsort.invariants.ring_correlation",

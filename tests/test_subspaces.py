@@ -109,7 +109,7 @@ def assert_scores_sound(images, model):
         assert values.shape == (n,)
         assert not np.isnan(values).any()
     finite = np.isfinite(np.asarray(images, dtype=np.float64)).all(axis=1)
-    clean = fs.denoise(images, model)
+    clean = fs.subspaces.denoise(images, model)
     assert clean.shape == images.shape
     assert clean.dtype == np.float32
     assert np.isfinite(clean[finite]).all()
@@ -352,7 +352,7 @@ def test_log_likelihood_is_the_naive_one(given_model):
 @given(given_model=models_and_images())
 def test_denoised_image_is_the_naive_posterior_mean(given_model):
     mixture, images = given_model
-    actual = fs.denoise(images, as_model(mixture, len(images)))
+    actual = fs.subspaces.denoise(images, as_model(mixture, len(images)))
     assert actual.dtype == np.float32
     size = np.abs(images).max() + np.abs(mixture.means).max()
     # The probabilities of two subspaces are as uncertain as the difference of their log densities.
@@ -371,7 +371,7 @@ def test_a_subspace_of_weight_0_says_nothing():
         naive.mixture_log_likelihood(images, alone),
         rtol=1e-4,
     )
-    assert_near(fs.denoise(images, model), naive.posterior_mean(images, alone), 1e-4)
+    assert_near(fs.subspaces.denoise(images, model), naive.posterior_mean(images, alone), 1e-4)
 
 
 def test_denoising_removes_noise():
@@ -379,7 +379,7 @@ def test_denoising_removes_noise():
     clean = drawn_from(mixture._replace(noise_variance=0.0), 400, 5)
     noise = 2 * np.random.default_rng(6).normal(size=clean.shape).astype(np.float32)
     model = fs.fit_subspaces(clean + noise, 2, 3, max_iterations=30, **PLAIN)
-    left = fs.denoise(clean + noise, model) - clean
+    left = fs.subspaces.denoise(clean + noise, model) - clean
     # Three of sixty dimensions keep their noise.
     assert np.square(left).mean() < 0.12 * np.square(noise).mean()
 
@@ -419,7 +419,7 @@ def test_order_of_the_images_does_not_matter_to_their_scores(seed, data):
         else:
             np.testing.assert_array_equal(other, one[order], err_msg=name)
     np.testing.assert_allclose(
-        fs.denoise(images[order], model), fs.denoise(images, model)[order], rtol=1e-4, atol=1e-4
+        fs.subspaces.denoise(images[order], model), fs.subspaces.denoise(images, model)[order], rtol=1e-4, atol=1e-4
     )
 
 
@@ -503,7 +503,7 @@ def learned(many):
 def results(images, model, **workers):
     """All that is said of images by a model."""
     scores = fs.subspace_scores(images, model, **workers)
-    return fs.sorting_factor(images, model, **workers), *scores, fs.denoise(images, model, **workers)
+    return fs.sorting_factor(images, model, **workers), *scores, fs.subspaces.denoise(images, model, **workers)
 
 
 def assert_same_bits(images, learned, expected, **workers):
@@ -738,13 +738,13 @@ def test_impossible_requests(some, request_, message):
 def test_arrays_that_are_no_coefficients(images, some_model):
     with pytest.raises(fs.InputError):
         fs.fit_subspaces(images, 1, 2)
-    for function in (fs.sorting_factor, fs.subspace_scores, fs.denoise):
+    for function in (fs.sorting_factor, fs.subspace_scores, fs.subspaces.denoise):
         with pytest.raises(fs.InputError):
             function(images, some_model)
 
 
 def test_model_of_other_coefficients(some, some_model):
-    for function in (fs.sorting_factor, fs.subspace_scores, fs.denoise):
+    for function in (fs.sorting_factor, fs.subspace_scores, fs.subspaces.denoise):
         with pytest.raises(fs.InputError, match="20"):
             function(some[:, :19], some_model)
 
@@ -857,7 +857,7 @@ def test_an_image_without_projected_energy(some, some_model):
 
 def test_scores_of_one_image_and_of_none(some, some_model):
     assert_scores_sound(some[:1], some_model)
-    for function in (fs.sorting_factor, fs.denoise):
+    for function in (fs.sorting_factor, fs.subspaces.denoise):
         assert len(function(some[:0], some_model)) == 0
     assert all(len(field) == 0 for field in fs.subspace_scores(some[:0], some_model))
 

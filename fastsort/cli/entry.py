@@ -14,6 +14,7 @@ from fastsort._checks import InputError
 from fastsort._version import __version__
 from fastsort.cli.apply import add_apply
 from fastsort.cli.demo import add_demo
+from fastsort.cli.denoise import add_denoise
 from fastsort.cli.guide import add_guide
 from fastsort.cli.info import add_info
 from fastsort.cli.map import add_map
@@ -32,6 +33,7 @@ _ADD_COMMANDS = (
     add_report,
     add_info,
     add_map,
+    add_denoise,
     add_simulate,
     add_demo,
     add_guide,

@@ -301,3 +301,27 @@ def _quantity(value: float, unit: str, before: str = "") -> str:
 
 def _count(number: int, noun: str, several: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else several or noun + 's'}"
+
+
+def print_denoised(summary: dict[str, Any], folder: str | os.PathLike[str]) -> None:
+    """Print how a set was denoised, from what ``summary.json`` holds."""
+    print(f"{_count(summary['images'], 'image')} denoised with {summary['method']}")
+    known = {name: error for name, error in summary["compared"].items() if error == error}
+    if summary["predicted_error"] == summary["predicted_error"]:
+        others = [f"{name} {error:.3f}" for name, error in sorted(known.items(), key=lambda item: item[1])][
+            1:
+        ]
+        against = f" ({', '.join(others)})" if others else ""
+        print(f"predicted error {summary['predicted_error']:.3f} of the particles' power{against}")
+    else:
+        print("predicted error not known: nothing stands out from noise")
+    corrected = "corrected" if summary["ctf_corrected"] else "not known, not corrected"
+    print(f"signal to noise {summary['snr']:.3g}; contrast transfer function {corrected}")
+    left = summary["left_as_they_were"]
+    if left:
+        some = ", ".join(left[:_N_NAMED])
+        more = f" and {len(left) - _N_NAMED:,} more" if len(left) > _N_NAMED else ""
+        print(f"not denoised, since some of their pixels are no numbers: {some}{more}")
+    print(textwrap.fill(summary["remark"], _LINE))
+    seconds = summary["seconds"]
+    print(f"{seconds:.1f} s, {summary['images'] / seconds:,.0f} images/s; results in {folder}")

@@ -185,6 +185,16 @@ class CsDataset(ImageTable):
         """Return the uid of each particle."""
         return {"uid": self.rows["uid"]} if "uid" in _names(self) else {}
 
+    def naming(self, stack: str) -> Added:
+        """Return the fields by which all rows name the images of one stack, whose sign is theirs."""
+        fields = {
+            "blob/path": np.full(len(self), stack.encode()),
+            "blob/idx": np.arange(len(self), dtype=np.uint32),
+        }
+        if self.field("blob/sign") is not None:
+            fields["blob/sign"] = np.ones(len(self), self.rows.dtype["blob/sign"])
+        return Added(fields=fields)
+
     def part_name(self, name: str) -> str:
         """Return the name of the .cs file."""
         return f"{name}.cs"

@@ -338,8 +338,10 @@ def write_stack(
     pixel_size: float,
     n_images: int,
     box: int,
+    *,
+    half: bool = False,
 ) -> None:
-    """Write an MRC stack of float32 images, block after block.
+    """Write an MRC stack of images, block after block.
 
     The stack appears under its name only when it is complete: until then it
     grows in a file beside it, which any error removes.
@@ -356,6 +358,9 @@ def write_stack(
         How many images the blocks hold in total.
     box : int
         Side of an image in pixels.
+    half : bool
+        Whether pixels are written as float16 (mode 12) instead of float32. What lies beyond its range is
+        written as its largest number.
 
     Raises
     ------
@@ -371,9 +376,9 @@ def write_stack(
     try:
         with open(partial, "wb") as file:
             file.write(bytes(HEADER_DTYPE.itemsize))
-            statistics = _write_blocks(file, blocks, n_images, box)
+            statistics = _write_blocks(file, blocks, n_images, box, half)
             file.seek(0)
-            file.write(_stack_header(statistics, pixel_size, n_images, box))
+            file.write(_stack_header(statistics, pixel_size, n_images, box, half))
         os.replace(partial, path)
     except BaseException:
         with suppress(OSError):
@@ -382,7 +387,7 @@ def write_stack(
 
 
 def _write_blocks(
-    file: BufferedWriter, blocks: Iterable[npt.NDArray[np.float32]], n_images: int, box: int
+    file: BufferedWriter, blocks: Iterable[npt.NDArray[np.float32]], n_images: int, box: int, half: bool
 ) -> tuple[float, float, float, float]:
     count, lowest, highest, total, squares = 0, math.inf, -math.inf, 0.0, 0.0
     for block in blocks:
@@ -391,7 +396,11 @@ def _write_blocks(
         if len(block) == 0:
             continue
         pixels = np.ascontiguousarray(block, "<f4")
+        if half:
+            largest = np.finfo(np.float16).max
+            pixels = np.clip(pixels, -largest, largest).astype("<f2")
         file.write(pixels.data)
+        pixels = pixels.astype(np.float32, copy=False)
         count += len(pixels)
         lowest, highest = min(lowest, float(pixels.min())), max(highest, float(pixels.max()))
         total += float(pixels.sum(dtype=np.float64))
@@ -403,13 +412,13 @@ def _write_blocks(
 
 
 def _stack_header(
-    statistics: tuple[float, float, float, float], pixel_size: float, n_images: int, box: int
+    statistics: tuple[float, float, float, float], pixel_size: float, n_images: int, box: int, half: bool
 ) -> bytes:
     side = box * pixel_size if math.isfinite(pixel_size) else 0.0
     header = np.zeros((), HEADER_DTYPE)
     header["nx"] = header["ny"] = header["mx"] = header["my"] = box
     header["nz"], header["mz"] = n_images, 1
-    header["mode"] = 2
+    header["mode"] = 12 if half else 2
     header["cella"] = side, side, side / box
     header["cellb"] = 90, 90, 90
     header["mapc"], header["mapr"], header["maps"] = 1, 2, 3

@@ -240,6 +240,10 @@ class StarTable(ImageTable):
         self.rows.floats(label)
         return self.rows.column(label)
 
+    def naming(self, stack: str) -> Added:
+        """Return the column of names that all rows have in one stack."""
+        return Added({"_rlnImageName": [f"{number:06d}@{stack}" for number in range(1, len(self) + 1)]})
+
     def part_name(self, name: str) -> str:
         """Return the name of the STAR file."""
         return f"{name}.star"

@@ -239,6 +239,10 @@ class Table(ABC):
         """Return more columns that tell the images apart, besides their names."""
         return {}
 
+    def naming(self, stack: str) -> Added | None:
+        """Return what makes all rows name the images of one stack, in their order; None for no such table."""
+        return None
+
     def origins(self) -> Origins:
         """Return the columns that say how far each image is shifted.
 

@@ -21,6 +21,7 @@ _FOLDERS = (*PARTS, COORDS)
 RESULTS, SUMMARY, SCORES = "results.npz", "summary.json", "scores.csv"
 PICTURE, PAGE, MICROGRAPHS = "report.png", "report.html", "micrographs.csv"
 IMAGES, CLASS_STACK = "images.csv", "classes.mrcs"
+DENOISED, DENOISED_STACK, DENOISED_PICTURE = "denoised", "denoised.mrcs", "denoised.png"
 RESULT_NAMES = (
     *(f"{part}{ending}" for part in PARTS for ending in (".star", ".txt", ".cs", "_passthrough.cs")),
     "kept.mrcs",
@@ -37,6 +38,11 @@ RESULT_NAMES = (
     "particles_passthrough.cs",
     IMAGES,
     CLASS_STACK,
+    DENOISED_STACK,
+    DENOISED_PICTURE,
+    "denoised.star",
+    "denoised.cs",
+    "denoised_passthrough.cs",
     "classes.star",
     "classes.png",
     "map.png",

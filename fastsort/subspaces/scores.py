@@ -219,7 +219,7 @@ def denoise(coefficients: npt.ArrayLike, model: SubspaceModel, *, n_jobs: int | 
     >>> noisy = clean + np.random.default_rng(0).normal(size=clean.shape)
     >>> coefficients = fs.pswf_coefficients(noisy, 0.3)
     >>> model = fs.fit_subspaces(coefficients, 1, 10)
-    >>> denoised = fs.pswf_images(fs.denoise(coefficients, model), 24, 0.3)
+    >>> denoised = fs.pswf_images(fs.subspaces.denoise(coefficients, model), 24, 0.3)
     >>> bool(np.square(denoised - clean).mean() < 0.5 * np.square(noisy - clean).mean())
     True
     """

@@ -1,0 +1,3 @@
+"""Denoising of particle images whose noise is white."""
+
+from __future__ import annotations
