@@ -12,7 +12,7 @@ import numpy as np
 from fastsort._brief import brief
 from fastsort._checks import InputError, check_choice, check_count
 from fastsort._progress import Progress
-from fastsort._types import Array, Bools, FilePath, Images, Indices
+from fastsort._types import Array, Bools, FilePath, Floats, Images, Indices
 from fastsort.denoising.covariance import (
     CovarianceModel,
     covariance_batches,
@@ -22,9 +22,9 @@ from fastsort.denoising.covariance import (
 from fastsort.denoising.neighbours import NeighbourModel, learn_neighbours, neighbour_batches
 from fastsort.denoising.patchwise import STRENGTHS, PatchModel, learn_patchwise, patchwise_batches
 from fastsort.denoising.risk import neighbour_error, predict_error
-from fastsort.denoising.spectra import Spectra, learn_spectra, ring_counts
+from fastsort.denoising.spectra import Spectra, learn_spectra, ring_counts, ring_power
 from fastsort.denoising.wiener import wiener, wiener_batches
-from fastsort.images.ctf import phase_flip
+from fastsort.images.ctf import contrast_transfer, phase_flip
 from fastsort.particles.open import open_particles
 from fastsort.particles.source import Particles
 from fastsort.particles.store import ArrayImages, ImageStore
@@ -36,6 +36,8 @@ OF_SETS = ("neighbours", "covariance", "wiener")
 METHODS = (*OF_SETS, *STRENGTHS)
 # Pixels of the images that tell the error of what learns from all images: 4096 images of 64 px.
 JUDGED_PIXELS = 4096 * 64 * 64
+# So many contrast transfer functions tell their mean.
+N_TRANSFERS = 256
 # With fewer images than this, what one image says of itself may be worth more than what the others say.
 FEW = 200
 
@@ -55,7 +57,8 @@ class Denoiser(NamedTuple):
     compared : dict of str to float
         The predicted error of each method that was compared; only of this one where a method was given.
     snr : float
-        Signal to noise of the images: power of the clean images over that of the noise, over all pixels.
+        Signal to noise of the images: power of the clean images, seen through the contrast transfer function,
+        over that of the noise, in all pixels.
     noise_power : float
         Of a pixel.
     ctf_corrected : bool
@@ -156,7 +159,7 @@ def learn_denoiser(
     particles = as_taken(particles)
     spectra = learn_spectra(particles, n_jobs=n_jobs)
     counts = ring_counts(particles.box)
-    noise, signal = float(counts @ spectra.noise), float(counts @ spectra.signal)
+    noise, signal = float(counts @ spectra.noise), float(counts @ _seen(particles, spectra))
     learned: dict[str, tuple[Model, float]] = {}
     if method in (None, "wiener"):
         learned["wiener"] = spectra, _predicted(wiener, particles, spectra, seed)
@@ -168,15 +171,12 @@ def learn_denoiser(
         neighbours = learn_neighbours(
             particles, spectra=spectra, covariance=covariance, seed=seed, n_jobs=n_jobs
         )
-        # Views that the bootstrap accepts are better than the covariance alone, whose error is surer.
-        learned["neighbours"] = neighbours, float(np.fmin(neighbour_error(neighbours, spectra), error))
+        learned["neighbours"] = neighbours, _error_of_neighbours(neighbours, spectra, error)
     if method in STRENGTHS or (method is None and len(particles) < FEW):
         patches = learn_patchwise(particles, method or "bm3d", spectra, seed=seed)
         learned[patches.method] = patches, patches.error
     compared = {name: error for name, (_, error) in learned.items() if method in (None, name)}
-    best = method or min(
-        compared, key=lambda name: (np.nan_to_num(compared[name], nan=np.inf), METHODS.index(name))
-    )
+    best = method or _best(compared, len(particles))
     model, error = learned[best]
     area = counts.sum()
     return Denoiser(
@@ -188,6 +188,29 @@ def learn_denoiser(
         noise / area,
         particles.ctf is not None,
     )
+
+
+def _error_of_neighbours(model: NeighbourModel, spectra: Spectra, of_covariance: float) -> float:
+    """Return the error of the neighbour filter, which is no worse than the covariance filter's."""
+    if math.isnan(model.error):
+        return of_covariance
+    return float(np.minimum(neighbour_error(model, spectra), of_covariance))
+
+
+def _best(compared: dict[str, float], n: int) -> str:
+    """Return the method with the least error; where it is not known, the one that needs most images."""
+    if n >= FEW and math.isnan(compared["neighbours"]):
+        return "neighbours"
+    return min(compared, key=lambda name: (np.nan_to_num(compared[name], nan=np.inf), METHODS.index(name)))
+
+
+def _seen(particles: Particles, spectra: Spectra) -> Floats:
+    """Return the power of the clean images by ring, as far as the contrast transfer lets it through."""
+    if particles.ctf is None:
+        return spectra.signal
+    some = np.linspace(0, len(particles) - 1, min(len(particles), N_TRANSFERS)).round().astype(np.intp)
+    transfer = contrast_transfer(particles.ctf.of(some), particles.box, particles.pixel_size)
+    return spectra.signal * ring_power(np.square(transfer)).mean(axis=0)
 
 
 def _predicted(filtered: Callable[..., Images], particles: Particles, spectra: Spectra, seed: int) -> float:

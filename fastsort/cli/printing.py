@@ -308,13 +308,12 @@ def print_denoised(summary: dict[str, Any], folder: str | os.PathLike[str]) -> N
     print(f"{_count(summary['images'], 'image')} denoised with {summary['method']}")
     known = {name: error for name, error in summary["compared"].items() if error == error}
     if summary["predicted_error"] == summary["predicted_error"]:
-        others = [f"{name} {error:.3f}" for name, error in sorted(known.items(), key=lambda item: item[1])][
-            1:
-        ]
+        known.pop(summary["method"], None)
+        others = [f"{name} {error:.3f}" for name, error in sorted(known.items(), key=lambda item: item[1])]
         against = f" ({', '.join(others)})" if others else ""
         print(f"predicted error {summary['predicted_error']:.3f} of the particles' power{against}")
     else:
-        print("predicted error not known: nothing stands out from noise")
+        print("predicted error not known: what is noise and what are particles cannot be told")
     corrected = "corrected" if summary["ctf_corrected"] else "not known, not corrected"
     print(f"signal to noise {summary['snr']:.3g}; contrast transfer function {corrected}")
     left = summary["left_as_they_were"]

@@ -56,7 +56,8 @@ def predict_error(
     -------
     error : float
         Mean square error inside the disk of radius d / 2, in parts of the clean images' power there. NaN
-        if the images hold no signal.
+        if the images hold no signal, or the denoiser explains more than the spectra say there is: where
+        images are full of particles up to their corners, noise and signal cannot be told apart.
 
     Raises
     ------
@@ -118,7 +119,10 @@ def predict_error(
         else:
             product = _product(clean, second, transfer[usable])
         errors.append(1 + (square - 2 * product) / (power * usable.sum()))
-    return float(np.mean(errors)) * wiener_error(spectra, box) / wiener_error(spectra, box, 1 + extra)
+    error = float(np.mean(errors))
+    if error <= 0:
+        return float("nan")
+    return error * wiener_error(spectra, box) / wiener_error(spectra, box, 1 + extra)
 
 
 def wiener_error(spectra: Spectra, box: int, noise_factor: float = 1.0) -> float:
@@ -183,7 +187,8 @@ def neighbour_error(model: NeighbourModel, spectra: Spectra) -> float:
     Returns
     -------
     error : float
-        Mean square error in parts of the clean images' power; NaN where views do not help.
+        Mean square error in parts of the clean images' power; NaN where views do not help, or explain more
+        than the coordinates should hold, as in images that are full of particles up to their corners.
 
     Notes
     -----
@@ -196,7 +201,7 @@ def neighbour_error(model: NeighbourModel, spectra: Spectra) -> float:
         (1 + (m > 0)) * float(np.square(factor).sum()) for m, factor in enumerate(covariance.factors)
     )
     power = float(ring_counts(covariance.box) @ spectra.signal)
-    if not power > 0:
+    if not (power > 0 and model.error > 0):
         return float("nan")
     error = max(1 - (1 - model.error) * described / power, 0.0)
     return error * wiener_error(spectra, covariance.box) / wiener_error(spectra, covariance.box, 1 + EXTRA)

@@ -31,6 +31,8 @@ COLOURED = 5.0
 FLAT, TINY = 1e-9, 1e-30
 # The least noise on a ring, in parts of the largest.
 LEAST = 1e-6
+# Noise weaker than this part of the strongest cannot be told.
+TOLD = 0.02
 # Times its standard error from which on a signal is seen.
 SEEN = 4.0
 # From this part of the highest frequency on, images may hold nothing but noise.
@@ -145,7 +147,9 @@ def learn_spectra(
     noise = _noise_spectrum(correlation, int(kept.sum()), box, radius)
     if noise.min() == noise.max():
         noise = noise * _finer(total / noise[0], int(kept.sum()), box, int(outside.sum()))
-    noise = np.clip(noise, LEAST * noise.max(), np.maximum(total, LEAST * noise.max()))
+    # The correlation of a few pixels does not tell weaker noise; but no noise exceeds all power.
+    told, least = TOLD * noise.max(), LEAST * noise.max()
+    noise = np.minimum(np.maximum(noise, told), np.maximum(total, least))
     seen = (power[kept] - noise * square[kept]).sum(axis=0)
     weight = np.maximum(fourth[kept].sum(axis=0), 1e-12)
     signal = seen / weight

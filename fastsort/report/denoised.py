@@ -128,8 +128,8 @@ def draw_denoised(
 
     Notes
     -----
-    At most 24 images are drawn, spread evenly over all by how strong the denoised image is. The ratio below
-    each is that of signal to noise: mean squares inside the disk.
+    At most 24 images are drawn, spread evenly over all by how strong the denoised image is. The number below
+    each is the power of the denoised image inside the disk over that of the noise.
     """
     chosen = spread_over(strength, N_SHOWN)
     before = particles.read(chosen)
@@ -141,7 +141,7 @@ def draw_denoised(
     known = np.isfinite(denoiser.error)
     error = f", predicted error {denoiser.error:.3f} of the particles' power" if known else ""
     words = f"{len(particles):,} images denoised with {denoiser.method}{error}"
-    details = f"{len(chosen)} of them before and after, the strongest first; below each its signal to noise"
+    details = f"{len(chosen)} of them before and after, the strongest first; below: power over noise"
     write_heading(figure, words, details)
     for number, image in enumerate(chosen.tolist()):
         left = MARGIN + number % PAIRS * (2 * side + 2 * _GAP)
