@@ -1,8 +1,8 @@
 """Unsupervised sorting of picked cryo-EM particle images.
 
 The main functions stand here; what they are made of stands in `fastsort.images`, `fastsort.radial`,
-`fastsort.subspaces`, `fastsort.invariants`, `fastsort.decide` and `fastsort.simulate`. Nothing heavy is
-imported before one of them is used.
+`fastsort.subspaces`, `fastsort.invariants`, `fastsort.denoising`, `fastsort.decide` and
+`fastsort.simulate`. Nothing heavy is imported before one of them is used.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from fastsort._version import __version__ as __version__
 
 if TYPE_CHECKING:
     import fastsort.decide as decide
+    import fastsort.denoising as denoising
     import fastsort.images as images
     import fastsort.invariants as invariants
     import fastsort.radial as radial
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import fastsort.subspaces as subspaces
     from fastsort.classify import classify_particles
     from fastsort.decide.verdict import cut_again
+    from fastsort.denoise import denoise_images
     from fastsort.images.cluster import use_cluster
     from fastsort.images.crop import fourier_crop
     from fastsort.images.ctf import phase_flip
@@ -42,6 +44,8 @@ __all__ = [
     "classify_particles",
     "cut_again",
     "decide",
+    "denoise_images",
+    "denoising",
     "fourier_crop",
     "images",
     "invariant_filter",
@@ -61,7 +65,7 @@ __all__ = [
     "write_project",
 ]
 
-_ROOMS = ("decide", "images", "invariants", "radial", "simulate", "subspaces")
+_ROOMS = ("decide", "denoising", "images", "invariants", "radial", "simulate", "subspaces")
 # Names that stood here in version 0.1.0; they stand in their rooms now.
 _FORMER = {
     "align_images": "fastsort.invariants.align",
@@ -107,6 +111,7 @@ __getattr__, __dir__ = lazy_names(
         "update_particles": "fastsort.update",
         "classify_particles": "fastsort.classify",
         "pick_particles": "fastsort.pick",
+        "denoise_images": "fastsort.denoise",
         "use_cluster": "fastsort.images.cluster",
         "simulate_particles": "fastsort.simulate.particles",
         "write_project": "fastsort.simulate.project",

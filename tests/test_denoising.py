@@ -25,7 +25,7 @@ from fastsort.denoising.covariance import (
 from fastsort.denoising.neighbours import learn_neighbours, neighbour_filter
 from fastsort.denoising.risk import predict_error
 from fastsort.denoising.spectra import learn_spectra, on_plane
-from fastsort.denoising.wiener import learn_wiener, wiener
+from fastsort.denoising.wiener import wiener
 from fastsort.images.ctf import contrast_transfer
 from fastsort.particles.source import as_particles
 from fastsort.simulate.phantoms import phantom_blobs, phantom_volume
@@ -272,7 +272,7 @@ def test_mistakes_are_named(clean):
         covariance_filter(images[:, 4:-4, 4:-4], model)
     _, ctf, _ = through_ctf(clean[:3])
     with pytest.raises(InputError, match="one entry an image"):
-        learn_wiener(images, ctf=ctf)
+        learn_spectra(images, ctf=ctf)
     with pytest.raises(fs.InputError, match="n_views"):
         learn_neighbours(images, n_views=0)
 

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import scipy.ndimage
 from scipy.spatial.transform import Rotation
 
 from fastsort._checks import InputError
@@ -49,7 +50,7 @@ def error(estimate, clean):
 @pytest.fixture(scope="module")
 def trained():
     """A generator after a few steps."""
-    return train_gan(projection_pairs(VOLUME, BOX, scale=1.5), BOX, n_steps=60, batch=32, seed=1)
+    return train_gan(projection_pairs(VOLUME, BOX, scale=1.5), BOX, n_steps=50, batch=16, seed=1)
 
 
 # Training and denoising.
@@ -61,12 +62,12 @@ def test_error_falls_below_that_of_the_best_scaled_images(trained):
     scaled = noisy * ((noisy * clean).sum() / (noisy**2).sum())
     denoised = gan(noisy, trained)
     assert denoised.dtype == np.float32 and denoised.shape == noisy.shape
-    assert error(denoised, clean) < 0.6 * error(scaled, clean)
+    assert error(denoised, clean) < 0.7 * error(scaled, clean)
 
 
 @needs_jax
 def test_course_of_the_losses_is_kept(trained):
-    assert trained.losses.shape == (60, 3) and trained.n_steps == 60 and trained.seconds > 0
+    assert trained.losses.shape == (50, 3) and trained.n_steps == 50 and trained.seconds > 0
     assert trained.losses[-10:, 0].mean() < 0.8 * trained.losses[:10, 0].mean()
 
 
@@ -165,6 +166,41 @@ def test_folding_is_undone_and_keeps_blocks_together():
     np.testing.assert_array_equal(gan_module._unfolded(folded, 4), planes)
 
 
+@needs_jax
+def test_convolution_is_that_of_scipy():
+    import jax
+
+    rng = np.random.default_rng(0)
+    planes, kernel = rng.normal(size=(1, 9, 9, 2)), rng.normal(size=(3, 3, 2, 1))
+    weights = {"some.kernel": np.float32(kernel), "some.offset": np.float32([0.5])}
+    expected = 0.5 + sum(
+        scipy.ndimage.correlate(planes[0, :, :, i], kernel[:, :, i, 0], mode="constant") for i in range(2)
+    )
+    convolved = gan_module._conv(jax, weights, "some", np.float32(planes))
+    np.testing.assert_allclose(convolved[0, :, :, 0], expected, atol=1e-4)
+
+
+def test_eight_positions_keep_the_centre_and_are_undone():
+    images = np.random.default_rng(0).normal(size=(2, BOX, BOX))
+    seen = set()
+    for turns in range(4):
+        for mirrored in (False, True):
+            placed = gan_module._placed(np, images, turns, mirrored)
+            np.testing.assert_array_equal(placed[:, BOX // 2, BOX // 2], images[:, BOX // 2, BOX // 2])
+            np.testing.assert_array_equal(gan_module._put_back(np, placed, turns, mirrored), images)
+            seen.add(placed.tobytes())
+    assert len(seen) == 8
+
+
+def test_strength_of_the_signal_is_guessed():
+    noisy, clean = projection_pairs(VOLUME, 64, scale=0.5, snr=(0.1, 0.1))(np.random.default_rng(0), 200)
+    guessed = gan_module._signal_strength(np, noisy)[:, 0, 0]
+    true = np.sqrt((clean**2).mean(axis=(1, 2)))
+    assert 0.6 * true.mean() < guessed.mean() < 1.1 * true.mean()
+    noise = np.random.default_rng(1).normal(size=(20, 64, 64))
+    assert gan_module._signal_strength(np, noise).max() < 0.12
+
+
 # Files.
 
 
@@ -177,7 +213,7 @@ def test_saved_and_loaded_weights_give_the_same_images(trained, tmp_path):
     noisy, _ = projection_pairs(VOLUME, BOX, scale=1.5)(np.random.default_rng(2), 5)
     np.testing.assert_array_equal(gan(noisy, loaded), gan(noisy, trained))
     np.testing.assert_array_equal(loaded.losses, trained.losses)
-    assert (loaded.box, loaded.n_steps, loaded.seconds) == (BOX, 60, trained.seconds)
+    assert (loaded.box, loaded.n_steps, loaded.seconds) == (BOX, 50, trained.seconds)
     with np.load(path, allow_pickle=False) as arrays:
         assert all(array.dtype.kind in "fu" for array in arrays.values())
 
@@ -197,7 +233,7 @@ def test_file_that_cannot_be_finished_leaves_the_old_one(trained, tmp_path, monk
 
 
 @needs_jax
-@pytest.mark.parametrize("change", ["shape", "missing", "type"])
+@pytest.mark.parametrize("change", ["shape", "missing", "type", "field"])
 def test_weights_of_another_build_are_refused(trained, tmp_path, change):
     weights = dict(trained.weights)
     if change == "shape":
@@ -206,8 +242,11 @@ def test_weights_of_another_build_are_refused(trained, tmp_path, change):
         del weights["out.kernel"]
     else:
         weights["out.kernel"] = weights["out.kernel"].astype(str)
-    save_gan(trained._replace(weights=weights), tmp_path / "odd.npz")
-    with pytest.raises(InputError, match="train it again"):
+    fields = {"kind": gan_module._KIND, **trained._asdict(), "weights": weights}
+    if change == "field":
+        del fields["box"]
+    save(tmp_path / "odd.npz", fields)
+    with pytest.raises(InputError, match="another build: train it again"):
         load_gan(tmp_path / "odd.npz")
 
 

@@ -309,6 +309,17 @@ def subspaces(images: Floats) -> None:
     assert_type(fs.subspaces.denoise(coefficients, model), Floats)
 
 
+def denoise(images: Floats) -> None:
+    assert_type(fs.denoise_images(images, method="covariance", n_jobs=2), Floats)
+    spectra = fs.denoising.learn_spectra(images)
+    assert_type(spectra.noise, Doubles)
+    covariance = fs.denoising.learn_covariance(images, spectra=spectra)
+    assert_type(fs.denoising.covariance_filter(images, covariance), Floats)
+    views = fs.denoising.learn_neighbours(images, covariance=covariance)
+    assert_type(fs.denoising.neighbour_filter(images, views), Floats)
+    assert_type(fs.denoising.predict_error(fs.denoising.neighbour_filter, images), float)
+
+
 def classes(images: Floats) -> None:
     assert_type(fs.invariants.zernike_basis(32).box, int)
     assert_type(fs.invariants.zernike_moments(images).order, Numbers)

@@ -419,7 +419,10 @@ def test_order_of_the_images_does_not_matter_to_their_scores(seed, data):
         else:
             np.testing.assert_array_equal(other, one[order], err_msg=name)
     np.testing.assert_allclose(
-        fs.subspaces.denoise(images[order], model), fs.subspaces.denoise(images, model)[order], rtol=1e-4, atol=1e-4
+        fs.subspaces.denoise(images[order], model),
+        fs.subspaces.denoise(images, model)[order],
+        rtol=1e-4,
+        atol=1e-4,
     )
 
 
@@ -503,7 +506,11 @@ def learned(many):
 def results(images, model, **workers):
     """All that is said of images by a model."""
     scores = fs.subspace_scores(images, model, **workers)
-    return fs.sorting_factor(images, model, **workers), *scores, fs.subspaces.denoise(images, model, **workers)
+    return (
+        fs.sorting_factor(images, model, **workers),
+        *scores,
+        fs.subspaces.denoise(images, model, **workers),
+    )
 
 
 def assert_same_bits(images, learned, expected, **workers):

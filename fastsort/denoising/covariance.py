@@ -519,6 +519,14 @@ def covariance_filter(
     Notes
     -----
     The estimate is the mean of the posterior, mean + C (1 + G C)^-1 (b - G mean); see `learn_covariance`.
+
+    Examples
+    --------
+    >>> import fastsort as fs
+    >>> images, _ = fs.simulate_particles(200, 0, snr=0.3, box=24, noise="white")
+    >>> denoised = fs.denoising.covariance_filter(images)
+    >>> bool(denoised.std() < images.std())
+    True
     """
     particles, ctf = with_ctf(images, ctf)
     if model is None:

@@ -390,15 +390,16 @@ def load_gan(path: FilePath) -> GanWeights:
     value = load(path)
     if not isinstance(value, dict) or value.get("kind") != _KIND:
         raise InputError(f"{path} holds no trained generator: give a file that save_gan has written.")
-    weights, build = value.get("weights"), _generator_shapes()
-    if not isinstance(weights, dict) or build != {
-        name: getattr(array, "shape", None) for name, array in weights.items()
-    }:
+    weights = value.get("weights")
+    expected = {name: (shape, np.dtype(np.float32)) for name, shape in _generator_shapes().items()}
+    found = {
+        name: (array.shape, array.dtype)
+        for name, array in (weights.items() if isinstance(weights, dict) else ())
+        if isinstance(array, np.ndarray)
+    }
+    if found != expected or not set(GanWeights._fields) <= set(value):
         raise InputError(f"{path} holds a generator of another build: train it again with this version.")
-    if any(array.dtype != np.float32 for array in weights.values()):
-        raise InputError(f"{path} is damaged, its weights are not float32: train it again.")
-    fields = {name: value[name] for name in GanWeights._fields}
-    return GanWeights(**fields)
+    return GanWeights(**{name: value[name] for name in GanWeights._fields})
 
 
 # The networks: dicts of arrays, and functions of them.

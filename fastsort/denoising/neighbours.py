@@ -225,6 +225,14 @@ def neighbour_filter(
     Notes
     -----
     See `learn_neighbours`.
+
+    Examples
+    --------
+    >>> import fastsort as fs
+    >>> images, _ = fs.simulate_particles(200, 0, snr=0.3, box=24, noise="white")
+    >>> denoised = fs.denoising.neighbour_filter(images)
+    >>> bool(denoised.std() < images.std())
+    True
     """
     particles, ctf = with_ctf(images, ctf)
     if model is None:

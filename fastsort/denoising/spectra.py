@@ -106,6 +106,15 @@ def learn_spectra(
     it is the least-squares estimate: the sum of h_i^2 (|F y_i|^2 - noise) over that of h_i^4.
     Where it does not stand out of its error it is 0. Rings beyond the last where it does are filtered: the
     expected signal falls on as before.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastsort as fs
+    >>> noise = np.random.default_rng(0).normal(0, 2, (300, 32, 32)).astype(np.float32)
+    >>> spectra = fs.denoising.learn_spectra(noise)
+    >>> bool(np.allclose(spectra.noise, 4, rtol=0.05))
+    True
     """
     particles, ctf = with_ctf(images, ctf)
     box = particles.box

@@ -16,31 +16,6 @@ from fastsort.particles.source import Particles
 from fastsort.particles.table import CtfParameters
 
 
-def learn_wiener(
-    images: Array | Particles, *, ctf: CtfParameters | None = None, n_jobs: int | None = None
-) -> Spectra:
-    """Learn what `wiener` needs: the spectra of noise and signal.
-
-    Parameters
-    ----------
-    images : ndarray, shape (n, d, d), or Particles
-    ctf : CtfParameters, optional
-        One entry an image. By default that of the set, none for an array.
-    n_jobs : int, optional
-        Workers, as joblib counts them. Results do not depend on it.
-
-    Returns
-    -------
-    spectra : Spectra
-
-    Raises
-    ------
-    InputError
-        As for `learn_spectra`.
-    """
-    return learn_spectra(images, ctf=ctf, n_jobs=n_jobs)
-
-
 def wiener(
     images: Array | Particles,
     spectra: Spectra | None = None,
@@ -54,7 +29,7 @@ def wiener(
     ----------
     images : ndarray, shape (n, d, d), or Particles
     spectra : Spectra, optional
-        From `learn_wiener`; learned from the images by default.
+        From `learn_spectra`; learned from the images by default.
     ctf : CtfParameters, optional
         One entry an image. By default that of the set, none for an array.
     n_jobs : int, optional
@@ -83,15 +58,15 @@ def wiener(
     Examples
     --------
     >>> import fastsort as fs
-    >>> from fastsort.denoising.wiener import learn_wiener, wiener
+    >>> from fastsort.denoising.wiener import wiener
     >>> images, _ = fs.simulate_particles(200, 0, snr=0.2, box=32, noise="white")
-    >>> denoised = wiener(images, learn_wiener(images))
+    >>> denoised = wiener(images, fs.denoising.learn_spectra(images))
     >>> bool(denoised.var() < images.var())
     True
     """
     particles, ctf = with_ctf(images, ctf)
     if spectra is None:
-        spectra = learn_wiener(particles, ctf=ctf, n_jobs=n_jobs)
+        spectra = learn_spectra(particles, ctf=ctf, n_jobs=n_jobs)
     return np.concatenate([*wiener_batches(particles, spectra, ctf=ctf, n_jobs=n_jobs)])
 
 
