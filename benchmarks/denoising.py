@@ -4,9 +4,9 @@ python benchmarks/denoising.py [--data FOLDER] [--only white ctf large speed pic
 
 Errors are mean squares inside the disk of radius d / 2, in parts of the clean images' power there. Signal to
 noise is the variance of the clean images over that of the noise, in all pixels. Nothing is told to fastsort;
-ASPIRE and bm3d get the true noise. They and scikit-image are run, where they are installed, by the interpreter
-given as --peers-python; what is missing there is left out with a message. One worker, one BLAS thread; slow
-peers get fewer images. The picture is only drawn when asked for.
+ASPIRE, bm3d and scikit-image get the true noise. Those that are installed are run by the interpreter given as
+--peers-python; what is missing there is left out with a message. One worker, one BLAS thread; slow peers get
+fewer images. The picture is only drawn when asked for.
 """
 
 from __future__ import annotations

@@ -132,6 +132,9 @@ def train_gan(
     The critic gets one step for one of the generator, not five, because the error leads. The penalty, which
     costs most, is taken over a quarter of the batch.
 
+    What the generator knows is the molecule of its training. Trained on another molecule, it may be worse
+    than a filter that knows none.
+
     References
     ----------
     .. [1] Ronneberger, Fischer, Brox. U-Net: convolutional networks for biomedical image segmentation.
