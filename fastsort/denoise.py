@@ -300,7 +300,7 @@ class _FlippedBack(ImageStore):
     def read(self, indices: Indices) -> Images:
         """Read from the other store, and flip those that are flipped."""
         images = self.store.read(indices)
-        flipped = np.flatnonzero(self.flipped[indices])
+        flipped = np.flatnonzero(self.flipped[indices] & np.isfinite(images).all(axis=(1, 2)))
         if len(flipped):
             images[flipped] = phase_flip(images[flipped], self.ctf.of(indices[flipped]), self.pixel_size)
         return images

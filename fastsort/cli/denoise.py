@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
+from fastsort._checks import InputError
 from fastsort.cli.options import (
     KINDS,
     NO_BAR_HELP,
@@ -58,6 +59,11 @@ def run_denoise(options: argparse.Namespace) -> None:
 
     check_output_folder(options.output, options.overwrite)
     particles = open_input(options)
+    if particles.table.takes == "labels" and len(options.output.split()) > 1:
+        raise InputError(
+            f"the folder {options.output!r} has a blank in its name, which names of images in STAR files "
+            "cannot have: choose another."
+        )
     begin = time.perf_counter()
     with results_folder(options.output, overwrite=options.overwrite, inputs=particles.files) as partial:
         denoiser = learn_denoiser(particles, method=options.method, n_jobs=options.jobs, seed=options.seed)

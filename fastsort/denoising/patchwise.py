@@ -105,7 +105,8 @@ def learn_patchwise(
     learned: Learned = None
     if method in ("ksvd", "tight_frame"):
         images = particles.read(_evenly(n, min(n, MOST_LEARNED)))
-        white = _whitened(images[np.isfinite(images).all(axis=(1, 2))], spectra)
+        usable = images[np.isfinite(images).all(axis=(1, 2))]
+        white = _whitened(usable if len(usable) else np.zeros_like(images[:1]), spectra)
         learned = (learn_dictionary if method == "ksvd" else learn_frame)(white, seed=seed)
     first = PatchModel(method, STRENGTHS[method][0], learned, spectra, np.zeros(box // 2 + 2), np.nan)
     most = max(1, JUDGED_PIXELS // box**2)

@@ -203,7 +203,9 @@ def neighbour_error(model: NeighbourModel, spectra: Spectra) -> float:
     power = float(ring_counts(covariance.box) @ spectra.signal)
     if not (power > 0 and model.error > 0):
         return float("nan")
-    error = max(1 - (1 - model.error) * described / power, 0.0)
+    error = 1 - (1 - model.error) * described / power
+    if error <= 0:
+        return float("nan")
     return error * wiener_error(spectra, covariance.box) / wiener_error(spectra, covariance.box, 1 + EXTRA)
 
 
@@ -212,7 +214,8 @@ def _product(clean: Images, second: Images, transfer: Array) -> float:
     box = clean.shape[1]
     one = scipy.fft.rfft2(clean, norm="ortho", workers=1)
     other = scipy.fft.rfft2(second, norm="ortho", workers=1)
-    strong = np.abs(transfer) > LEAST_TRANSFER
+    # The lowest frequencies are weak in all images, and often the strongest in the particles.
+    strong = np.abs(transfer) > np.minimum(LEAST_TRANSFER, np.abs(transfer).max(axis=0) / 2)
     products = np.where(strong, (one.conj() * other).real / np.where(strong, transfer, 1), 0)
     total, seen = products.sum(axis=0, dtype=np.float64), strong.sum(axis=0)
     return float((_counts(box) * total * len(clean) / np.maximum(seen, 1)).sum())

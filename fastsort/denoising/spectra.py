@@ -125,33 +125,34 @@ def learn_spectra(
     n = min(len(particles), max(FEWEST_IMAGES, SAMPLE_PIXELS // box**2))
     chosen = np.linspace(0, len(particles) - 1, n).round().astype(np.intp)
     some = choose_particles(particles, chosen)
+    levels = np.concatenate([*map_batches(_level_batch, some, radius, n_jobs=n_jobs)])
+    levels = levels[np.isfinite(levels)]
+    background = float(np.median(levels)) if len(levels) else 0.0
     parts = list(
         map_batches(
             _measure_batch,
             some,
             radius,
+            background,
             particles.pixel_size,
             each=(None if ctf is None else ctf.of(chosen),),
             n_jobs=n_jobs,
         )
     )
-    lags, level, plain, power, square, fourth = (np.concatenate(part) for part in zip(*parts, strict=True))
+    lags, plain, power, square, fourth = (np.concatenate(part) for part in zip(*parts, strict=True))
     usable = np.isfinite(lags).all(axis=1) & np.isfinite(power).all(axis=1)
     if not usable.any():
         none = np.zeros(box // 2 + 2)
         return Spectra(none + 1, none, 0.0, np.inf)
-    lags, level, plain, power, square, fourth = (
-        part[usable] for part in (lags, level, plain, power, square, fourth)
-    )
-    background = float(np.median(level))
-    variance = lags[:, 0] - background * (2 * level - background)
+    lags, plain, power, square, fourth = (part[usable] for part in (lags, plain, power, square, fourth))
+    variance = lags[:, 0]
     middle = np.median(variance)
     if middle <= FLAT * max(background**2, float(np.median(plain))) or middle < TINY:
         # Nothing is known of images without noise.
         none = np.zeros(box // 2 + 2)
         return Spectra(none + 1, none, background, np.inf)
     kept = (variance >= middle / TYPICAL) & (variance <= middle * TYPICAL)
-    correlation = (lags - (background * (2 * level - background))[:, np.newaxis])[kept].mean(axis=0)
+    correlation = lags[kept].mean(axis=0)
     total = plain[kept].mean(axis=0)
     noise = _noise_spectrum(correlation, int(kept.sum()), box, radius)
     if noise.min() == noise.max():
@@ -250,27 +251,39 @@ def _ring_operator(box: int) -> Floats:
     return mean
 
 
+def _level_batch(images: Images, start: int, radius: float) -> Floats:
+    """Mean of the pixels outside the disk."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        mean: Floats = images[:, _outside(images.shape[1], radius)].mean(axis=1, dtype=np.float64)
+    return mean
+
+
 def _measure_batch(
-    images: Images, start: int, ctf: CtfParameters | None, radius: float, pixel_size: float
+    images: Images,
+    start: int,
+    ctf: CtfParameters | None,
+    radius: float,
+    background: float,
+    pixel_size: float,
 ) -> tuple[Floats, ...]:
-    """Of each image: correlation at each lag, mean outside, power by ring: plain, with h^2; and h^2, h^4."""
+    """Of each image: correlation at each lag, power by ring: plain, with h^2; and h^2, h^4."""
     box = images.shape[1]
     outside = _outside(box, radius)
     place, count = _lags(box, radius)
     size = _padded(box)
     with np.errstate(invalid="ignore", over="ignore"):
+        images -= np.float32(background)
         masked = scipy.fft.rfft2(images * outside, (size, size), workers=1)
         correlation = scipy.fft.irfft2(masked.real**2 + masked.imag**2, (size, size), workers=1)
         flat = correlation.reshape(len(images), -1)
         lags = np.stack([flat[:, one].sum(axis=1, dtype=np.float64) for one in place], axis=1) / count
-        level = images[:, outside].mean(axis=1, dtype=np.float64)
         transforms = scipy.fft.rfft2(images, norm="ortho", workers=1)
         plain = ring_power(transforms)
         if ctf is None:
             ones = np.ones_like(plain)
-            return lags, level, plain, plain, ones, ones
+            return lags, plain, plain, ones, ones
         square = contrast_transfer(ctf, box, pixel_size) ** 2
-        return lags, level, plain, ring_power(transforms, square), ring_power(square), ring_power(square**2)
+        return lags, plain, ring_power(transforms, square), ring_power(square), ring_power(square**2)
 
 
 def _noise_spectrum(correlation: Floats, n_images: int, box: int, radius: float) -> Floats:

@@ -188,11 +188,12 @@ class CsDataset(ImageTable):
     def naming(self, stack: str) -> Added:
         """Return the fields by which all rows name the images of one stack, whose sign is theirs."""
         fields = {
-            "blob/path": np.full(len(self), stack.encode()),
+            "blob/path": np.full(len(self), os.fsencode(stack)),
             "blob/idx": np.arange(len(self), dtype=np.uint32),
         }
-        if self.field("blob/sign") is not None:
-            fields["blob/sign"] = np.ones(len(self), self.rows.dtype["blob/sign"])
+        sign = self.field("blob/sign")
+        if sign is not None:
+            fields["blob/sign"] = np.ones_like(sign)
         return Added(fields=fields)
 
     def part_name(self, name: str) -> str:

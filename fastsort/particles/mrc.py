@@ -389,7 +389,7 @@ def write_stack(
 def _write_blocks(
     file: BufferedWriter, blocks: Iterable[npt.NDArray[np.float32]], n_images: int, box: int, half: bool
 ) -> tuple[float, float, float, float]:
-    count, lowest, highest, total, squares = 0, math.inf, -math.inf, 0.0, 0.0
+    count, n_finite, lowest, highest, total, squares = 0, 0, math.inf, -math.inf, 0.0, 0.0
     for block in blocks:
         if block.ndim != 3 or block.shape[1:] != (box, box):
             raise ValueError(f"blocks must have shape (m, {box}, {box}); got {block.shape}.")
@@ -398,17 +398,25 @@ def _write_blocks(
         pixels = np.ascontiguousarray(block, "<f4")
         if half:
             largest = np.finfo(np.float16).max
-            pixels = np.clip(pixels, -largest, largest).astype("<f2")
+            clipped = np.clip(pixels, -largest, largest)
+            pixels = np.where(np.isinf(pixels), pixels, clipped).astype("<f2")
         file.write(pixels.data)
-        pixels = pixels.astype(np.float32, copy=False)
         count += len(pixels)
+        pixels = pixels.astype(np.float32, copy=False)
+        if not np.isfinite(pixels).all():
+            pixels = pixels[np.isfinite(pixels)]
+            if pixels.size == 0:
+                continue
+        n_finite += pixels.size
         lowest, highest = min(lowest, float(pixels.min())), max(highest, float(pixels.max()))
         total += float(pixels.sum(dtype=np.float64))
         squares += float(np.square(pixels, dtype=np.float64).sum())
     if count != n_images:
         raise ValueError(f"the blocks hold {count} images; {n_images} were promised.")
-    mean = total / (count * box * box)
-    return lowest, highest, mean, math.sqrt(max(0.0, squares / (count * box * box) - mean * mean))
+    if not n_finite:
+        return 0.0, 0.0, 0.0, 0.0
+    mean = total / n_finite
+    return lowest, highest, mean, math.sqrt(max(0.0, squares / n_finite - mean * mean))
 
 
 def _stack_header(

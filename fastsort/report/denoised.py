@@ -54,7 +54,7 @@ def write_denoised(
     Returns
     -------
     strength : ndarray of float64, shape (n,)
-        Mean square of each denoised image inside the disk of radius d / 2.
+        Mean square of each denoised image inside the disk of radius d / 2; NaN for those that are not.
 
     Notes
     -----
@@ -76,7 +76,10 @@ def _measured(blocks: Iterable[Images], strength: Floats, box: int) -> Iterator[
     disk = np.hypot(offset[:, None], offset) <= box / 2
     for block in blocks:
         with np.errstate(over="ignore", invalid="ignore"):
-            strength[start : start + len(block)] = np.square(block[:, disk], dtype=np.float64).mean(axis=1)
+            square = np.square(block[:, disk], dtype=np.float64).mean(axis=1)
+            strength[start : start + len(block)] = np.where(
+                np.isfinite(block).all(axis=(1, 2)), square, np.nan
+            )
         start += len(block)
         yield block
 
@@ -168,5 +171,9 @@ def _draw(figure: Any, place: tuple[int, int, int, int], pixels: Images) -> None
     usable = pixels[np.isfinite(pixels)]
     low, high = np.percentile(usable, (_DARKEST, _BRIGHTEST)) if usable.size else (0.0, 1.0)
     axes.imshow(
-        np.nan_to_num(pixels), cmap="gray", vmin=low, vmax=max(high, low + 1e-12), interpolation="nearest"
+        np.nan_to_num(pixels, nan=low, posinf=high, neginf=low),
+        cmap="gray",
+        vmin=low,
+        vmax=max(high, low + 1e-12),
+        interpolation="nearest",
     )
