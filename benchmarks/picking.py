@@ -314,7 +314,10 @@ def simulated_row(data: Path, name: str, noise: str, contamination: float, n: in
     on_mask = []
     for number, micrograph in enumerate(made):
         kept = result.keep & (result.micrograph == number)
-        row, column = (np.rint(side[kept]).astype(int) // MASK_BINNING for side in (result.y, result.x))
+        row, column = (
+            np.clip(np.rint(side[kept]).astype(int) // MASK_BINNING, 0, most - 1)
+            for side, most in zip((result.y, result.x), micrograph.mask.shape, strict=True)
+        )
         on_mask.append(micrograph.mask[row, column])
     errors = picks.error[:n_kept][picks.hit[:n_kept]] * pixel_size / true
     return (

@@ -717,7 +717,7 @@ def test_an_update_after_nothing_was_found_looks_at_all_micrographs(mics, disk_s
     """One micrograph with few particles may be too little to learn from."""
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("fastsort.picking.learn.LEAST_EVIDENCE", 1e9)
+        patch.setattr("fastsort.picking.learn.LEAST_AT_ONE", 1e9)
         call("pick", mics / "mic_0.mrc", "-o", out, *GIVEN)
     assert load(out / "results.npz").learned is None
     call("pick", mics / "*.mrc", "-o", out, *GIVEN, "--update")

@@ -31,8 +31,9 @@ COARSE, FINE = 10, 12
 # Blobs that have most evidence are this much narrower than the particle; learning starts with some such
 # widths, since from one it may end in a side maximum.
 OF_DIAMETER, STARTS = 0.8, (0.6, 0.8, 1.0)
-# Heights of noise differ from those of its negative by less than this.
-LEAST_EVIDENCE = 20.0
+# Heights of noise differ from those of its negative by less than this, at the most striking of all widths and
+# at a given one (24 sets of noise: at most 10.3).
+LEAST_EVIDENCE, LEAST_AT_ONE = 20.0, 15.0
 # The background is averaged over a Gaussian of so many widths.
 REACH = 3.0
 N_ROUNDS = 2
@@ -44,8 +45,9 @@ NEAR = 0.25
 APART = 0.65
 # Maxima above this quantile of the negative's are particles often enough to tell whether these are dark.
 UNEXPLAINED = 0.98
-# While widths are compared, so many squares of a width are looked at in all micrographs together.
-MOST_SQUARES = 8000
+# While widths are compared, so many squares of a width are looked at in each micrograph: with fewer, ice in
+# the middle of a few passes for particles.
+MOST_SQUARES = 4000
 # Evidence below this is noise's.
 NO_EVIDENCE = 8.0
 # A view never says more surely no.
@@ -194,9 +196,7 @@ def find_diameter(images: list[Singles], binning: int, pixel_size: float) -> flo
     for width in reversed(widths):
         more = max(1, int(width / binning / COARSE))
         across = width / (binning * more)
-        pieces = [
-            _middle(block_averages(image, more), across, MOST_SQUARES / len(images)) for image in images
-        ]
+        pieces = [_middle(block_averages(image, more), across) for image in images]
         surfaces = [s for s in (level(piece, REACH * across) for piece, _ in pieces) if s is not None]
         if not surfaces:
             return None
@@ -230,9 +230,9 @@ def _width_with_most(found: list[tuple[float, float]]) -> float:
     return float(widths[best] * (widths[best + 1] / widths[best]) ** shift)
 
 
-def _middle(image: Singles, width: float, squares: float) -> tuple[Singles, int]:
-    """Return the middle of an image, no more than so many squares of a width, and the size of the whole."""
-    most = math.ceil(math.sqrt(squares) * width)
+def _middle(image: Singles, width: float) -> tuple[Singles, int]:
+    """Return the middle of an image, no more than `MOST_SQUARES` wide squares, and the size of the whole."""
+    most = math.ceil(math.sqrt(MOST_SQUARES) * width)
     top, left = (max(0, (side - most) // 2) for side in image.shape)
     return image[top : top + most, left : left + most], image.size
 
@@ -268,7 +268,7 @@ def learn_picks(images: list[Singles], binning: int, across: float) -> LearnedPi
     usual = usual_areas(surfaces, diameter)
     starts = [learn_template(surfaces, usual, binning, part * diameter) for part in STARTS]
     template = max((t for t in starts if t is not None), key=lambda t: t.evidence, default=None)
-    if template is None or template.evidence < LEAST_EVIDENCE:
+    if template is None or template.evidence < LEAST_AT_ONE:
         return None
     sign = _sign_of(surfaces, usual, template, diameter)
     maps = [contamination_maps(surface, diameter, sign) for surface in surfaces]
@@ -286,7 +286,7 @@ def learn_picks(images: list[Singles], binning: int, across: float) -> LearnedPi
             limits = limits._replace(deviation=np.full_like(limits.deviation, np.inf))
             break
         template, usual = again, clean
-    if limits is None or template.evidence < LEAST_EVIDENCE:
+    if limits is None or template.evidence < LEAST_AT_ONE:
         return None
     return _with_mixtures(surfaces, usual, template, limits, across, sign)
 
