@@ -154,8 +154,9 @@ def peers_of(options: argparse.Namespace, images: Images) -> dict[str, tuple[flo
         if images.defocus is not None:
             np.save(path / "defocus.npy", images.defocus)
         (path / "told.json").write_text(json.dumps({"deviation": images.deviation}))
-        command = [options.peers_python, __file__, "--peers", folder]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        command = [options.peers_python, os.path.abspath(__file__), "--peers", folder]
+        # ASPIRE writes logs where it is started.
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
         if done.returncode:
             print(f"\nThe other programs failed: {done.stderr.strip().splitlines()[-1]}")
             return {}
