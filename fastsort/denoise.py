@@ -26,7 +26,7 @@ from fastsort.denoising.spectra import Spectra, learn_spectra, ring_counts, ring
 from fastsort.denoising.wiener import wiener, wiener_batches
 from fastsort.images.ctf import contrast_transfer, phase_flip
 from fastsort.particles.open import open_particles
-from fastsort.particles.source import Particles
+from fastsort.particles.source import Particles, evenly_spaced
 from fastsort.particles.store import ArrayImages, ImageStore
 from fastsort.particles.table import CtfParameters
 
@@ -161,11 +161,12 @@ def learn_denoiser(
     counts = ring_counts(particles.box)
     noise, signal = float(counts @ spectra.noise), float(counts @ _seen(particles, spectra))
     learned: dict[str, tuple[Model, float]] = {}
+    some = _in_memory(particles) if method in (None, *OF_SETS) else particles
     if method in (None, "wiener"):
-        learned["wiener"] = spectra, _predicted(wiener, particles, spectra, seed)
+        learned["wiener"] = spectra, _predicted(wiener, some, spectra, seed)
     if method in (None, "covariance", "neighbours"):
         covariance = learn_covariance(particles, spectra=spectra, n_jobs=n_jobs)
-        error = _predicted(covariance_filter, particles, spectra, seed)
+        error = _predicted(covariance_filter, some, spectra, seed)
         learned["covariance"] = covariance, error
     if method in (None, "neighbours"):
         neighbours = learn_neighbours(
@@ -208,17 +209,20 @@ def _seen(particles: Particles, spectra: Spectra) -> Floats:
     """Return the power of the clean images by ring, as far as the contrast transfer lets it through."""
     if particles.ctf is None:
         return spectra.signal
-    some = np.linspace(0, len(particles) - 1, min(len(particles), N_TRANSFERS)).round().astype(np.intp)
+    some = evenly_spaced(len(particles), N_TRANSFERS)
     transfer = contrast_transfer(particles.ctf.of(some), particles.box, particles.pixel_size)
     return spectra.signal * ring_power(np.square(transfer)).mean(axis=0)
 
 
-def _predicted(filtered: Callable[..., Images], particles: Particles, spectra: Spectra, seed: int) -> float:
-    """Predict the error of a filter that learns from the images which it is given."""
-    n = max(1, min(len(particles), JUDGED_PIXELS // particles.box**2))
-    chosen = np.linspace(0, len(particles) - 1, n).round().astype(np.intp)
+def _in_memory(particles: Particles) -> Particles:
+    """Read some images, evenly spaced, that tell the error of what learns from all images."""
+    chosen = evenly_spaced(len(particles), max(1, JUDGED_PIXELS // particles.box**2))
     ctf = None if particles.ctf is None else particles.ctf.of(chosen)
-    some = Particles(ArrayImages(particles.read(chosen)), particles.box, particles.pixel_size, ctf=ctf)
+    return Particles(ArrayImages(particles.read(chosen)), particles.box, particles.pixel_size, ctf=ctf)
+
+
+def _predicted(filtered: Callable[..., Images], some: Particles, spectra: Spectra, seed: int) -> float:
+    """Predict the error of a filter that learns from the images which it is given."""
 
     def denoise(images: Images) -> Images:
         return filtered(replace(some, store=ArrayImages(images)), n_jobs=1)

@@ -23,6 +23,7 @@ from fastsort.particles.doubts import stack_doubts
 from fastsort.particles.micrographs import MicrographList, list_micrographs
 from fastsort.particles.mrc import MrcHeader
 from fastsort.particles.reduced import ReducedMicrographs, Unread
+from fastsort.particles.source import evenly_spaced
 from fastsort.picking.contamination import AGGREGATE, WORDS, kinds_of
 from fastsort.picking.learn import LearnedPicks, learn_from
 from fastsort.picking.look import look_at
@@ -303,9 +304,7 @@ def _identity(header: MrcHeader) -> list[str | int]:
 
 def _spread(headers: list[MrcHeader]) -> list[MrcHeader]:
     """Return a few micrographs, evenly spaced among all."""
-    n = min(len(headers), N_LEARNED_FROM)
-    places = np.unique(np.linspace(0, len(headers) - 1, n).round().astype(np.intp))
-    return [headers[place] for place in places.tolist()]
+    return [headers[place] for place in evenly_spaced(len(headers), N_LEARNED_FROM).tolist()]
 
 
 def _find(

@@ -24,7 +24,7 @@ from fastsort.invariants.fit_classes import LEAST_RADIUS, FittedClasses, average
 from fastsort.invariants.ranking import RADIUS, ClassRanking, rank_classes
 from fastsort.invariants.ring_correlation import filter_averages, resolved_rings
 from fastsort.invariants.ring_statistics import ring_statistics
-from fastsort.particles.source import Particles, as_particles, choose_particles
+from fastsort.particles.source import Particles, as_particles, choose_particles, evenly_spaced
 
 # Images on the map, kept and rejected: as many as a person can look at, and as are aligned in a second.
 N_KEPT, N_REJECTED = 300, 600
@@ -239,9 +239,7 @@ def no_views(n: int, working: Particles) -> Views:
 
 def _evenly(indices: Indices, number: int) -> Indices:
     """Return some of the indices, evenly spaced, in ascending order."""
-    if len(indices) > number:
-        indices = indices[np.linspace(0, len(indices) - 1, number).round().astype(np.intp)]
-    return np.sort(indices)
+    return np.sort(indices[evenly_spaced(len(indices), number)])
 
 
 def _feature_space(images: Images, n_jobs: int | None) -> tuple[_Space, Floats]:

@@ -237,7 +237,7 @@ def _cut(image, y, x, block):
             block[v * BLOCK + u] = image[y + v, x + u]
 
 
-@kernel
+@inlined
 def _match(blocks, y, x, distances, near, place):
     # blocks: (2 * reach + 1, side, b * b); distances: (2 * reach + 1,) is overwritten. Writes near: (g,), the
     # smallest distances from block (y, x), ascending, and place: (g, 2).
@@ -267,7 +267,7 @@ def _match(blocks, y, x, distances, near, place):
             near[k], place[k, 0], place[k, 1] = distance, v, u
 
 
-@kernel
+@inlined
 def _transform(block, matrix, half):
     # block: (b * b,) becomes matrix @ block @ matrix.T; matrix: (b, b); half: (b * b,) is overwritten.
     for v in range(BLOCK):
@@ -284,7 +284,7 @@ def _transform(block, matrix, half):
             block[v * BLOCK + u] = value
 
 
-@kernel
+@inlined
 def _hadamard(group):
     # group: (g, b * b) becomes its orthonormal Walsh-Hadamard transform along the first axis.
     apart = 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -424,8 +424,8 @@ class Frame(NamedTuple):
         m for cosines, -m for sines.
     places : tuple of ndarray of intp, shape (1 or 2, r)
         For each angular index, where its cosines are, and its sines.
-    information : tuple of ndarray of float64, shape (groups, r, r)
-        G for each angular index and group of images.
+    information, inverse : tuple of ndarray of float64, shape (groups, r, r)
+        G for each angular index and group of images, and (1 + G)^-1.
     mean : ndarray of float32, shape (w, w)
     shift : ndarray of float32, shape (groups, K)
         What the mean contributes to matched images.
@@ -434,7 +434,8 @@ class Frame(NamedTuple):
     functions: Singles
     angular: Indices
     places: tuple[Indices, ...]
-    information: tuple[Floats, ...]
+    information: Matrices
+    inverse: Matrices
     mean: Singles
     shift: Singles
 
@@ -482,9 +483,15 @@ def frame_of(model: CovarianceModel, profiles: Floats) -> Frame:
         angular,
         tuple(places),
         tuple(information),
+        inverses(information),
         mean.reshape(box, box),
         shift,
     )
+
+
+def inverses(information: Iterable[Floats]) -> Matrices:
+    """Return (1 + G)^-1 for each angular index and group of images."""
+    return tuple(np.asarray(np.linalg.inv(np.eye(one.shape[1]) + one)) for one in information)
 
 
 def covariance_filter(
@@ -577,12 +584,24 @@ def _filter_batch(
     plan: Plan,
     frame: Frame,
 ) -> Images:
+    return filtered(images, ctf, group, plan, frame, lambda rows: posterior(rows, group, frame))
+
+
+def filtered(
+    images: Images,
+    ctf: CtfParameters | None,
+    group: Indices | None,
+    plan: Plan,
+    frame: Frame,
+    estimate: Callable[[Singles], Singles],
+) -> Images:
+    """Denoise images, overwritten here, by an estimate of z from what they say; those with a NaN stay."""
     spoilt = ~np.isfinite(images).all(axis=(1, 2))
     before = images[spoilt]
     images[spoilt] = plan.background
-    result = draw(posterior(statistics_of(images, ctf, group, plan, frame), group, frame), frame, plan.box)
-    result[spoilt] = before
-    return result
+    denoised = draw(estimate(statistics_of(images, ctf, group, plan, frame)), frame, plan.box)
+    denoised[spoilt] = before
+    return denoised
 
 
 def statistics_of(
@@ -597,8 +616,7 @@ def statistics_of(
 
 def posterior(rows: Singles, group: Indices | None, frame: Frame) -> Singles:
     """Means of z (n, K) given what images say: (1 + G)^-1 b."""
-    inverse = tuple(np.asarray(np.linalg.inv(np.eye(one.shape[1]) + one)) for one in frame.information)
-    return apply_blocks(inverse, rows, group, frame)
+    return apply_blocks(frame.inverse, rows, group, frame)
 
 
 def apply_blocks(blocks: Matrices, rows: Singles, group: Indices | None, frame: Frame) -> Singles:

@@ -21,10 +21,11 @@ from fastsort.denoising.covariance import (
     Plan,
     apply_blocks,
     batch_size,
-    draw,
+    filtered,
     fit_covariance,
     frame_of,
     group_profiles,
+    inverses,
     learn_covariance,
     plan_of,
     posterior,
@@ -33,7 +34,7 @@ from fastsort.denoising.covariance import (
 )
 from fastsort.denoising.spectra import Spectra, noise_like, with_ctf
 from fastsort.images.batches import map_batches
-from fastsort.particles.source import Particles, choose_particles
+from fastsort.particles.source import Particles, choose_particles, evenly_spaced
 from fastsort.particles.table import CtfParameters
 
 # Images from which views are learned, at most.
@@ -173,8 +174,8 @@ def learn_neighbours(
         covariance = learn_covariance(particles, ctf=ctf, spectra=spectra, n_jobs=n_jobs)
     elif covariance.box != particles.box:
         raise InputError(f"the covariance is one of {covariance.box} px; the images have {particles.box} px.")
-    n = min(SAMPLE, len(particles))
-    chosen = np.linspace(0, len(particles) - 1, n).round().astype(np.intp)
+    chosen = evenly_spaced(len(particles), SAMPLE)
+    n = len(chosen)
     some, ctf = choose_particles(particles, chosen), None if ctf is None else ctf.of(chosen)
     plan = plan_of(covariance, particles.pixel_size)
     mean, factors = fit_covariance(some, ctf, plan, extra=EXTRA, seed=seed, n_jobs=n_jobs)
@@ -297,16 +298,13 @@ def _filter_batch(
     search: _Search,
     weights: Singles,
 ) -> Images:
-    spoilt = ~np.isfinite(images).all(axis=(1, 2))
-    before = images[spoilt]
-    images[spoilt] = plan.background
-    rows = statistics_of(images, ctf, group, plan, frame)
-    own = np.zeros(len(rows), np.intp) if group is None else group
-    mean = _expect(search, frame, rows, own).mean
-    z = weights[0] * posterior(rows, own, frame) + weights[1] * _about(search, frame, rows, own, mean)
-    denoised = draw(z, frame, plan.box)
-    denoised[spoilt] = before
-    return denoised
+    own = np.zeros(len(images), np.intp) if group is None else group
+
+    def estimate(rows: Singles) -> Singles:
+        mean = _expect(search, frame, rows, own).mean
+        return weights[0] * posterior(rows, own, frame) + weights[1] * _about(search, frame, rows, own, mean)
+
+    return filtered(images, ctf, group, plan, frame, estimate)
 
 
 def _number_of_views(frame: Frame, n: int) -> int:
@@ -607,7 +605,8 @@ def _round_batch(
 
 def _noisier(frame: Frame) -> Frame:
     """Return the coordinates for images with the extra noise."""
-    return frame._replace(information=tuple(one / (1 + EXTRA) for one in frame.information))
+    information = tuple(one / (1 + EXTRA) for one in frame.information)
+    return frame._replace(information=information, inverse=inverses(information))
 
 
 def _new_views(total: Floats, counts: Floats, search: _Search, frame: Frame) -> Singles:

@@ -10,7 +10,7 @@ import scipy.fft
 
 from fastsort._brief import brief
 from fastsort._progress import Progress
-from fastsort._types import Floats, Images, Indices, Singles
+from fastsort._types import Floats, Images, Singles
 from fastsort.denoising.bm3d import bm3d
 from fastsort.denoising.ksvd import Dictionary, ksvd, learn_dictionary
 from fastsort.denoising.nonlocal_means import nonlocal_means
@@ -20,7 +20,7 @@ from fastsort.denoising.tight_frame import Frame, learn_frame, tight_frame
 from fastsort.denoising.total_variation import total_variation
 from fastsort.images.batches import map_batches
 from fastsort.images.ctf import contrast_transfer
-from fastsort.particles.source import Particles
+from fastsort.particles.source import Particles, evenly_spaced
 from fastsort.particles.store import ArrayImages
 from fastsort.particles.table import CtfParameters
 
@@ -104,7 +104,7 @@ def learn_patchwise(
     n, box = len(particles), particles.box
     learned: Learned = None
     if method in ("ksvd", "tight_frame"):
-        images = particles.read(_evenly(n, min(n, MOST_LEARNED)))
+        images = particles.read(evenly_spaced(n, MOST_LEARNED))
         usable = images[np.isfinite(images).all(axis=(1, 2))]
         white = _whitened(usable if len(usable) else np.zeros_like(images[:1]), spectra)
         learned = (learn_dictionary if method == "ksvd" else learn_frame)(white, seed=seed)
@@ -123,7 +123,7 @@ def _some(
     particles: Particles, ctf: CtfParameters | None, most: int
 ) -> tuple[Particles, CtfParameters | None]:
     """Read some images, evenly spaced, that hold numbers alone."""
-    chosen = _evenly(len(particles), max(1, min(len(particles), most)))
+    chosen = evenly_spaced(len(particles), max(1, most))
     images = particles.read(chosen)
     usable = np.isfinite(images).all(axis=(1, 2))
     some = Particles(ArrayImages(images[usable]), particles.box, particles.pixel_size)
@@ -269,7 +269,3 @@ def _left_over(model: PatchModel, some: Particles, ctf: CtfParameters, seed: int
     most = np.maximum(signal, noisier.spectra.noise)
     left: Floats = np.clip(square - 2 * product + signal, LEAST_ERROR * signal, most)
     return left
-
-
-def _evenly(n: int, number: int) -> Indices:
-    return np.linspace(0, n - 1, number).round().astype(np.intp)

@@ -8,8 +8,7 @@ import numpy as np
 import scipy.fft
 
 from fastsort._checks import check_positive
-from fastsort._types import Array, Bools, Floats, Images
-from fastsort.denoising.covariance import CovarianceModel, plan_of, quadrature
+from fastsort._types import Array, Bools, Images
 from fastsort.denoising.neighbours import EXTRA, NeighbourModel
 from fastsort.denoising.spectra import Spectra, learn_spectra, noise_like, ring_counts, with_ctf
 from fastsort.images.ctf import contrast_transfer
@@ -105,7 +104,7 @@ def predict_error(
     if power <= 0 or not usable.any():
         return float("nan")
     transfer = None if ctf is None else contrast_transfer(ctf, box, particles.pixel_size)
-    disk, root = _disk(box), np.float32(np.sqrt(extra))
+    disk, root = inscribed_disk(box), np.float32(np.sqrt(extra))
     errors = []
     for draw in range(n_draws):
         noise = noise_like(pixels, spectra.noise, seed, draw)
@@ -143,36 +142,6 @@ def wiener_error(spectra: Spectra, box: int, noise_factor: float = 1.0) -> float
     """
     counts, signal, noise = ring_counts(box), spectra.signal, noise_factor * spectra.noise
     return float((counts * signal * noise / (signal + noise)).sum() / (counts * signal).sum())
-
-
-def covariance_error(model: CovarianceModel) -> float:
-    """Return the error of the covariance filter on images without CTF, if the covariance is right.
-
-    Parameters
-    ----------
-    model : CovarianceModel
-
-    Returns
-    -------
-    error : float
-        Mean square error in parts of the clean images' power, all of which lies in the basis.
-
-    Notes
-    -----
-    Of a Gaussian with covariance C = Q Q^T and the information G of an image, the variance left is the
-    trace of Q (I + Q^T G Q)^-1 Q^T.
-    """
-    plan = plan_of(model, 1.0)
-    nodes, waves = quadrature(model.working_box, model.bandlimit)
-    frequency = nodes * model.bandlimit * model.working_box
-    profile = 1 / np.interp(frequency, np.arange(len(plan.noise) - 1), plan.noise[:-1])
-    left, all_of_it = 0.0, float(model.mean @ model.mean)
-    for m, (factor, wave) in enumerate(zip(model.factors, waves, strict=True)):
-        seen = factor.T @ wave
-        rest = np.linalg.inv(np.eye(factor.shape[1]) + (seen * profile) @ seen.T)
-        left += (1 + (m > 0)) * float(np.einsum("ij,jk,ik->", factor, rest, factor))
-        all_of_it += (1 + (m > 0)) * float((factor**2).sum())
-    return left / all_of_it if all_of_it > 0 else float("nan")
 
 
 def neighbour_error(model: NeighbourModel, spectra: Spectra) -> float:
@@ -218,13 +187,10 @@ def _product(clean: Images, second: Images, transfer: Array) -> float:
     strong = np.abs(transfer) > np.minimum(LEAST_TRANSFER, np.abs(transfer).max(axis=0) / 2)
     products = np.where(strong, (one.conj() * other).real / np.where(strong, transfer, 1), 0)
     total, seen = products.sum(axis=0, dtype=np.float64), strong.sum(axis=0)
-    return float((_counts(box) * total * len(clean) / np.maximum(seen, 1)).sum())
+    return float((multiplicity(box) * total * len(clean) / np.maximum(seen, 1)).sum())
 
 
-def _counts(box: int) -> Floats:
-    return multiplicity(box)
-
-
-def _disk(box: int) -> Bools:
+def inscribed_disk(box: int) -> Bools:
+    """Tell which pixels lie in the disk of radius d / 2, inside which errors are measured."""
     offset = np.arange(box) - box // 2
     return np.hypot(offset[:, np.newaxis], offset) <= box / 2

@@ -15,7 +15,7 @@ from fastsort._types import Array, Bools, Floats, Images, Indices, Singles
 from fastsort.images.batches import map_batches
 from fastsort.images.ctf import contrast_transfer
 from fastsort.invariants.ring_statistics import multiplicity, plane_radius
-from fastsort.particles.source import Particles, as_particles, choose_particles
+from fastsort.particles.source import Particles, as_particles, choose_particles, evenly_spaced
 from fastsort.particles.table import CtfParameters
 
 # Pixels that are read to learn the spectra: 2048 images of 64 px.
@@ -98,9 +98,8 @@ def learn_spectra(
     -----
     The noise's autocorrelation is that of the images with the disk masked over that of the mask, up to 12
     pixels, with a taper; its transform is the spectrum. If it is that of white noise within its error, the
-    spectrum is flat, and high frequencies that agree with it make it more exact. Images
-    whose background is far from typical are left out. The noise is
-    nowhere taken to be stronger than the images themselves.
+    spectrum is flat, and high frequencies that agree with it make it more exact. Images whose background is
+    far from typical are left out. The noise is nowhere taken to be stronger than the images themselves.
 
     The signal is what the images have more than the noise. With a contrast transfer function h_i of image i
     it is the least-squares estimate: the sum of h_i^2 (|F y_i|^2 - noise) over that of h_i^4.
@@ -122,8 +121,7 @@ def learn_spectra(
     outside = _outside(box, radius)
     if not outside.any():
         raise InputError(f"a disk of radius {radius:g} px leaves no pixel of a box of {box} px free.")
-    n = min(len(particles), max(FEWEST_IMAGES, SAMPLE_PIXELS // box**2))
-    chosen = np.linspace(0, len(particles) - 1, n).round().astype(np.intp)
+    chosen = evenly_spaced(len(particles), max(FEWEST_IMAGES, SAMPLE_PIXELS // box**2))
     some = choose_particles(particles, chosen)
     levels = np.concatenate([*map_batches(_level_batch, some, radius, n_jobs=n_jobs)])
     levels = levels[np.isfinite(levels)]

@@ -20,7 +20,7 @@ from fastsort._checks import InputError
 from fastsort._saved import load, save
 from fastsort._types import Array, FilePath
 from fastsort._version import __version__
-from fastsort.particles.source import Particles
+from fastsort.particles.source import Particles, evenly_spaced
 from fastsort.particles.store import ArrayImages
 
 try:
@@ -226,7 +226,7 @@ def source_identity(particles: Particles) -> str:
     parts += store.layout()
     if not store.files():
         n = len(particles)
-        some = np.unique(np.linspace(0, n - 1, min(n, N_HASHED)).round().astype(np.intp))
+        some = evenly_spaced(n, N_HASHED)
         if isinstance(store, ArrayImages):
             parts += [store.array.dtype.str, store.array.shape]
         parts += [particles.read(some)]

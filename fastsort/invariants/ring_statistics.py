@@ -11,7 +11,7 @@ import scipy.fft
 from fastsort._jit import kernel
 from fastsort._types import Array, Bools, Floats, Images, Indices, Singles
 from fastsort.images.batches import default_batch_size, map_batches
-from fastsort.particles.source import Particles, as_particles, choose_particles
+from fastsort.particles.source import Particles, as_particles, choose_particles, evenly_spaced
 
 # Medians over this many images are known to a few percent of their spread.
 SAMPLE = 2048
@@ -61,8 +61,7 @@ def ring_statistics(images: Array | Particles, *, n_jobs: int | None = None) -> 
     of the third.
     """
     particles = as_particles(images)
-    n = min(SAMPLE, len(particles))
-    chosen = np.linspace(0, len(particles) - 1, n).round().astype(np.intp)
+    chosen = evenly_spaced(len(particles), SAMPLE)
     batches = map_batches(
         _rings_batch,
         choose_particles(particles, chosen),

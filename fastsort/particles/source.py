@@ -149,6 +149,11 @@ class _NumberedNames(Sequence[str]):
         return self._store.name(numbers)
 
 
+def evenly_spaced(n: int, number: int) -> Indices:
+    """Return at most `number` positions of `n`, evenly spaced, the first and the last among them."""
+    return np.linspace(0, n - 1, min(n, number)).round().astype(np.intp)
+
+
 def choose_particles(particles: Particles, chosen: npt.ArrayLike) -> Particles:
     """Return some of the particles as a set of their own, without the table that named them.
 

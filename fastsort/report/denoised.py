@@ -11,9 +11,10 @@ import numpy as np
 
 from fastsort._types import FilePath, Floats, Images, Indices
 from fastsort.denoise import Denoiser
+from fastsort.denoising.risk import inscribed_disk
 from fastsort.particles.mrc import write_stack
 from fastsort.particles.open import open_particles
-from fastsort.particles.source import Particles
+from fastsort.particles.source import Particles, evenly_spaced
 from fastsort.report.canvas import HEADING, MARGIN, add_panel, new_figure, write, write_heading
 from fastsort.report.folder import DENOISED, DENOISED_STACK, SUMMARY
 from fastsort.report.layout import WIDTH
@@ -72,8 +73,7 @@ def write_denoised(
 
 
 def _measured(blocks: Iterable[Images], strength: Floats, box: int) -> Iterator[Images]:
-    offset, start = np.arange(box) - box // 2, 0
-    disk = np.hypot(offset[:, None], offset) <= box / 2
+    disk, start = inscribed_disk(box), 0
     for block in blocks:
         with np.errstate(over="ignore", invalid="ignore"):
             square = np.square(block[:, disk], dtype=np.float64).mean(axis=1)
@@ -161,8 +161,7 @@ def draw_denoised(
 def spread_over(strength: Floats, number: int) -> Indices:
     """Return some of the images, the strongest first, evenly spread over all by their rank."""
     order = np.argsort(-np.nan_to_num(strength, nan=-1.0, posinf=-1.0), kind="stable")
-    places = np.linspace(0, len(order) - 1, min(number, len(order))).round().astype(np.intp)
-    return order[places]
+    return order[evenly_spaced(len(order), number)]
 
 
 def _draw(figure: Any, place: tuple[int, int, int, int], pixels: Images) -> None:

@@ -16,6 +16,7 @@ from fastsort._types import Bools, FilePath, Indices, Singles
 from fastsort.particles.micrographs import MicrographList
 from fastsort.particles.mrc import MrcHeader
 from fastsort.particles.reduced import ReducedMicrographs, Unread
+from fastsort.particles.source import evenly_spaced
 from fastsort.pick import REASONS, PickResult
 from fastsort.picking.look import look_at
 from fastsort.report.page_tiles import grey_png
@@ -114,7 +115,7 @@ def choose_micrographs(result: PickResult) -> Indices:
     n = len(result.names)
     kept = np.bincount(result.micrograph[result.keep], minlength=n)
     order = np.argsort(-kept, kind="stable")
-    return order[np.unique(np.linspace(0, n - 1, min(n, N_SHOWN)).round().astype(np.intp))]
+    return order[evenly_spaced(n, N_SHOWN)]
 
 
 def _pictures(listed: MicrographList, result: PickResult) -> str:
