@@ -18,6 +18,8 @@ from fastsort.particles.table import CtfParameters
 
 # Where the contrast transfer is weaker, an image says too little of the clean one.
 LEAST_TRANSFER = 0.2
+# An error is not known if the power of the clean images may change it by more than this.
+UNSURE = 0.1
 
 
 def predict_error(
@@ -55,8 +57,9 @@ def predict_error(
     -------
     error : float
         Mean square error inside the disk of radius d / 2, in parts of the clean images' power there. NaN
-        if the images hold no signal, or the denoiser explains more than the spectra say there is: where
-        images are full of particles up to their corners, noise and signal cannot be told apart.
+        if the images hold no signal; if they are too few, or too noisy, to tell its power well enough; or if
+        the denoiser explains more than the spectra say there is: where images are full of particles up to
+        their corners, noise and signal cannot be told apart.
 
     Raises
     ------
@@ -119,9 +122,18 @@ def predict_error(
             product = _product(clean, second, transfer[usable])
         errors.append(1 + (square - 2 * product) / (power * usable.sum()))
     error = float(np.mean(errors))
-    if error <= 0:
+    if error <= 0 or (1 - error) * _unsure(spectra, box, int(usable.sum())) > UNSURE:
         return float("nan")
     return error * wiener_error(spectra, box) / wiener_error(spectra, box, 1 + extra)
+
+
+def _unsure(spectra: Spectra, box: int, n: int) -> float:
+    """Return the standard error of the clean images' power, in parts of it."""
+    counts, seen = ring_counts(box), spectra.signal > 0
+    level = float(counts[seen] @ spectra.noise[seen]) * np.sqrt(2 / (n * (~inscribed_disk(box)).sum()))
+    # Rings that show no signal may hold some, as much as their power scatters.
+    scatter = np.sqrt(2 * float(counts @ spectra.noise**2) / n)
+    return float(np.hypot(level, scatter) / (counts @ spectra.signal))
 
 
 def wiener_error(spectra: Spectra, box: int, noise_factor: float = 1.0) -> float:
