@@ -1,12 +1,12 @@
 """How much of the noise is taken out, how well is that known, and how long does it take?
 
-python benchmarks/denoising.py [--data FOLDER] [--only white ctf large speed picture] [--peers-python PYTHON]
+python benchmarks/denoising.py [--data FOLDER] [--only PART ...] [--peers-python PYTHON]
 
 Errors are mean squares inside the disk of radius d / 2, in parts of the clean images' power there. Signal to
 noise is the variance of the clean images over that of the noise, in all pixels. Nothing is told to fastsort;
 ASPIRE, bm3d and scikit-image get the true noise. Those that are installed are run by the interpreter given as
 --peers-python; what is missing there is left out with a message. One worker, one BLAS thread; slow peers get
-fewer images. The picture is only drawn when asked for.
+fewer images. The scale, which takes half an hour, and the picture are only made when asked for.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import json
 import logging
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -27,7 +28,9 @@ import numpy as np
 
 SNRS = (0.8, 0.4, 0.2, 0.1, 0.05, 0.01)
 BOX, N, SEED = 64, 400, 5
-N_LARGE, LARGE_SNRS = 10_000, (0.4, 0.1, 0.01)
+N_LARGE = 10_000
+# Sets that lie on the disk: distinct views, noise for each image.
+SCALE_BOX, SCALE_SNR, SCALE_VIEWS, SCALE_NUMBERS = 128, 0.1, 2_000, (25_000, 100_000)
 # Of which molecules: choices were made on the first.
 MOLECULES = ("70S ribosome", "EF-G", "sheath ring")
 METHODS = ("bm3d", "ksvd", "tight_frame", "total_variation", "nonlocal_means", "wiener", "covariance")
@@ -46,10 +49,17 @@ class Images(NamedTuple):
 
 
 def main() -> None:
-    parts = {"white": white, "ctf": with_ctf, "large": large, "speed": speed, "picture": picture}
+    parts = {
+        "white": white,
+        "ctf": with_ctf,
+        "large": large,
+        "speed": speed,
+        "scale": scale,
+        "picture": picture,
+    }
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--only", nargs="+", choices=parts, default=[*parts][:-1])
+    parser.add_argument("--only", nargs="+", choices=parts, default=[*parts][:-2])
     parser.add_argument("--peers-python", help="interpreter with aspire, bm3d and scikit-image")
     parser.add_argument("--peers", metavar="FOLDER", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -264,7 +274,7 @@ def large(options: argparse.Namespace) -> None:
 
     def rows() -> Iterator[tuple]:
         clean = projections(options.data, MOLECULES[0], N_LARGE)
-        for snr in LARGE_SNRS:
+        for snr in SNRS:
             images = noisy_images(clean, snr)
             few = images._replace(clean=clean[:N], noisy=images.noisy[:N])
             peer = peers_of(options, few).get("aspire", (np.nan, np.nan))[0]
@@ -294,6 +304,52 @@ def speed(options: argparse.Namespace) -> None:
         ("method", "ms an image"),
         rows,
     )
+
+
+def scale(options: argparse.Namespace) -> None:
+    from tables import print_table
+
+    def rows() -> Iterator[tuple]:
+        for n in SCALE_NUMBERS:
+            with tempfile.TemporaryDirectory() as folder:
+                stack, out = Path(folder) / "stack.mrcs", Path(folder) / "out"
+                write_large_stack(options.data, stack, n)
+                command = [sys.executable, "-m", "fastsort", "denoise", stack, "-o", out, "--float16"]
+                begin = time.perf_counter()
+                subprocess.run([*command, "--jobs", "2", "--quiet"], check=True)
+                seconds = time.perf_counter() - begin
+                peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+                told = json.loads((out / "summary.json").read_text())
+                error = f"{told['predicted_error']:.3f}"
+                yield f"{n:,}", told["method"], f"{seconds:.0f}", f"{n / seconds:.0f}", f"{peak:.2f}", error
+
+    print_table(
+        f"Images of {SCALE_BOX} px, SNR {SCALE_SNR}, two workers, the whole command, on an empty machine",
+        ("images", "method", "s", "images/s", "largest process, GiB", "predicted error"),
+        rows(),
+    )
+
+
+def write_large_stack(data: Path, path: Path, n: int) -> None:
+    """Write projections with fresh noise, batch by batch; views repeat after 2,000 images."""
+    from classes import centred_volume
+    from scipy.spatial.transform import Rotation
+
+    import fastsort as fs
+    from fastsort.particles.mrc import write_stack
+
+    volume, factor = centred_volume(data, MOLECULES[0], SCALE_BOX)
+    rotations = Rotation.random(SCALE_VIEWS, rng=np.random.default_rng(SEED)).as_matrix()
+    clean = fs.simulate.project_volume(volume, rotations, SCALE_BOX, scale=factor).astype(np.float32)
+    clean /= clean.std()
+
+    def blocks() -> Iterator[np.ndarray]:
+        for start in range(0, n, 500):
+            views = clean[np.arange(start, min(start + 500, n)) % SCALE_VIEWS]
+            noise = np.random.default_rng([SEED, start]).standard_normal(views.shape, np.float32)
+            yield views + np.float32(SCALE_SNR**-0.5) * noise
+
+    write_stack(path, blocks(), PIXEL_SIZE, n, SCALE_BOX, half=True)
 
 
 def picture(options: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from fastsort.denoising.covariance import (
 )
 from fastsort.denoising.neighbours import NeighbourModel, learn_neighbours, neighbour_batches
 from fastsort.denoising.patchwise import STRENGTHS, PatchModel, learn_patchwise, patchwise_batches
-from fastsort.denoising.risk import neighbour_error, predict_error
+from fastsort.denoising.risk import Predicted, neighbour_error, predict_error
 from fastsort.denoising.spectra import Spectra, learn_spectra, ring_counts, ring_power
 from fastsort.denoising.wiener import wiener, wiener_batches
 from fastsort.images.ctf import contrast_transfer, phase_flip
@@ -38,6 +38,8 @@ METHODS = (*OF_SETS, *STRENGTHS)
 JUDGED_PIXELS = 4096 * 64 * 64
 # So many contrast transfer functions tell their mean.
 N_TRANSFERS = 256
+# An error whose standard error is larger is not known.
+UNSURE = 0.1
 # With fewer images than this, what one image says of itself may be worth more than what the others say.
 FEW = 200
 
@@ -54,6 +56,8 @@ class Denoiser(NamedTuple):
     error : float
         Predicted mean square error inside the disk of radius d / 2, in parts of the clean images' power
         there. NaN where it is not known.
+    doubt : float
+        Standard error of `error`.
     compared : dict of str to float
         The predicted error of each method that was compared; only of this one where a method was given.
     snr : float
@@ -68,6 +72,7 @@ class Denoiser(NamedTuple):
     method: str
     model: Model
     error: float
+    doubt: float
     compared: dict[str, float]
     snr: float
     noise_power: float
@@ -160,30 +165,31 @@ def learn_denoiser(
     spectra = learn_spectra(particles, n_jobs=n_jobs)
     counts = ring_counts(particles.box)
     noise, signal = float(counts @ spectra.noise), float(counts @ _seen(particles, spectra))
-    learned: dict[str, tuple[Model, float]] = {}
+    learned: dict[str, tuple[Model, Predicted]] = {}
     some = _in_memory(particles) if method in (None, *OF_SETS) else particles
     if method in (None, "wiener"):
         learned["wiener"] = spectra, _predicted(wiener, some, spectra, seed)
     if method in (None, "covariance", "neighbours"):
         covariance = learn_covariance(particles, spectra=spectra, n_jobs=n_jobs)
-        error = _predicted(covariance_filter, some, spectra, seed)
-        learned["covariance"] = covariance, error
+        of_covariance = _predicted(covariance_filter, some, spectra, seed)
+        learned["covariance"] = covariance, of_covariance
     if method in (None, "neighbours"):
         neighbours = learn_neighbours(
             particles, spectra=spectra, covariance=covariance, seed=seed, n_jobs=n_jobs
         )
-        learned["neighbours"] = neighbours, _error_of_neighbours(neighbours, spectra, error)
+        learned["neighbours"] = neighbours, _error_of_neighbours(neighbours, spectra, of_covariance)
     if method in STRENGTHS or (method is None and len(particles) < FEW):
         patches = learn_patchwise(particles, method or "bm3d", spectra, seed=seed)
-        learned[patches.method] = patches, patches.error
-    compared = {name: error for name, (_, error) in learned.items() if method in (None, name)}
+        learned[patches.method] = patches, Predicted(patches.error, patches.doubt)
+    compared = {name: _told(found) for name, (_, found) in learned.items() if method in (None, name)}
     best = method or _best(compared, len(particles))
-    model, error = learned[best]
+    model, found = learned[best]
     area = counts.sum()
     return Denoiser(
         best,
         model,
-        error,
+        compared[best],
+        found.doubt,
         compared,
         signal / noise if noise > 0 else math.nan,
         noise / area,
@@ -191,11 +197,18 @@ def learn_denoiser(
     )
 
 
-def _error_of_neighbours(model: NeighbourModel, spectra: Spectra, of_covariance: float) -> float:
+def _told(found: Predicted) -> float:
+    """Return a predicted error; NaN if it may be far from the truth."""
+    return found.error if found.doubt <= UNSURE else math.nan
+
+
+def _error_of_neighbours(model: NeighbourModel, spectra: Spectra, of_covariance: Predicted) -> Predicted:
     """Return the error of the neighbour filter, which is no worse than the covariance filter's."""
     if math.isnan(model.error):
         return of_covariance
-    return float(np.minimum(neighbour_error(model, spectra), of_covariance))
+    error = float(np.minimum(neighbour_error(model, spectra), of_covariance.error))
+    # The same images and as much noise of our own tell both.
+    return Predicted(error, of_covariance.doubt)
 
 
 def _best(compared: dict[str, float], n: int) -> str:
@@ -221,7 +234,7 @@ def _in_memory(particles: Particles) -> Particles:
     return Particles(ArrayImages(particles.read(chosen)), particles.box, particles.pixel_size, ctf=ctf)
 
 
-def _predicted(filtered: Callable[..., Images], some: Particles, spectra: Spectra, seed: int) -> float:
+def _predicted(filtered: Callable[..., Images], some: Particles, spectra: Spectra, seed: int) -> Predicted:
     """Predict the error of a filter that learns from the images which it is given."""
 
     def denoise(images: Images) -> Images:

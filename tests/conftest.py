@@ -14,4 +14,4 @@ if os.environ.get("CI"):
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Leave out the report of every sort: it takes longer than the sort of a small set."""
-    monkeypatch.setattr("fastsort.report.drawing.draw_results", lambda *_: None)
+    monkeypatch.setattr("fastsort.report.drawing.draw_results", lambda *_, **__: None)

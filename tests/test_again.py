@@ -239,13 +239,16 @@ def test_report_into_a_file(project, tmp_path, capsys):
     assert page.stat().st_size > 1000 and names_in(folder) == before
     assert names_in(tmp_path) == ["new.html", "out"]
     written = page.read_bytes()
+    shown = tmp_path / "denoised.html"
+    assert cli.main(["report", str(folder), "-o", str(shown), "--denoised"]) == 0
+    assert shown.stat().st_size > page.stat().st_size
     assert cli.main(["report", str(folder), "-o", str(page)]) == 1
     assert "exists" in capsys.readouterr().err and page.read_bytes() == written
     for name, word in (("new.pdf", ".html or .png"), ("deep/new.png", "no folder")):
         assert cli.main(["report", str(folder), "-o", str(tmp_path / name)]) == 1
         assert word in capsys.readouterr().err
     assert redraw(open_finished(folder), tmp_path / "new.png") == [tmp_path / "new.png"]
-    assert names_in(tmp_path) == ["new.html", "new.png", "out"]
+    assert names_in(tmp_path) == ["denoised.html", "new.html", "new.png", "out"]
 
 
 def test_failed_report_leaves_the_old_one(project, tmp_path, monkeypatch, capsys):
@@ -256,7 +259,7 @@ def test_failed_report_leaves_the_old_one(project, tmp_path, monkeypatch, capsys
         path.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(drawing, "_draw", fail)
+    monkeypatch.setattr(drawing, "_draw_page", fail)
     assert cli.main(["report", str(folder)]) == 1
     assert "No space left" in capsys.readouterr().err
     assert (folder / "report.png").read_text() == "old" and names_in(tmp_path) == ["out"]

@@ -21,6 +21,7 @@ from fastsort.denoising.covariance import (
     quadrature,
     resampled,
     shrunk,
+    without_mean,
 )
 from fastsort.denoising.neighbours import learn_neighbours, neighbour_filter
 from fastsort.denoising.risk import predict_error
@@ -208,12 +209,14 @@ def test_predicted_errors_are_true_within_ten_percent(clean, snr):
     images = with_noise(clean, snr)
     for denoise in (wiener, covariance_filter):
         truth = error_of(denoise(images), clean)
-        assert predict_error(denoise, images) == pytest.approx(truth, rel=0.1, abs=0.02), denoise
+        found = predict_error(denoise, images)
+        assert found.error == pytest.approx(truth, rel=0.1, abs=0.02), denoise
+        assert abs(found.error - truth) < 3 * found.doubt < 0.15
 
 
 def test_an_error_without_a_signal_is_unknown():
     noise = np.random.default_rng(0).normal(size=(100, 24, 24)).astype(np.float32)
-    assert np.isnan(predict_error(wiener, noise))
+    assert np.isnan(predict_error(wiener, noise).error)
 
 
 # Same bits, and ugly images.
@@ -282,3 +285,15 @@ def test_groups_of_defocus_hold_all_images(clean):
     model = learn_covariance(with_noise(clean, 0.5))
     profiles, group = group_profiles(ctf, plan_of(model, PIXEL_SIZE))
     assert len(profiles) == 6 and set(group) == set(range(6))
+
+
+def test_without_its_mean_a_model_has_the_same_second_moments(clean):
+    model = learn_covariance(with_noise(clean, 0.3))
+    plain = without_mean(model)
+    expected = model.factors[0] @ model.factors[0].T + np.outer(model.mean, model.mean)
+    np.testing.assert_allclose(plain.factors[0] @ plain.factors[0].T, expected, atol=1e-9 * expected.max())
+    assert not plain.mean.any() and plain.factors[1:] == model.factors[1:]
+    empty = np.full((1, BOX, BOX), model.spectra.background, np.float32)
+    assert (
+        np.abs(covariance_filter(empty, plain)).max() < 1e-6 * np.abs(covariance_filter(empty, model)).max()
+    )

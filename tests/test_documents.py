@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -17,6 +18,8 @@ import pytest
 from scipy.ndimage import zoom
 
 import fastsort as fs
+from fastsort._saved import load
+from fastsort.decide.by_hand import mark_of
 from fastsort.particles.mrc import write_stack
 
 PACKAGE = Path(fs.__file__).parent
@@ -198,6 +201,14 @@ def checkout(tmp_path):
 # What the documents name is run as it stands.
 
 
+def save_choices(folder):
+    """Save some choices, as the page of a sorted set does."""
+    result = load(folder / "sorted" / "results.npz")
+    told = {"kind": "fastsort choices", "version": 1, "images": len(result.keep), "mark": mark_of(result)}
+    rest = {"threshold": {"best": 40}, "keep": [[3, 5]], "reject": [[8, 8]]}
+    (folder / "choices.json").write_text(json.dumps({**told, **rest}))
+
+
 class Runner:
     """Runs the blocks of a document in one folder, one after another."""
 
@@ -230,6 +241,8 @@ class Runner:
 
     def run(self, block):
         if block.language == "bash":
+            if "choices.json" in block.text:
+                save_choices(self.folder)
             for line in self.here(block.text).splitlines():
                 if ENDLESS.match(line):
                     self.start(["bash", "-c", f"exec {line}"], "8786")

@@ -263,6 +263,8 @@ def sort(path: Path, images: Floats) -> list[str]:
     if result.errors is not None:
         assert_type(result.errors.true_positive_rate.value, float)
     stricter = fs.cut_again(result, keep_at_least=0.9)
+    by_hand = fs.decide.choose_by_hand(fs.decide.keep_best(result, 40), keep=[1], reject=[2, 3])
+    assert_type(by_hand.keep, Bools)
     later = fs.sort_particles(images, earlier=result)
     updated = fs.update_particles(path, result, ["000001@a.mrcs"])
     for verdict in (stricter, later, updated):
@@ -317,7 +319,7 @@ def denoise(images: Floats) -> None:
     assert_type(fs.denoising.covariance_filter(images, covariance), Floats)
     views = fs.denoising.learn_neighbours(images, covariance=covariance)
     assert_type(fs.denoising.neighbour_filter(images, views), Floats)
-    assert_type(fs.denoising.predict_error(fs.denoising.neighbour_filter, images), float)
+    assert_type(fs.denoising.predict_error(fs.denoising.neighbour_filter, images).error, float)
 
 
 def classes(images: Floats) -> None:

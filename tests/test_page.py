@@ -8,11 +8,13 @@ import io
 import json
 import math
 import os
+import pathlib
 import re
 import select
 import shutil
 import subprocess
 import time
+import urllib.parse
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -22,25 +24,24 @@ from matplotlib.axes import Axes
 from matplotlib.image import imread
 
 from fastsort._reasons import REASONS
+from fastsort.decide.by_hand import FIXED
 from fastsort.decide.decoys import Estimate, EstimatedErrors
 from fastsort.decide.micrographs import MicrographTable
 from fastsort.decide.rescue import Views
 from fastsort.decide.result import SortResult
+from fastsort.decide.votes import LearnedVerdict
 from fastsort.images.ctf import phase_flip
 from fastsort.particles.open import open_particles
 from fastsort.particles.source import Particles
 from fastsort.particles.store import ImageStore
 from fastsort.particles.table import CtfParameters
 from fastsort.report import plots
+from fastsort.report.choices import apply_choices, read_choices
+from fastsort.report.denoised_tiles import denoised_tiles, learn_tiles
 from fastsort.report.lists import read_list
-from fastsort.report.page import MAX_BYTES, write_page
-from fastsort.report.page_data import image_codes
-from fastsort.report.page_tiles import (
-    FIXED,
-    choose_images,
-    grey_png,
-    sprite_png,
-)
+from fastsort.report.page import page_files, write_page
+from fastsort.report.page_data import shown_order
+from fastsort.report.page_tiles import grey_png, sheet_png, side_of
 from fastsort.report.plots import draw_report
 from fastsort.report.tiles import average_tiles, read_tiles
 from fastsort.simulate import simulate_particles, write_project
@@ -144,17 +145,25 @@ class Recorded(ImageStore):
         return rng.normal(size=(len(indices), self.box, self.box)).astype(np.float32)
 
 
-def page_of(tmp_path, result, micrographs=None, *, box=24, path=None, particles=None):
-    """Write a page; return its text and the data in it."""
+def page_of(tmp_path, result, micrographs=None, *, box=24, path=None, particles=None, **more):
+    """Write a page; return its text and the data in it, with its columns unpacked."""
     particles = particles or Particles(Recorded(len(result.keep), box), box, 3.0, path)
     target = tmp_path / "report.html"
-    write_page(target, particles, result, micrographs)
+    write_page(target, particles, result, micrographs, **more)
     text = target.read_bytes().decode("utf-8")
-    return text, json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])
-
-
-def codes_of(data):
-    return np.frombuffer(base64.b64decode(data["codes"]), "<u2")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])
+    columns = data["columns"]
+    if columns is None:
+        told = (more["beside"] / "columns.js").read_text("utf-8")
+        columns = json.loads(told.removeprefix("window.fastsortColumns = ").removesuffix(";\n"))
+    types = {"state": "u1", "why": "u1", "p": "<f8", "score": "<f8", "map_x": "<f4", "map_y": "<f4"}
+    data["columns"] = {
+        name: np.frombuffer(base64.b64decode(packed), types.get(name, "<i4"))
+        if isinstance(packed, str)
+        else packed
+        for name, packed in columns.items()
+    }
+    return text, data
 
 
 class Elements(HTMLParser):
@@ -173,14 +182,14 @@ def test_png_is_what_was_put_in():
     np.testing.assert_array_equal(np.rint(255 * decoded), pixels)
 
 
-def test_sprite_holds_tile_after_tile():
+def test_sheet_holds_tile_after_tile():
     tiles = np.random.default_rng(0).integers(0, 256, (43, 8, 8), dtype=np.uint8)
-    sheet = np.rint(255 * imread(io.BytesIO(sprite_png(tiles)), format="png"))
-    assert sheet.shape == (24, 160)
-    for number in (0, 19, 20, 42):
-        row, column = 8 * (number // 20), 8 * (number % 20)
+    sheet = np.rint(255 * imread(io.BytesIO(sheet_png(tiles)), format="png"))
+    assert sheet.shape == (24, 128)
+    for number in (0, 15, 16, 42):
+        row, column = 8 * (number // 16), 8 * (number % 16)
         np.testing.assert_array_equal(sheet[row : row + 8, column : column + 8], tiles[number])
-    assert imread(io.BytesIO(sprite_png(tiles[:0])), format="png").shape == (1, 1)
+    assert imread(io.BytesIO(sheet_png(tiles[:0])), format="png").shape == (1, 1)
 
 
 def test_tiles_stay_readable_when_images_are_not():
@@ -211,6 +220,20 @@ def test_tiles_show_phases_as_they_were_sorted():
     assert (shown != read_tiles(particles, make_result(6), chosen)).mean() > 0.5
 
 
+def test_denoised_tiles_show_what_their_own_image_holds():
+    images, truth = simulate_particles(300, 100, snr=0.1, box=32, noise="white", junk="noise", seed=4)
+    images[3, 5, 5] = np.nan
+    denoiser = learn_tiles(open_particles(images), make_result(400))
+    tiles = denoised_tiles(denoiser, np.arange(400)).astype(np.float64)
+    assert tiles.shape == (400, 32, 32) and np.ptp(tiles[3]) == 0
+    # Noise does not turn into the particle that all others show.
+    contrast = tiles[:, 8:24, 8:24].mean(axis=(1, 2)) - np.median(tiles, axis=(1, 2))
+    good = truth.label & (np.arange(400) != 3)
+    assert np.median(contrast[~truth.label]) < 0.2 * np.median(contrast[good])
+    assert denoised_tiles(denoiser, np.arange(0)).shape == (0, 32, 32)
+    assert (denoised_tiles(denoiser, np.arange(40)) == denoised_tiles(denoiser, np.arange(40))).all()
+
+
 def test_picture_and_page_show_the_same_pixels(tmp_path, monkeypatch):
     images, truth = simulate_particles(40, 40, snr=0.5, box=48, ctf=True, seed=2)
     particles = open_particles(write_project(tmp_path / "project", images, truth))
@@ -220,26 +243,16 @@ def test_picture_and_page_show_the_same_pixels(tmp_path, monkeypatch):
     drawn, show = [], Axes.imshow
     monkeypatch.setattr(Axes, "imshow", lambda *args, **look: drawn.append(show(*args, **look)) or drawn[-1])
     draw_report(tmp_path / "report.png", particles, result)
-    text, data = page_of(tmp_path, result, particles=particles)
-    sprite = base64.b64decode(re.search(r'id="tiles"[^>]*base64,([^"]*)"', text)[1])
-    sheet = np.rint(255 * imread(io.BytesIO(sprite), format="png"))
+    _, data = page_of(tmp_path, result, particles=particles)
+    sheet = base64.b64decode(data["sheets"]["tiles"][0].removeprefix("data:image/png;base64,"))
+    sheet = np.rint(255 * imread(io.BytesIO(sheet), format="png"))
     in_picture = np.concatenate(list(plots._choices(result).values()))
     assert len(in_picture) == len(drawn) == 72 and 7 in in_picture
     for index, picture in zip(in_picture.tolist(), drawn, strict=True):
-        row, column = divmod(data["tiles"]["index"].index(index), data["tiles"]["columns"])
+        row, column = divmod(int(data["columns"]["place"][index]), 16)
         tile = sheet[48 * row : 48 * (row + 1), 48 * column : 48 * (column + 1)]
         np.testing.assert_array_equal(picture.get_array(), tile)
         assert picture.get_clim() == (0, 255) and np.ptp(tile) > 200
-
-
-def test_a_level_is_a_threshold_in_thousandths():
-    rng = np.random.default_rng(0)
-    grid = np.arange(1001) / 1000
-    p = np.concatenate([rng.random(3000), rng.random(3000) ** 20, grid, [np.nan]])
-    level = image_codes(make_result(len(p), junk_probability=p)) & 1023
-    for cut in (0, 1, 7, 300, 489, 999, 1000):
-        np.testing.assert_array_equal(level[:-1] <= cut, p[:-1] <= cut / 1000)
-    assert level[-1] == 1023
 
 
 @pytest.mark.parametrize("kind", ["cut", "ties", "unanimous", "all", "none", "unknown"])
@@ -262,25 +275,19 @@ def test_page_starts_with_the_verdict(tmp_path, kind):
         keep=keep, junk_probability=p, reason=reason, suspicion=suspicion, rescued=result.rescued & ~keep
     )
     text, data = page_of(tmp_path, result)
-    np.testing.assert_array_equal(codes_of(data) >> 14 & 1, keep)
-    assert sum(n for code, n, _ in data["counts"] if code >> 14 & 1) == keep.sum()
-    names = np.array(REASONS)[codes_of(data) >> 10 & 15]
+    columns = data["columns"]
+    np.testing.assert_array_equal(columns["state"] & 1, keep)
+    np.testing.assert_array_equal(columns["p"], p)
+    names = np.array(REASONS)[columns["why"]]
     np.testing.assert_array_equal(names[~keep], reason[~keep])
     assert f"<dt>kept</dt><dd>{keep.sum():,} <" in text
-    cut = (p <= data["level"] / 1000) & free if kind != "unknown" else keep
-    assert data["differ"] == np.sum(cut[free] != keep[free])
-    assert (data["differ"] == 0) == (kind in ("cut", "none", "unknown", "all"))
-
-
-def test_expected_numbers_are_those_of_the_probabilities(tmp_path):
-    result = make_result(900)
-    _, data = page_of(tmp_path, result)
-    kept = sum(n - junk for code, n, junk in data["counts"] if code >> 14 & 1)
-    assert kept == pytest.approx((1 - result.junk_probability)[result.keep].sum(), abs=0.01)
-    whole = sum(n - junk for _, n, junk in data["counts"])
-    # What is over an edge is none of the particles that a threshold could keep.
-    judged = result.reason != "outside"
-    assert whole == pytest.approx((1 - result.junk_probability)[judged].sum(), abs=0.05)
+    # What a threshold can move stands first, the best before all others.
+    order = shown_order(result)
+    np.testing.assert_array_equal(columns["place"][order], np.arange(700))
+    free = ~(~keep & np.isin(reason, FIXED) | ~np.isfinite(result.score))
+    assert free[order[: free.sum()]].all()
+    if kind != "unknown":
+        assert (np.diff(p[order[: free.sum()]]) >= 0).all()
 
 
 def test_names_do_no_harm(tmp_path):
@@ -294,7 +301,7 @@ def test_names_do_no_harm(tmp_path):
     elements = Elements(text).found
     assert not [attrs for tag, attrs in elements if attrs.get("class") == "evil" or "onerror" in attrs]
     assert [tag for tag, _ in elements].count("script") == 2
-    assert data["tiles"]["name"][0].endswith(EVIL)
+    assert data["columns"]["stacks"] == [EVIL] and data["columns"]["number"][5] == 5
     assert "x" * 121 not in text
 
 
@@ -304,50 +311,59 @@ def test_nothing_is_fetched(tmp_path):
     for _, attrs in Elements(text).found:
         assert attrs.get("src", "data:").startswith("data:")
         assert attrs.get("href", "#").startswith("#")
-    assert not re.search(r"url\((?!#)|@import|fetch\(|XMLHttpRequest|WebSocket|import\(", text)
+    assert not re.search(r"url\((?!#|\"\$)|@import|fetch\(|XMLHttpRequest|WebSocket|import\(", text)
 
 
 def test_same_input_same_bytes(tmp_path):
     result = make_result(300, errors=make_errors(), views=make_views(300))
-    assert page_of(tmp_path, result, make_micrographs(9)) == page_of(tmp_path, result, make_micrographs(9))
+    store = open_particles(np.random.default_rng(0).normal(size=(300, 24, 24)).astype(np.float32))
+    pages = [
+        page_of(tmp_path, result, make_micrographs(9), particles=store, n_jobs=n)[0] for n in (1, 2, None)
+    ]
+    assert pages[0] == pages[1] == pages[2]
 
 
-@pytest.mark.parametrize(("n", "list_fits"), [(1_000_000, True), (3_000_000, False)])
-def test_large_sets_make_small_pages(tmp_path, n, list_fits):
-    result = make_result(n, views=make_views(n))
-    names = [f"{'long/' * 20}micrograph_{i:06d}.mrc" for i in range(5000)]
-    particles = Particles(Recorded(n, 64), 64, 3.0)
-    text, data = page_of(tmp_path, result, make_micrographs(5000, names), particles=particles)
-    assert len(text.encode()) < MAX_BYTES
-    assert (data["codes"] is not None) == list_fits
-    assert sum(count for code, count, _ in data["counts"] if code >> 14 & 1) == result.keep.sum()
-    assert len(data["counts"]) < 10_000
+def test_all_images_of_a_large_set_lie_beside_the_page(tmp_path):
+    n, beside = 6_000, tmp_path / "report_images"
+    beside.mkdir()
+    store, result = Recorded(n, 32), make_result(n, views=make_views(n))
+    text, data = page_of(
+        tmp_path, result, particles=Particles(store, 32, 3.0), beside=beside, address=beside.name
+    )
+    assert len(text) < 150_000
+    assert sorted(page_files(n, 32)) == sorted(file.name for file in beside.iterdir())
+    np.testing.assert_array_equal(np.concatenate(store.reads), np.arange(n))
+    assert [name.partition("/")[0] for name in data["sheets"]["tiles"]] == ["report_images"] * 24
+    sides = [imread(beside.parent / name).shape for name in data["sheets"]["tiles"]]
+    assert sides == [(512, 512)] * 23 + [(32 * 7, 512)]
+    assert page_files(2_500, 32) == [] and len(page_files(n, 32, denoised=True)) == 49
 
 
-def test_few_images_are_read_once_and_in_ascending_order(tmp_path):
-    store = Recorded(50_000, 160)
-    page_of(tmp_path, make_result(50_000), particles=Particles(store, 160, 3.0))
-    assert max(map(len, store.reads)) <= 2**25 / (4 * 160**2)
-    read = np.concatenate(store.reads)
-    assert 400 < len(read) <= 600
-    assert (np.diff(read) > 0).all()
+def test_a_million_images_have_no_tiles_but_a_verdict(tmp_path):
+    n = 1_000_001
+    store, result = Recorded(n, 64), make_result(n)
+    _, data = page_of(tmp_path, result, particles=Particles(store, 64, 3.0), beside=tmp_path, address="x")
+    assert store.reads == [] and data["sheets"] == {} and data["tile"] == side_of(n, 64) == 0
+    assert (data["columns"]["state"] & 1).sum() == result.keep.sum() and "names" not in data["columns"]
 
 
-def test_chosen_images_are_those_that_they_are_called():
-    result = make_result(20_000)
-    choice, p = choose_images(result), result.junk_probability
-    judged = np.flatnonzero(~np.isin(result.reason, FIXED))
-    order = judged[np.argsort(p[judged], kind="stable")]
-    np.testing.assert_array_equal(choice.best, order[:24])
-    np.testing.assert_array_equal(p[choice.worst], p[order[::-1][:24]])
-    assert result.keep[choice.border].sum() == 12
-    assert p[choice.border[0]] == np.sort(p[result.keep])[-12]
-    assert set(choice.by_reason) == set(result.reason)
-    for name, indices in choice.by_reason.items():
-        assert len(indices) == min(24, (result.reason == name).sum())
-        assert (result.reason[indices] == name).all()
-    stored = p[np.intersect1d(choice.every, judged)]
-    assert (np.histogram(stored, 20, (0, 1))[0] >= 12).all()
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["01@a.mrc", "17@b.mrc", "02@a.mrc"], (["a.mrc", "b.mrc"], [0, 1, 0], [1, 17, 2], 2)),
+        (["x", "1@y", "2@z"], ["x", "1@y", "2@z"]),
+        (["1@", "@y", "２@z"], ["1@", "@y", "２@z"]),
+    ],
+)
+def test_names_are_told_as_they_are(tmp_path, names, expected):
+    store = Recorded(3, 16)
+    store.name = lambda index: names[index]
+    columns = page_of(tmp_path, make_result(3), particles=Particles(store, 16, 3.0))[1]["columns"]
+    if isinstance(expected, list):
+        assert columns["names"] == expected
+    else:
+        found = columns["stacks"], columns["stack"].tolist(), columns["number"].tolist(), columns["width"]
+        assert found == expected
 
 
 def test_errors_are_said_or_said_to_be_unknown(tmp_path):
@@ -382,8 +398,8 @@ def test_sets_too_small_for_probabilities(tmp_path, n):
         n, junk_probability=np.full(n, np.nan), offset=nothing, diameter=math.nan, diameter_px=math.nan
     )
     text, data = page_of(tmp_path, result, box=17)
-    assert data["movable"] == 0 and data["differ"] == 0
-    assert set(data["tiles"]["p"]) == {None} and data["tiles"]["radius"] is None
+    assert (data["columns"]["state"] & 4).all() and np.isnan(data["columns"]["p"]).all()
+    assert data["radius"] is None
     assert "diameter unknown" in text
 
 
@@ -393,8 +409,9 @@ def test_a_few_points_far_out_do_not_shrink_the_map(tmp_path):
     views.coordinates[[1, 2]] = 1e6
     _, data = page_of(tmp_path, make_result(1000, views=views))
     assert data["views"]["far"] == 2
-    assert np.ptp(np.sort(data["views"]["x"])[10:-10]) > 2000
-    assert data["views"]["resolution"] == [15.0, 18.0, None, 21.0]
+    assert data["views"]["side"] < 2
+    of_class = dict(zip(data["views"]["classes"], data["views"]["resolution"], strict=True))
+    assert of_class == {0: 15.0, 1: 18.0, 2: None, 3: 21.0}
 
 
 def test_pictures_without_contrast_are_grey():
@@ -478,12 +495,22 @@ class Browser:
         self.wait("document.body && document.body.dataset.ready === 'yes'")
         self.settle()
 
+    def text(self, name):
+        return self.run(f"document.getElementById('{name}').textContent")
+
+    def click(self, name):
+        self.run(f"document.getElementById('{name}').click()")
+        self.settle()
+
     def settle(self):
         """Let what a key has set going be drawn."""
         self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
 
-    def press(self, key, times=1, text=""):
+    def press(self, key, times=1, text="", modifiers=0):
         codes = {
+            "k": 75,
+            "r": 82,
+            "u": 85,
             "Tab": 9,
             "Enter": 13,
             "Escape": 27,
@@ -494,20 +521,21 @@ class Browser:
             "End": 35,
         }
         for _ in range(times):
-            how = {"key": key, "code": key, "windowsVirtualKeyCode": codes[key]}
+            how = {"key": key, "code": key, "windowsVirtualKeyCode": codes[key], "modifiers": modifiers}
             self.call("Input.dispatchKeyEvent", type="keyDown", text=text, **how)
             self.call("Input.dispatchKeyEvent", type="keyUp", **how)
         self.settle()
 
-    def save(self):
-        """Press the button for saving and return the file's path."""
+    def save(self, button="save-list", name="kept_images.txt"):
+        """Press a button for saving and return the file's path."""
         shutil.rmtree(self.downloads, ignore_errors=True)
         self.downloads.mkdir()
         where = {"behavior": "allow", "downloadPath": str(self.downloads)}
         self.call("Browser.setDownloadBehavior", **where)
-        self.run("document.getElementById('save').focus()")
+        self.run(f"document.getElementById('{button}').closest('details')?.setAttribute('open', '')")
+        self.run(f"document.getElementById('{button}').focus()")
         self.press("Enter", text="\r")
-        path = self.downloads / "kept_images.txt"
+        path = self.downloads / name
         end = time.monotonic() + 200
         while not path.exists():
             assert time.monotonic() < end, "nothing was saved"
@@ -549,6 +577,9 @@ def written(tmp_path_factory):
     """A page with everything on it, and the verdict that it shows."""
     images, _ = simulate_particles(600, 400, snr=0.05, box=32, junk="noise", seed=1)
     result = make_result(1000, errors=make_errors(), views=make_views(1000))
+    flags = {name: result.reason == name for name in ("duplicate", "outside", "rare_view")}
+    learned = LearnedVerdict(None, {}, {}, (math.nan, math.nan))
+    result = result._replace(measurements=flags, learned=learned)
     path = tmp_path_factory.mktemp("page") / "report.html"
     table = make_micrographs(40, [EVIL, *(f"mic{i:03d}.mrc" for i in range(39))])
     particles = replace(open_particles(images), names=[f"{number}@{EVIL}" for number in range(1000)])
@@ -559,6 +590,8 @@ def written(tmp_path_factory):
 @pytest.fixture
 def opened(browser, written):
     path, result = written
+    browser.open(path)
+    browser.run("localStorage.clear()")
     browser.open(path)
     yield browser, result
     assert browser.complaints() == []
@@ -600,60 +633,173 @@ def test_page_opens_with_the_verdict(opened):
 
 def test_slider_moves_the_threshold_by_keys_and_reset_brings_it_back(opened):
     browser, result = opened
-    start = browser.run("document.getElementById('group-border').innerHTML")
     browser.run("document.getElementById('slider').focus()")
-    browser.press("ArrowLeft", 30)
+    browser.press("ArrowLeft", 60)
     cut = float(browser.run("document.getElementById('number').value"))
     assert cut == pytest.approx(float(browser.run("document.getElementById('slider').value")))
-    kept, counts, keep = expected_counts(result, cut)
+    kept, counts, _ = expected_counts(result, cut)
     assert 0 < kept < result.keep.sum()
     assert shown_counts(browser) == (kept, {name: counts.get(name, 0) for name in shown_counts(browser)[1]})
-    words = "Array.from(document.querySelectorAll('#group-border .tile'), t => t.textContent)"
-    tiles = browser.run(
-        "Array.from(document.querySelectorAll('#group-border .tile'), t => data.tiles.p[t.dataset.tile])"
-    )
-    assert len(tiles) == 24 and np.abs(np.array(tiles) - cut).max() < 0.1
-    assert browser.run(words) != start and any("kept" not in word for word in browser.run(words))
-    states = browser.run(
-        "Array.from(document.querySelectorAll('.tile'), t => [data.tiles.index[t.dataset.tile], t.className])"
-    )
-    assert all((state == "tile kept") == keep[index] for index, state in states)
     browser.press("Home")
     assert shown_counts(browser)[0] == expected_counts(result, 0)[0]
     browser.press("End")
-    assert shown_counts(browser)[0] == expected_counts(result, 1)[0] < len(keep)
+    assert shown_counts(browser)[0] == expected_counts(result, 1)[0] < len(result.keep)
     browser.run("document.getElementById('reset').focus()")
     browser.press("Enter", text="\r")
     assert shown_counts(browser) == expected_counts(result)[:2]
-    assert browser.run("document.getElementById('group-border').innerHTML") == start
+
+
+def set_threshold(browser, way, value):
+    browser.run(
+        f"$('way').value = '{way}'; $('way').dispatchEvent(new Event('change'));"
+        f"$('number').value = {value}; $('number').dispatchEvent(new Event('input'))"
+    )
+    browser.settle()
+
+
+@pytest.mark.parametrize(("way", "value"), [("probability", 0.3), ("best", 123), ("share", 60)])
+def test_thresholds_of_all_kinds_are_the_same_on_the_disk(opened, way, value):
+    browser, result = opened
+    set_threshold(browser, way, value)
+    kept, counts = shown_counts(browser)
+    path = browser.save("save", "choices.json")
+    applied = apply_choices(path, result, read_choices(path))
+    assert applied.keep.sum() == kept == {"best": 123}.get(way, kept)
+    good = (1 - result.junk_probability) * ~np.isin(result.reason, FIXED)
+    if way == "share":
+        assert 0.6 <= good[applied.keep].sum() / good.sum() < 0.61
+    assert {name: n for name, n in counts.items() if n} == expected_counts(applied)[1]
+
+
+def test_choices_by_hand_are_undone_remembered_saved_and_applied(opened):
+    browser, result = opened
+    browser.run("document.getElementById('scroll').focus()")
+    browser.press("ArrowRight", 3)
+    browser.press("r")
+    first = int(browser.run("shown[current]"))
+    assert shown_counts(browser)[0] == result.keep.sum() - 1
+    browser.press("ArrowRight", 4, modifiers=8)
+    browser.press("r")
+    assert shown_counts(browser)[0] == result.keep.sum() - 5
+    browser.click("undo")
+    assert shown_counts(browser)[0] == result.keep.sum() - 1
+    browser.click("redo")
+    browser.press("End")
+    browser.run("document.getElementById('scroll').focus()")
+    # A class, the images of a rare view, and a region of the map.
+    browser.run("document.querySelector('.class-buttons button[aria-label^=reject]').click()")
+    browser.run("document.querySelector('.class-buttons button[aria-label^=accept]').click()")
+    browser.run("lasso = [[100, 100], [360, 100], [360, 360], [100, 360]]; closeLasso(false)")
+    inside = browser.run("Array.from(inRegion())")
+    browser.click("keep-region")
+    usable = ~np.isin(result.reason, ["flat", "bad_pixels"])
+    assert 20 < len(inside) < 900
+    kept, counts = shown_counts(browser)
+    changed = browser.text("changed")
+    browser.run("location.reload()")
+    browser.open(path_of(browser))
+    assert shown_counts(browser) == (kept, counts) and browser.text("changed") == changed
+    path = browser.save("save", "choices.json")
+    choices = read_choices(path)
+    applied = apply_choices(path, result, choices)
+    assert (applied.keep.sum() == kept and not applied.keep[first]) or first in inside
+    assert applied.keep[np.intersect1d(inside, np.flatnonzero(usable))].all()
+    by_hand = applied.measurements["by_hand"]
+    assert (by_hand != 0).sum() == len(choices.keep) + len(choices.reject)
+    np.testing.assert_array_equal(applied.score, result.score)
+    np.testing.assert_array_equal(read_list(browser.save(), 1000), applied.keep)
+    browser.click("forget")
+    assert shown_counts(browser)[0] == result.keep.sum()
+
+
+def path_of(browser):
+    return pathlib.Path(urllib.parse.unquote(browser.run("location.pathname")))
+
+
+def test_what_no_program_can_use_is_not_kept(opened):
+    browser, result = opened
+    unusable = int(np.isin(result.reason, ["flat", "bad_pixels"]).sum())
+    browser.click("keep-shown")
+    assert shown_counts(browser)[0] == len(result.keep) - unusable
+    assert f"{unusable} images cannot be kept" in browser.text("said")
+
+
+def test_choices_of_another_page_are_refused(opened):
+    browser, _ = opened
+    said = browser.run("try { takeChoices({...choices(), mark: 'another'}); '' } catch (e) { e.message }")
+    assert "another run" in said
+
+
+def test_images_are_filtered_and_sorted(opened):
+    browser, result = opened
+    browser.run("$('of-verdict').value = 'rejected'; $('of-verdict').dispatchEvent(new Event('input'))")
+    rejected = ~result.keep & ~result.rescued
+    assert sorted(browser.run("Array.from(shown)")) == np.flatnonzero(rejected).tolist()
+    browser.run("$('low').value = 0.5; $('low').dispatchEvent(new Event('input'))")
+    browser.run("$('sort').value = 1; $('down').checked = true; refresh()")
+    shown = browser.run("Array.from(shown)")
+    p = result.junk_probability
+    assert set(shown) == set(np.flatnonzero(rejected & (p >= 0.5)).tolist())
+    assert (np.diff(p[shown]) <= 0).all()
+    browser.run("$('low').value = ''; $('of-verdict').value = ''; showOnly({ label: 2 })")
+    assert sorted(browser.run("Array.from(shown)")) == np.flatnonzero(result.views.label == 2).tolist()
+    browser.click("all-images")
+    assert browser.run("shown.length") == 1000
+    reason = REASONS.index("partial")
+    browser.run(f"$('of-reason').value = '{reason}'; refresh()")
+    shown = browser.run("Array.from(shown)")
+    assert sorted(shown) == np.flatnonzero(result.reason == "partial").tolist()
+
+
+def test_only_what_is_seen_is_drawn(opened):
+    browser, _ = opened
+    assert 0 < browser.run("document.querySelectorAll('.tile').length") < 400
+    browser.run("$('scroll').scrollTop = 1e6")
+    browser.settle()
+    assert browser.run("document.querySelector('.tile:last-child').id") == "tile-999"
+
+
+def test_denoised_images_are_shown_on_a_switch(browser, tmp_path):
+    images, _ = simulate_particles(60, 40, snr=0.3, box=32, junk="noise", seed=1)
+    particles, result = open_particles(images), make_result(100)
+    write_page(tmp_path / "report.html", particles, result, denoiser=learn_tiles(particles, result))
+    browser.open(tmp_path / "report.html")
+    pixels = "document.querySelector('.picture').style.backgroundImage"
+    plain = browser.run(pixels)
+    browser.run("document.getElementById('without-noise').click()")
+    assert browser.run(pixels) != plain
+    assert not browser.run("document.getElementById('denoised-note').hidden")
+    browser.run("document.getElementById('without-noise').click()")
+    assert browser.run(pixels) == plain
+    write_page(tmp_path / "plain.html", particles, result)
+    browser.open(tmp_path / "plain.html")
+    assert browser.run("document.getElementById('to-denoised').hidden")
+    assert browser.complaints() == []
 
 
 def test_saved_list_is_what_the_page_counts(opened):
     browser, result = opened
-    n = len(result.keep)
     path = browser.save()
-    np.testing.assert_array_equal(read_list(path, n), result.keep)
-    first = path.read_text().splitlines()[0]
-    pattern = r"# fastsort kept images: (\d+) of 1000, junk probability at most (\d\.\d{3}), counted from 0"
-    kept, cut = re.fullmatch(pattern, first).groups()
-    assert int(kept) == result.keep.sum()
-    assert result.junk_probability[result.keep].max() <= float(cut) < 0.51
-    browser.run("document.getElementById('slider').focus()")
-    browser.press("ArrowRight", 40)
+    np.testing.assert_array_equal(read_list(path, 1000), result.keep)
+    lines = path.read_text().splitlines()
+    assert lines[0] == f"# fastsort kept images: {result.keep.sum()} of 1000, counted from 0"
+    assert lines[2] == "# chosen by: the run's verdict"
+    set_threshold(browser, "probability", 0.4)
     path = browser.save()
-    kept, cut = re.fullmatch(pattern, path.read_text().splitlines()[0]).groups()
-    assert int(kept) == shown_counts(browser)[0] > result.keep.sum()
-    np.testing.assert_array_equal(read_list(path, n), expected_counts(result, float(cut))[2])
+    assert path.read_text().splitlines()[2] == "# chosen by: junk probability at most 0.4"
+    np.testing.assert_array_equal(read_list(path, 1000), expected_counts(result, 0.4)[2])
 
 
 def test_keyboard_reaches_everything_and_shows_where_it_is(opened):
     browser, _ = opened
     wanted = browser.run(
         "Array.from(document.querySelectorAll('a, button, input:not([name=axis]), #micrographs button'))"
+        ".filter(e => !e.closest('[hidden]') && !e.disabled)"
+        ".filter(e => !e.matches('details:not([open]) > :not(summary) *'))"
         ".map((e, i) => { e.dataset.order = i; return i; })"
     )
     reached, unseen = set(), []
-    for _ in range(len(wanted) + 8):
+    for _ in range(len(wanted) + 20):
         browser.press("Tab")
         at = browser.run(
             "(e => [e.dataset.order, e.name, getComputedStyle(e).outlineStyle, e.outerHTML.slice(0, 80)])"
@@ -686,23 +832,25 @@ def test_a_class_shows_its_points(opened):
     browser, result = opened
     picture = "document.getElementById('map').toDataURL()"
     before = browser.run(picture)
-    browser.run("document.querySelectorAll('.class')[2].focus()")
+    third = "document.querySelectorAll('.class')[2]"
+    label = int(browser.run(f"{third}.dataset.label"))
+    browser.run(f"{third}.click()")
     browser.settle()
     assert browser.run(picture) != before
-    assert browser.run(
-        "Array.from(document.querySelectorAll('.class'), b => b.getAttribute('aria-pressed'))"
-    ) == [
-        "false",
-        "false",
-        "true",
-        "false",
-    ]
-    members = (result.views.label == 2) & np.isfinite(result.views.coordinates[:, 0])
-    said = browser.run("document.getElementById('class-status').textContent")
-    assert f"{members.sum()} points of the map, {(members & result.keep).sum()} of them kept" in said
-    browser.press("Escape")
+    assert browser.run(f"{third}.getAttribute('aria-pressed')") == "true"
+    members = result.views.label == label
+    said = browser.run(f"{third}.textContent")
+    assert f"{(members & result.keep).sum()} of {members.sum()} kept" in said
+    browser.click("all-classes")
     assert browser.run(picture) == before
-    assert browser.run("document.querySelector('li:last-child > .class').textContent").endswith("rare view")
+    # Those most kept stand first; every point is drawn.
+    shares = [result.keep[result.views.label == k].mean() for k in range(4)]
+    labels = browser.run("Array.from(document.querySelectorAll('.class'), b => +b.dataset.label)")
+    assert labels == sorted(range(4), key=lambda k: -shares[k])
+    assert browser.run("mapped.length") == np.isfinite(result.views.coordinates[:, 0]).sum()
+    for color in ("class", "2"):
+        browser.run(f"$('color').value = '{color}'; drawMap()")
+        assert browser.run(picture) != before
 
 
 def test_micrographs_are_sorted_by_key(opened):
@@ -730,15 +878,20 @@ def test_a_page_without_probabilities_still_shows_and_saves(browser, tmp_path):
     assert browser.complaints() == []
 
 
-def test_a_page_without_a_list_says_so(browser, tmp_path, monkeypatch):
-    monkeypatch.setattr("fastsort.report.page.MAX_BYTES", 1)
-    result = make_result(400)
-    write_page(tmp_path / "many.html", Particles(Recorded(400, 24), 24, 3.0), result)
+def test_a_page_without_its_folder_says_so(browser, tmp_path):
+    beside = tmp_path / "many_images"
+    beside.mkdir()
+    result = make_result(3_000)
+    write_page(
+        tmp_path / "many.html",
+        Particles(Recorded(3_000, 24), 24, 3.0),
+        result,
+        beside=beside,
+        address="many_images",
+    )
     browser.open(tmp_path / "many.html")
-    assert browser.run("document.getElementById('save').disabled")
-    assert "cannot be saved" in browser.run("document.getElementById('save-note').textContent")
-    browser.run("document.getElementById('slider').focus()")
-    browser.press("ArrowLeft", 9)
-    cut = float(browser.run("document.getElementById('number').value"))
-    assert shown_counts(browser)[0] == expected_counts(result, cut)[0]
+    assert shown_counts(browser)[0] == result.keep.sum()
     assert browser.complaints() == []
+    shutil.rmtree(beside)
+    browser.call("Page.navigate", url=(tmp_path / "many.html").as_uri())
+    browser.wait("document.getElementById('missing') && !document.getElementById('missing').hidden")

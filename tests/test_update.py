@@ -389,7 +389,7 @@ def live(tmp_path_factory):
     early = write_rows(star, "early.star", range(140))
     star.write_text(early.read_text())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastsort.report.drawing.draw_results", lambda *_: None)
+        patch.setattr("fastsort.report.drawing.draw_results", lambda *_, **__: None)
         assert cli.main(["sort", str(star), "-o", str(folder / "sorted"), "--jobs", "2", "--quiet"]) == 0
     star.write_text(whole)
     return star, folder / "sorted"
@@ -407,7 +407,7 @@ def test_killed_update_leaves_the_old_results_and_the_next_one_goes_on(live, no_
         "import os, signal\n"
         "from fastsort import cli\n"
         "from fastsort.report import drawing\n"
-        "drawing.draw_results = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "drawing.draw_results = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"cli.main({arguments!r})\n"
     )
     root = str(Path(__file__).parent.parent)

@@ -1,9 +1,10 @@
-"""``fastsort apply``: a list of images, or a finished run with another threshold."""
+"""``fastsort apply``: choices made by hand, a list of images, or a finished run with another threshold."""
 
 from __future__ import annotations
 
 import argparse
 import os
+from typing import TYPE_CHECKING
 
 from fastsort._checks import InputError
 from fastsort.cli.options import (
@@ -20,6 +21,10 @@ from fastsort.cli.options import (
 )
 from fastsort.cli.printing import drawing, print_verdicts
 
+if TYPE_CHECKING:
+    from fastsort.decide.result import SortResult
+    from fastsort.report.finished import Finished
+
 _ALWAYS = ("chosen", "input", "output", "overwrite", "quiet")
 # What says how micrographs and picks are opened. No pixel is read, so that --bright has no effect.
 _PICKS = ("micrographs", "coordinates", "box", "pixel_size", "data_dir")
@@ -27,14 +32,17 @@ _PICKS = ("micrographs", "coordinates", "box", "pixel_size", "data_dir")
 
 def add_apply(commands: Commands) -> None:
     """Add the command."""
-    text = "Write what a list keeps, or what a finished run keeps with another threshold."
-    example = "fastsort apply sorted/ -o strict/ --fraction 0.5"
-    needs = "LIST|SORTED [INPUT] -o DIR "
+    text = "Write what a person chose, or what a finished run keeps with another threshold."
+    example = "fastsort apply choices.json sorted/ -o chosen/"
+    needs = "CHOICES|LIST|SORTED [INPUT] -o DIR "
     parser = add_command(commands, "apply", run_apply, needs, text, example)
     add = parser.add_argument
-    chosen = "list of images to keep, by indices from 0, or folder of a finished run"
-    add("chosen", metavar="LIST|SORTED", help=chosen)
-    particles = "particles that the list belongs to; for a run, its input if that has moved"
+    chosen = "choices saved on the page, list of indices to keep, from 0, or folder of a finished run"
+    add("chosen", metavar="CHOICES|LIST|SORTED", help=chosen)
+    particles = (
+        "folder of the run on whose page CHOICES were made; particles or run that LIST belongs to; input of "
+        "SORTED if that has moved"
+    )
     add("input", metavar="INPUT", nargs="?", help=particles)
     add("-o", "--output", metavar="DIR", required=True, help="folder for the results")
     add_strictness(parser, with_probability=True)
@@ -51,22 +59,29 @@ def run_apply(options: argparse.Namespace) -> None:
     check_output_folder(options.output, options.overwrite)
     if os.path.isdir(options.chosen):
         _apply_threshold(options)
+    elif options.input is not None and os.path.isdir(options.input):
+        _apply_by_hand(options)
     else:
         _apply_list(options)
 
 
 def _apply_list(options: argparse.Namespace) -> None:
-    from fastsort._checks import check_readable
     from fastsort.particles.open import open_table
+    from fastsort.report.choices import holds_choices
     from fastsort.report.folder import results_folder
     from fastsort.report.lists import read_list, write_choice
 
+    if options.input is None and holds_choices(options.chosen):
+        raise InputError(f"{options.chosen} has choices: say on which run they were made: give its folder.")
     if options.input is None and options.micrographs is None:
         raise InputError(f"{options.chosen} is a list: say of which STAR file, .cs file or stack.")
     opening = ["passthrough"] if options.micrographs is None else _PICKS
     refuse_all_but(options, [*_ALWAYS, *opening], "with a list")
     # Before the input, whose stacks may be many.
-    check_readable(options.chosen).close()
+    if holds_choices(options.chosen):
+        raise InputError(
+            f"{options.chosen} has choices made on a page: give the folder of that run, not {options.input}."
+        )
     if options.micrographs is None:
         check_reading(options, options.input)
         source, table = options.input, open_table(options.input, options.passthrough)
@@ -81,23 +96,52 @@ def _apply_list(options: argparse.Namespace) -> None:
         print(f"{summary['kept']:,} kept, {summary['rejected']:,} rejected; results in {options.output}")
 
 
+def _apply_by_hand(options: argparse.Namespace) -> None:
+    import numpy as np
+
+    from fastsort.decide.by_hand import choose_by_hand
+    from fastsort.report.choices import apply_choices, holds_choices, read_choices
+    from fastsort.report.finished import open_finished
+    from fastsort.report.lists import read_list
+
+    refuse_all_but(options, [*_ALWAYS, "data_dir"], "with choices of a finished run")
+    is_list = not holds_choices(options.chosen)
+    finished = open_finished(options.input, data_dir=options.data_dir)
+    result = finished.result
+    if is_list:
+        keep = read_list(options.chosen, len(result.keep))
+        result = choose_by_hand(
+            result, np.flatnonzero(keep & ~result.keep), np.flatnonzero(~keep & result.keep)
+        )
+    else:
+        result = apply_choices(options.chosen, result, read_choices(options.chosen))
+    _write(options, finished, result, [options.chosen])
+
+
 def _apply_threshold(options: argparse.Namespace) -> None:
     from fastsort.decide.verdict import cut_again
-    from fastsort.report.drawing import draw_results
     from fastsort.report.finished import open_finished
-    from fastsort.report.folder import results_folder
-    from fastsort.report.results import write_results
 
     useful = [*_ALWAYS, *STRICTNESS, "data_dir"]
     refuse_all_but(options, useful, "with a finished run, which has its own")
     finished = open_finished(options.chosen, options.input, data_dir=options.data_dir)
-    particles = finished.particles
-    check_data_dir(options, particles)
     if not options.given & {*STRICTNESS}:
         ways = ", ".join(f"--{name.replace('_', '-')}" for name in STRICTNESS)
         raise InputError(f"say how much of {options.chosen} to keep: give one of {ways}.")
     result = cut_again(finished.result, **{name: getattr(options, name) for name in STRICTNESS})
-    with results_folder(options.output, overwrite=options.overwrite, inputs=particles.files) as partial:
+    _write(options, finished, result, [])
+
+
+def _write(options: argparse.Namespace, finished: Finished, result: SortResult, inputs: list[str]) -> None:
+    """Write a finished run with another verdict, and say what it is."""
+    from fastsort.report.drawing import draw_results
+    from fastsort.report.folder import results_folder
+    from fastsort.report.results import write_results
+
+    particles = finished.particles
+    check_data_dir(options, particles)
+    inputs = [*inputs, *particles.files]
+    with results_folder(options.output, overwrite=options.overwrite, inputs=inputs) as partial:
         summary = write_results(
             partial,
             particles,

@@ -310,8 +310,9 @@ def print_denoised(summary: dict[str, Any], folder: str | os.PathLike[str]) -> N
     if summary["predicted_error"] == summary["predicted_error"]:
         known.pop(summary["method"], None)
         others = [f"{name} {error:.3f}" for name, error in sorted(known.items(), key=lambda item: item[1])]
-        against = f" ({', '.join(others)})" if others else ""
-        print(f"predicted error {summary['predicted_error']:.3f} of the particles' power{against}")
+        against = f"; {', '.join(others)}" if others else ""
+        error, doubt = summary["predicted_error"], summary["standard_error"]
+        print(f"predicted error {error:.3f} of the particles' power (standard error {doubt:.3f}){against}")
     else:
         print("predicted error not known: what is noise and what are particles cannot be told")
     corrected = "corrected" if summary["ctf_corrected"] else "not known, not corrected"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from fastsort.cli.options import DATA_DIR_HELP, Commands, add_command, check_data_dir
+from fastsort.cli.options import DATA_DIR_HELP, DENOISED_HELP, Commands, add_command, check_data_dir
 from fastsort.cli.printing import drawing
 
 
@@ -17,6 +17,7 @@ def add_report(commands: Commands) -> None:
     add("-o", "--output", metavar="FILE", help="new .html or .png file (default: replace both in SORTED)")
     add("--input", metavar="INPUT", help="where the sorted file is now, if it has moved")
     add("--data-dir", metavar="DIR", help=DATA_DIR_HELP)
+    add("--denoised", action="store_true", help=DENOISED_HELP)
     add("--quiet", action="store_true", help="print nothing")
 
 
@@ -28,6 +29,6 @@ def run_report(options: argparse.Namespace) -> None:
     finished = open_finished(options.sorted, options.input, data_dir=options.data_dir)
     check_data_dir(options, finished.particles)
     with drawing("report.png"):
-        written = redraw(finished, options.output)
+        written = redraw(finished, options.output, denoised=options.denoised)
         if not options.quiet:
             print(*written, sep="\n")

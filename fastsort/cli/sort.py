@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastsort._checks import InputError
 from fastsort.cli.options import (
+    DENOISED_HELP,
     KINDS,
     METHODS,
     Commands,
@@ -81,6 +82,7 @@ def add_sort(commands: Commands) -> None:
     closer = "closer picks are one particle (default 20; 0: off)"
     add("--duplicate-distance", type=float, metavar="A", help=closer)
     add("--write-stack", action="store_true", help="also copy the kept images to kept.mrcs")
+    add("--denoised", action="store_true", help=DENOISED_HELP)
     add("--score-field", action="store_true", help="append scores to .cs files")
     add("--update", action="store_true", help="sort what was added to INPUT since the run in DIR")
     add("--judge-again", action="store_true", help="with --update: earlier verdicts may change too")
@@ -173,7 +175,13 @@ def sort_into(
             score_field=getattr(options, "score_field", False),
         )
         with drawing("report.png"):
-            draw_results(partial, particles, result)
+            draw_results(
+                partial,
+                particles,
+                result,
+                denoised=getattr(options, "denoised", False),
+                n_jobs=parameters.get("n_jobs"),
+            )
     if not options.quiet:
         print_summary(summary, folder)
     return result

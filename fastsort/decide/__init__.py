@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from fastsort._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from fastsort.decide.by_hand import choose_by_hand, keep_best
     from fastsort.decide.combine import combine_votes
     from fastsort.decide.decoys import estimate_errors, make_decoys
     from fastsort.decide.result import SortResult
@@ -14,9 +15,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SortResult",
+    "choose_by_hand",
     "combine_votes",
     "cut_again",
     "estimate_errors",
+    "keep_best",
     "make_decoys",
 ]
 
@@ -24,7 +27,9 @@ __getattr__, __dir__ = lazy_names(
     "fastsort.decide",
     {
         "SortResult": "fastsort.decide.result",
+        "choose_by_hand": "fastsort.decide.by_hand",
         "cut_again": "fastsort.decide.verdict",
+        "keep_best": "fastsort.decide.by_hand",
         "combine_votes": "fastsort.decide.combine",
         "make_decoys": "fastsort.decide.decoys",
         "estimate_errors": "fastsort.decide.decoys",

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.fft
-from scipy.linalg import eigh
+from scipy.linalg import eigh, svd
 
 from fastsort._brief import brief
 from fastsort._checks import InputError
@@ -148,6 +148,27 @@ def learn_covariance(
     model = CovarianceModel(particles.box, working_box, bandlimit, spectra, np.zeros(0), ())
     mean, factors = fit_covariance(particles, ctf, plan_of(model, particles.pixel_size), n_jobs=n_jobs)
     return model._replace(mean=mean, factors=factors)
+
+
+def without_mean(model: CovarianceModel) -> CovarianceModel:
+    """Return a model that expects nothing of an image: the mean becomes a part of the covariance.
+
+    Parameters
+    ----------
+    model : CovarianceModel
+
+    Returns
+    -------
+    model : CovarianceModel
+        With it, an image in which the mean of the others is not seen does not get it.
+    """
+    if not model.factors:
+        return model
+    # Roots of both, side by side, are a root of the sum.
+    axes, sizes, _ = svd(np.column_stack([model.factors[0], model.mean]), full_matrices=False)
+    kept = sizes > 1e-9 * max(sizes[0], 1e-300)
+    first = axes[:, kept] * sizes[kept]
+    return model._replace(mean=np.zeros_like(model.mean), factors=(first, *model.factors[1:]))
 
 
 def fit_covariance(

@@ -61,6 +61,8 @@ class PatchModel(NamedTuple):
         Power of the error that the method leaves, before the contrast transfer is corrected.
     error : float
         Predicted mean square error inside the disk, in parts of the clean images' power there.
+    doubt : float
+        Standard error of `error`.
     """
 
     method: str
@@ -69,6 +71,7 @@ class PatchModel(NamedTuple):
     spectra: Spectra
     left: Floats
     error: float
+    doubt: float
 
 
 def learn_patchwise(
@@ -108,7 +111,7 @@ def learn_patchwise(
         usable = images[np.isfinite(images).all(axis=(1, 2))]
         white = _whitened(usable if len(usable) else np.zeros_like(images[:1]), spectra)
         learned = (learn_dictionary if method == "ksvd" else learn_frame)(white, seed=seed)
-    first = PatchModel(method, STRENGTHS[method][0], learned, spectra, np.zeros(box // 2 + 2), np.nan)
+    first = PatchModel(method, STRENGTHS[method][0], learned, spectra, np.zeros(box // 2 + 2), np.nan, np.inf)
     most = max(1, JUDGED_PIXELS // box**2)
     some, of_some = _some(particles, ctf, most // JUDGED_FOR_TRIED)
     models = [
@@ -138,7 +141,7 @@ def _with_error(model: PatchModel, some: Particles, ctf: CtfParameters | None, s
     if ctf is not None:
         model = model._replace(left=_left_over(model, some, ctf, seed))
     noisier = _noisier(model)
-    error = predict_error(
+    found = predict_error(
         lambda images: _denoised(images, 0, ctf, noisier, some.pixel_size),
         some,
         spectra=spectra,
@@ -147,7 +150,7 @@ def _with_error(model: PatchModel, some: Particles, ctf: CtfParameters | None, s
         n_draws=1,
         seed=seed,
     )
-    return model._replace(error=error)
+    return model._replace(error=found.error, doubt=found.doubt)
 
 
 def _noisier(model: PatchModel) -> PatchModel:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import scipy.fft
 
+from fastsort._brief import brief
 from fastsort._checks import check_positive
-from fastsort._types import Array, Bools, Images
+from fastsort._types import Array, Bools, Floats, Images
 from fastsort.denoising.neighbours import EXTRA, NeighbourModel
 from fastsort.denoising.spectra import Spectra, learn_spectra, noise_like, ring_counts, with_ctf
 from fastsort.images.ctf import contrast_transfer
@@ -18,8 +21,24 @@ from fastsort.particles.table import CtfParameters
 
 # Where the contrast transfer is weaker, an image says too little of the clean one.
 LEAST_TRANSFER = 0.2
-# An error is not known if the power of the clean images may change it by more than this.
-UNSURE = 0.1
+
+
+@brief
+class Predicted(NamedTuple):
+    """A predicted error.
+
+    Attributes
+    ----------
+    error : float
+        Mean square error inside the disk of radius d / 2, in parts of the clean images' power there. NaN if
+        the images hold no signal, or if the denoiser explains more than the spectra say there is: where
+        images are full of particles up to their corners, noise and signal cannot be told apart.
+    doubt : float
+        Standard error of `error`, from the scatter of the images and from what is known of their power.
+    """
+
+    error: float
+    doubt: float
 
 
 def predict_error(
@@ -31,7 +50,7 @@ def predict_error(
     extra: float = 0.2,
     n_draws: int = 3,
     seed: int = 0,
-) -> float:
+) -> Predicted:
     """Predict the mean square error of a denoiser on images without knowing the clean ones.
 
     Parameters
@@ -55,11 +74,8 @@ def predict_error(
 
     Returns
     -------
-    error : float
-        Mean square error inside the disk of radius d / 2, in parts of the clean images' power there. NaN
-        if the images hold no signal; if they are too few, or too noisy, to tell its power well enough; or if
-        the denoiser explains more than the spectra say there is: where images are full of particles up to
-        their corners, noise and signal cannot be told apart.
+    predicted : Predicted
+        The error, and how far from the truth it may be.
 
     Raises
     ------
@@ -92,7 +108,7 @@ def predict_error(
     >>> from fastsort.denoising.risk import predict_error
     >>> from fastsort.denoising.wiener import wiener
     >>> images, _ = fs.simulate_particles(200, 0, snr=0.2, box=32, noise="white")
-    >>> bool(0 < predict_error(wiener, images) < 1)
+    >>> bool(0 < predict_error(wiener, images).error < 1)
     True
     """
     extra = check_positive("extra", extra)
@@ -105,7 +121,7 @@ def predict_error(
     usable = np.isfinite(pixels).all(axis=(1, 2))
     power = float(ring_counts(box) @ spectra.signal)
     if power <= 0 or not usable.any():
-        return float("nan")
+        return Predicted(math.nan, math.inf)
     transfer = None if ctf is None else contrast_transfer(ctf, box, particles.pixel_size)
     disk, root = inscribed_disk(box), np.float32(np.sqrt(extra))
     errors = []
@@ -115,25 +131,40 @@ def predict_error(
         clean = np.asarray(denoise(pixels + root * noise + np.float32(spectra.background)))
         clean = np.where(disk, clean, 0)[usable]
         second = (pixels - noise / root)[usable]
-        square = float((clean.astype(np.float64) ** 2).sum())
+        square = np.square(clean, dtype=np.float64).sum(axis=(1, 2))
         if transfer is None:
-            product = float((clean.astype(np.float64) * second).sum())
+            product = (clean * second).sum(axis=(1, 2), dtype=np.float64)
         else:
-            product = _product(clean, second, transfer[usable])
-        errors.append(1 + (square - 2 * product) / (power * usable.sum()))
+            product = _products(clean, second, transfer[usable])
+        errors.append(1 + (square - 2 * product) / power)
     error = float(np.mean(errors))
-    if error <= 0 or (1 - error) * _unsure(spectra, box, int(usable.sum())) > UNSURE:
-        return float("nan")
-    return error * wiener_error(spectra, box) / wiener_error(spectra, box, 1 + extra)
+    scatter = float(np.std(errors) / np.sqrt(np.size(errors)))
+    doubt = float(np.hypot(scatter, power_doubt(error, spectra, box)))
+    if not error > 0:
+        return Predicted(math.nan, doubt)
+    ratio = wiener_error(spectra, box) / wiener_error(spectra, box, 1 + extra)
+    return Predicted(error * ratio, doubt * ratio)
 
 
-def _unsure(spectra: Spectra, box: int, n: int) -> float:
-    """Return the standard error of the clean images' power, in parts of it."""
-    counts, seen = ring_counts(box), spectra.signal > 0
-    level = float(counts[seen] @ spectra.noise[seen]) * np.sqrt(2 / (n * (~inscribed_disk(box)).sum()))
-    # Rings that show no signal may hold some, as much as their power scatters.
-    scatter = np.sqrt(2 * float(counts @ spectra.noise**2) / n)
-    return float(np.hypot(level, scatter) / (counts @ spectra.signal))
+def power_doubt(error: float, spectra: Spectra, box: int) -> float:
+    """Return how much the standard error of the clean images' power moves a predicted error.
+
+    Parameters
+    ----------
+    error : float
+        Mean square error in parts of the clean images' power.
+    spectra : Spectra
+        Of the images from which it was predicted.
+    box : int
+        Side of the images in pixels.
+
+    Returns
+    -------
+    doubt : float
+        In parts of the clean images' power; infinite if they show none.
+    """
+    power = float(ring_counts(box) @ spectra.signal)
+    return (1 - error) * spectra.doubt / power if power > 0 else math.inf
 
 
 def wiener_error(spectra: Spectra, box: int, noise_factor: float = 1.0) -> float:
@@ -190,16 +221,17 @@ def neighbour_error(model: NeighbourModel, spectra: Spectra) -> float:
     return error * wiener_error(spectra, covariance.box) / wiener_error(spectra, covariance.box, 1 + EXTRA)
 
 
-def _product(clean: Images, second: Images, transfer: Array) -> float:
-    """<clean, second / transfer>, where weak transfer is replaced by what the others of its ring say."""
+def _products(clean: Images, second: Images, transfer: Array) -> Floats:
+    """<clean, second / transfer> of each image, where weak transfer is left out and others count for it."""
     box = clean.shape[1]
     one = scipy.fft.rfft2(clean, norm="ortho", workers=1)
     other = scipy.fft.rfft2(second, norm="ortho", workers=1)
     # The lowest frequencies are weak in all images, and often the strongest in the particles.
     strong = np.abs(transfer) > np.minimum(LEAST_TRANSFER, np.abs(transfer).max(axis=0) / 2)
     products = np.where(strong, (one.conj() * other).real / np.where(strong, transfer, 1), 0)
-    total, seen = products.sum(axis=0, dtype=np.float64), strong.sum(axis=0)
-    return float((multiplicity(box) * total * len(clean) / np.maximum(seen, 1)).sum())
+    weights = multiplicity(box) * len(clean) / np.maximum(strong.sum(axis=0), 1)
+    product: Floats = products.reshape(len(clean), -1).astype(np.float64) @ weights.ravel()
+    return product
 
 
 def inscribed_disk(box: int) -> Bools:

@@ -37,6 +37,8 @@ TOLD = 0.02
 SEEN = 4.0
 # From this part of the highest frequency on, images may hold nothing but noise.
 HIGH = 0.75
+# Rings up to this are measured by distance: on them signal and contrast transfer change together.
+N_FINE = 4
 # Rings from which the fall of a spectrum is learned.
 FALL = 6
 # Times the typical mean square of an image above which it is no particle.
@@ -57,12 +59,15 @@ class Spectra(NamedTuple):
         Mean grey value outside the particle's disk.
     largest : float
         Mean square about the background of an image above which it is no particle.
+    doubt : float
+        Standard error of the power of the clean images in all pixels.
     """
 
     noise: Floats
     signal: Floats
     background: float
     largest: float
+    doubt: float
 
 
 def learn_spectra(
@@ -103,8 +108,9 @@ def learn_spectra(
 
     The signal is what the images have more than the noise. With a contrast transfer function h_i of image i
     it is the least-squares estimate: the sum of h_i^2 (|F y_i|^2 - noise) over that of h_i^4.
-    Where it does not stand out of its error it is 0. Rings beyond the last where it does are filtered: the
-    expected signal falls on as before.
+    On the first rings this is done by distance, since both change along a ring. Rings beyond the last where
+    the signal stands out of its error are filtered: the expected signal falls on as before, or is 0 where too
+    few rings tell how.
 
     Examples
     --------
@@ -141,14 +147,14 @@ def learn_spectra(
     usable = np.isfinite(lags).all(axis=1) & np.isfinite(power).all(axis=1)
     if not usable.any():
         none = np.zeros(box // 2 + 2)
-        return Spectra(none + 1, none, 0.0, np.inf)
+        return Spectra(none + 1, none, 0.0, np.inf, np.inf)
     lags, plain, power, square, fourth = (part[usable] for part in (lags, plain, power, square, fourth))
     variance = lags[:, 0]
     middle = np.median(variance)
     if middle <= FLAT * max(background**2, float(np.median(plain))) or middle < TINY:
         # Nothing is known of images without noise.
         none = np.zeros(box // 2 + 2)
-        return Spectra(none + 1, none, background, np.inf)
+        return Spectra(none + 1, none, background, np.inf, np.inf)
     kept = (variance >= middle / TYPICAL) & (variance <= middle * TYPICAL)
     correlation = lags[kept].mean(axis=0)
     total = plain[kept].mean(axis=0)
@@ -158,15 +164,19 @@ def learn_spectra(
     # The correlation of a few pixels does not tell weaker noise; but no noise exceeds all power.
     told, least = TOLD * noise.max(), LEAST * noise.max()
     noise = np.minimum(np.maximum(noise, told), np.maximum(total, least))
-    seen = (power[kept] - noise * square[kept]).sum(axis=0)
+    shells = _shells(box)
+    seen = (power[kept] - noise[shells.ring] * square[kept]).sum(axis=0)
     weight = np.maximum(fourth[kept].sum(axis=0), 1e-12)
-    signal = seen / weight
+    measured = shells.part @ (seen / weight)
+    scatter = noise * np.sqrt(np.square(shells.part) @ (2 / (weight * shells.number)))
+    # How much noise of another level would change the signal.
+    level = noise * (shells.part @ (square[kept].sum(axis=0) / weight)) / np.sqrt(kept.sum() * outside.sum())
+    error = np.hypot(scatter, level)
+    signal = _continued(np.where(measured > SEEN * error, measured, 0), measured, error)
     count = ring_counts(box)
-    level = 1 / (kept.sum() * outside.sum())
-    error = noise * np.sqrt(2 / (weight * count) + level)
-    signal = _continued(np.where(signal > SEEN * error, signal, 0), signal, error)
-    largest = LARGEST * float(np.median(plain @ ring_counts(box))) / box**2
-    return Spectra(noise, signal, background, largest)
+    doubt = np.hypot(np.linalg.norm(count * scatter), 2**0.5 * (count @ np.where(signal > 0, level, 0)))
+    largest = LARGEST * float(np.median(plain @ count)) / box**2
+    return Spectra(noise, signal, background, largest, float(doubt))
 
 
 def with_ctf(images: Array | Particles, ctf: CtfParameters | None) -> tuple[Particles, CtfParameters | None]:
@@ -210,6 +220,10 @@ def _finer(total: Floats, n_images: int, box: int, n_outside: int) -> float:
 def _continued(signal: Floats, measured: Floats, error: Floats) -> Floats:
     """Give rings beyond the last one seen the part of what was measured that is likely to be signal."""
     seen = np.flatnonzero(signal > 0)
+    if len(seen) == 0:
+        return signal
+    # A ring between those that are seen holds what was measured, however weak its contrast transfer is.
+    signal[: seen[-1]] = np.maximum(measured[: seen[-1]], 0)
     if len(seen) < FALL:
         return signal
     last = seen[-FALL:]
@@ -249,6 +263,41 @@ def _ring_operator(box: int) -> Floats:
     return mean
 
 
+class _Shells(NamedTuple):
+    """Rings, the first few of which are divided by distance.
+
+    Attributes
+    ----------
+    ring : ndarray of intp, shape (s,)
+        Of which ring each shell is a part.
+    number : ndarray of float64, shape (s,)
+        Coefficients of the whole plane on it.
+    mean : ndarray of float64, shape (d * (d // 2 + 1), s)
+        Takes values on the half plane to their means over shells.
+    part : ndarray of float64, shape (d // 2 + 2, s)
+        Takes means over shells to means over rings.
+    """
+
+    ring: Indices
+    number: Floats
+    mean: Floats
+    part: Floats
+
+
+@lru_cache(maxsize=4)
+def _shells(box: int) -> _Shells:
+    radius, weights = plane_radius(box).ravel(), multiplicity(box).ravel()
+    rings = np.minimum(np.rint(radius).astype(np.intp), box // 2 + 1)
+    fine = np.where(rings <= N_FINE, np.rint(radius**2), N_FINE**2 + N_FINE + rings)
+    _, first, shell = np.unique(fine, return_index=True, return_inverse=True)
+    number: Floats = np.bincount(shell, weights).astype(np.float64)
+    mean = np.zeros((len(shell), len(number)))
+    mean[np.arange(len(shell)), shell] = weights / number[shell]
+    ring = rings[first]
+    part = (ring == np.arange(box // 2 + 2)[:, np.newaxis]) * number
+    return _Shells(ring, number, mean, part / np.maximum(part.sum(axis=1, keepdims=True), 1))
+
+
 def _level_batch(images: Images, start: int, radius: float) -> Floats:
     """Mean of the pixels outside the disk."""
     with np.errstate(invalid="ignore", over="ignore"):
@@ -264,7 +313,7 @@ def _measure_batch(
     background: float,
     pixel_size: float,
 ) -> tuple[Floats, ...]:
-    """Of each image: correlation at each lag, power by ring: plain, with h^2; and h^2, h^4."""
+    """Of each image: correlation at each lag; power by ring; and by shell: power times h^2, h^2, h^4."""
     box = images.shape[1]
     outside = _outside(box, radius)
     place, count = _lags(box, radius)
@@ -276,12 +325,13 @@ def _measure_batch(
         flat = correlation.reshape(len(images), -1)
         lags = np.stack([flat[:, one].sum(axis=1, dtype=np.float64) for one in place], axis=1) / count
         transforms = scipy.fft.rfft2(images, norm="ortho", workers=1)
-        plain = ring_power(transforms)
+        plain, mean = ring_power(transforms), _shells(box).mean
+        power = (transforms.real**2 + transforms.imag**2).reshape(len(images), -1).astype(np.float64)
         if ctf is None:
-            ones = np.ones_like(plain)
-            return lags, plain, plain, ones, ones
-        square = contrast_transfer(ctf, box, pixel_size) ** 2
-        return lags, plain, ring_power(transforms, square), ring_power(square), ring_power(square**2)
+            ones = np.ones((len(images), mean.shape[1]))
+            return lags, plain, power @ mean, ones, ones
+        square = contrast_transfer(ctf, box, pixel_size).reshape(len(images), -1).astype(np.float64) ** 2
+        return lags, plain, (power * square) @ mean, square @ mean, square**2 @ mean
 
 
 def _noise_spectrum(correlation: Floats, n_images: int, box: int, radius: float) -> Floats:

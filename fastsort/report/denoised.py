@@ -97,6 +97,7 @@ def write_summary(
         "method": denoiser.method,
         "strength": denoiser.strength,
         "predicted_error": denoiser.error,
+        "standard_error": denoiser.doubt,
         "compared": denoiser.compared,
         "snr": denoiser.snr,
         "ctf_corrected": denoiser.ctf_corrected,

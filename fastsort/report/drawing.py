@@ -10,21 +10,33 @@ from fastsort._checks import InputError
 from fastsort._types import FilePath
 from fastsort.decide.result import SortResult
 from fastsort.particles.source import Particles
+from fastsort.report.denoised_tiles import TileDenoiser, learn_tiles
 from fastsort.report.finished import Finished
-from fastsort.report.folder import PAGE, PICTURE
+from fastsort.report.folder import PAGE, PAGE_IMAGES, PICTURE, listed_folder
 from fastsort.report.micrographs import find_micrographs
 
 
-def draw_results(folder: FilePath, particles: Particles, result: SortResult) -> None:
+def draw_results(
+    folder: FilePath,
+    particles: Particles,
+    result: SortResult,
+    *,
+    denoised: bool = False,
+    n_jobs: int | None = None,
+) -> None:
     """Write the page ``report.html`` and draw the picture ``report.png``.
 
     Parameters
     ----------
     folder : path
-        An existing folder.
+        An existing folder. Gets ``report_images`` too, if the set is too large for a page of one file.
     particles : Particles
-        What was sorted; some of the images are read.
+        What was sorted; its images are read once.
     result : SortResult
+    denoised : bool
+        Whether the picture shows denoised images, and the page does on a switch.
+    n_jobs : int, optional
+        Workers, as joblib counts them.
 
     Raises
     ------
@@ -33,11 +45,19 @@ def draw_results(folder: FilePath, particles: Particles, result: SortResult) -> 
     OSError
         When the disk refuses.
     """
-    for name in (PAGE, PICTURE):
-        _draw(Path(folder) / name, particles, result)
+    folder = Path(folder)
+    denoiser = learn_tiles(particles, result) if denoised else None
+    _draw_page(folder / PAGE, folder / PAGE_IMAGES, PAGE_IMAGES, particles, result, denoiser, n_jobs)
+    _draw_picture(folder / PICTURE, particles, result, denoiser)
 
 
-def redraw(finished: Finished, path: FilePath | None = None) -> list[Path]:
+def redraw(
+    finished: Finished,
+    path: FilePath | None = None,
+    *,
+    denoised: bool = False,
+    n_jobs: int | None = None,
+) -> list[Path]:
     """Draw the picture and write the page of a finished run again.
 
     Parameters
@@ -45,7 +65,10 @@ def redraw(finished: Finished, path: FilePath | None = None) -> list[Path]:
     finished : Finished
     path : path, optional
         A new .html file for the page, or a new .png file for the picture. By default both are replaced
-        in the folder of the run.
+        in the folder of the run. The images of a page too large for one file lie beside it, in a folder of
+        its name with ``_images``.
+    denoised, n_jobs
+        As for `draw_results`.
 
     Returns
     -------
@@ -67,25 +90,61 @@ def redraw(finished: Finished, path: FilePath | None = None) -> list[Path]:
         target = Path(path).absolute()
         if target.suffix.lower() not in (".html", ".png"):
             raise InputError(f"{path} must end in .html or .png: the report is a page and a picture.")
-        if os.path.lexists(target):
-            raise InputError(f"{path} exists: give another name.")
+        for name in (target, _images_beside(target)):
+            if os.path.lexists(name):
+                raise InputError(f"{name} exists: give another name.")
         if not target.parent.is_dir():
             raise InputError(f"{target.parent} is no folder: make it, or give another name.")
         targets, beside = [target], target.parent
+    particles, result = finished.particles, finished.result
+    denoiser = learn_tiles(particles, result) if denoised else None
     with tempfile.TemporaryDirectory(prefix=".fastsort-", dir=beside) as partial:
         for target in targets:
-            drawn = Path(partial) / f"report{target.suffix.lower()}"
-            _draw(drawn, finished.particles, finished.result)
+            drawn, images = Path(partial) / target.name, _images_beside(target)
+            if target.suffix.lower() == ".png":
+                _draw_picture(drawn, particles, result, denoiser)
+            else:
+                made = Path(partial) / images.name
+                _draw_page(drawn, made, images.name, particles, result, denoiser, n_jobs)
+                if images.exists():
+                    images.rename(Path(partial) / "earlier")
+                if made.exists():
+                    made.rename(images)
             os.replace(drawn, target)
     return targets
 
 
-def _draw(path: Path, particles: Particles, result: SortResult) -> None:
-    if path.suffix == Path(PAGE).suffix:
-        from fastsort.report.page import write_page
+def _images_beside(page: Path) -> Path:
+    return page.with_name(f"{page.stem}_images")
 
-        write_page(path, particles, result, find_micrographs(particles, result))
-    else:
-        from fastsort.report.plots import draw_report
 
-        draw_report(path, particles, result)
+def _draw_page(
+    path: Path,
+    images: Path,
+    address: str,
+    particles: Particles,
+    result: SortResult,
+    denoiser: TileDenoiser | None,
+    n_jobs: int | None,
+) -> None:
+    from fastsort.report.page import page_files, write_page
+
+    names = page_files(len(particles), particles.box, denoised=denoiser is not None)
+    write_page(
+        path,
+        particles,
+        result,
+        find_micrographs(particles, result),
+        denoiser=denoiser,
+        beside=listed_folder(images, names) if names else None,
+        address=address,
+        n_jobs=n_jobs,
+    )
+
+
+def _draw_picture(
+    path: Path, particles: Particles, result: SortResult, denoiser: TileDenoiser | None
+) -> None:
+    from fastsort.report.plots import draw_report
+
+    draw_report(path, particles, result, denoiser=denoiser)

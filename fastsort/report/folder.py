@@ -17,7 +17,9 @@ from fastsort.images.work import hold_lock
 PARTS = ("kept", "rejected", "rescued")
 # Folders of coordinate files: the parts of picks, and picks as RELION 3.1 looks for them.
 COORDS = "coords"
-_FOLDERS = (*PARTS, COORDS)
+# The files beside the page.
+PAGE_IMAGES = "report_images"
+_FOLDERS = (*PARTS, COORDS, PAGE_IMAGES)
 RESULTS, SUMMARY, SCORES = "results.npz", "summary.json", "scores.csv"
 PICTURE, PAGE, MICROGRAPHS = "report.png", "report.html", "micrographs.csv"
 IMAGES, CLASS_STACK = "images.csv", "classes.mrcs"
@@ -47,7 +49,7 @@ RESULT_NAMES = (
     "classes.png",
     "map.png",
 )
-# Lists, in a folder of coordinate files, the names of these: they are those of the user's own files.
+# Lists, in a folder of many files, the names of these: some are those of the user's own files.
 _LIST = ".fastsort"
 # Files that are being written have another name until they are whole.
 _UNFINISHED = re.compile(rf"({'|'.join(map(re.escape, RESULT_NAMES))})(\.\d+)?\.partial", re.ASCII)
@@ -118,13 +120,13 @@ def results_folder(
         raise
 
 
-def coordinate_folder(folder: Path, names: Iterable[str]) -> Path:
+def listed_folder(folder: Path, names: Iterable[str]) -> Path:
     """Make a folder for files of these names, and record that they are ours, even if the run is killed.
 
     Parameters
     ----------
     folder : Path
-        One of `PARTS`, or `COORDS`, in a folder from `results_folder`.
+        One of `PARTS`, `COORDS` or `PAGE_IMAGES`, in a folder from `results_folder`.
     names : iterable of str
         Names without line breaks; those in a folder inside have / between.
     """
@@ -178,7 +180,7 @@ def _is_result(item: Path) -> bool:
 
 
 def _listed(folder: Path) -> set[str]:
-    """Return the names that may stand in a folder of coordinate files."""
+    """Return the names that may stand in a folder of many files."""
     try:
         text = (folder / _LIST).read_text("utf-8", "surrogateescape")
     except OSError:

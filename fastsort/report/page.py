@@ -1,27 +1,58 @@
-"""The page ``report.html``: one file to look at after sorting, with a threshold that can be moved."""
+"""The page ``report.html``: all images to look at and to choose from after sorting."""
 
 from __future__ import annotations
 
 import base64
 import json
 import re
+from collections.abc import Iterable, Iterator
 from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from fastsort._types import FilePath
 from fastsort.decide.micrographs import MicrographTable
 from fastsort.decide.result import SortResult
 from fastsort.particles.source import Particles
-from fastsort.report.page_data import class_data, count_data, group_data, image_codes, map_data, tile_data
+from fastsort.report.denoised_tiles import TileDenoiser
+from fastsort.report.page_data import class_data, column_data, page_data, shown_order
 from fastsort.report.page_html import errors_html, micrographs_html, run_html, verdict_html
-from fastsort.report.page_tiles import choose_images, sprite_png
-from fastsort.report.tiles import read_tiles
+from fastsort.report.page_tiles import PER_SHEET, denoised_sheets, sheet_png, side_of, tile_sheets
 from fastsort.report.words import one_line
 
-MAX_BYTES = 8_000_000
+# With more images than this, tiles and columns lie in a folder beside the page.
+IN_ONE_FILE = 2_500
+COLUMNS = "columns.js"
+# In the order in which they are put together.
+SCRIPTS = ("state", "choices", "threshold", "images", "map", "micrographs", "start")
 _SLOT = re.compile(r"<!-- (\w+) -->")
+
+
+def page_files(n: int, box: int, *, denoised: bool = False) -> list[str]:
+    """Return the names of the files beside the page of a set; none where the page is one file.
+
+    Parameters
+    ----------
+    n, box : int
+        Number of images, and their side in pixels.
+    denoised : bool
+        Whether denoised images are shown too.
+
+    Returns
+    -------
+    names : list of str
+    """
+    if n <= IN_ONE_FILE:
+        return []
+    kinds = ("tiles", "denoised")[: 1 + denoised] if side_of(n, box) else ()
+    numbers = range(-(-n // PER_SHEET))
+    return [COLUMNS, *(_sheet_name(kind, number) for kind in kinds for number in numbers)]
+
+
+def _sheet_name(kind: str, number: int) -> str:
+    return f"{kind}_{number:05d}.png"
 
 
 def write_page(
@@ -29,19 +60,33 @@ def write_page(
     particles: Particles,
     result: SortResult,
     micrographs: MicrographTable | None = None,
+    *,
+    denoiser: TileDenoiser | None = None,
+    beside: FilePath | None = None,
+    address: str = "",
+    n_jobs: int | None = None,
 ) -> None:
-    """Write the verdict as one HTML page of less than 8 MB, which needs no other file.
+    """Write a page on which one looks at all images and chooses among them.
 
     Parameters
     ----------
     path : path
         The file to write. The same input gives the same bytes.
     particles : Particles
-        What was sorted; up to 552 images are read, in ascending order.
+        What was sorted; all images are read once, in the order of the files.
     result : SortResult
         As from `sort_particles`.
     micrographs : MicrographTable, optional
         As from `summarize_micrographs`.
+    denoiser : TileDenoiser, optional
+        As from `learn_tiles`; with it a switch on the page shows denoised images.
+    beside : path, optional
+        An existing folder for the files that `page_files` names. Not needed up to 2,500 images, of which the
+        page is one file.
+    address : str
+        Of that folder, seen from the page.
+    n_jobs : int, optional
+        Workers, as joblib counts them. The page does not depend on it.
 
     Raises
     ------
@@ -52,46 +97,67 @@ def write_page(
 
     Notes
     -----
-    The page opens with the run's own verdict on each image. Its slider replaces that verdict by a
-    threshold on the junk probability. For more than about 2,000,000 images the page holds only the number
-    of images of each kind: it then has no list to save, and says so.
+    The page opens with the run's own verdict on each image. A threshold on the junk probability replaces it,
+    and images, classes, micrographs and parts of the map are kept or rejected by hand. What was chosen is
+    saved as a file for ``fastsort apply``. Above 1,000,000 images the page shows numbers only.
     """
-    codes = image_codes(result)
-    choice = choose_images(result)
-    tiles = read_tiles(particles, result, choice.every)
-    averages, classes = class_data(result.views, codes)
+    n, size = len(particles), side_of(len(particles), particles.box)
+    order = shown_order(result)
     name = one_line(Path(particles.path).name if particles.path else "array")
-    data = {
-        **count_data(codes, result),
-        "name": name,
-        "tiles": tile_data(particles, result, codes, choice, tiles.shape[1]),
-        "groups": group_data(choice),
-        "views": map_data(result.views, codes, classes),
-    }
+    whole = n <= IN_ONE_FILE
+    folder = None if whole or beside is None else Path(beside)
+    sheets: dict[str, list[str]] = {}
+    if size:
+        tiles = tile_sheets(particles, result, order, n_jobs=n_jobs)
+        sheets["tiles"] = list(_placed(folder, address, "tiles", tiles))
+    if size and denoiser is not None:
+        sheets["denoised"] = list(_placed(folder, address, "denoised", denoised_sheets(denoiser, order)))
+    columns = column_data(particles, result)
+    if folder is not None:
+        (folder / COLUMNS).write_text(f"window.fastsortColumns = {_embedded(columns)};\n", "utf-8")
+    averages, _ = class_data(result.views, result.keep)
     parts = {
         "title": escape(name),
         "verdict": verdict_html(particles, result),
         "errors": errors_html(result.errors),
-        "tiles": base64.b64encode(sprite_png(tiles)).decode(),
-        "averages": base64.b64encode(sprite_png(averages)).decode(),
+        "averages": _inline(sheet_png(averages)),
         "micrographs": micrographs_html(micrographs),
         "run": run_html(result),
+        "columns": "" if folder is None else f'<script src="{quote(address)}/{COLUMNS}"></script>',
+        "data": _embedded(
+            {
+                **page_data(particles, result, name=name, size=size),
+                "sheets": sheets,
+                "columns": columns if folder is None else None,
+            }
+        ),
     }
-    every_code = base64.b64encode(codes.astype("<u2").tobytes()).decode()
-    template = _template()
-    page = _fill(template, {**parts, "data": _embedded({**data, "codes": every_code})})
-    if len(page) > MAX_BYTES:
-        page = _fill(template, {**parts, "data": _embedded({**data, "codes": None})})
-    Path(path).write_bytes(page)
+    Path(path).write_bytes(_fill(_template(), parts))
+
+
+def _placed(folder: Path | None, address: str, kind: str, sheets: Iterable[bytes]) -> Iterator[str]:
+    """Write sheets into the folder, and return their addresses; without a folder the sheets themselves."""
+    for number, png in enumerate(sheets):
+        if folder is None:
+            yield _inline(png)
+        else:
+            name = _sheet_name(kind, number)
+            (folder / name).write_bytes(png)
+            yield f"{quote(address)}/{name}"
+
+
+def _inline(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def _template() -> str:
-    """Return the page with its style and its script, and with a slot for each part."""
+    """Return the page with its style and its scripts, and with a slot for each part."""
     room = files("fastsort.report")
-    template, style, script = (
-        room.joinpath(f"page.{suffix}").read_text("utf-8") for suffix in ("html", "css", "js")
+    template, style, *scripts = (
+        room.joinpath(name).read_text("utf-8")
+        for name in ("page.html", "page.css", *(f"page_{name}.js" for name in SCRIPTS))
     )
-    return template.replace("<!-- style -->", style).replace("<!-- script -->", script)
+    return template.replace("<!-- style -->", style).replace("<!-- script -->", "\n".join(scripts))
 
 
 def _fill(template: str, parts: dict[str, str]) -> bytes:

@@ -1,37 +1,36 @@
-"""The data of the page: what its script counts and draws with."""
+"""The data of the page: a column for everything that is known of each image."""
 
 from __future__ import annotations
 
+import base64
 import math
-from collections.abc import Iterable
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fastsort._reasons import NOISE, OUTSIDE, RARE_VIEW, REASONS, VALID
-from fastsort._types import Bools, Floats, Indices
+from fastsort._reasons import BAD_PIXELS, FLAT, NOISE, RARE_VIEW, REASONS, VALID
+from fastsort._types import Array, Bools, Floats, Indices
+from fastsort.decide.by_hand import BY_HAND, best_first, mark_of, stays_rejected
+from fastsort.decide.copies import CONTENT, STAMP
 from fastsort.decide.rescue import Views
 from fastsort.decide.result import SortResult
 from fastsort.particles.source import Particles
-from fastsort.report.page_tiles import COLUMNS, Choice, fixed_images
 from fastsort.report.tiles import SIDE, Greys, average_tiles
 from fastsort.report.words import KINDS, LABELS, one_line
 
-ImageCodes: TypeAlias = npt.NDArray[np.uint16]
-"""What `image_codes` packs."""
-
-MAX_POINTS, MAX_CLASSES = 12_000, 96
-# The threshold moves in steps of a thousandth. An image is one number of 16 bits: ten for its level, the
-# first thousandth that is not below its junk probability; four for its reason or suspicion; then whether it
-# is kept, and whether it stays rejected at any threshold.
-LEVELS, UNKNOWN = 1000, 1023
-REASON_BIT, KEEP_BIT, FIXED_BIT = 10, 14, 15
-_FRAME = 4095
+MAX_CLASSES = 96
+# Of more images only the verdict is told, so that a browser can hold it.
+MAX_DESCRIBED = 1_000_000
+# Bits of the state of an image.
+KEPT, RESCUED, FIXED, UNUSABLE = 1, 2, 4, 8
+_USELESS = (CONTENT, STAMP, BY_HAND, "duplicate", "rare_view")
+_TITLES = {"against": "methods against it"}
 
 
-def image_codes(result: SortResult) -> ImageCodes:
-    """Pack what the page's threshold needs to know of each image into 16 bits.
+def shown_order(result: SortResult) -> Indices:
+    """Return all images, best first; those that stay rejected at any threshold stand last.
 
     Parameters
     ----------
@@ -39,153 +38,198 @@ def image_codes(result: SortResult) -> ImageCodes:
 
     Returns
     -------
-    codes : ndarray of uint16, shape (n,)
-        From the lowest bit: junk probability in thousandths, rounded up, 1023 where it is unknown (10
-        bits); the reason why the image is rejected, or would be, as an index into `REASONS` (4 bits);
-        whether it is kept (1 bit); whether it stays rejected at any threshold (1 bit).
+    order : ndarray of intp, shape (n,)
     """
-    # Looked up among the same numbers that the page compares with, so that 0.3 is 300 thousandths.
-    level = np.searchsorted(np.arange(LEVELS) / LEVELS, result.junk_probability)
-    level = np.where(np.isfinite(result.junk_probability), level, UNKNOWN).astype(np.uint16)
+    return np.concatenate([best_first(result), np.flatnonzero(stays_rejected(result))])
+
+
+def column_data(particles: Particles, result: SortResult) -> dict[str, Any]:
+    """Return a column for everything that is known of each image, as base64 of little-endian numbers.
+
+    Parameters
+    ----------
+    particles : Particles
+    result : SortResult
+
+    Returns
+    -------
+    columns : dict
+        "state", "why": bytes. The bits of the state say whether the run kept the image, whether it rescued
+        it, whether it stays rejected at any threshold, and whether it cannot be kept at all; "why" is the
+        reason why it is rejected, or would be, as an index into `REASONS`. "p", "score": float64. "place":
+        where the tile is on the sheets. "x", "y": centre of the particle in parts of the box. "numbers":
+        columns of float32 to sort by, with their titles. "label", "map_x", "map_y": class and place on the
+        map. "micrograph", "name": indices into lists, and the lists.
+    """
+    n, fixed = len(result.keep), stays_rejected(result)
     names = np.where(result.keep, result.suspicion, result.reason)
-    reason = np.full(len(level), NOISE, dtype=np.uint16)
+    why = np.full(n, NOISE, np.uint8)
     for number, name in enumerate(REASONS):
         if number != VALID:
-            reason[names == name] = number
-    reason[result.rescued & ~result.keep] = RARE_VIEW
-    flags = result.keep.astype(np.uint16) << KEEP_BIT | fixed_images(result).astype(np.uint16) << FIXED_BIT
-    return (level | reason << REASON_BIT | flags).astype(np.uint16)
+            why[names == name] = number
+    # Rare views are set aside at whatever threshold rejects them.
+    why[(result.measurements.get("rare_view", result.rescued) | result.rescued) & ~fixed] = RARE_VIEW
+    unusable = np.isin(result.reason, (REASONS[BAD_PIXELS], REASONS[FLAT]))
+    state = (
+        KEPT * result.keep
+        + RESCUED * (result.rescued & ~result.keep)
+        + FIXED * (fixed | ~np.isfinite(result.junk_probability))
+        + UNUSABLE * unusable
+    )
+    place = np.empty(n, np.intp)
+    place[shown_order(result)] = np.arange(n)
+    columns: dict[str, Any] = {
+        "state": _packed(state, "u1"),
+        "why": _packed(why, "u1"),
+        "p": _packed(result.junk_probability, "<f8"),
+        "score": _packed(result.score, "<f8"),
+        "place": _packed(place, "<i4"),
+    }
+    if n > MAX_DESCRIBED:
+        return columns
+    middle = (result.offset.astype(np.float64) + particles.box // 2 + 0.5) / particles.box
+    columns |= {"x": _packed(middle[:, 1], "<f4"), "y": _packed(middle[:, 0], "<f4")}
+    columns["numbers"] = [
+        {"title": title, "values": _packed(values, "<f4")} for title, values in _numbers_of(result)
+    ]
+    views = result.views
+    if views is not None:
+        columns |= {
+            "label": _packed(views.label, "<i4"),
+            "map_x": _packed(views.coordinates[:, 0], "<f4"),
+            "map_y": _packed(views.coordinates[:, 1], "<f4"),
+        }
+    if particles.micrographs is not None:
+        listed, index = _listed(particles.micrographs)
+        columns |= {"micrographs": listed, "micrograph": _packed(index, "<i4")}
+    return columns | _name_data(particles.names)
 
 
-def count_data(codes: ImageCodes, result: SortResult) -> dict[str, Any]:
-    """Return how many images have each code, and which threshold comes nearest to the run's verdict."""
-    probability = np.where(np.isfinite(result.junk_probability), result.junk_probability, 0)
-    # Images over an edge are rejected at any threshold: they are no particles that one could keep.
-    probability = np.where(result.reason == REASONS[OUTSIDE], 1, probability)
-    count = np.bincount(codes, minlength=1 << 16)
-    expected = np.bincount(codes, probability, minlength=1 << 16)
-    present = np.flatnonzero(count)
-    level, keep = present & UNKNOWN, present >> KEEP_BIT & 1
-    movable = (level <= LEVELS) & ~(present >> FIXED_BIT).astype(bool)
-    kept = np.bincount(level[movable], (count[present] * keep)[movable], minlength=LEVELS + 1)
-    every = np.bincount(level[movable], count[present][movable], minlength=LEVELS + 1)
-    # Images that a plain threshold would judge otherwise: rejected ones below it, kept ones above it.
-    wrong = np.cumsum(every - kept) + kept.sum() - np.cumsum(kept)
-    errors = result.errors
+def _numbers_of(result: SortResult) -> list[tuple[str, Array]]:
+    """Return what was measured of each image, with titles."""
+    votes = [(f"vote {name}", values) for name, values in result.votes.items() if len(result.votes) > 1]
+    measured = [
+        (_TITLES.get(name, name.replace("_", " ")), values)
+        for name, values in result.measurements.items()
+        if name not in _USELESS and np.asarray(values).dtype.kind in "iuf"
+    ]
+    return votes + measured
+
+
+def _name_data(names: Sequence[str]) -> dict[str, Any]:
+    """Return names as numbers in stacks, such as 17 of 000017@a.mrcs, where all of them are of this kind."""
+    numbers, stacks, width = np.empty(len(names), np.int64), [], 0
+    for row, name in enumerate(names):
+        number, at, stack = name.partition("@")
+        if not (at and number.isascii() and number.isdigit() and len(number) < 9):
+            return {"names": [one_line(name) for name in names]}
+        numbers[row], width = int(number), max(width, len(number))
+        stacks.append(stack)
+    listed, index = _listed(stacks)
     return {
-        "n": len(codes),
+        "stacks": listed,
+        "stack": _packed(index, "<i4"),
+        "number": _packed(numbers, "<i4"),
+        "width": width,
+    }
+
+
+def _listed(words: Sequence[str]) -> tuple[list[str], Indices]:
+    """Return distinct words in the order in which they come, on one line each, and which one each is."""
+    place: dict[str, int] = {}
+    index = np.array([place.setdefault(word, len(place)) for word in words], np.intp)
+    return [one_line(word) for word in place], index
+
+
+def _packed(values: npt.ArrayLike, dtype: str) -> str:
+    return base64.b64encode(np.asarray(values).astype(dtype).tobytes()).decode()
+
+
+def page_data(particles: Particles, result: SortResult, *, name: str, size: int) -> dict[str, Any]:
+    """Return what the page knows besides the columns.
+
+    Parameters
+    ----------
+    particles : Particles
+    result : SortResult
+    name : str
+        Of the input.
+    size : int
+        Side of a tile in pixels; 0 where no tiles are shown.
+    """
+    errors, known = result.errors, math.isfinite(particles.pixel_size)
+    return {
+        "name": name,
+        "n": len(result.keep),
+        "mark": mark_of(result),
         "reasons": REASONS,
         "labels": LABELS,
         "kinds": KINDS,
         "valid": VALID,
         "rare_view": RARE_VIEW,
-        "counts": [[int(c), int(count[c]), round(float(expected[c]), 4)] for c in present],
-        "level": int(np.argmin(wrong)),
-        "differ": int(wrong.min()),
-        "movable": int(every.sum()),
+        "tile": size,
+        "radius": _number(result.diameter_px / (2 * particles.box), 4),
+        "width": _number(particles.box * particles.pixel_size, 4) if known else None,
         "doubt": "" if errors is None or errors.known else one_line(errors.remark) or "no reason is given",
+        "views": view_data(result.views, result.keep),
     }
 
 
-def tile_data(
-    particles: Particles,
-    result: SortResult,
-    codes: ImageCodes,
-    choice: Choice,
-    size: int,
-) -> dict[str, Any]:
-    """Return columns of what is known of each tile; places are shares of its side."""
-    every, box = choice.every, particles.box
-    middle = (result.offset[every].astype(np.float64) + box // 2 + 0.5) / box
-    return {
-        "size": size,
-        "columns": min(COLUMNS, max(1, len(every))),
-        "radius": _number(result.diameter_px / (2 * box), 4),
-        "index": every.tolist(),
-        "code": codes[every].tolist(),
-        "p": _numbers(result.junk_probability[every], 4),
-        "score": _numbers(result.score[every], 4),
-        "x": _numbers(middle[:, 1], 4),
-        "y": _numbers(middle[:, 0], 4),
-        "name": [one_line(particles.names[index]) for index in every.tolist()],
-    }
-
-
-def group_data(choice: Choice) -> list[dict[str, Any]]:
-    """Return the groups of tiles, each with a title."""
-    place = {index: number for number, index in enumerate(choice.every.tolist())}
-    titles = {REASONS[VALID]: "Kept by the run", REASONS[RARE_VIEW]: "Rescued by the run as a rare view"}
-    groups = [
-        ("best", "Best: lowest junk probability", choice.best),
-        ("border", "Borderline: nearest to the threshold", choice.border),
-        ("worst", "Worst: highest junk probability", choice.worst),
-    ]
-    for name, indices in choice.by_reason.items():
-        title = titles.get(name, f"Rejected by the run as {name}")
-        groups.append((name, f"{title}: random sample", indices))
-    return [
-        {"kind": kind, "title": title, "tiles": [place[index] for index in indices.tolist()]}
-        for kind, title, indices in groups
-    ]
-
-
-def class_data(views: Views | None, codes: ImageCodes) -> tuple[Greys, list[int]]:
-    """Return tiles of class averages, and the numbers of these classes: of kept images, of rejected, rare.
+def class_data(views: Views | None, keep: Bools) -> tuple[Greys, list[int]]:
+    """Return tiles of class averages, and the numbers of these classes, those most kept first.
 
     Where there are too many, all rare ones and the largest of the others are chosen.
     """
     if views is None:
         return np.empty((0, 1, 1), dtype=np.uint8), []
     order = np.lexsort((-views.size, ~views.rare))[:MAX_CLASSES]
-    order = order[np.lexsort((-views.size[order], views.rare[order], ~mostly_kept(views, codes)[order]))]
+    order = order[np.lexsort((-views.size[order], -kept_share(views, keep)[order]))]
     return average_tiles(views.averages[order]), order.tolist()
 
 
-def mostly_kept(views: Views, codes: ImageCodes) -> Bools:
-    """Tell which classes have more kept than rejected members."""
+def kept_share(views: Views, keep: Bools) -> Floats:
+    """Return which share of the members of each class is kept."""
     known = views.label >= 0
-    kept = np.bincount(views.label[known], codes[known] >> KEEP_BIT & 1, len(views.size))
-    return kept > 0.5 * views.size
+    members = np.bincount(views.label[known], minlength=len(views.size))
+    kept = np.bincount(views.label[known], keep[known], len(views.size))
+    return kept / np.maximum(members, 1)
 
 
-def map_data(views: Views | None, codes: ImageCodes, classes: list[int]) -> dict[str, Any] | None:
-    """Return the points of the map, and what is known of the classes that are shown beside it."""
+def view_data(views: Views | None, keep: Bools) -> dict[str, Any] | None:
+    """Return the frame of the map, and what is known of the classes that are shown beside it."""
     if views is None:
         return None
-    known = np.flatnonzero(np.isfinite(views.coordinates).all(axis=1))
-    shown = known[:: max(1, -(-len(known) // MAX_POINTS))]
-    places, far = _in_frame(views.coordinates[shown].astype(np.float64))
+    tiles, classes = class_data(views, keep)
+    known = np.isfinite(views.coordinates).all(axis=1)
+    low, side, far = _frame(views.coordinates[known].astype(np.float64))
     unit = views.pixel_size if math.isfinite(views.pixel_size) else 1.0
     return {
-        "known": len(known),
+        "known": int(known.sum()),
         "far": far,
-        "x": places[:, 0].tolist(),
-        "y": places[:, 1].tolist(),
-        "label": views.label[shown].tolist(),
-        "code": codes[shown].tolist(),
+        "low": low,
+        "side": side,
         "n_classes": len(views.size),
         "classes": classes,
-        "tile": min(views.averages.shape[1], SIDE) if classes else 1,
-        "columns": min(COLUMNS, max(1, len(classes))),
+        "tile": min(tiles.shape[1], SIDE) if classes else 1,
         "size": views.size[classes].tolist(),
-        "kept": mostly_kept(views, codes)[classes].tolist(),
         "resolution": _numbers(views.resolution[classes] * unit, 3),
         "unit": "Å" if math.isfinite(views.pixel_size) else "px",
         "rare": views.rare[classes].tolist(),
     }
 
 
-def _in_frame(places: Floats) -> tuple[Indices, int]:
-    """Return places in whole steps of a square frame, and how many far ones were moved to its edge."""
+def _frame(places: Floats) -> tuple[list[float], float, int]:
+    """Return corner and side of a square that holds nearly all places, and how many far ones it does not."""
     if len(places) == 0:
-        return np.empty((0, 2), dtype=np.intp), 0
+        return [0.0, 0.0], 1.0, 0
     low, high = np.percentile(places, (1, 99), axis=0)
     margin = 0.3 * (high - low)
     low, high = np.maximum(places.min(axis=0), low - margin), np.minimum(places.max(axis=0), high + margin)
     side = float((high - low).max()) or 1.0
-    shares = (places - (low + high) / 2) / side + 0.5
+    corner = (low + high) / 2 - side / 2
+    shares = (places - corner) / side
     far = int(((shares < 0) | (shares > 1)).any(axis=1).sum())
-    return np.rint(np.clip(shares, 0, 1) * _FRAME).astype(np.intp), far
+    return corner.tolist(), side, far
 
 
 def _number(value: float, digits: int) -> float | None:

@@ -1,118 +1,131 @@
-"""The tiles of the page: which images are shown, and all of their tiles in one PNG."""
+"""The tiles of the page: small copies of all images, on sheets in the order in which they are shown."""
 
 from __future__ import annotations
 
 import struct
+import tempfile
 import zlib
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import numpy as np
 
-from fastsort._reasons import BAD_PIXELS, DUPLICATE, FLAT, OUTSIDE, REASONS
-from fastsort._types import Bools, Floats, Indices
+from fastsort._types import Images, Indices
 from fastsort.decide.result import SortResult
-from fastsort.report.tiles import Greys
+from fastsort.images.batches import map_batches
+from fastsort.images.prepare import ctf_to_flip
+from fastsort.particles.source import Particles
+from fastsort.particles.table import CtfParameters
+from fastsort.report.denoised_tiles import TileDenoiser, denoised_tiles
+from fastsort.report.tiles import Greys, blur_of, flipped_tiles
 
-COLUMNS, N_TILES = 20, 24
-# The range of junk probabilities has so many parts; so many images of each are stored.
-N_STRATA, N_PER_STRATUM = 20, 12
-# Reasons for which an image stays rejected, whatever the threshold on the junk probability.
-FIXED = tuple(REASONS[code] for code in (BAD_PIXELS, FLAT, DUPLICATE, OUTSIDE))
-
-
-class Choice(NamedTuple):
-    """Indices of the images to show: ascending in `every`, elsewhere in the order in which they are shown.
-
-    Attributes
-    ----------
-    every : ndarray of intp
-        All images that are shown anywhere.
-    best, border, worst : ndarray of intp
-        The images with the lowest scores, those next to the threshold, and those with the highest scores.
-    by_reason : dict of str to ndarray of intp
-        A random sample of the images with each reason.
-    """
-
-    every: Indices
-    best: Indices
-    border: Indices
-    worst: Indices
-    by_reason: dict[str, Indices]
+# Tiles on a sheet, in rows and columns. A browser loads only the sheets that it shows.
+ROWS = 16
+PER_SHEET = ROWS**2
+# Sides of tiles, in pixels, and up to how many images they are used.
+SIDES = ((1_000, 64), (20_000, 48), (100_000, 32), (1_000_000, 24))
+_DENOISED_AT_ONCE = 4096
 
 
-def fixed_images(result: SortResult) -> Bools:
-    """Tell which images stay rejected at any threshold.
+def side_of(n: int, box: int) -> int:
+    """Return the side of the tiles of a set in pixels; 0 where there are too many images to show."""
+    return next((min(side, box) for most, side in SIDES if n <= most), 0)
+
+
+def tile_sheets(
+    particles: Particles, result: SortResult, order: Indices, *, n_jobs: int | None = None
+) -> Iterator[bytes]:
+    """Read all images and put their tiles on sheets.
 
     Parameters
     ----------
+    particles : Particles
+        Read once, in the order of the files.
     result : SortResult
+        Says whether phases are flipped, and how large the particle is.
+    order : ndarray of intp, shape (n,)
+        Of the tiles on the sheets.
+    n_jobs : int, optional
+        Workers, as joblib counts them.
 
-    Returns
-    -------
-    fixed : ndarray of bool, shape (n,)
-        Images that cannot be judged, duplicates, and images that reach over the edge of their micrograph.
+    Yields
+    ------
+    png : bytes
+        256 tiles in 16 rows, fewer rows on the last sheet.
     """
-    return ~result.keep & (np.isin(result.reason, FIXED) | ~np.isfinite(result.score))
+    n, size = len(particles), side_of(len(particles), particles.box)
+    ctf = None
+    if result.phase_flipped and particles.ctf is not None:
+        ctf = ctf_to_flip(particles, result.parameters.get("phase_flip", "yes"))
+    blocks = map_batches(
+        _batch,
+        particles,
+        size,
+        blur_of(result, particles.box, size),
+        particles.pixel_size,
+        each=(ctf,),
+        n_jobs=n_jobs,
+    )
+    yield from _sheets(blocks, n, size, order)
 
 
-def choose_images(result: SortResult) -> Choice:
-    """Choose the images that the page shows, at most 552.
+def denoised_sheets(denoiser: TileDenoiser, order: Indices) -> Iterator[bytes]:
+    """Put denoised tiles of all images on sheets, as `tile_sheets` does.
 
     Parameters
     ----------
-    result : SortResult
+    denoiser : TileDenoiser
+    order : ndarray of intp, shape (n,)
 
-    Returns
-    -------
-    choice : Choice
-        `every` also holds up to 12 images of each of 20 parts of the range of junk probabilities, so
-        that the page has images near any threshold.
+    Yields
+    ------
+    png : bytes
     """
-    judged = np.flatnonzero(~fixed_images(result))
-    order = judged[np.lexsort((result.score[judged], result.junk_probability[judged]))]
-    kept = order[result.keep[order]]
-    rejected = order[~result.keep[order] & ~result.rescued[order]]
-    border = np.isin(order, np.concatenate([kept[-N_TILES // 2 :], rejected[: N_TILES // 2]]))
-    rng = np.random.default_rng(0)
-    by_reason = {}
-    for name in REASONS:
-        members = np.flatnonzero(result.reason == name)
-        if len(members):
-            chosen = rng.choice(members, min(N_TILES, len(members)), replace=False)
-            by_reason[name] = np.sort(chosen)
-    best, worst = order[:N_TILES], order[::-1][:N_TILES]
-    strata = _strata(order, result.junk_probability[order])
-    every = np.unique(np.concatenate([best, order[border], worst, *strata, *by_reason.values()]))
-    return Choice(every, best, order[border], worst, by_reason)
+    n, size = len(order), side_of(len(order), denoiser.particles.box)
+    starts = range(0, n, _DENOISED_AT_ONCE)
+    blocks = (
+        denoised_tiles(denoiser, np.arange(start, min(start + _DENOISED_AT_ONCE, n)), size)
+        for start in starts
+    )
+    yield from _sheets(blocks, n, size, order)
 
 
-def _strata(order: Indices, probability: Floats) -> list[Indices]:
-    """Choose images spread over each part of the range of probabilities, which ascend in `order`."""
-    part = np.where(np.isfinite(probability), N_STRATA * np.clip(probability, 0, 1), -1)
-    part = np.minimum(part.astype(np.intp), N_STRATA - 1)
-    chosen = []
-    for number in range(N_STRATA):
-        members = order[part == number]
-        places = np.linspace(0, len(members) - 1, min(N_PER_STRATUM, len(members)))
-        chosen.append(members[np.rint(places).astype(np.intp)])
-    return chosen
+def _batch(
+    images: Images, start: int, ctf: CtfParameters | None, size: int, blur: float, pixel_size: float
+) -> Greys:
+    return flipped_tiles(images, ctf, pixel_size, size, blur)
 
 
-def sprite_png(tiles: Greys) -> bytes:
+def _sheets(blocks: Iterator[Greys], n: int, size: int, order: Indices) -> Iterator[bytes]:
+    """Put tiles that come in the order of the files on sheets in another order."""
+    # On the disk: a thousand tiles are half a megabyte, and there may be a million.
+    with tempfile.TemporaryFile() as file:
+        for block in blocks:
+            file.write(block.tobytes())
+        file.flush()
+        if n == 0:
+            return
+        tiles = np.memmap(file, np.uint8, "r", shape=(n, size, size))
+        for start in range(0, n, PER_SHEET):
+            yield sheet_png(tiles[order[start : start + PER_SHEET]])
+
+
+def sheet_png(tiles: Greys, columns: int = ROWS) -> bytes:
     """Put tiles side by side into one picture.
 
     Parameters
     ----------
     tiles : ndarray of uint8, shape (k, s, s)
+    columns : int
+        Tiles in each row.
 
     Returns
     -------
     png : bytes
-        With 20 tiles in each row, or all where there are fewer; a single black pixel where there is none.
+        A single black pixel where there is no tile.
     """
     if len(tiles) == 0:
         return grey_png(np.zeros((1, 1), dtype=np.uint8))
-    size, columns = tiles.shape[1], min(COLUMNS, len(tiles))
+    size = tiles.shape[1]
     rows = -(-len(tiles) // columns)
     sheet = np.zeros((rows * columns, size, size), dtype=np.uint8)
     sheet[: len(tiles)] = tiles
@@ -136,7 +149,7 @@ def grey_png(pixels: Greys) -> bytes:
     lines[:, 0] = 1
     lines[:, 1:] = np.diff(pixels, axis=1, prepend=np.uint8(0))
     header = struct.pack(">2I5B", width, height, 8, 0, 0, 0, 0)
-    chunks = {b"IHDR": header, b"IDAT": zlib.compress(lines.tobytes(), 9), b"IEND": b""}
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(lines.tobytes(), 6), b"IEND": b""}
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         for kind, data in chunks.items()

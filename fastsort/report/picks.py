@@ -19,7 +19,7 @@ from fastsort.particles.micrographs import MicrographList
 from fastsort.particles.mrc import write_stack
 from fastsort.particles.open import open_particles
 from fastsort.pick import REASONS, PickResult
-from fastsort.report.folder import COORDS, MICROGRAPHS, RESULTS, SCORES, SUMMARY, coordinate_folder
+from fastsort.report.folder import COORDS, MICROGRAPHS, RESULTS, SCORES, SUMMARY, listed_folder
 from fastsort.report.tables import formatted, image_blocks, software_versions, write_json
 
 LIST, STACK, PARTICLES = "autopick.star", "particles.mrcs", "particles.star"
@@ -89,7 +89,7 @@ def write_picks(
     names = result.names.tolist()
     files = file_names(names)
     for part, chosen in (("kept", result.keep), ("rejected", ~result.keep)):
-        _write_each(coordinate_folder(folder / part, files), files, result, chosen)
+        _write_each(listed_folder(folder / part, files), files, result, chosen)
     paths = [os.path.join(os.fspath(final), "kept", file) for file in files]
     listed = {"_rlnMicrographName": names, "_rlnMicrographCoordinates": paths}
     _write_star(folder / LIST, {"coordinate_files": listed})
@@ -123,7 +123,7 @@ def write_coords_suffix(folder: FilePath, result: PickResult, source: str) -> No
     names = result.names.tolist()
     places = [_JOB.sub("", name.lstrip("/")) for name in names]
     files = [os.path.splitext(os.path.normpath(place))[0] + ENDING for place in places]
-    inside = coordinate_folder(Path(folder) / COORDS, [_SUFFIX, *files])
+    inside = listed_folder(Path(folder) / COORDS, [_SUFFIX, *files])
     _write_each(inside, files, result, result.keep)
     (inside / _SUFFIX).write_text(f"{source}\n", "utf-8", "surrogateescape")
 

@@ -12,9 +12,10 @@ from fastsort._types import Bools, FilePath, Floats, Images, Indices, Singles
 from fastsort._version import __version__
 from fastsort.decide.result import SortResult
 from fastsort.particles.source import Particles
+from fastsort.report.denoised_tiles import TileDenoiser, denoised_tiles
 from fastsort.report.layout import COLUMNS, GAP, LABEL, TILE, WIDTH
 from fastsort.report.learned import N_PAIRS, draw_learned, learned_height
-from fastsort.report.tiles import flip_as_sorted, read_tiles
+from fastsort.report.tiles import Greys, flip_as_sorted, read_tiles
 from fastsort.report.words import diameter_words, flip_words
 
 N_TILES = 24
@@ -23,7 +24,9 @@ _KEPT, _REJECTED = "#0072B2", "#D55E00"
 _NOT_JUDGED = REASONS[BAD_PIXELS], REASONS[FLAT]
 
 
-def draw_report(path: FilePath, particles: Particles, result: SortResult) -> None:
+def draw_report(
+    path: FilePath, particles: Particles, result: SortResult, *, denoiser: TileDenoiser | None = None
+) -> None:
     """Draw scores, reasons, and the best, the borderline and the worst images as one PNG.
 
     The subspaces method adds the subspaces and the course of learning below.
@@ -36,6 +39,8 @@ def draw_report(path: FilePath, particles: Particles, result: SortResult) -> Non
         What was sorted; up to 78 images are read.
     result : SortResult
         As from `sort_particles`.
+    denoiser : TileDenoiser, optional
+        As from `learn_tiles`; with it the images are drawn denoised.
 
     Raises
     ------
@@ -64,7 +69,12 @@ def draw_report(path: FilePath, particles: Particles, result: SortResult) -> Non
     _draw_scores(upper(0.055, 0.725, 0.53, 0.19), result)
     _draw_reasons(upper(0.70, 0.725, 0.27, 0.19), result)
     for (title, indices), bottom in zip(_choices(result).items(), (0.452, 0.23, 0.008), strict=True):
-        _draw_montage(upper(0.02, bottom, 0.96, 0.195), title, indices, particles, result)
+        tiles = (
+            read_tiles(particles, result, indices) if denoiser is None else denoised_tiles(denoiser, indices)
+        )
+        if denoiser is not None:
+            title += ", denoised"
+        _draw_montage(upper(0.02, bottom, 0.96, 0.195), title, indices, tiles, particles.box, result)
     if result.subspaces is not None:
         draw_learned(lower, result.subspaces, *_best_kept(particles, result))
     figure.savefig(path, format="png")
@@ -184,12 +194,13 @@ def _best_kept(particles: Particles, result: SortResult) -> tuple[Images, Floats
     return flip_as_sorted(particles.read(chosen), particles, result, chosen), result.score[chosen]
 
 
-def _draw_montage(axes: Any, title: str, indices: Indices, particles: Particles, result: SortResult) -> None:
+def _draw_montage(
+    axes: Any, title: str, indices: Indices, tiles: Greys, box: int, result: SortResult
+) -> None:
     width, height = TILE + GAP, TILE + LABEL
     axes.axis("off")
     count = f" ({len(indices)})" if len(indices) < N_TILES else ""
     axes.set_title(title + count, loc="left", fontsize=13, fontweight="bold", pad=4)
-    tiles = read_tiles(particles, result, indices)
     for place, (index, tile) in enumerate(zip(indices.tolist(), tiles, strict=True)):
         left, top = place % COLUMNS * width, place // COLUMNS * height
         extent = (left, left + TILE, top + TILE, top)
@@ -204,7 +215,7 @@ def _draw_montage(axes: Any, title: str, indices: Indices, particles: Particles,
             va="top",
         )
     if len(indices) and np.isfinite(result.diameter_px):
-        _draw_circle(axes, result.offset[indices[0]], result.diameter_px, particles.box)
+        _draw_circle(axes, result.offset[indices[0]], result.diameter_px, box)
     elif not len(indices):
         axes.text(0, TILE / 2, "none", fontsize=12, color="0.4")
     axes.set_aspect("equal", anchor="NW")

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastsort._types import Bools, Indices
 from fastsort.particles.table import NOTHING_ADDED, Added, Table
-from fastsort.report.folder import coordinate_folder
+from fastsort.report.folder import listed_folder
 
 
 def subsets(keep: Bools, rescued: Bools) -> dict[str, Indices]:
@@ -52,5 +52,5 @@ def write_subset(folder: Path, name: str, table: Table, rows: Indices, added: Ad
         When the disk refuses.
     """
     if table.files_of_part:
-        coordinate_folder(folder / name, table.files_of_part)
+        listed_folder(folder / name, table.files_of_part)
     table.write_part(folder, name, rows, added)

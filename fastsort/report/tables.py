@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from fastsort._reasons import REASONS
 from fastsort._version import __version__
+from fastsort.decide.by_hand import BY_HAND
 from fastsort.decide.copies import CONTENT, STAMP
 from fastsort.particles.mrc import write_stack as write_mrc_stack
 from fastsort.particles.source import Particles
@@ -114,6 +115,7 @@ def summarize(
         "rejected": counts["rejected"],
         "rescued": counts.get("rescued", 0),
         "reasons": {name: int((result.reason == name).sum()) for name in REASONS},
+        "by_hand": int(np.count_nonzero(result.measurements.get(BY_HAND, 0))),
         "votes": list(result.votes),
         "errors": None if result.errors is None else _nested(result.errors),
         "micrographs": None if micrographs is None else _summarize_micrographs(micrographs),
@@ -175,6 +177,8 @@ def _star_columns(particles: Particles, result: SortResult) -> dict[str, Sequenc
     if np.isfinite(result.junk_probability).any():
         # RELION would read nan as 0, and so as certainly good.
         columns["_fastsortJunkProbability"] = formatted(np.nan_to_num(result.junk_probability, nan=1), "%.6f")
+    if BY_HAND in result.measurements:
+        columns["_fastsortByHand"] = formatted(result.measurements[BY_HAND], "%d")
     if list(result.votes) == ["subspaces"]:
         factor, log_likelihood = (result.measurements[name] for name in ("factor", "log_likelihood"))
         columns["_fastsortSortingFactor"] = formatted(_for_relion(factor), "%.6g")

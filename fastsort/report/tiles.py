@@ -14,6 +14,7 @@ from fastsort.images.crop import fourier_crop
 from fastsort.images.ctf import phase_flip
 from fastsort.images.prepare import ctf_to_flip
 from fastsort.particles.source import Particles
+from fastsort.particles.table import CtfParameters
 
 Greys: TypeAlias = npt.NDArray[np.uint8]
 """Grey values from 0, black, to 255, white."""
@@ -22,7 +23,7 @@ Greys: TypeAlias = npt.NDArray[np.uint8]
 SIDE = 64
 # Noise compresses badly, and nobody sees the lowest bits of a grey value.
 _GREY_STEP = 4
-_BYTES_AT_ONCE = 1 << 25
+BYTES_AT_ONCE = 1 << 25
 # Percentiles of the pixels that become black and white.
 _DARKEST, _BRIGHTEST = 1, 99.7
 
@@ -52,14 +53,43 @@ def read_tiles(particles: Particles, result: SortResult, indices: Indices) -> Gr
     """
     size = min(particles.box, SIDE)
     tiles = np.empty((len(indices), size, size), dtype=np.uint8)
-    step = max(1, _BYTES_AT_ONCE // (4 * particles.box**2))
-    diameter_px = result.diameter_px if math.isfinite(result.diameter_px) else particles.box / 2
-    sigma = diameter_px * size / particles.box / 12
+    step = max(1, BYTES_AT_ONCE // (4 * particles.box**2))
+    blur = blur_of(result, particles.box, size)
     for start in range(0, len(indices), step):
         block = indices[start : start + step]
         images = flip_as_sorted(_finite(particles.read(block)), particles, result, block)
-        tiles[start : start + step] = _tiles(images, size, sigma)
+        tiles[start : start + step] = _tiles(images, size, blur)
     return tiles
+
+
+def blur_of(result: SortResult, box: int, size: int) -> float:
+    """Return by how many pixels tiles of so many pixels are smoothed: a twelfth of the particle."""
+    diameter_px = result.diameter_px if math.isfinite(result.diameter_px) else box / 2
+    return diameter_px * size / box / 12
+
+
+def flipped_tiles(
+    images: Images, ctf: CtfParameters | None, pixel_size: float, size: int, blur: float
+) -> Greys:
+    """Make tiles of images, after their phases are flipped where a contrast transfer function is given.
+
+    Parameters
+    ----------
+    images : ndarray of float32, shape (k, d, d)
+    ctf : CtfParameters or None
+        One entry an image.
+    pixel_size : float
+    size : int
+        Side of the tiles in pixels.
+    blur : float
+        As from `blur_of`.
+
+    Returns
+    -------
+    tiles : ndarray of uint8, shape (k, size, size)
+    """
+    images = _finite(images)
+    return _tiles(images if ctf is None else phase_flip(images, ctf, pixel_size), size, blur)
 
 
 def flip_as_sorted(images: Images, particles: Particles, result: SortResult, indices: Indices) -> Images:
@@ -100,6 +130,48 @@ def average_tiles(averages: Images) -> Greys:
     if len(averages) == 0:
         return np.empty((0, size, size), dtype=np.uint8)
     return _tiles(_finite(averages), size, 0.0)
+
+
+def scale_of_greys(images: Images) -> tuple[float, float]:
+    """Return which values become black and white, if all images share one scale.
+
+    Parameters
+    ----------
+    images : ndarray of float32, shape (k, s, s)
+        Those with a NaN or an infinity do not count.
+
+    Returns
+    -------
+    scale : float, float
+        The same twice where there is no contrast.
+    """
+    usable = np.isfinite(images).all(axis=(1, 2))
+    if not usable.any():
+        return 0.0, 0.0
+    low, high = np.percentile(images[usable], (_DARKEST, _BRIGHTEST))
+    return float(low), float(high)
+
+
+def common_tiles(images: Images, scale: tuple[float, float]) -> Greys:
+    """Make tiles of images with one scale of greys for all, so that a weak image looks weak.
+
+    Parameters
+    ----------
+    images : ndarray of float32, shape (k, s, s)
+    scale : float, float
+        As from `scale_of_greys`.
+
+    Returns
+    -------
+    tiles : ndarray of uint8, shape (k, s, s)
+        An image with a NaN or an infinity is grey.
+    """
+    low, high = scale
+    usable = np.isfinite(images).all(axis=(1, 2))
+    with np.errstate(invalid="ignore"):
+        shares = np.clip((images - low) / (high - low if high > low else 1), 0, 1)
+    shares[~usable if high > low else slice(None)] = 0.5
+    return (np.rint(shares * (255 // _GREY_STEP)) * _GREY_STEP).astype(np.uint8)
 
 
 def stretch_contrast(images: Images, darkest: float, brightest: float, inside: Bools | None = None) -> Floats:
