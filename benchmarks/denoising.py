@@ -7,6 +7,8 @@ noise is the variance of the clean images over that of the noise, in all pixels.
 ASPIRE, bm3d and scikit-image get the true noise. Those that are installed are run by the interpreter given as
 --peers-python; what is missing there is left out with a message. One worker, one BLAS thread; slow peers get
 fewer images. The scale, which takes half an hour, and the picture are only made when asked for.
+
+Purity: each class counts for the conformation, or the molecule, that most of its images show.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ METHODS = ("bm3d", "ksvd", "tight_frame", "total_variation", "nonlocal_means", "
 N_MICROGRAPHS, DEFOCUS, PIXEL_SIZE = 24, (1e4, 2.5e4), 3.0
 # Images that slow peers get.
 N_SLOW = 20
+# Sets that are classified before and after: images, signal to noise, classes of two molecules, seeds.
+N_SORTED, SORTED_SNRS, N_VIEWS, SEEDS = 2000, (0.1, 0.05), 10, (0, 1, 2)
 
 
 class Images(NamedTuple):
@@ -53,6 +57,7 @@ def main() -> None:
         "white": white,
         "ctf": with_ctf,
         "large": large,
+        "classes": classes,
         "speed": speed,
         "scale": scale,
         "picture": picture,
@@ -287,6 +292,75 @@ def large(options: argparse.Namespace) -> None:
         ("SNR", "method", "fastsort", f"ASPIRE, {N} images, noise given", "ms an image"),
         rows(),
     )
+
+
+def classes(options: argparse.Namespace) -> None:
+    from tables import print_table
+
+    print_table(
+        f"{N_SORTED:,} images of {BOX} px, white noise, no contrast transfer function: purity of as many "
+        "classes on the images as they are and denoised, nothing given (mean over the seeds, lowest in "
+        "brackets); k-means on the invariant features",
+        (
+            "set",
+            "SNR",
+            "method (predicted error)",
+            "classes",
+            "classes, denoised",
+            "k-means",
+            "k-means, denoised",
+        ),
+        purities(options),
+    )
+
+
+def purities(options: argparse.Namespace) -> Iterator[tuple]:
+    from classes import HINGE_RADIUS, N_HINGES, spread
+
+    from fastsort.denoise import denoised_batches, learn_denoiser
+
+    two = [projections(options.data, name, N_SORTED // 2, SEED + i) for i, name in enumerate(MOLECULES[:2])]
+    for snr in SORTED_SNRS:
+        mixed = noisy_images(np.concatenate(two), snr).noisy
+        molecule = np.repeat([0, 1], N_SORTED // 2)
+        for name, images, truth, number, radius in (
+            (f"{N_HINGES} conformations", *conformations(snr), N_HINGES, HINGE_RADIUS),
+            (" + ".join(MOLECULES[:2]), mixed, molecule, N_VIEWS, None),
+        ):
+            particles = as_particles(Images(images, images, np.nan, None))
+            denoiser = learn_denoiser(particles, n_jobs=1)
+            denoised = np.concatenate([*denoised_batches(particles, denoiser, n_jobs=1)])
+            found = (
+                spread([purity(labels(some, number, radius, seed), truth) for seed in SEEDS])
+                for labels in (likeliest, nearest)
+                for some in (images, denoised)
+            )
+            yield name, snr, f"{denoiser.method} ({denoiser.error:.3f})", *found
+
+
+def conformations(snr: float) -> tuple[np.ndarray, np.ndarray]:
+    from classes import hinges
+
+    return hinges(N_SORTED, snr)[:2]
+
+
+def likeliest(images: np.ndarray, number: int, radius: float | None, seed: int) -> np.ndarray:
+    import fastsort as fs
+
+    return fs.classify_images(images, number, radius=radius, embedding="pca", n_jobs=1, seed=seed).label
+
+
+def nearest(images: np.ndarray, number: int, radius: float | None, seed: int) -> np.ndarray:
+    from sklearn.cluster import KMeans
+
+    import fastsort as fs
+
+    features = fs.invariant_features(images, n_jobs=1)
+    return KMeans(number, n_init=10, random_state=seed).fit_predict(features)
+
+
+def purity(label: np.ndarray, truth: np.ndarray) -> float:
+    return sum(np.bincount(truth[label == k]).max() for k in np.unique(label)) / len(truth)
 
 
 def speed(options: argparse.Namespace) -> None:

@@ -57,6 +57,7 @@ SAVED_TYPES = {
     "pick-mixture": "fastsort.picking.mixture:Mixture",
     "pick-gaussian": "fastsort.picking.mixture:Gaussian",
     "map-result": "fastsort.classify:MapResult",
+    "denoised-classes": "fastsort.classify:DenoisedClasses",
     "classification": "fastsort.invariants.classes:Classification",
     "class-ranking": "fastsort.invariants.ranking:ClassRanking",
     "class-averages": "fastsort.invariants.averages:ClassAverages",

@@ -5,6 +5,7 @@ Everything is float64, one image at a time, and imports nothing from fastsort.
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -851,3 +852,13 @@ def rings_about(image, row, column, n_rings):
             inside = 0 <= y < image.shape[0] and 0 <= x < image.shape[1]
             members[ring].append(float(image[y, x]) if inside else 0.0)
     return np.array([np.mean(m) for m in members]), np.array([np.var(m) for m in members])
+
+
+def adjusted_rand_index(one, other):
+    """Agreement of two divisions, pair by pair: how many are together in both, against what chance gives."""
+    pairs = list(itertools.combinations(range(len(one)), 2))
+    first = sum(one[i] == one[j] for i, j in pairs)
+    second = sum(other[i] == other[j] for i, j in pairs)
+    both = sum(one[i] == one[j] and other[i] == other[j] for i, j in pairs)
+    expected = first * second / len(pairs)
+    return (both - expected) / ((first + second) / 2 - expected)

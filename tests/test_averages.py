@@ -15,6 +15,7 @@ from fastsort.invariants import members
 from fastsort.invariants.align import align_images, apply_alignment
 from fastsort.invariants.averages import class_averages
 from fastsort.invariants.ring_correlation import filter_averages, fourier_ring_correlation
+from fastsort.particles.mrc import write_stack
 from fastsort.simulate.phantoms import phantom_blobs, phantom_volume
 
 BOX, DIAMETER = 64, 40
@@ -136,6 +137,15 @@ def test_same_bits_for_two_workers_and_without_room(monkeypatch):
     for a, b, c in zip(one, two, none, strict=True):
         assert np.array_equal(a, b, equal_nan=True)
         assert np.array_equal(a, c, equal_nan=True)
+
+
+def test_empty_classes_of_a_stack(tmp_path):
+    images, _, _ = views(12, 1, "globular", snr=1)
+    write_stack(tmp_path / "a.mrcs", [images], 1.0, len(images), BOX)
+    label = np.repeat([1, 3], 6)
+    stack = class_averages(fs.open_particles(tmp_path / "a.mrcs"), label, n_classes=5, n_jobs=1)
+    for one, other in zip(stack, class_averages(images, label, n_classes=5, n_jobs=1), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_hardly_a_class():

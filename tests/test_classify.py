@@ -18,14 +18,20 @@ import numpy as np
 import pandas as pd
 import pytest
 import starfile
+from sklearn.metrics import adjusted_rand_score
+from test_denoise import flag_optics
 from test_likelihood import correlation, picture, planted
 
 import fastsort as fs
 from fastsort import InputError, cli
-from fastsort.classify import classify_particles
+from fastsort.classify import adjusted_rand_index, classify_particles, median_resolution
+from fastsort.images.ctf import contrast_transfer
 from fastsort.images.normalize import subtract_ramps
+from fastsort.invariants.fit_classes import averages_of, fit_classes
 from fastsort.particles.mrc import write_stack
+from fastsort.particles.source import choose_particles
 from fastsort.particles.store import ImageStore
+from fastsort.particles.table import CtfParameters
 from fastsort.report.classes import write_map
 from fastsort.report.selection import select_classes
 from fastsort.simulate import write_project
@@ -235,7 +241,7 @@ def assert_identical(one, other):
         assert one.dtype == other.dtype and one.shape == other.shape
         assert one.tobytes() == other.tobytes()
     else:
-        assert one == other
+        np.testing.assert_equal(one, other)
 
 
 def same_result(one, other):
@@ -631,3 +637,179 @@ def test_other_colors_make_another_map(project, finished, asked, tmp_path, color
     assert (folder / "map.png").read_bytes() != (finished / "map.png").read_bytes()
     assert (folder / "classes.mrcs").read_bytes() == (finished / "classes.mrcs").read_bytes()
     assert (asked[0]["n_classes"], asked[0]["embedding"]) == (4, "pca")
+
+
+# Classes of denoised images.
+
+COMPARED = {"n_classes": 4, "embedding": "pca", "denoised": True}
+
+
+@pytest.fixture(scope="module")
+def compared(project, tmp_path_factory):
+    """What comes of the denoised images too, and the work folder it left."""
+    work = tmp_path_factory.mktemp("kept") / "work"
+    return classify_particles(project, **COMPARED, n_jobs=2, work=work, keep_work=True), work
+
+
+def pixels_of(path, box=48):
+    return np.fromfile(path, np.float16).astype(np.float32).reshape(-1, box, box)
+
+
+def test_denoised_images_change_nothing_of_the_map_itself(compared, result):
+    assert result.denoised is None
+    assert_identical(compared[0].classes, result.classes)
+    assert (compared[0].keep == result.keep).all()
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+def test_denoised_working_images_are_the_clean_ones(tmp_path, flipped):
+    rng, n, box = np.random.default_rng(0), 240, 40
+    clean, _ = fs.simulate_particles(n, 0, snr=50, box=box, volume="two-lobed", noise="white", seed=3)
+    defocus = rng.uniform(1.5e4, 2.5e4, n)
+    ctf = CtfParameters(defocus, defocus, *(np.full(n, value) for value in (0.0, 0.0, 300.0, 2.7, 0.1)))
+    transfer = contrast_transfer(ctf, box, 3.0)
+    images = np.fft.irfft2(np.fft.rfft2(clean) * transfer, s=(box, box))
+    images = (images + rng.normal(0, 2 * images.std(), images.shape)).astype(np.float32)
+    if flipped:
+        images = fs.phase_flip(images, ctf, 3.0)
+    particles = replace(
+        fs.open_particles(images, pixel_size=3.0), ctf=ctf, corrected=np.ones(n, bool) if flipped else None
+    )
+    options = {"n_classes": 2, "embedding": "pca", "work": tmp_path / "work", "keep_work": True}
+    classify_particles(particles, denoised=True, n_jobs=1, **options)
+    one, other = (
+        np.fft.rfft2(pixels) for pixels in (clean, pixels_of(tmp_path / "work" / "denoised.work", box))
+    )
+    # Where the contrast transfer is negative, phases taken for those of the microscope give -0.4.
+    for part, least in ((transfer > 0, 0.95), (transfer < 0, 0.5)):
+        product = (one[part].conj() * other[part]).real.sum()
+        assert product > least * np.linalg.norm(one[part]) * np.linalg.norm(other[part])
+
+
+def test_averages_of_either_division_are_made_of_the_images_as_they_are(compared, simulated):
+    found, work = compared
+    denoised, truth = found.denoised, simulated[1]
+    images = fs.open_particles(pixels_of(work / "images.work"), pixel_size=found.pixel_size)
+    images = replace(images, ctf=truth.ctf)
+    for label, resolution in (
+        (found.classes.label, denoised.resolution_as_they_are),
+        (denoised.classes.label, denoised.resolution_denoised),
+    ):
+        resolutions = np.empty(len(label))
+        for k in range(label.max() + 1):
+            members = np.flatnonzero(label == k)
+            alone = fit_classes(choose_particles(images, members), 1, 0.4 * 48, n_jobs=1)
+            resolutions[members] = averages_of(alone, found.pixel_size).resolution[0]
+        # Infinite for some, which a mean of two would spread.
+        assert resolution == pytest.approx(np.sort(resolutions)[(len(label) - 1) // 2], rel=1e-6)
+    # A STAR file rounds the defocus.
+    last, expected = denoised.classes.averages.averages[-1], alone.averages[0]
+    np.testing.assert_allclose(last, expected, atol=1e-3 * expected.std())
+    assert (np.diff(denoised.classes.ranking.score) >= 0).all()
+    assert denoised.agreement == adjusted_rand_score(found.classes.label, denoised.classes.label)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 5])
+def test_agreement_is_that_of_all_pairs(classes):
+    rng = np.random.default_rng(classes)
+    one, other = rng.integers(0, 3, 40), rng.integers(0, classes, 40)
+    for second in (other, one, 2 - one, np.where(rng.random(40) < 0.3, other, one)):
+        found = adjusted_rand_index(one, second)
+        assert found == pytest.approx(naive.adjusted_rand_index(one, second), abs=1e-12)
+        assert found == pytest.approx(adjusted_rand_score(one, second), abs=1e-12)
+    assert adjusted_rand_index(one, 2 - one) == 1
+    alone = np.zeros(1, np.intp)
+    assert adjusted_rand_index(alone, alone) == 1
+
+
+def test_median_resolution_counts_images(result):
+    sizes, periods = [3, 1, 0, 5], [9.0, np.inf, 2.0, 7.0]
+    averages = result.classes.averages._replace(size=np.array(sizes), resolution=np.array(periods))
+    assert median_resolution(averages) == 7
+    assert median_resolution(averages._replace(size=np.array([3, 1, 0, 3]))) == 9
+    assert median_resolution(averages._replace(size=np.array([1, 2, 0, 0]))) == np.inf
+
+
+def test_workers_and_interruptions_do_not_change_bits_of_denoised_classes(compared, project, monkeypatch):
+    found, work = compared
+    same_result(classify_particles(project, **COMPARED, n_jobs=1), found)
+    monkeypatch.setattr("fastsort.classify.learn_denoiser", must_not_run)
+    for name in STAGES:
+        monkeypatch.setattr(STAGES[name], must_not_run)
+    same_result(classify_particles(project, **COMPARED, work=work, keep_work=True), found)
+
+
+def test_unfit_images_and_copies_among_denoised_ones(simulated):
+    images = simulated[0][:80].copy()
+    images[3, 5, 5] = np.nan
+    images[7] = 1.0
+    images[50] = images[20]
+    seen = []
+    found = classify_particles(
+        images,
+        n_classes=2,
+        embedding="pca",
+        denoised=True,
+        n_jobs=1,
+        progress=lambda *step: seen.append(step),
+    )
+    label = found.denoised.classes.label
+    assert set(np.flatnonzero(label < 0)) == {3, 7}
+    assert label[50] == label[20] and found.denoised.classes.averages.size.sum() == 77
+    done = [step[0] for step in seen]
+    assert done == sorted(done) and seen[-1] == (80, 80)
+
+
+def test_noise_alone_and_a_single_image_can_be_compared(simulated):
+    noise = np.random.default_rng(0).normal(size=(60, 32, 32)).astype(np.float32)
+    found = classify_particles(noise, n_classes=3, embedding="pca", denoised=True).denoised
+    assert np.isnan(found.predicted_error) and abs(found.agreement) < 0.2
+    assert classify_particles(simulated[0][:1], denoised=True).denoised.agreement == 1
+
+
+def test_images_that_cannot_be_denoised_are_refused_before_any_is_read(simulated, tmp_path, monkeypatch):
+    star = flag_optics(write_project(tmp_path / "in", *simulated), "_rlnCtfDataAreCtfPremultiplied")
+    monkeypatch.setattr("fastsort.classify.prepare_images", must_not_run)
+    with pytest.raises(InputError, match="multiplied with their contrast transfer function"):
+        classify_particles(star, denoised=True)
+
+
+def test_files_of_a_map_with_denoised_images(compared, project, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("fastsort.classify.classify_particles", lambda *_, **options: compared[0])
+    folder = tmp_path / "out"
+    assert call("map", project, "-o", folder, "--denoised", "--classes", 4, "--embedding", "pca") == 0
+    denoised = compared[0].denoised
+    assert {path.name for path in folder.iterdir()} == FILES | {"classes_denoised.png"}
+    assert (folder / "classes_denoised.png").read_bytes() != (folder / "classes.png").read_bytes()
+    written = list(map(int, column(folder / "images.csv", "class_denoised")))
+    assert written == (denoised.classes.label + 1).tolist()
+    summary = json.loads((folder / "summary.json").read_text())
+    known = denoised._replace(predicted_error=None)._asdict() if np.isnan(denoised.predicted_error) else {}
+    expected = {**denoised._asdict(), **known}
+    del expected["classes"]
+    assert summary["denoised"] == expected
+    printed = " ".join(capsys.readouterr().out.split())
+    assert f"classes of the denoised images ({denoised.method}" in printed
+    assert f"agree with these to {denoised.agreement:.2f} (adjusted Rand index)" in printed
+    before, after = denoised.resolution_as_they_are, denoised.resolution_denoised
+    assert f"{before:.1f} A in these classes, {after:.1f} A in those" in printed
+    # These are results of ours, which another run may replace.
+    plain = compared[0]._replace(denoised=None)
+    monkeypatch.setattr("fastsort.classify.classify_particles", lambda *_, **options: plain)
+    assert call("map", project, "-o", folder, "--overwrite", "--quiet") == 0
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert json.loads((folder / "summary.json").read_text())["denoised"] is None
+
+
+def test_the_command_asks_for_denoised_images(project, asked, tmp_path):
+    assert call("map", project, "-o", tmp_path / "a", "--denoised", "--quiet") == 0
+    assert call("map", project, "-o", tmp_path / "b", "--quiet") == 0
+    assert [options["denoised"] for options in asked] == [True, False]
+
+
+@pytest.mark.parametrize("choice", ["--keep-classes", "--discard-classes"])
+def test_a_finished_map_is_not_denoised(finished, tmp_path, capsys, choice):
+    assert call("map", finished, choice, "1", "--denoised", "-o", tmp_path / "out") == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"fastsort: error: --denoised does nothing with {choice}")
+    assert message.count("\n") == 1

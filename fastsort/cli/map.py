@@ -35,6 +35,7 @@ def add_map(commands: Commands) -> None:
     add("--groups", type=int, default=1, metavar="N", help="number of kinds of particle (default 1)")
     embedding = "method of the map (auto: umap if it is installed)"
     add("--embedding", choices=("auto", "umap", "pca"), default="auto", help=embedding)
+    add("--denoised", action="store_true", help="divide the denoised images too, and compare")
     color = "what the colours of the map show (default class)"
     add("--color", choices=_COLORS, default="class", help=color)
     choice = parser.add_mutually_exclusive_group()
@@ -69,7 +70,7 @@ def _make_map(options: argparse.Namespace) -> None:
     from fastsort.classify import classify_particles
     from fastsort.report.atlas import draw_map
     from fastsort.report.classes import summarize_map, write_map
-    from fastsort.report.folder import results_folder
+    from fastsort.report.folder import DENOISED_CLASSES, results_folder
     from fastsort.report.montage import draw_classes
     from fastsort.report.progress import progress_bar
     from fastsort.report.recentre import origin_columns
@@ -88,6 +89,7 @@ def _make_map(options: argparse.Namespace) -> None:
                 embedding=options.embedding,
                 phase_flip=options.phase_flip,
                 working_size=options.working_size,
+                denoised=options.denoised,
                 work=work_folder_of(options),
                 keep_work=options.keep_work,
                 n_jobs=options.jobs,
@@ -106,6 +108,9 @@ def _make_map(options: argparse.Namespace) -> None:
                 values=values,
                 label=label,
             )
+            if result.denoised is not None:
+                note = "found among denoised images, made of the images as they are"
+                draw_classes(partial / DENOISED_CLASSES, result.denoised.classes, result.pixel_size, note)
     if not options.quiet:
         print_map(summarize_map(particles, result), result, options.output)
 

@@ -176,10 +176,32 @@ def print_map(summary: dict[str, Any], result: MapResult, folder: str) -> None:
         print(f"  {k:>3}{size:>10,}  {100 * size / n:5.1f} %  {resolved:<12}  score {score:.2f}")
     if summary["without_class"]:
         print(f"{_count(summary['without_class'], 'image')} without a class: flat, or with bad pixels")
+    if summary["denoised"] is not None:
+        _print_wrapped(_compare_with_denoised(unit=unit, **summary["denoised"]), "", 2)
     _print_doubts(summary["doubts"])
     print(f"{summary['kept']:,} kept, {summary['rejected']:,} rejected", end="; ")
     speed = summary["images_per_second"]
     print(f"{n / speed if speed else 0:.1f} s; results in {folder}")
+
+
+def _compare_with_denoised(
+    unit: str,
+    method: str,
+    predicted_error: float,
+    agreement: float,
+    resolution_as_they_are: float,
+    resolution_denoised: float,
+) -> str:
+    """Say in a sentence or two what classes of denoised images are worth."""
+    known = f", predicted error {predicted_error:.3f}" if predicted_error == predicted_error else ""
+    before, after = (
+        f"{resolution:.1f} {unit}" if resolution < 1e6 else "unresolved"
+        for resolution in (resolution_as_they_are, resolution_denoised)
+    )
+    return (
+        f"classes of the denoised images ({method}{known}) agree with these to {agreement:.2f} (adjusted "
+        f"Rand index); averages of the images as they are: {before} in these classes, {after} in those"
+    )
 
 
 def print_description(description: Description) -> None:

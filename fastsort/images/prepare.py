@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import BufferedReader
 from typing import Any, NamedTuple
 
@@ -129,12 +129,51 @@ def prepare_images(
             file.write(_entry(columns, total))
             batches.append(columns)
     *statistics, content = (np.concatenate(column) for column in zip(*batches, strict=True))
+    working = _kept(file_path, n, size, pixel_size)
+    return WorkingImages(working, PixelStatistics(*statistics), content)
+
+
+def keep_images(path: FilePath, blocks: Iterable[Images], n: int, size: int, pixel_size: float) -> Particles:
+    """Keep images that were computed, as working images are kept.
+
+    Parameters
+    ----------
+    path : path
+        File to be written, 2 bytes a pixel.
+    blocks : iterable of ndarray of float32, shape (m, size, size)
+        Never held together.
+    n, size : int
+        How many images the blocks hold in total, and their side in pixels.
+    pixel_size : float
+        In angstroms.
+
+    Returns
+    -------
+    particles : Particles
+        The images in half precision. They live as long as the file.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written.
+    """
+    with open(path, "wb") as file:
+        for block in blocks:
+            file.write(_in_half_precision(block).data)
+    return _kept(os.fspath(path), n, size, pixel_size)
+
+
+def _kept(path: str, n: int, size: int, pixel_size: float) -> Particles:
     # The file is read and not mapped, because mapped pages count as memory.
-    header = MrcHeader(file_path, n, size, size, WORKING, 0, pixel_size)
+    header = MrcHeader(path, n, size, size, WORKING, 0, pixel_size)
     sections = np.arange(n, dtype=np.int32)
     stack = StackImages([header], np.zeros_like(sections), sections)
-    working = Particles(stack, size, pixel_size, file_path)
-    return WorkingImages(working, PixelStatistics(*statistics), content)
+    return Particles(stack, size, pixel_size, path)
+
+
+def _in_half_precision(images: Images) -> npt.NDArray[np.float16]:
+    # Larger values would be infinite in half precision; no image that can be judged has any.
+    return np.clip(images, -6e4, 6e4, out=images).astype(WORKING)
 
 
 def _prepare(
@@ -156,8 +195,7 @@ def _prepare(
     if ctf is not None:
         cropped = flip_phases(cropped, ctf, pixel_size)
     normalize_background(cropped, 0.5 * len(operator) if radius is None else radius)
-    # Larger values would be infinite in half precision; no image that can be judged has any.
-    working = np.clip(cropped, -6e4, 6e4, out=cropped).astype(WORKING)
+    working = _in_half_precision(cropped)
     # Write only: opened for reading too, a network disk would write back whole pages over others' images.
     with os.fdopen(os.open(path, os.O_WRONLY), "wb") as file:
         file.seek((done + start) * working[0].nbytes)

@@ -19,7 +19,7 @@ from fastsort.invariants.groups import group_classes
 from fastsort.invariants.map import EMBEDDINGS, ParticleMap, map_features
 from fastsort.invariants.ranking import RADIUS, ClassRanking, rank_classes
 from fastsort.invariants.ring_statistics import ring_statistics
-from fastsort.particles.source import Particles, as_particles
+from fastsort.particles.source import Particles, as_particles, choose_particles
 
 # If the number of classes is not given, there are at least so many, as long as each has enough members:
 # images in a class must be alike to be aligned.
@@ -230,15 +230,75 @@ def find_classes(
     if progress:
         progress(N_STEPS, N_STEPS)
     averages = averages_of(fitted, particles.pixel_size)
-    label = fitted.assignments.label
-    ranking = rank_classes(averages, label, places.coordinates, radius=radius)
-    # The best first, and none that is empty.
-    order = np.argsort(ranking.score, kind="stable")[: int((averages.size > 0).sum())]
-    label = _renumbered(label, order, len(averages.size))
-    ranking = _chosen(ranking, order, ranking._fields)
-    averages = _chosen(averages, order, OF_CLASSES)
+    label, averages, ranking = best_first(averages, fitted.assignments.label, places.coordinates, radius)
     group = group_classes(features, label, n_groups, ~ranking.junk)
     return Classification(label, fitted.assignments.probability, places, averages, ranking, group)
+
+
+def averages_of_given(
+    particles: Particles,
+    label: Indices,
+    radius: float,
+    *,
+    n_jobs: int | None = None,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> ClassAverages:
+    """Learn the averages of given classes as those that are found are learned, each from its members alone.
+
+    Parameters
+    ----------
+    particles : Particles
+        As for `find_classes`.
+    label : ndarray of intp, shape (n,)
+        Class of each image, of which none is empty; -1 for none.
+    radius : float
+        Of the particle, in pixels.
+    n_jobs, seed, progress
+        As for `classify_images`.
+
+    Returns
+    -------
+    averages : ClassAverages
+    """
+    n, done = len(particles), 0
+    found = []
+    angle, shift = np.full(n, np.nan, np.float32), np.full((n, 2), np.nan, np.float32)
+    score = np.full(n, -np.inf, np.float32)
+    for k in range(int(label.max()) + 1):
+        members = np.flatnonzero(label == k)
+        counted = part_of(progress, done / n, (done + len(members)) / n, n)
+        own = choose_particles(particles, members)
+        averages = averages_of(
+            fit_classes(own, 1, radius, n_jobs=n_jobs, seed=seed, progress=counted), particles.pixel_size
+        )
+        angle[members], shift[members], score[members] = averages.angle, averages.shift, averages.score
+        found.append(averages)
+        done += len(members)
+    columns = {name: np.concatenate([getattr(one, name) for one in found]) for name in OF_CLASSES}
+    return ClassAverages(**columns, angle=angle, shift=shift, score=score)
+
+
+def best_first(
+    averages: ClassAverages, label: Indices, coordinates: Array, radius: float
+) -> tuple[Indices, ClassAverages, ClassRanking]:
+    """Rank classes, and number them by their rank; there is no class left without a member.
+
+    Parameters
+    ----------
+    averages, label, coordinates, radius
+        As for `rank_classes`.
+
+    Returns
+    -------
+    label : ndarray of intp, shape (n,)
+    averages : ClassAverages
+    ranking : ClassRanking
+    """
+    ranking = rank_classes(averages, label, coordinates, radius=radius)
+    order = np.argsort(ranking.score, kind="stable")[: int((averages.size > 0).sum())]
+    label = _renumbered(label, order, len(averages.size))
+    return label, _chosen(averages, order, OF_CLASSES), _chosen(ranking, order, ranking._fields)
 
 
 def _part_of(progress: Progress | None, name: str) -> Progress | None:

@@ -135,7 +135,8 @@ class StackImages(ImageStore):
         """Return a store of some of the images, which knows their stacks alone."""
         used, stack_of = np.unique(self.stack_of[chosen], return_inverse=True)
         sign_of = None if self.sign_of is None else self.sign_of[chosen]
-        stacks = [self.stacks[number] for number in used.tolist()]
+        # One says how large images are, even if there are none.
+        stacks = [self.stacks[number] for number in used.tolist()] or self.stacks[:1]
         return replace(
             self,
             stacks=stacks,

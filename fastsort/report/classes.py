@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastsort._types import Array, FilePath, Indices
-from fastsort.classify import MapResult
+from fastsort.classify import DenoisedClasses, MapResult
 from fastsort.particles.mrc import write_stack
 from fastsort.particles.source import Particles
 from fastsort.particles.table import Added
@@ -88,12 +88,20 @@ def summarize_map(particles: Particles, result: MapResult) -> dict[str, Any]:
         "class_box": classes.averages.averages.shape[1],
         "class_pixel_size": result.pixel_size,
         "phase_flipped": result.phase_flipped,
+        "denoised": _summarize_denoised(result.denoised),
         "doubts": list(result.doubts),
         "parameters": result.parameters,
         "seconds": result.seconds,
         "images_per_second": n / seconds if seconds > 0 else math.nan,
         "versions": software_versions(),
     }
+
+
+def _summarize_denoised(denoised: DenoisedClasses | None) -> dict[str, Any] | None:
+    """Say what comes of denoised images; classes have more fields than belong here."""
+    if denoised is None:
+        return None
+    return {name: value for name, value in denoised._asdict().items() if name != "classes"}
 
 
 def members_of_classes(result: MapResult) -> Indices:
@@ -158,6 +166,8 @@ def _write_images(path: Path, particles: Particles, result: MapResult) -> None:
         "map_x": classes.map.coordinates[:, 0],
         "map_y": classes.map.coordinates[:, 1],
     }
+    if result.denoised is not None:
+        numbers["class_denoised"] = result.denoised.classes.label + 1
     write_rows(path, particles, numbers)
 
 

@@ -24,6 +24,7 @@ RESULTS, SUMMARY, SCORES = "results.npz", "summary.json", "scores.csv"
 PICTURE, PAGE, MICROGRAPHS = "report.png", "report.html", "micrographs.csv"
 IMAGES, CLASS_STACK = "images.csv", "classes.mrcs"
 DENOISED, DENOISED_STACK, DENOISED_PICTURE = "denoised", "denoised.mrcs", "denoised.png"
+DENOISED_CLASSES = "classes_denoised.png"
 RESULT_NAMES = (
     *(f"{part}{ending}" for part in PARTS for ending in (".star", ".txt", ".cs", "_passthrough.cs")),
     "kept.mrcs",
@@ -47,6 +48,7 @@ RESULT_NAMES = (
     "denoised_passthrough.cs",
     "classes.star",
     "classes.png",
+    DENOISED_CLASSES,
     "map.png",
 )
 # Lists, in a folder of many files, the names of these: some are those of the user's own files.

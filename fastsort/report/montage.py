@@ -23,7 +23,7 @@ Extent: TypeAlias = tuple[float, float, float, float]
 """Left, right, bottom and top of a tile, as matplotlib wants them."""
 
 
-def draw_classes(path: FilePath, classes: Classification, pixel_size: float) -> None:
+def draw_classes(path: FilePath, classes: Classification, pixel_size: float, note: str | None = None) -> None:
     """Draw the class averages side by side, the best first, as one PNG.
 
     Parameters
@@ -33,6 +33,8 @@ def draw_classes(path: FilePath, classes: Classification, pixel_size: float) -> 
     classes : Classification
     pixel_size : float
         In angstroms; NaN where unknown.
+    note : str, optional
+        What else the heading says of all classes.
 
     Raises
     ------
@@ -69,7 +71,8 @@ def draw_classes(path: FilePath, classes: Classification, pixel_size: float) -> 
             va="top",
             linespacing=1.3,
         )
-    details = "best first; below each: number of images, resolution, score (larger for junk)"
+    details = f"{note}; " if note else ""
+    details += "best first; below each: number of images, resolution, score (larger for junk)"
     if drawn < count:
         details = f"the first {drawn} of {count} classes, {details}"
     write_heading(figure, totals(classes), details if count else "nothing to show")
