@@ -185,9 +185,9 @@ def test_png_is_what_was_put_in():
 def test_sheet_holds_tile_after_tile():
     tiles = np.random.default_rng(0).integers(0, 256, (43, 8, 8), dtype=np.uint8)
     sheet = np.rint(255 * imread(io.BytesIO(sheet_png(tiles)), format="png"))
-    assert sheet.shape == (24, 128)
-    for number in (0, 15, 16, 42):
-        row, column = 8 * (number // 16), 8 * (number % 16)
+    assert sheet.shape == (48, 64)
+    for number in (0, 7, 8, 42):
+        row, column = 8 * (number // 8), 8 * (number % 8)
         np.testing.assert_array_equal(sheet[row : row + 8, column : column + 8], tiles[number])
     assert imread(io.BytesIO(sheet_png(tiles[:0])), format="png").shape == (1, 1)
 
@@ -244,13 +244,16 @@ def test_picture_and_page_show_the_same_pixels(tmp_path, monkeypatch):
     monkeypatch.setattr(Axes, "imshow", lambda *args, **look: drawn.append(show(*args, **look)) or drawn[-1])
     draw_report(tmp_path / "report.png", particles, result)
     _, data = page_of(tmp_path, result, particles=particles)
-    sheet = base64.b64decode(data["sheets"]["tiles"][0].removeprefix("data:image/png;base64,"))
-    sheet = np.rint(255 * imread(io.BytesIO(sheet), format="png"))
+    sheets = [
+        np.rint(255 * imread(io.BytesIO(base64.b64decode(sheet.partition(",")[2])), format="png"))
+        for sheet in data["sheets"]["tiles"]
+    ]
     in_picture = np.concatenate(list(plots._choices(result).values()))
     assert len(in_picture) == len(drawn) == 72 and 7 in in_picture
     for index, picture in zip(in_picture.tolist(), drawn, strict=True):
-        row, column = divmod(int(data["columns"]["place"][index]), 16)
-        tile = sheet[48 * row : 48 * (row + 1), 48 * column : 48 * (column + 1)]
+        number, place = divmod(int(data["columns"]["place"][index]), 64)
+        row, column = divmod(place, 8)
+        tile = sheets[number][48 * row : 48 * (row + 1), 48 * column : 48 * (column + 1)]
         np.testing.assert_array_equal(picture.get_array(), tile)
         assert picture.get_clim() == (0, 255) and np.ptp(tile) > 200
 
@@ -333,10 +336,10 @@ def test_all_images_of_a_large_set_lie_beside_the_page(tmp_path):
     assert len(text) < 150_000
     assert sorted(page_files(n, 32)) == sorted(file.name for file in beside.iterdir())
     np.testing.assert_array_equal(np.concatenate(store.reads), np.arange(n))
-    assert [name.partition("/")[0] for name in data["sheets"]["tiles"]] == ["report_images"] * 24
+    assert [name.partition("/")[0] for name in data["sheets"]["tiles"]] == ["report_images"] * 94
     sides = [imread(beside.parent / name).shape for name in data["sheets"]["tiles"]]
-    assert sides == [(512, 512)] * 23 + [(32 * 7, 512)]
-    assert page_files(2_500, 32) == [] and len(page_files(n, 32, denoised=True)) == 49
+    assert sides == [(256, 256)] * 93 + [(32 * 6, 256)]
+    assert page_files(2_500, 32) == [] and len(page_files(n, 32, denoised=True)) == 189
 
 
 def test_a_million_images_have_no_tiles_but_a_verdict(tmp_path):
@@ -756,7 +759,7 @@ def test_only_what_is_seen_is_drawn(opened):
     assert 0 < browser.run("document.querySelectorAll('.tile').length") < 400
     browser.run("$('scroll').scrollTop = 1e6")
     browser.settle()
-    assert browser.run("document.querySelector('.tile:last-child').id") == "tile-999"
+    assert browser.run("document.querySelector('#tile-999').id") == "tile-999"
 
 
 def test_denoised_images_are_shown_on_a_switch(browser, tmp_path):

@@ -19,7 +19,7 @@ from fastsort.particles.source import Particles
 from fastsort.report.denoised_tiles import TileDenoiser
 from fastsort.report.page_data import class_data, column_data, page_data, shown_order
 from fastsort.report.page_html import errors_html, micrographs_html, run_html, verdict_html
-from fastsort.report.page_tiles import PER_SHEET, denoised_sheets, sheet_png, side_of, tile_sheets
+from fastsort.report.page_tiles import PER_SHEET, ROWS, denoised_sheets, sheet_png, side_of, tile_sheets
 from fastsort.report.words import one_line
 
 # With more images than this, tiles and columns lie in a folder beside the page.
@@ -126,7 +126,7 @@ def write_page(
         "columns": "" if folder is None else f'<script src="{quote(address)}/{COLUMNS}"></script>',
         "data": _embedded(
             {
-                **page_data(particles, result, name=name, size=size),
+                **page_data(particles, result, name=name, size=size, rows=ROWS),
                 "sheets": sheets,
                 "columns": columns if folder is None else None,
             }

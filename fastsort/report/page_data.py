@@ -145,7 +145,7 @@ def _packed(values: npt.ArrayLike, dtype: str) -> str:
     return base64.b64encode(np.asarray(values).astype(dtype).tobytes()).decode()
 
 
-def page_data(particles: Particles, result: SortResult, *, name: str, size: int) -> dict[str, Any]:
+def page_data(particles: Particles, result: SortResult, *, name: str, size: int, rows: int) -> dict[str, Any]:
     """Return what the page knows besides the columns.
 
     Parameters
@@ -156,6 +156,8 @@ def page_data(particles: Particles, result: SortResult, *, name: str, size: int)
         Of the input.
     size : int
         Side of a tile in pixels; 0 where no tiles are shown.
+    rows : int
+        Rows and columns of tiles on a sheet.
     """
     errors, known = result.errors, math.isfinite(particles.pixel_size)
     return {
@@ -168,6 +170,7 @@ def page_data(particles: Particles, result: SortResult, *, name: str, size: int)
         "valid": VALID,
         "rare_view": RARE_VIEW,
         "tile": size,
+        "rows": rows,
         "radius": _number(result.diameter_px / (2 * particles.box), 4),
         "width": _number(particles.box * particles.pixel_size, 4) if known else None,
         "doubt": "" if errors is None or errors.known else one_line(errors.remark) or "no reason is given",

@@ -70,7 +70,9 @@ def _bar(share: float) -> str:
 
 def _table(caption: str, heads: Sequence[str], rows: Iterable[str], numbers: Sequence[int] = ()) -> str:
     cells = "".join(
-        f'<th scope="col"{" class=num" if place in numbers else ""}>{head}</th>' if head else "<td></td>"
+        f'<th scope="col"{" class=num" if place in numbers else ""}>{head}</th>'
+        if head
+        else f"<td{' class=bar' if place else ''}></td>"
         for place, head in enumerate(heads)
     )
     body = "\n".join(rows)

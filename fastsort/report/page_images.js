@@ -1,5 +1,5 @@
 // All images as tiles: filtered, sorted, scrolled, chosen with the mouse or with keys, and one of them large.
-const CAPTION = 34, GAP = 6, PER_SHEET = 256, SHEET_ROWS = 16;
+const CAPTION = 34, GAP = 6, SHEET_ROWS = data.rows, PER_SHEET = SHEET_ROWS ** 2;
 // Which images are shown, in which order; which are selected, and which one is current: places in `shown`.
 let shown = new Int32Array(0), selected = new Set(), current = -1, anchor = 0;
 // Set by the other parts of the page: a class, a micrograph, images of the map.
@@ -65,18 +65,15 @@ function layout() {
   return { across, height: side() + CAPTION + GAP + 6, rows: Math.ceil(shown.length / across) };
 }
 
+// The tiles in sight, by their place in `shown`.
+const inSight = new Map();
+
 function drawGrid() {
-  const { across, height, rows } = layout(), scroll = $("scroll");
-  $("grid").style.height = `${rows * height}px`;
-  const first = Math.max(0, Math.floor(scroll.scrollTop / height) - 1);
-  const last = Math.min(rows, Math.ceil((scroll.scrollTop + scroll.clientHeight) / height) + 1);
-  const made = [];
-  for (let at = first * across; at < Math.min(shown.length, last * across); at++) {
-    const tile = makeTile(at);
-    tile.style.transform = `translate(${at % across * (side() + GAP + 6)}px, ${Math.floor(at / across) * height}px)`;
-    made.push(tile);
-  }
-  $("grid").replaceChildren(...made);
+  inSight.clear();
+  $("grid").replaceChildren();
+  $("grid").style.filter = +$("contrast").value === 1 ? "" : `contrast(${$("contrast").value})`;
+  showRows();
+  const scroll = $("scroll");
   $("shown").textContent = `${images(shown.length)} shown, ${count(selected.size)} selected.`;
   for (const [id, value, verb] of [["keep-shown", 1, "Keep"], ["reject-shown", -1, "Reject"]]) {
     const n = selected.size || shown.length;
@@ -87,12 +84,34 @@ function drawGrid() {
   if (active) scroll.setAttribute("aria-activedescendant", active.id); else scroll.removeAttribute("aria-activedescendant");
 }
 
+// Only rows in sight are made; what stays in sight stays as it is.
+function showRows() {
+  const { across, height, rows } = layout(), scroll = $("scroll");
+  $("grid").style.height = `${rows * height}px`;
+  const first = Math.max(0, Math.floor(scroll.scrollTop / height) - 1) * across;
+  const last = Math.min(shown.length, (Math.ceil((scroll.scrollTop + scroll.clientHeight) / height) + 1) * across);
+  for (const [at, tile] of inSight) {
+    if (at >= first && at < last) continue;
+    tile.remove();
+    inSight.delete(at);
+  }
+  const made = document.createDocumentFragment();
+  for (let at = first; at < last; at++) {
+    if (inSight.has(at)) continue;
+    const tile = makeTile(at);
+    tile.style.transform = `translate(${at % across * (side() + GAP + 6)}px, ${Math.floor(at / across) * height}px)`;
+    inSight.set(at, tile);
+    made.append(tile);
+  }
+  $("grid").append(made);
+}
+
 function picture(i, size) {
   const place = columns.place[i], sheet = Math.floor(place / PER_SHEET), at = place % PER_SHEET;
   const kind = $("without-noise").checked ? "denoised" : "tiles";
   return `background-image:url("${data.sheets[kind][sheet]}");background-size:${SHEET_ROWS * size}px auto;`
     + `background-position:${-(at % SHEET_ROWS) * size}px ${-Math.floor(at / SHEET_ROWS) * size}px;`
-    + `width:${size}px;height:${size}px;filter:contrast(${$("contrast").value})`;
+    + `width:${size}px;height:${size}px`;
 }
 
 // A circle where the particle was found, in an image of this many pixels.
@@ -105,12 +124,12 @@ function circle(i, size) {
 
 function makeTile(at) {
   const i = shown[at], kind = kindOf(i), p = columns.p[i];
-  const words = `${verdictOf(i)}${byHand[i] ? ", by hand" : ""}`;
+  const words = verdictOf(i);
   const odds = Number.isFinite(p) ? `p ${digits(p)}` : Number.isFinite(columns.score[i]) ? `score ${columns.score[i].toPrecision(3)}` : "no score";
   const frame = element("span", { class: "frame", style: `width:${side()}px;height:${side()}px` });
   if (data.tile) frame.append(element("span", { class: "picture", style: picture(i, side()) }), circle(i, side()));
   const tile = element("div", { class: `tile ${kind}${at === current ? " current" : ""}${byHand[i] ? " by-hand" : ""}`, role: "option",
-    id: `tile-${at}`, "aria-selected": selected.has(at), "aria-label": `image ${i}, ${odds}, ${words}`, "data-at": at,
+    id: `tile-${at}`, "aria-selected": selected.has(at), "data-at": at,
     title: nameOf(i) }, frame, element("span", {}, `${i} · ${odds}`), element("span", {}, words));
   return tile;
 }
@@ -159,7 +178,7 @@ function showLarge() {
   if (current < 0) { panel.replaceChildren(element("p", { class: "hint" }, "No image is shown.")); return; }
   const i = shown[current];
   const facts = [["image", i], ["name", nameOf(i)], ...(columns.micrographs ? [["micrograph", micrographOf(i)]] : []),
-    ["verdict", `${verdictOf(i)}${byHand[i] ? " (by hand)" : ""}`],
+    ["verdict", verdictOf(i)],
     ["the run's verdict", data.labels[runReason(i)]],
     ...(isKept(i) && columns.why[i] !== VALID ? [["would be rejected as", data.labels[columns.why[i]]]] : []),
     ["junk probability", Number.isFinite(columns.p[i]) ? columns.p[i].toFixed(4) : "unknown"], ["score", shortNumber(columns.score[i])],
@@ -259,7 +278,7 @@ function startImages() {
   $("keep-shown").addEventListener("click", () => choose(selected.size ? [...selected].map(at => shown[at]) : shown, 1, VERBS[1]));
   $("reject-shown").addEventListener("click", () => choose(selected.size ? [...selected].map(at => shown[at]) : shown, -1, VERBS[-1]));
   $("all-images").addEventListener("click", () => showOnly({}));
-  $("scroll").addEventListener("scroll", drawGrid);
+  $("scroll").addEventListener("scroll", showRows);
   $("scroll").addEventListener("keydown", pressInGrid);
   $("grid").addEventListener("click", clickInGrid);
   $("grid").addEventListener("dblclick", event => {

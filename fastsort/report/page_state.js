@@ -40,6 +40,8 @@ function readColumns() {
   for (const name of ["micrographs", "stacks", "names"]) columns[name] = packed[name] || null;
   columns.width = packed.width;
   columns.numbers = (packed.numbers || []).map(({ title, values }) => ({ title, values: unpacked(values, Float32Array) }));
+  // The packed text is no longer needed.
+  data.columns = window.fastsortColumns = null;
   byHand = new Int8Array(N);
   // Images that a threshold can move, best first, and the place of each among them.
   order = new Int32Array(N);
@@ -59,7 +61,7 @@ const runReason = i => columns.state[i] & KEPT ? VALID : columns.why[i];
 // An image that a person rejected is no longer set aside as a rare view.
 const reasonOf = i => isKept(i) ? VALID : columns.why[i];
 const kindOf = i => byHand[i] < 0 ? "rejected" : data.kinds[reasonOf(i)];
-const verdictOf = i => kindOf(i) === "rejected" ? data.reasons[reasonOf(i)] : kindOf(i);
+const verdictOf = i => byHand[i] ? `${kindOf(i)} by hand` : kindOf(i) === "rejected" ? data.reasons[reasonOf(i)] : kindOf(i);
 
 function nameOf(i) {
   if (columns.stacks) return `${String(columns.number[i]).padStart(columns.width, "0")}@${columns.stacks[columns.stack[i]]}`;

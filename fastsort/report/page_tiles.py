@@ -19,7 +19,7 @@ from fastsort.report.denoised_tiles import TileDenoiser, denoised_tiles
 from fastsort.report.tiles import Greys, blur_of, flipped_tiles
 
 # Tiles on a sheet, in rows and columns. A browser loads only the sheets that it shows.
-ROWS = 16
+ROWS = 8
 PER_SHEET = ROWS**2
 # Sides of tiles, in pixels, and up to how many images they are used.
 SIDES = ((1_000, 64), (20_000, 48), (100_000, 32), (1_000_000, 24))
@@ -50,7 +50,7 @@ def tile_sheets(
     Yields
     ------
     png : bytes
-        256 tiles in 16 rows, fewer rows on the last sheet.
+        64 tiles in 8 rows, fewer rows on the last sheet.
     """
     n, size = len(particles), side_of(len(particles), particles.box)
     ctf = None
