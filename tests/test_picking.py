@@ -551,7 +551,7 @@ def places_at(row, column):
 
 
 def rings_and_spots(seed, n=40, shape=(260, 300)):
-    """White noise with rings that have a brighter spot on them, at any angle; and the middles of the rings."""
+    """White noise with rings that have a brighter spot somewhere; and the middles of the rings."""
     image, rng = noise([seed, 4], shape), np.random.default_rng([seed, 5])
     row, column = np.ogrid[: shape[0], : shape[1]]
     middles = []

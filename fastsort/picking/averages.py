@@ -21,8 +21,9 @@ from fastsort.picking.template import MARGIN, Template
 N_AVERAGES, N_ANGLES, N_ROUNDS = 6, 16, 12
 # Learned from so many places, the likeliest, and from no fewer than this.
 MOST_LEARNED, LEAST_LEARNED = 400, 30
-# They reach so far, and lie so far from the place at most, in diameters; so far in general, in parts of that.
-RADIUS, SHIFT, USUAL_SHIFT = 0.75, 0.33, 2 / 3
+# They reach so far, since neighbours begin beyond, and lie so far from the place at most, in diameters;
+# so far in general, in parts of that.
+RADIUS, SHIFT, USUAL_SHIFT = 0.6, 0.33, 2 / 3
 # An average of few is drawn towards nothing, as if so many of its images were empty.
 EMPTY = 4.0
 # Its middle is that of its power, under a Gaussian of so many diameters: neighbours are not to draw it away.
