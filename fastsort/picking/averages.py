@@ -35,7 +35,7 @@ LEAST_PRIOR = 1e-4
 # What is less likely a particle than this is not compared: it takes time, and finds next to none.
 LEAST_COMPARED = 0.01
 # Less likely by this logarithm than the best is nothing.
-FAR_LESS = np.float32(20.0)
+FAR_LESS = 20.0
 
 
 class Averages(NamedTuple):
