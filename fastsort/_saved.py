@@ -55,6 +55,7 @@ SAVED_TYPES = {
     "pick-template": "fastsort.picking.template:Template",
     "pick-limits": "fastsort.picking.contamination:Limits",
     "pick-mixture": "fastsort.picking.mixture:Mixture",
+    "pick-averages": "fastsort.picking.averages:Averages",
     "pick-gaussian": "fastsort.picking.mixture:Gaussian",
     "map-result": "fastsort.classify:MapResult",
     "denoised-classes": "fastsort.classify:DenoisedClasses",

@@ -187,7 +187,9 @@ def pick_particles(
     all sizes; the sizes with most evidence win. Templates from the micrographs themselves are the idea of
     the KLT picker (Eldar, Landa & Shkolnisky, J. Struct. Biol. 210, 2020). Places where the micrograph is
     darker, steeper or finer than particles are contaminated. A mixture of noise, which the negative shows,
-    particles, and the rest, over the rings and the fine structure about each place, gives the probability.
+    particles, and the rest, over the rings and the fine structure about each place, gives a probability. The
+    likeliest places are averaged in a few classes, turned and shifted; how much likelier than noise a place
+    shows one of these, and what it leaves, makes the probability surer, and its shift is the place's.
     Particles that lie closer than they can side by side are a clump. A micrograph that cannot be read is
     skipped and named.
 

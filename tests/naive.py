@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import scipy.ndimage
 import sklearn.cluster
 
 # Radial profiles: Kapnulin, Heimowitz, Sharon, "Outlier Removal in Cryo-EM via Radial Profiles".
@@ -862,3 +863,38 @@ def adjusted_rand_index(one, other):
     both = sum(one[i] == one[j] and other[i] == other[j] for i, j in pairs)
     expected = first * second / len(pairs)
     return (both - expected) / ((first + second) / 2 - expected)
+
+
+def compared_place(image, row, column, averages, share, radius, shift, usual_shift, n_angles):
+    """Compare one place with averages at all angles and shifts, one after the other.
+
+    The averages are given as squares of 2 radius + 1 pixels. Returns the logarithm of how much likelier the
+    place shows one of them than noise, where its middle is, and the variance left without the likeliest.
+    """
+    line = np.arange(-radius, radius + 1)
+    inside = np.hypot(line[:, None], line) <= radius + 0.1
+    padded = np.pad(np.asarray(image, float), radius + shift)
+    logarithms, moves, rests, priors = [], [], [], 0.0
+    for down in range(-shift, shift + 1):
+        for right in range(-shift, shift + 1):
+            if np.hypot(down, right) > shift + 0.1:
+                continue
+            prior = -(down**2 + right**2) / (2 * (usual_shift * shift) ** 2)
+            priors += np.exp(prior)
+            top, left = row + down + shift, column + right + shift
+            patch = padded[top : top + 2 * radius + 1, left : left + 2 * radius + 1]
+            for average, part in zip(averages, share, strict=True):
+                for k in range(n_angles):
+                    angle = 2 * np.pi * k / n_angles
+                    y = np.cos(angle) * line[:, None] - np.sin(angle) * line + radius
+                    x = np.sin(angle) * line[:, None] + np.cos(angle) * line + radius
+                    square = np.pad(np.where(inside, average, 0.0).astype(float), 2)
+                    turned = scipy.ndimage.map_coordinates(square, [y + 2, x + 2], order=1)
+                    value = (patch * turned - turned**2 / 2)[inside].sum() + np.log(part / n_angles)
+                    logarithms.append(value + prior)
+                    moves.append((down, right))
+                    rests.append(np.square(patch - turned)[inside].mean())
+    logarithms = np.array(logarithms)
+    likely = np.exp(logarithms - logarithms.max())
+    evidence = np.log(likely.sum()) + logarithms.max() - np.log(priors)
+    return evidence, likely @ np.array(moves) / likely.sum(), rests[int(logarithms.argmax())]

@@ -19,6 +19,17 @@ from fastsort.particles import reduced
 from fastsort.particles.mrc import read_header
 from fastsort.particles.reduced import ReducedMicrographs, Unread, read_reduced
 from fastsort.picking import contamination, mixture
+from fastsort.picking.averages import (
+    LEAST_LEARNED,
+    N_ANGLES,
+    USUAL_SHIFT,
+    Averages,
+    compare,
+    learn_averages,
+    recentred,
+    whitened,
+    with_distributions,
+)
 from fastsort.picking.contamination import Limits, contaminated, contamination_maps, kinds_of
 from fastsort.picking.learn import (
     LEAST_EVIDENCE,
@@ -28,8 +39,9 @@ from fastsort.picking.learn import (
     search_binning,
     start_widths,
 )
-from fastsort.picking.mixture import best_cut, fit_mixture, log_density, probabilities
-from fastsort.picking.places import LEAST_HEIGHT, N_FEATURES, find_places, response_of
+from fastsort.picking.look import look_at
+from fastsort.picking.mixture import Gaussian, best_cut, fit_mixture, log_density, probabilities
+from fastsort.picking.places import LEAST_HEIGHT, N_FEATURES, Places, find_places, response_of
 from fastsort.picking.planes import (
     FREQUENCIES,
     as_plane,
@@ -518,6 +530,134 @@ def test_negative_is_measured_as_if_it_were_a_micrograph():
     assert len(one.row) > 10
     np.testing.assert_array_equal(one.height, other.height)
     np.testing.assert_allclose(one.features, other.features, rtol=1e-4, atol=1e-4)
+
+
+# Averages.
+
+
+def some_averages(seed, radius=5, shift=2, n=2):
+    """Two patterns as averages, and as squares."""
+    line = np.arange(-radius, radius + 1)
+    inside = np.hypot(line[:, None], line) <= radius + 0.1
+    squares = scipy.ndimage.gaussian_filter(noise([seed, 3], (n, len(line), len(line))), (0, 1, 1)) * 3
+    unknown = Gaussian(np.zeros(2), np.eye(2))
+    share = np.linspace(1, 2, n) / np.linspace(1, 2, n).sum()
+    return Averages(squares[:, inside], share, radius, shift, unknown, unknown, unknown), squares
+
+
+def places_at(row, column):
+    nothing = np.ones(len(row))
+    return Places(np.array(row, float), np.array(column, float), nothing, nothing[:, None])
+
+
+def rings_and_spots(seed, n=40, shape=(260, 300)):
+    """White noise with rings that have a brighter spot somewhere; and the middles of the rings."""
+    image, rng = noise([seed, 4], shape), np.random.default_rng([seed, 5])
+    row, column = np.ogrid[: shape[0], : shape[1]]
+    middles = []
+    while len(middles) < n:
+        middle = rng.uniform(DIAMETER, np.array(shape) - DIAMETER)
+        if all(np.hypot(*(middle - other)) > 1.5 * DIAMETER for other in middles):
+            middles.append(middle)
+            angle = rng.uniform(0, 2 * np.pi)
+            spot = middle + 4 * np.array([np.sin(angle), np.cos(angle)])
+            image += np.abs(np.hypot(row - middle[0], column - middle[1]) - 5) < 1.5
+            image += 0.5 * (np.hypot(row - spot[0], column - spot[1]) < 2)
+    return image, np.array(middles)
+
+
+@pytest.mark.parametrize("place", [(20, 30), (0, 0), (59, 41), (3, 79)])
+def test_compared_place_is_that_of_a_plain_search(place):
+    image, (averages, squares) = noise(7), some_averages(1)
+    image.flags.writeable = False
+    found = compare(image, np.array([place[0]]), np.array([place[1]]), averages)
+    evidence, move, rest = naive.compared_place(
+        image, *place, squares, averages.share, averages.radius, averages.shift, USUAL_SHIFT, N_ANGLES
+    )
+    np.testing.assert_allclose(found.evidence, evidence, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose([found.down[0], found.right[0]], move, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found.rest, rest, rtol=1e-4)
+
+
+def test_a_turned_micrograph_has_the_same_evidence():
+    image, (averages, _) = noise(8, (61, 61)), some_averages(2)
+    row, column = np.random.default_rng(0).integers(0, 61, (2, 25))
+    one = compare(image, row, column, averages)
+    other = compare(np.ascontiguousarray(np.rot90(image)), 60 - column, row, averages)
+    np.testing.assert_allclose(other.evidence, one.evidence, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(other.down, -one.right, atol=1e-3)
+    np.testing.assert_allclose(other.right, one.down, atol=1e-3)
+    np.testing.assert_allclose(other.rest, one.rest, rtol=1e-4)
+
+
+def test_places_beside_particles_move_to_their_middle_and_become_one():
+    image, middles = rings_and_spots(0)
+    rng = np.random.default_rng(1)
+    angle = rng.uniform(0, 2 * np.pi, len(middles))
+    beside = middles + 2.5 * np.column_stack([np.sin(angle), np.cos(angle)])
+    row, column = np.rint(beside).astype(int).T
+    averages = learn_averages([image], [(row, column)], DIAMETER)
+    known = np.ones(2 * len(row), bool)
+    known[-1] = False
+    twice = places_at(np.tile(row, 2), np.tile(column, 2))
+    found, measured, stays = recentred(image, twice, known, averages, 0.65 * DIAMETER)
+    assert len(found.row) == stays.sum() == len(measured) <= len(middles)
+    apart = np.hypot(found.row[:, None] - middles[:, 0], found.column[:, None] - middles[:, 1])
+    assert (apart.min(axis=0) < 1.5).mean() > 0.9
+    assert np.median(apart.min(axis=1)) < 1
+    np.testing.assert_array_equal(image, rings_and_spots(0)[0])
+
+
+def test_what_is_not_compared_stays():
+    image, (averages, _) = noise(9), some_averages(3)
+    places = places_at([3.4, 30.0, 50.2], [5.0, 41.6, 70.0])
+    found, measured, stays = recentred(image, places, np.zeros(3, bool), averages, 9)
+    assert stays.all() and np.isnan(measured).all()
+    np.testing.assert_array_equal(found.row, places.row)
+    before = np.array([[0.2, 0.1], [0.0, 1.0], [0.9, 0.0]])
+    np.testing.assert_array_equal(averages.likely(measured, before), before)
+
+
+def test_averages_need_particles():
+    image, middles = rings_and_spots(2, 10)
+    row, column = np.rint(middles).astype(int).T
+    assert len(row) < LEAST_LEARNED
+    assert learn_averages([image], [(row, column)], DIAMETER) is None
+    averages, _ = some_averages(4)
+    none = compare(image, row[:0], column[:0], averages)
+    assert none.measured.shape == (0, 2)
+    assert len(recentred(image, places_at([], []), np.ones(0, bool), averages, 9)[0].row) == 0
+
+
+def test_distributions_turn_likely_into_surer():
+    rng = np.random.default_rng(6)
+    truth = np.arange(900) % 3
+    measured = np.array([[1, 0], [4, 0], [4, 2]])[truth] + rng.normal(size=(900, 2)) * [0.7, 0.3]
+    before = np.full((900, 2), 0.1)
+    before[np.arange(900)[truth > 0], truth[truth > 0] - 1] = 0.6
+    before[truth == 0] = 0.2
+    negative = [1, 0] + rng.normal(size=(400, 2)) * [0.7, 0.3]
+    averages = with_distributions(some_averages(5)[0], measured, before, negative)
+    after = averages.likely(measured, before)
+    assert ((after >= 0) & (after.sum(axis=1, keepdims=True) <= 1 + 1e-9)).all()
+    for k in range(2):
+        assert after[truth == k + 1, k].mean() > before[truth == k + 1, k].mean() + 0.2
+        assert after[truth != k + 1, k].mean() < before[truth != k + 1, k].mean()
+
+
+@pytest.mark.slow
+def test_what_was_learned_has_averages_and_looks_with_them():
+    images, places, learned = with_square()
+    assert learned.averages is not None
+    seen = look_at(images[1], learned)
+    plain = look_at(images[1], learned._replace(averages=None))
+    kept = seen.likely[:, 0] >= learned.cut
+    apart = np.hypot(*(np.column_stack([seen.places.row, seen.places.column])[:, None] - places[1]).T).T
+    assert (apart[kept].min(axis=1) < DIAMETER / 2).mean() > 0.9
+    assert (apart[kept].min(axis=0) < DIAMETER / 2).mean() > 0.8
+    assert len(seen.likely) == len(seen.places.row) <= len(plain.places.row)
+    white = whitened(seen.surface, learned.template, seen.clean)
+    assert white[seen.clean].std() == pytest.approx(1, abs=0.1)
 
 
 # The mixture.

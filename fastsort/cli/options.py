@@ -18,7 +18,7 @@ METHODS = ("radial", "subspaces", "invariants")
 STRICTNESS = ("probability", "keep_at_least", "discard", "fraction", "unanimous")
 KINDS = "RELION .star file, cryoSPARC .cs file or MRC stack"
 DATA_DIR_HELP = "search here first for the files that INPUT names"
-DENOISED_HELP = "also show denoised images, for the eye; a few seconds more"
+DENOISED_HELP = "also show denoised images in the report"
 SEED_HELP = "random seed (default 0)"
 NO_BAR_HELP = "show no progress bar and no summary"
 

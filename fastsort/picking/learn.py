@@ -12,6 +12,14 @@ from fastsort._types import Bools, Floats, Indices, Singles
 from fastsort.images.maxima import maxima_of
 from fastsort.particles.mrc import MrcHeader
 from fastsort.particles.reduced import ReducedMicrographs, Unread, block_averages
+from fastsort.picking.averages import (
+    LEAST_COMPARED,
+    Averages,
+    learn_averages,
+    recentred,
+    whitened,
+    with_distributions,
+)
 from fastsort.picking.contamination import Limits, contaminated, contamination_maps, learn_limits
 from fastsort.picking.mixture import Mixture, best_cut, fit_mixture, probabilities
 from fastsort.picking.places import VIEWS, Places, find_places, response_of
@@ -73,6 +81,8 @@ class LearnedPicks(NamedTuple):
         -1 where particles are darker than the background, 1 where they are brighter.
     cut : float
         Least probability of a particle that is kept.
+    averages : Averages or None
+        None where there were too few particles to average.
     """
 
     template: Template
@@ -82,6 +92,7 @@ class LearnedPicks(NamedTuple):
     diameter: float
     sign: int
     cut: float
+    averages: Averages | None = None
 
     @property
     def width(self) -> float:
@@ -317,7 +328,42 @@ def _with_mixtures(
     views, mixtures = zip(*fitted, strict=True)
     learned = LearnedPicks(template, limits, views, mixtures, across, sign, 1.0)
     everything = Places(height, height, height, features)
-    return learned._replace(cut=best_cut(learned.probabilities(everything)[:, 0]))
+    learned = learned._replace(cut=best_cut(learned.probabilities(everything)[:, 0]))
+    return _with_averages(learned, surfaces, usual, *both)
+
+
+def _with_averages(
+    learned: LearnedPicks,
+    surfaces: list[Surface],
+    usual: list[Bools],
+    places: list[Places],
+    negative: list[Places],
+) -> LearnedPicks:
+    whites = [whitened(s, learned.template, area) for s, area in zip(surfaces, usual, strict=True)]
+    likely = [learned.probabilities(some) for some in places]
+    sure = []
+    for some, parts in zip(places, likely, strict=True):
+        order = np.argsort(-parts[:, 0], kind="stable")
+        order = order[parts[order, 0] >= learned.cut]
+        row, column = some.pixel
+        sure.append((row[order], column[order]))
+    averages = learn_averages(whites, sure, learned.width)
+    if averages is None:
+        return learned
+    distance = APART * learned.width
+    found = [
+        recentred(white, some, parts[:, 0] >= LEAST_COMPARED, averages, distance)
+        for white, some, parts in zip(whites, places, likely, strict=True)
+    ]
+    noise = [
+        recentred(-white, some, np.ones(len(some.height), bool), averages, distance)[1]
+        for white, some in zip(whites, negative, strict=True)
+    ]
+    measured = np.concatenate([part for _, part, _ in found])
+    before = np.concatenate([parts[stays] for parts, (_, _, stays) in zip(likely, found, strict=True)])
+    averages = with_distributions(averages, measured, before, np.concatenate(noise))
+    cut = best_cut(averages.likely(measured, before)[:, 0])
+    return learned._replace(averages=averages, cut=cut)
 
 
 def _sign_of(surfaces: list[Surface], usual: list[Bools], template: Template, diameter: float) -> int:

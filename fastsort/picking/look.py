@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fastsort._types import Bools, Floats, Singles
+from fastsort.picking.averages import LEAST_COMPARED, recentred, whitened
 from fastsort.picking.contamination import contaminated, contamination_maps
 from fastsort.picking.learn import APART, NEAR, REACH, LearnedPicks
 from fastsort.picking.places import Places, find_places, response_of
@@ -62,7 +63,14 @@ def look_at(image: Singles, learned: LearnedPicks, margin: float | None = None) 
     places = find_places(
         surface, response, learned.template, surface.usable, width, APART * width, learned.sign
     )
-    return Seen(surface, maps, bad, clean, places, learned.probabilities(places))
+    likely = learned.probabilities(places)
+    averages = learned.averages
+    if averages is not None:
+        white = whitened(surface, learned.template, clean)
+        which = likely[:, 0] >= LEAST_COMPARED
+        places, measured, stays = recentred(white, places, which, averages, APART * width)
+        likely = averages.likely(measured, likely[stays])
+    return Seen(surface, maps, bad, clean, places, likely)
 
 
 def clean_area(image: Singles, learned: LearnedPicks) -> Bools | None:

@@ -108,15 +108,15 @@ def fit_mixture(
     p = features.shape[1]
     if min(len(features), len(negative)) < ENOUGH * p:
         return None
-    noise = _usual(negative)
+    noise = usual_part(negative)
     unexplained = height > np.quantile(negative_height, 1 - UNEXPLAINED)
     if unexplained.sum() < ENOUGH * p:
         return None
     weaker = unexplained & (height <= np.quantile(height[unexplained], WEAKER))
-    foreign = _weighted(features, unexplained.astype(np.float64))
+    foreign = weighted_part(features, unexplained.astype(np.float64))
     mixture = Mixture(
         noise,
-        _weighted(features, weaker.astype(np.float64)),
+        weighted_part(features, weaker.astype(np.float64)),
         Gaussian(foreign.mean, WIDER * foreign.covariance),
         *_noise_by_height(height, negative_height),
         0.7,
@@ -129,10 +129,10 @@ def fit_mixture(
             return mixture if p == 1 else None
         among = float(parts[:, 1].sum() / parts[:, 1:].sum())
         mixture = mixture._replace(
-            particles=_weighted(features, parts[:, 1]), particle_share=min(max(among, 0.02), 0.98)
+            particles=weighted_part(features, parts[:, 1]), particle_share=min(max(among, 0.02), 0.98)
         )
         if parts[:, 2].sum() > ENOUGH * p:
-            mixture = mixture._replace(foreign=_weighted(features, parts[:, 2]))
+            mixture = mixture._replace(foreign=weighted_part(features, parts[:, 2]))
     return mixture
 
 
@@ -213,7 +213,8 @@ def _posterior(logarithms: Floats) -> Floats:
     return shares
 
 
-def _weighted(features: Floats, weight: Floats) -> Gaussian:
+def weighted_part(features: Floats, weight: Floats) -> Gaussian:
+    """Describe features, each with a weight, by a normal distribution drawn a little towards its diagonal."""
     mean = weight @ features / weight.sum()
     apart = features - mean
     return Gaussian(mean, _shrunk((weight[:, None] * apart).T @ apart / weight.sum()))
@@ -225,14 +226,14 @@ def _shrunk(covariance: Floats) -> Floats:
     return shrunk
 
 
-def _usual(negative: Floats) -> Gaussian:
+def usual_part(negative: Floats) -> Gaussian:
     """Describe the most usual part of the negative, scaled so that its median distance is a Gaussian's."""
     kept: Bools = np.ones(len(negative), bool)
-    part = _weighted(negative, kept.astype(np.float64))
+    part = weighted_part(negative, kept.astype(np.float64))
     for _ in range(N_NOISE_ROUNDS):
         distance = _squared_distance(negative, part)
         kept = distance <= np.quantile(distance, USUAL_NOISE)
-        part = _weighted(negative, kept.astype(np.float64))
+        part = weighted_part(negative, kept.astype(np.float64))
         # The median of a chi-squared variable is about two thirds below its mean.
         unit = float(np.median(_squared_distance(negative, part))) / (negative.shape[1] - 0.67)
         part = Gaussian(part.mean, part.covariance * max(unit, 1e-3))

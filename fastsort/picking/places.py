@@ -49,6 +49,15 @@ class Places(NamedTuple):
     height: Floats
     features: Floats
 
+    @property
+    def pixel(self) -> tuple[Indices, Indices]:
+        """Rows and columns of the nearest pixels."""
+        return np.rint(self.row).astype(np.intp), np.rint(self.column).astype(np.intp)
+
+    def some(self, which: Bools | Indices) -> Places:
+        """Return some of the places."""
+        return Places(*(values[which] for values in self))
+
 
 def response_of(surface: Surface, template: Template, unit_area: Bools) -> Singles:
     """Filter a micrograph with the template; the result has deviation 1 where nothing is strange."""
