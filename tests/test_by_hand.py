@@ -15,6 +15,7 @@ import fastsort as fs
 from fastsort import cli
 from fastsort._saved import load
 from fastsort.decide.by_hand import FIXED, best_first, choose_by_hand, keep_best, mark_of
+from fastsort.decide.corrections import learn_from_choices
 from fastsort.report.choices import apply_choices, read_choices
 
 N = 300
@@ -189,3 +190,112 @@ def test_a_page_of_chosen_images_says_what_was_chosen(run, tmp_path):
     assert cli.main(["apply", str(path), str(folder), "-o", str(tmp_path / "out"), "--quiet"]) == 0
     assert "changed by hand" in (tmp_path / "out" / "report.html").read_text()
     shutil.rmtree(tmp_path / "out")
+
+
+# Learning from choices.
+
+
+def spoiled(result):
+    """The same run with a threshold that rejects nearly all."""
+    return fs.cut_again(result, fraction=0.03)
+
+
+def balanced(keep, label):
+    return (keep[label].mean() + (~keep[~label]).mean()) / 2
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """A sorted set without images that cannot be judged, and the truth."""
+    images, truth = fs.simulate_particles(400, 300, snr=0.1, box=32, junk="noise", seed=8)
+    return fs.sort_particles(images, n_jobs=1), truth.label
+
+
+def chosen_by_chance(label, number, seed=0):
+    rows = np.random.default_rng(seed).choice(len(label), number, replace=False)
+    return rows[label[rows]], rows[~label[rows]]
+
+
+@pytest.mark.parametrize("number", [30, 100])
+def test_a_poor_verdict_gets_better(plain, number):
+    result, label = plain
+    poor = spoiled(result)
+    told = learn_from_choices(poor, *chosen_by_chance(label, number))
+    rest = told.result.measurements["by_hand"] == 0
+    assert told.learned and told.after > told.before
+    assert balanced(told.result.keep[rest], label[rest]) > balanced(poor.keep[rest], label[rest]) + 0.2
+    assert told.changed == (told.result.keep != poor.keep)[rest].sum() > 50
+    assert not told.result.errors.known and "learned from" in told.result.errors.remark
+    # The score is the sum of the votes with the new weights, and the verdict that of the threshold.
+    learned, after = told.result.learned, told.result
+    np.testing.assert_allclose(after.score, learned.score(after.votes))
+    np.testing.assert_array_equal((after.score <= after.threshold)[rest], after.keep[rest])
+    p = after.junk_probability
+    assert (np.diff(p[np.argsort(after.score)]) >= 0).all() and ((p >= 0) & (p <= 1)).all()
+
+
+def test_a_good_verdict_gets_no_worse(plain):
+    result, label = plain
+    n_learned = 0
+    for seed in range(12):
+        told = learn_from_choices(result, *chosen_by_chance(label, 30, seed))
+        rest = told.result.measurements["by_hand"] == 0
+        n_learned += told.learned
+        assert balanced(told.result.keep[rest], label[rest]) > balanced(result.keep[rest], label[rest]) - 0.01
+        if not told.learned:
+            np.testing.assert_array_equal(told.result.keep[rest], result.keep[rest])
+            assert told.result.score is result.score and told.changed == 0
+    assert n_learned < 6
+
+
+def test_choices_that_mean_nothing_teach_nothing(plain):
+    result, label = plain
+    accepted = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        rows = rng.choice(len(label), 40, replace=False)
+        kept = rng.random(40) < 0.5
+        accepted += learn_from_choices(spoiled(result), rows[kept], rows[~kept]).learned
+    # Chance alone passes the check in about one of six.
+    assert accepted <= 7
+
+
+def test_too_few_choices_teach_nothing(plain):
+    result, label = plain
+    good, junk = np.flatnonzero(label), np.flatnonzero(~label)
+    for keep, reject in ((good[:1], junk[:9]), ([], []), (good[:9], [])):
+        told = learn_from_choices(result, keep, reject)
+        assert not told.learned and np.isnan(told.before) and told.result.keep[np.array(keep, int)].all()
+    off = result._replace(parameters={**result.parameters, "keep_off_centre": True})
+    with pytest.raises(fs.InputError, match="off-centre"):
+        learn_from_choices(off, [1, 2], [3, 4])
+
+
+def test_more_images_are_judged_by_what_was_learned(plain):
+    result, label = plain
+    told = learn_from_choices(spoiled(result), *chosen_by_chance(label, 100))
+    votes = {name: values[:7] for name, values in told.result.votes.items()}
+    np.testing.assert_allclose(told.result.learned.score(votes), told.result.score[:7])
+
+
+def test_the_command_learns(run, tmp_path, capsys):
+    star, folder, _ = run
+    with open(star.parent / "truth.csv", newline="") as file:
+        label = np.array([row["label"] == "1" for row in csv.DictReader(file)])
+    poor = tmp_path / "poor"
+    assert cli.main(["apply", str(folder), "-o", str(poor), "--fraction", "0.05", "--quiet"]) == 0
+    keep, reject = chosen_by_chance(label, 60, seed=3)
+    keep = keep[~np.isin(keep, [11, 12])]
+    told = choices_of(load(poor / "results.npz"), keep=[[int(i)] * 2 for i in keep])
+    told["reject"] = [[int(i)] * 2 for i in reject]
+    path, out = save(tmp_path, told), tmp_path / "out"
+    capsys.readouterr()
+    assert cli.main(["apply", str(path), str(poor), "-o", str(out), "--learn"]) == 0
+    said = capsys.readouterr().out
+    assert "other verdicts changed; balanced accuracy on the choices" in said
+    assert load(out / "results.npz").keep.sum() > 100
+    (tmp_path / "list.txt").write_text("1\n2\n")
+    for first in (tmp_path / "list.txt", folder):
+        more = [str(poor)] if first.is_file() else []
+        assert cli.main(["apply", str(first), *more, "-o", str(tmp_path / "no"), "--learn"]) == 1
+        assert "--learn" in capsys.readouterr().err

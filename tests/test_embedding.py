@@ -265,6 +265,7 @@ def sort(path: Path, images: Floats) -> list[str]:
     stricter = fs.cut_again(result, keep_at_least=0.9)
     by_hand = fs.decide.choose_by_hand(fs.decide.keep_best(result, 40), keep=[1], reject=[2, 3])
     assert_type(by_hand.keep, Bools)
+    assert_type(fs.decide.learn_from_choices(result, keep=[1, 2], reject=[3, 4]).after, float)
     later = fs.sort_particles(images, earlier=result)
     updated = fs.update_particles(path, result, ["000001@a.mrcs"])
     for verdict in (stricter, later, updated):

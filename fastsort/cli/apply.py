@@ -18,8 +18,9 @@ from fastsort.cli.options import (
     check_reading,
     open_input,
     refuse_all_but,
+    refuse_given,
 )
-from fastsort.cli.printing import drawing, print_verdicts
+from fastsort.cli.printing import drawing, print_learned, print_verdicts
 
 if TYPE_CHECKING:
     from fastsort.decide.result import SortResult
@@ -45,6 +46,8 @@ def add_apply(commands: Commands) -> None:
     )
     add("input", metavar="INPUT", nargs="?", help=particles)
     add("-o", "--output", metavar="DIR", required=True, help="folder for the results")
+    learn = "with CHOICES: also learn from them what else to keep or reject"
+    add("--learn", action="store_true", help=learn)
     add_strictness(parser, with_probability=True)
     add_reading(parser)
     add_micrographs(parser, reads_pixels=False)
@@ -100,12 +103,15 @@ def _apply_by_hand(options: argparse.Namespace) -> None:
     import numpy as np
 
     from fastsort.decide.by_hand import choose_by_hand
+    from fastsort.decide.corrections import learn_from_choices
     from fastsort.report.choices import apply_choices, holds_choices, read_choices
     from fastsort.report.finished import open_finished
     from fastsort.report.lists import read_list
 
-    refuse_all_but(options, [*_ALWAYS, "data_dir"], "with choices of a finished run")
+    refuse_all_but(options, [*_ALWAYS, "data_dir", "learn"], "with choices of a finished run")
     is_list = not holds_choices(options.chosen)
+    if is_list:
+        refuse_given(options, ["learn"], "with a list, which does not say what a person looked at")
     finished = open_finished(options.input, data_dir=options.data_dir)
     result = finished.result
     if is_list:
@@ -114,7 +120,12 @@ def _apply_by_hand(options: argparse.Namespace) -> None:
             result, np.flatnonzero(keep & ~result.keep), np.flatnonzero(~keep & result.keep)
         )
     else:
-        result = apply_choices(options.chosen, result, read_choices(options.chosen))
+        choices = read_choices(options.chosen)
+        result = apply_choices(options.chosen, result, choices)
+        if options.learn:
+            told = learn_from_choices(finished.result, choices.keep, choices.reject)
+            result = told.result if told.learned else result
+            print_learned(told, options.quiet)
     _write(options, finished, result, [options.chosen])
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastsort.classify import MapResult
+    from fastsort.decide.corrections import Learned
     from fastsort.decide.result import SortResult
     from fastsort.particles.describe import Description, Look
     from fastsort.particles.table import OpticsGroup
@@ -323,6 +324,26 @@ def _quantity(value: float, unit: str, before: str = "") -> str:
 
 def _count(number: int, noun: str, several: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else several or noun + 's'}"
+
+
+def print_learned(told: Learned, quiet: bool) -> None:
+    """Print what was learned from choices, and a warning where a few overrule many."""
+    from fastsort.decide.by_hand import BY_HAND
+    from fastsort.decide.corrections import FEWEST, MANY
+
+    number = int((told.result.measurements[BY_HAND] != 0).sum())
+    if told.learned and told.changed > MANY * number:
+        said = f"{_count(number, 'choice')} changed {_count(told.changed, 'other verdict')}: look at them"
+        print(f"fastsort: warning: {said}.", file=sys.stderr)
+    if quiet:
+        return
+    if told.before != told.before:
+        words = f"nothing learned: that needs {FEWEST} kept and {FEWEST} rejected images at least"
+    else:
+        words = f"{_count(told.changed, 'other verdict')} changed" if told.learned else "nothing learned"
+        words += f"; balanced accuracy on the choices {told.before:.2f}"
+        words += f", predicted from the others {told.after:.2f}"
+    print(textwrap.fill(words, _LINE))
 
 
 def print_denoised(summary: dict[str, Any], folder: str | os.PathLike[str]) -> None:

@@ -9,6 +9,7 @@ from fastsort._lazy import lazy_names
 if TYPE_CHECKING:
     from fastsort.decide.by_hand import choose_by_hand, keep_best
     from fastsort.decide.combine import combine_votes
+    from fastsort.decide.corrections import learn_from_choices
     from fastsort.decide.decoys import estimate_errors, make_decoys
     from fastsort.decide.result import SortResult
     from fastsort.decide.verdict import cut_again
@@ -20,6 +21,7 @@ __all__ = [
     "cut_again",
     "estimate_errors",
     "keep_best",
+    "learn_from_choices",
     "make_decoys",
 ]
 
@@ -30,6 +32,7 @@ __getattr__, __dir__ = lazy_names(
         "choose_by_hand": "fastsort.decide.by_hand",
         "cut_again": "fastsort.decide.verdict",
         "keep_best": "fastsort.decide.by_hand",
+        "learn_from_choices": "fastsort.decide.corrections",
         "combine_votes": "fastsort.decide.combine",
         "make_decoys": "fastsort.decide.decoys",
         "estimate_errors": "fastsort.decide.decoys",
