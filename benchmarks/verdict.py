@@ -2,8 +2,8 @@
 
 python benchmarks/verdict.py [--quick] [--data FOLDER] [part ...]
 
-The parts are accuracy, real, diameter, picked, reasons, shares, rare, aside, speed, memory, kill, bits and
-relion; all of them without any name. Nothing is set: neither diameter nor method. The parts speed and memory
+The parts are accuracy, real, diameter, picked, reasons, shares, rare, aside, choices, speed, memory, kill,
+bits and relion; all of them without any name. Nothing is set: neither diameter nor method. Speed and memory
 make a stack of 6.3 GB in a temporary folder, which goes when all is done; relion runs where it is installed.
 Several seeds: the mean, and the lowest in brackets.
 """
@@ -617,6 +617,53 @@ def turned(rng: np.random.Generator, n: int, tilt: float) -> np.ndarray:
     return (spin * Rotation.from_euler("y", tilt, degrees=True) * wobble).as_matrix()
 
 
+# Choices by hand.
+
+N_CHOICES, N_CHOOSERS = (10, 30, 100), 20
+
+
+def choices(options: argparse.Namespace) -> None:
+    volumes = options.data / "volumes"
+    recipes: dict[str, Iterable[Set]] = {
+        f'hard, "{definition}", {name}': hard_sets(volumes / file, definition, options.seeds)
+        for definition in ("power", "white_power")
+        for name, file in VOLUMES.items()
+    }
+    for name in REAL_DIAMETERS if (options.data / "real").is_dir() else ():
+        found = open_real(options.data / "real", name)
+        if found[0] is not None:
+            recipes[name] = [Set(*found)]
+    print_table(
+        "What is learned from choices: images taken by chance and kept or rejected as the truth says. "
+        f"Balanced accuracy of the verdict on all others, and how much it gains: mean of {N_CHOOSERS} "
+        "persons a set (lowest), and how often anything is learned.",
+        ("recipe", "as it was", *(f"{number} choices" for number in N_CHOICES)),
+        ((recipe, *choices_cells(sets)) for recipe, sets in recipes.items()),
+    )
+
+
+def choices_cells(sets: Iterable[Set]) -> Iterator[str]:
+    before: list[float] = []
+    gains: dict[int, list[float]] = {number: [] for number in N_CHOICES}
+    learned = dict.fromkeys(N_CHOICES, 0)
+    for source, good, certain in sets:
+        result = fs.sort_particles(source, n_jobs=WORKERS)
+        known = np.flatnonzero(np.asarray(certain, bool) & np.isfinite(result.score))
+        before.append(balanced(good[known], result.keep[known]))
+        for number in N_CHOICES:
+            for person in range(N_CHOOSERS):
+                rows = np.random.default_rng(person).choice(known, number, replace=False)
+                told = fs.decide.learn_from_choices(result, rows[good[rows]], rows[~good[rows]])
+                rest = np.setdiff1d(known, rows)
+                was, now = (balanced(good[rest], one.keep[rest]) for one in (result, told.result))
+                gains[number].append(now - was)
+                learned[number] += told.learned
+    yield f"{np.mean(before):.3f}"
+    for number in N_CHOICES:
+        share = learned[number] / len(gains[number])
+        yield f"{np.mean(gains[number]):+.3f} ({min(gains[number]):+.3f}), {100 * share:.0f} %"
+
+
 # Sets without a rare view.
 
 
@@ -998,6 +1045,7 @@ PARTS = {
     "shares": shares,
     "rare": rare,
     "aside": aside,
+    "choices": choices,
     "speed": time_taken,
     "memory": memory,
     "kill": kill,
@@ -1005,7 +1053,7 @@ PARTS = {
     "relion": relion,
 }
 # What needs the volumes of the data folder.
-SIMULATED = ("accuracy", "diameter", "picked", "shares", "rare", "aside", "relion")
+SIMULATED = ("accuracy", "diameter", "picked", "shares", "rare", "aside", "choices", "relion")
 
 
 if __name__ == "__main__":
