@@ -572,7 +572,7 @@ def test_choice_where_there_is_no_star_file(simulated, tmp_path):
     folder.mkdir()
     write_map(folder, particles, result)
     assert not list(folder.glob("*.star")) or (folder / "classes.star").exists()
-    assert call("map", folder, "--keep-classes", "1", "-o", tmp_path / "out", "--quiet") == 0
+    assert call("map", folder, "--keep-classes", "1-1,1", "-o", tmp_path / "out", "--quiet") == 0
     lines = (tmp_path / "out" / "kept.txt").read_text().splitlines()
     assert list(map(int, lines[1:])) == np.flatnonzero(result.classes.label == 0).tolist()
 
@@ -582,7 +582,9 @@ def test_choice_where_there_is_no_star_file(simulated, tmp_path):
     [
         (["--discard-classes", "9"], "class 9 is not in"),
         (["--keep-classes", "0"], "class 0 is not in"),
-        (["--keep-classes", "1,x"], "must be numbers with commas between them; got '1,x'"),
+        (["--keep-classes", "1,x"], "must be numbers or ranges with commas between them, such as 1-3,7"),
+        (["--keep-classes", "3-1"], "got '3-1'"),
+        (["--keep-classes", "1-99999999"], "got '1-99999999'"),
         (["--keep-classes", "1", "--discard-classes", "2"], "not allowed with"),
     ],
 )

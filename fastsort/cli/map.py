@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from typing import TYPE_CHECKING
 
 from fastsort._types import Array
@@ -22,6 +23,7 @@ from fastsort.cli.printing import drawing, print_map
 if TYPE_CHECKING:
     from fastsort.classify import MapResult
 
+_LONGEST_RANGE = 10_000
 _COLORS = ("class", "score", "probability", "likeness")
 
 
@@ -39,17 +41,23 @@ def add_map(commands: Commands) -> None:
     color = "what the colours of the map show (default class)"
     add("--color", choices=_COLORS, default="class", help=color)
     choice = parser.add_mutually_exclusive_group()
-    kept = "these classes of a finished map, such as 1,4,5; nothing is computed"
+    kept = "these classes of a finished map, such as 1-3,7; nothing is computed"
     choice.add_argument("--keep-classes", type=_numbers, metavar="LIST", help=f"keep {kept}")
     choice.add_argument("--discard-classes", type=_numbers, metavar="LIST", help=f"discard {kept}")
     add_input(parser, f"{KINDS}, or the folder of a finished map", "0.8 of box", "default 96")
 
 
 def _numbers(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be numbers with commas between them; got {text!r}") from None
+    """Read numbers and ranges of them, such as 1-3,7."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        ends = re.fullmatch(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", part, re.ASCII)
+        first, last = (int(end) for end in (ends[1], ends[2] or ends[1])) if ends else (1, 0)
+        if last < first or last - first > _LONGEST_RANGE:
+            wanted = "must be numbers or ranges with commas between them, such as 1-3,7"
+            raise argparse.ArgumentTypeError(f"{wanted}; got {text!r}")
+        numbers += range(first, last + 1)
+    return numbers
 
 
 def run_map(options: argparse.Namespace) -> None:

@@ -123,8 +123,11 @@ def _print_errors(errors: dict[str, Any]) -> None:
     kept, rejected, pure = (
         _percent(**errors[name]) for name in ("true_positive_rate", "true_negative_rate", "precision")
     )
-    print(f"estimated: {kept[0]} of the particles kept ({kept[1]}),")
-    print(f"  {rejected[0]} of the junk rejected ({rejected[1]}), precision {pure[0]}")
+    told = [f"{kept[0]} of the particles kept ({kept[1]})", f"precision {pure[0]}"]
+    # Where there is no junk, no share of it is rejected.
+    if errors["true_negative_rate"]["value"] == errors["true_negative_rate"]["value"]:
+        told.insert(1, f"{rejected[0]} of the junk rejected ({rejected[1]})")
+    _print_wrapped(f"estimated: {', '.join(told)}", "", 2)
     if remark:
         _print_wrapped(remark, "  ", 2)
 
