@@ -162,7 +162,7 @@ def _write(options: argparse.Namespace, finished: Finished, result: SortResult, 
             score_field=bool(finished.summary.get("score_field")),
         )
         with drawing("report.png"):
-            draw_results(partial, particles, result)
+            draw_results(partial, particles, result, n_jobs=-1)
     if not options.quiet:
         print_verdicts(summary)
         print(f"results in {options.output}")

@@ -29,6 +29,6 @@ def run_report(options: argparse.Namespace) -> None:
     finished = open_finished(options.sorted, options.input, data_dir=options.data_dir)
     check_data_dir(options, finished.particles)
     with drawing("report.png"):
-        written = redraw(finished, options.output, denoised=options.denoised)
+        written = redraw(finished, options.output, denoised=options.denoised, n_jobs=-1)
         if not options.quiet:
             print(*written, sep="\n")
