@@ -77,8 +77,9 @@ def update_particles(
     Returns
     -------
     result : SortResult
-        Of the whole set, in its order. ``parameters["update"]`` says how many images were new, and whether
-        the models were kept, or learned anew since the images have drifted. Once models were learned anew,
+        Of the whole set, in its order. ``parameters["update"]`` says how many images were new, how many of
+        the earlier ones are no longer there, and whether the models were kept, or learned anew since the
+        images have drifted. Once models were learned anew,
         ``measurements["models"]`` says which models each image was judged with: 0 for the first.
 
     Raises
@@ -105,7 +106,7 @@ def update_particles(
     >>> names = fs.open_particles(images[:100]).names
     >>> result = fs.update_particles(images, earlier, names)
     >>> result.parameters["update"]
-    {'new_images': 20, 'models': 'kept'}
+    {'new_images': 20, 'removed_images': 0, 'models': 'kept'}
     >>> bool((result.keep[:100] == earlier.keep).all())
     True
     """
@@ -116,13 +117,15 @@ def update_particles(
     rows = _earlier_rows(particles, names)
     rows = _rows_by_content(particles, earlier, rows, settings.get("n_jobs"))
     n_new = int((rows < 0).sum())
+    n_removed = len(earlier.keep) - len(np.unique(rows[rows >= 0]))
+    noted = partial(_noted, n_new=n_new, n_removed=n_removed)
     sort: Callable[..., SortResult] = partial(sort_particles, progress=progress, **settings)
     models, new = KEPT, earlier
     if n_new:
         models, new = _sort_new(particles, earlier, rows, sort, judge_again)
     if models == ANEW and judge_again:
         whole = sort(particles, **strictness)
-        return _noted(whole, whole.parameters, whole.seconds, n_new, models)
+        return noted(whole, whole.parameters, whole.seconds, models=models)
     distance = settings["duplicate_distance"]
     result, is_new = _merged(earlier, new, rows, models == ANEW, particles, distance, judge_again)
     changed = {"duplicate_distance": distance}
@@ -137,7 +140,7 @@ def update_particles(
     # Also of images that were there before.
     copy = result.measurements.get(COPY, np.zeros(len(particles), bool))
     result = result._replace(doubts=(*particles.doubts, *doubts_of_copies(particles, copy)))
-    return _noted(result, {**earlier.parameters, **changed}, seconds, n_new, models)
+    return noted(result, {**earlier.parameters, **changed}, seconds, models=models)
 
 
 def _options_of_update(
@@ -410,8 +413,14 @@ def _calibrated(result: SortResult, strictness: dict[str, Any]) -> SortResult:
 
 
 def _noted(
-    result: SortResult, parameters: dict[str, Any], seconds: dict[str, float], n_new: int, models: str
+    result: SortResult,
+    parameters: dict[str, Any],
+    seconds: dict[str, float],
+    *,
+    n_new: int,
+    n_removed: int,
+    models: str,
 ) -> SortResult:
     """Say what was done, and how long it took."""
-    update = {"new_images": n_new, "models": models}
+    update = {"new_images": n_new, "removed_images": n_removed, "models": models}
     return result._replace(parameters={**parameters, "update": update}, seconds=seconds)
