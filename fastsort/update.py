@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import ks_2samp
 
-from fastsort._checks import InputError
+from fastsort._checks import InputError, check_is
 from fastsort._progress import Progress
 from fastsort._threshold import MIN_JUDGED
 from fastsort._types import Array, Bools, FilePath, Indices
@@ -111,6 +111,7 @@ def update_particles(
     True
     """
     begin = time.perf_counter()
+    check_is(earlier, SortResult, "earlier", "sort_particles")
     particles = open_particles(particles)
     settings, strictness = _options_of_update(earlier, options, judge_again)
     _check_usable(particles, earlier)
@@ -141,6 +142,12 @@ def update_particles(
     copy = result.measurements.get(COPY, np.zeros(len(particles), bool))
     result = result._replace(doubts=(*particles.doubts, *doubts_of_copies(particles, copy)))
     return noted(result, {**earlier.parameters, **changed}, seconds, models=models)
+
+
+def can_go_on_from(earlier: SortResult) -> bool:
+    """Whether a result of all methods had enough images to judge others with what was learned from them."""
+    judged = not np.isnan(earlier.junk_probability).any()
+    return len(earlier.votes) < len(METHODS) or bool(earlier.views and earlier.learned.decoys and judged)
 
 
 def _options_of_update(
@@ -221,7 +228,7 @@ def _check_usable(particles: Particles, earlier: SortResult) -> None:
             f"the earlier run had one method only, {next(iter(earlier.votes))}, and an update needs all: "
             "sort without updating."
         )
-    if earlier.views is None or not earlier.learned.decoys or np.isnan(earlier.junk_probability).any():
+    if not can_go_on_from(earlier):
         raise InputError(
             f"the earlier run had {len(earlier.keep)} images, too few to learn from: sort without updating."
         )

@@ -76,7 +76,7 @@ def names_in(folder):
 
 @pytest.mark.parametrize(
     "command",
-    [[], *([name] for name in "pick sort apply report info map denoise simulate demo guide".split())],
+    [[], *([name] for name in "pick sort watch apply report info map denoise simulate demo guide".split())],
     ids=str,
 )
 def test_help_fits_a_screen_and_shows_an_example(command, capsys, monkeypatch):
@@ -618,7 +618,9 @@ def test_same_seed_gives_the_same_files(project, tmp_path, method, no_pictures):
         (KeyboardInterrupt(), "interrupted"),
     ],
 )
-def test_failure_half_way_leaves_nothing(project, tmp_path, monkeypatch, capsys, when, error, words):
+def test_failure_half_way_leaves_only_the_work_folder(
+    project, tmp_path, monkeypatch, capsys, when, error, words
+):
     from fastsort.report import plots, results
 
     module = {"write_tables": results, "draw_report": plots}[when]
@@ -631,8 +633,9 @@ def test_failure_half_way_leaves_nothing(project, tmp_path, monkeypatch, capsys,
     monkeypatch.setattr(module, when, fail)
     code = 130 if isinstance(error, KeyboardInterrupt) else 1
     assert call("sort", project, "-o", tmp_path / "out", "--method", "radial") == code
-    assert_one_line(capsys.readouterr().err, words)
-    assert names_in(tmp_path) == []
+    assert_one_line(capsys.readouterr().err, words, f"the same command goes on from {tmp_path / '.out.work'}")
+    # What was measured is not measured again.
+    assert names_in(tmp_path) == [".out.work"]
 
 
 @pytest.mark.slow
@@ -657,7 +660,7 @@ def test_defect_shows_its_traceback(project, tmp_path, monkeypatch):
     monkeypatch.setattr(results, "write_tables", fail)
     with pytest.raises(ZeroDivisionError):
         call("sort", project, "-o", tmp_path / "out", "--method", "radial")
-    assert names_in(tmp_path) == []
+    assert names_in(tmp_path) == [".out.work"]
 
 
 def test_missing_matplotlib_costs_only_the_picture(project, tmp_path, monkeypatch, capsys):
@@ -693,7 +696,8 @@ def test_work_folder_lies_beside_the_output(project, tmp_path, monkeypatch, no_p
     monkeypatch.setattr(fastsort.sort, "sort_particles", watch)
     arguments = ("sort", project, "-o", tmp_path / "deep" / "out", "--method", "radial", "--quiet")
     assert call(*arguments) == 0
-    assert Path(seen[0]["work"]) == tmp_path / "deep" / ".out.work" and not seen[0]["keep_work"]
+    # It is the command that removes it, when the results are whole.
+    assert Path(seen[0]["work"]) == tmp_path / "deep" / ".out.work" and seen[0]["keep_work"]
     assert names_in(tmp_path / "deep") == ["out"]
     assert call(*arguments, "--overwrite", "--work", tmp_path / "w", "--keep-work") == 0
     assert names_in(tmp_path) == ["deep", "w"] and names_in(tmp_path / "w")
@@ -733,7 +737,7 @@ def test_interrupted_map_goes_on(project, tmp_path, monkeypatch, capsys, named):
     monkeypatch.setattr("fastsort.classify.classify_particles", interrupt)
     assert call(*arguments) == 130
     assert_one_line(capsys.readouterr().err, f"interrupted: the same command goes on from {work}\n")
-    assert seen == [(work, named)] and names_in(tmp_path) == [work.name]
+    assert seen == [(work, True)] and names_in(tmp_path) == [work.name]
 
 
 @pytest.mark.slow
@@ -802,7 +806,11 @@ def test_update_goes_on_from_the_folder(project, tmp_path, monkeypatch, capsys, 
         seen.append((names_in(out), judge_again, parameters))
         return sort_particles(particles, method="radial")
 
-    monkeypatch.setitem(sys.modules, "fastsort.update", SimpleNamespace(update_particles=update_particles))
+    monkeypatch.setitem(
+        sys.modules,
+        "fastsort.update",
+        SimpleNamespace(update_particles=update_particles, can_go_on_from=lambda _: True),
+    )
     out = tmp_path / "out"
     assert call("sort", project, "--method", "radial", "-o", out, "--quiet") == 0
     before = names_in(out)
@@ -812,11 +820,12 @@ def test_update_goes_on_from_the_folder(project, tmp_path, monkeypatch, capsys, 
     assert names == before == names_in(out) and judge_again
     assert len(seen) == 1
     # What was not asked for now is not overruled.
-    assert parameters == {"seed": 3, "n_jobs": -1, "work": tmp_path / ".out.work"}
+    run = {"n_jobs": -1, "work": tmp_path / ".out.work", "keep_work": True}
+    assert parameters == {"seed": 3, **run}
     # What was asked for counts, even if it is what is usual.
     usual = ["--seed", 0, "--contrast", "auto", "--jobs", -1]
     assert call("sort", project, "-o", out, "--update", *usual, "--quiet") == 0
-    assert seen[1][2] == {"seed": 0, "contrast": "auto", "n_jobs": -1, "work": tmp_path / ".out.work"}
+    assert seen[1][2] == {"seed": 0, "contrast": "auto", **run}
 
 
 def verdicts(capsys, **changes):

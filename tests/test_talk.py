@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import re
+import resource
+import signal
 import sys
 import time
 
+import numpy as np
 import pytest
 
+import fastsort as fs
 from fastsort import cli
+from fastsort._disk import on_disk
 from fastsort.cli.limits import how_passed, read_limit
+from fastsort.particles.mrc import write_stack
 from fastsort.report import progress as progress_module
 from fastsort.report.progress import progress_bar
 from fastsort.simulate import simulate_micrographs, simulate_particles, write_micrographs, write_project
@@ -333,3 +340,88 @@ def test_update_refuses_a_folder_of_other_things(project, tmp_path, capsys, held
 def test_update_with_one_method_is_refused_before_it_is_too_late(project, tmp_path, capsys):
     assert call("sort", project, "-o", tmp_path / "out", "--update", *RADIAL) == 1
     assert "leave out --method" in capsys.readouterr().err and names_in(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_too_few_images_to_learn_from_are_sorted_again_with_those_that_came(tmp_path, capsys, no_pictures):
+    images, truth = simulate_particles(60, 60, snr=0.5, box=32, junk="all", seed=3)
+    star = write_project(tmp_path / "p", images, truth)
+    whole = star.read_text()
+    lines = whole.splitlines(keepends=True)
+    first = next(number for number, line in enumerate(lines) if "@" in line)
+    star.write_text("".join(lines[: first + 10]))
+    arguments = ("sort", star, "-o", tmp_path / "out", "--update")
+    assert call(*arguments) == 0
+    assert "10 images: " in capsys.readouterr().out
+    star.write_text(whole)
+    assert call(*arguments) == 0
+    assert "120 images: " in capsys.readouterr().out
+    star.write_text("".join(lines[: first + 100]))
+    assert call(*arguments) == 0
+    said = capsys.readouterr().out
+    assert "0 new images; 20 images removed from the input since the earlier run; models kept" in said
+
+
+# Full disks.
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow beyond a size, as on a disk that is nearly full; call with the size."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_full_disk_says_where_and_how_much_is_needed_and_the_run_goes_on(
+    project, tmp_path, capsys, no_pictures, small_files
+):
+    arguments = ("sort", project, "-o", tmp_path / "out", *RADIAL, "--jobs", 1)
+    small_files(100_000)
+    assert call(*arguments, "--quiet") == 1
+    small_files(resource.RLIM_INFINITY)
+    said = capsys.readouterr().err
+    work = tmp_path / ".out.work"
+    # 120 working images of 32 px in half precision.
+    place = rf"File too large \(0\.2 MB needed, [\d,.]+ MB free\): {work}/images.work"
+    hint = f"when there is room, the same command goes on from {work}"
+    assert re.fullmatch(f"fastsort: error: {place}; {hint}\n", said)
+    assert names_in(tmp_path) == [".out.work"]
+    assert call(*arguments) == 0 and names_in(tmp_path) == ["out"]
+
+
+def test_stack_that_has_no_room_is_named(tmp_path, small_files):
+    small_files(100_000)
+    with pytest.raises(OSError, match=r"1\.0 MB needed") as found:
+        write_stack(tmp_path / "kept.mrcs", [np.zeros((250, 32, 32), np.float32)], 1.0, 250, 32)
+    assert found.value.filename == str(tmp_path / "kept.mrcs") and names_in(tmp_path) == []
+
+
+def test_errors_that_say_where_they_were_stay_as_they_are(tmp_path):
+    for error in (OSError(errno.ENOSPC, "full", "elsewhere"), OSError(errno.EIO, "broken"), ValueError("no")):
+        with pytest.raises(type(error)) as found, on_disk(tmp_path / "a", 100):
+            raise error
+        assert found.value is error
+
+
+# What is wrong in Python.
+
+
+@pytest.mark.parametrize("n_jobs", ["two", 0, 1.5])
+def test_numbers_of_workers_that_are_none(n_jobs):
+    images = np.zeros((3, 32, 32), np.float32)
+    for function in (fs.sort_particles, fs.classify_particles, fs.pick_particles, fs.radial_filter):
+        with pytest.raises(fs.InputError, match=rf"n_jobs must be a whole number.*got {n_jobs!r}\.$"):
+            function(images, n_jobs=n_jobs)
+
+
+def test_earlier_results_that_are_none():
+    images = np.zeros((3, 32, 32), np.float32)
+    with pytest.raises(fs.InputError, match=r"earlier must be a result of sort_particles.*got 5: "):
+        fs.sort_particles(images, earlier=5)
+    with pytest.raises(fs.InputError, match=r"earlier must be a result of sort_particles.*got 'sorted': "):
+        fs.update_particles(images, "sorted", [])
+    with pytest.raises(fs.InputError, match=r"earlier must be a result of pick_particles"):
+        fs.pick_particles("a.mrc", earlier={})

@@ -28,11 +28,13 @@ from fastsort.cli.simulate import add_simulate
 from fastsort.cli.sort import add_sort
 from fastsort.cli.talk import talking
 from fastsort.cli.usage import refuse_rest, refuse_unknown
+from fastsort.cli.watch import add_watch
 
 # In the order in which help lists the commands.
 _ADD_COMMANDS = (
     add_pick,
     add_sort,
+    add_watch,
     add_apply,
     add_report,
     add_info,

@@ -62,7 +62,7 @@ def run_map(options: argparse.Namespace) -> None:
 
     check_output_folder(options.output, options.overwrite)
     if options.keep_classes is None and options.discard_classes is None:
-        with resumable(work_folder_of(options)):
+        with resumable(work_folder_of(options), options.keep_work):
             _make_map(options)
     else:
         _choose_classes(options)
@@ -94,7 +94,8 @@ def _make_map(options: argparse.Namespace) -> None:
                 working_size=options.working_size,
                 denoised=options.denoised,
                 work=work_folder_of(options),
-                keep_work=options.keep_work,
+                # Until the results are whole.
+                keep_work=True,
                 n_jobs=options.jobs,
                 seed=options.seed,
                 progress=progress,

@@ -85,7 +85,7 @@ def add_images(parser: Options, diameter: str, size: str) -> None:
     add("--working-size", type=int, metavar="PX", help=f"crop images to this size ({size})")
 
 
-def add_run(parser: Options, cluster: bool = False) -> None:
+def add_run(parser: Options, cluster: bool = False, repeated: bool = False) -> None:
     """Add what says how the work is done, and what is said of it."""
     add = parser.add_argument
     add("--jobs", type=n_workers, default=-1, metavar="N", help="number of workers (default -1: all cores)")
@@ -94,7 +94,8 @@ def add_run(parser: Options, cluster: bool = False) -> None:
     add("--seed", type=int, default=0, metavar="N", help=SEED_HELP)
     add("--work", metavar="DIR", help="folder for intermediate files (default .DIR.work)")
     add("--keep-work", action="store_true", help="keep the work folder after the run")
-    add("--overwrite", action="store_true", help="replace earlier results in DIR")
+    if not repeated:
+        add("--overwrite", action="store_true", help="replace earlier results in DIR")
     add_talk(parser, NO_BAR_HELP)
 
 
@@ -252,11 +253,29 @@ def work_folder_of(options: argparse.Namespace) -> Path:
 
 
 @contextmanager
-def resumable(work: Path) -> Iterator[None]:
-    """Say after Ctrl-C that the run can go on, if it has left anything to go on from."""
+def resumable(work: Path, keep: bool) -> Iterator[None]:
+    """Keep the work folder until the results are whole, and say where a run can go on that has not ended.
+
+    Parameters
+    ----------
+    work : Path
+        From `work_folder_of`.
+    keep : bool
+        Whether it is kept afterwards, too.
+    """
+    from fastsort._disk import is_full
+    from fastsort.images.work import stays_until_done
+
     try:
-        yield
+        with stays_until_done(work, keep):
+            yield
     except KeyboardInterrupt:
         if work.is_dir():
             raise KeyboardInterrupt(f"interrupted: the same command goes on from {work}") from None
+        raise
+    except OSError as error:
+        if is_full(error) and work.is_dir():
+            where = f": {error.filename}" if error.filename else ""
+            hint = f"when there is room, the same command goes on from {work}"
+            raise OSError(error.errno, f"{error.strerror}{where}; {hint}") from error
         raise

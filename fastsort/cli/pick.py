@@ -76,7 +76,7 @@ def run_pick(options: argparse.Namespace) -> int | None:
         refuse_given(options, ["data_dir"], "without a STAR file that names micrographs")
     earlier = _earlier(folder) if options.update else None
     work = work_folder_of(options)
-    with resumable(work):
+    with resumable(work, options.keep_work):
         result = _pick_into(folder, source, options, work, earlier)
     return DONE_BUT if result.failed else None
 
@@ -142,7 +142,13 @@ def _pick_into(
         with options.talk.progress("picking", "micrographs") as bar, cluster:
             progress = stop_when_aborted(folder.parent, bar) if options.relion_job else bar
             result = pick_particles(
-                listed, **parameters, earlier=earlier, work=work, n_jobs=options.jobs, progress=progress
+                listed,
+                # Until the results are whole.
+                **{**parameters, "keep_work": True},
+                earlier=earlier,
+                work=work,
+                n_jobs=options.jobs,
+                progress=progress,
             )
         summary = write_picks(partial, options.output, result, parameters)
         if options.coords_suffix:

@@ -64,19 +64,27 @@ def add_sort(commands: Commands) -> None:
     text = "Sort particle images, and write which ones to keep."
     example = "fastsort sort particles.star --diameter 128 -o sorted/"
     parser = add_command(commands, "sort", run_sort, "INPUT -o DIR ", text, example)
+    add_options(parser)
+
+
+def add_options(parser: argparse.ArgumentParser, repeated: bool = False) -> None:
+    """Add the options, or those of them that a run has that is updated again and again."""
     add_places(parser, f"{KINDS}; not with --micrographs", optional=True)
     verdict = parser.add_argument_group("verdict")
     add = verdict.add_argument
-    alone = "radial, subspaces or invariants alone (default: all)"
-    add("--method", choices=METHODS, metavar="NAME", help=alone)
+    if not repeated:
+        alone = "radial, subspaces or invariants alone (default: all)"
+        add("--method", choices=METHODS, metavar="NAME", help=alone)
     add_strictness(verdict)
-    rules = "rules of the method: default, or published"
-    add("--preset", choices=("default", "published"), default="default", metavar="NAME", help=rules)
+    if not repeated:
+        rules = "rules of the method: default, or published"
+        add("--preset", choices=("default", "published"), default="default", metavar="NAME", help=rules)
     contrast = "particles are bright, dark or auto (default: found)"
     add("--contrast", choices=("auto", "bright", "dark"), default="auto", metavar="HOW", help=contrast)
     add("--n-peaks", type=int, metavar="N", help="radial: number of peaks to measure in each image")
-    add("--n-subspaces", type=int, metavar="M", help="subspaces: their number (default: from the data)")
-    add("--n-components", type=int, metavar="K", help="subspaces: dimensions (default: from the data)")
+    if not repeated:
+        add("--n-subspaces", type=int, metavar="M", help="subspaces: their number (default: from the data)")
+        add("--n-components", type=int, metavar="K", help="subspaces: dimensions (default: from the data)")
     add("--keep-off-centre", action="store_true", help="keep off-centre particles; use with --recentre")
     closer = "closer picks are one particle (default 20; 0: off)"
     add("--duplicate-distance", type=float, metavar="A", help=closer)
@@ -92,14 +100,23 @@ def add_sort(commands: Commands) -> None:
     add_micrographs(images)
     run = parser.add_argument_group("run")
     add = run.add_argument
-    add("--update", action="store_true", help="sort what was added to INPUT since the run in DIR")
-    add("--judge-again", action="store_true", help="with --update: earlier verdicts may change too")
-    add_run(run, cluster=True)
-    add(IS_JOB, action="store_true", help="run as an External job of RELION")
+    if not repeated:
+        add("--update", action="store_true", help="sort what was added to INPUT since the run in DIR")
+    judging = "earlier verdicts may change too"
+    add("--judge-again", action="store_true", help=judging if repeated else f"with --update: {judging}")
+    add_run(run, cluster=True, repeated=repeated)
+    if not repeated:
+        add(IS_JOB, action="store_true", help="run as an External job of RELION")
 
 
 def run_sort(options: argparse.Namespace) -> int:
     """Run the command."""
+    _, passed = sort_once(options)
+    return DONE_BUT if passed else DONE
+
+
+def sort_once(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """Sort as the options say; return the summary, and what is said of the limits that it passes."""
     from fastsort._checks import check_output_folder
 
     folder = check_output_folder(options.output, options.overwrite or options.update)
@@ -110,12 +127,14 @@ def run_sort(options: argparse.Namespace) -> int:
     _check_tables(particles, options)
     work = work_folder_of(options)
     parameters = {name: getattr(options, name) for name in _PARAMETERS}
-    with resumable(work):
+    with resumable(work, options.keep_work):
+        # Until the results are whole: they may need more room than there is.
+        parameters["keep_work"] = True
         _, summary = sort_into(folder, particles, options, work=work, n_jobs=options.jobs, **parameters)
     passed = [line for limit in options.fail_if if (line := how_passed(limit, summary))]
     for line in passed:
         options.talk.remark(line)
-    return DONE_BUT if passed else DONE
+    return summary, passed
 
 
 def _has_run(folder: Path) -> bool:
@@ -227,10 +246,13 @@ def _sort_or_update(
     if not (getattr(options, "update", False) and _has_run(Path(folder))):
         return sort_particles(particles, **parameters)
     from fastsort.report.finished import read_earlier
-    from fastsort.update import update_particles
+    from fastsort.update import can_go_on_from, update_particles
 
-    # What is not given now is as it was in the run; these belong to a run and have no names as options.
-    given = options.given | {"work", "n_jobs", "progress"}
-    asked = {name: value for name, value in parameters.items() if name in given}
     earlier, names = read_earlier(folder)
+    if not can_go_on_from(earlier):
+        # Too few images to learn from: what is there now is sorted as a whole.
+        return sort_particles(particles, **parameters)
+    # What is not given now is as it was in the run; these belong to a run and have no names as options.
+    given = options.given | {"work", "keep_work", "n_jobs", "progress"}
+    asked = {name: value for name, value in parameters.items() if name in given}
     return update_particles(particles, earlier, names, judge_again=options.judge_again, **asked)

@@ -45,6 +45,10 @@ class Talk:
         """Seconds since the command was called, what it imports included."""
         return time.perf_counter() - self._begin
 
+    def restart(self) -> None:
+        """Count seconds from now."""
+        self._begin = time.perf_counter()
+
     def progress(self, label: str, unit: str = "images") -> AbstractContextManager[Progress | None]:
         """Give a callable ``progress(done, total)`` that shows it and writes it to the log."""
         from fastsort.report.progress import progress_bar
