@@ -677,9 +677,11 @@ def test_reader_who_leaves_early_is_no_error(project, tmp_path):
     os.close(reading)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [*COMMAND, "sort", project, "-o", tmp_path / "out", "--method", "radial"]
+    command += ["--log", tmp_path / "log", "--fail-if", "junk>0"]
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, env=environment)
     os.close(writing)
-    assert done.returncode == 0 and without_progress(done.stderr) == ""
+    assert done.returncode == 3 and "limit junk>0 passed" in without_progress(done.stderr)
+    assert "error" not in done.stderr + (tmp_path / "log").read_text()
     assert set(names_in(tmp_path / "out")) == STAR_RESULTS
 
 

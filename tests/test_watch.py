@@ -112,7 +112,8 @@ def test_rounds_follow_the_input(tables, days, tmp_path, capsys, no_pictures):
 def test_waits_for_the_input_and_stops_without_results(days, tmp_path, capsys):
     things, slept = days
     things += [lambda: None, lambda: None]
-    assert call(tmp_path / "later.star", "-o", tmp_path / "out") == 130
+    assert call(tmp_path / "later.star", "-o", tmp_path / "out") == 0
+    assert capsys.readouterr().err == "fastsort: stopped before the first round was done\n"
     assert slept == [60.0] * 3 and list(tmp_path.iterdir()) == []
 
 

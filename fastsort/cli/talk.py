@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import shlex
 import sys
 import time
@@ -70,10 +71,17 @@ class Talk:
             tell()
         for line in heard.getvalue().splitlines():
             self.log(line)
+        try:
+            self._print(folder, heard.getvalue())
+        except BrokenPipeError:
+            # Whoever read it has seen enough; the results are on the disk.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def _print(self, folder: str | Path, heard: str) -> None:
         if self._as_json:
             sys.stdout.write((Path(folder) / "summary.json").read_text(encoding="utf-8").rstrip() + "\n")
         elif not self.quiet:
-            sys.stdout.write(heard.getvalue())
+            sys.stdout.write(heard)
         sys.stdout.flush()
 
     def remark(self, line: str) -> None:

@@ -92,9 +92,8 @@ def run_watch(options: argparse.Namespace) -> int:
             _write_metrics(options, last)
             _run_command(options, summary)
     except KeyboardInterrupt:
-        if last.done == 0:
-            raise
-        talk.remark(f"stopped; the results of the last of {last.done:,} rounds are in {options.output}")
+        results = f"the results of the last of {last.done:,} rounds are in {options.output}"
+        talk.remark(f"stopped; {results}" if last.done else "stopped before the first round was done")
     return DONE
 
 
