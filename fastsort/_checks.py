@@ -11,6 +11,7 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 from io import BufferedReader
+from operator import index
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,27 @@ def check_count(name: str, value: int, minimum: int = 1) -> int:
     if not exact or whole < minimum:
         raise InputError(f"{name} must be a whole number, {minimum} or more; got {value!r}.")
     return whole
+
+
+def check_workers(n_jobs: object) -> None:
+    """Refuse what is no number of workers; None leaves it to joblib."""
+    if n_jobs is None:
+        return
+    try:
+        whole = index(n_jobs)  # type: ignore[arg-type]
+    except TypeError:
+        whole = 0
+    if whole == 0:
+        raise InputError(f"n_jobs must be a whole number, or -1 for all cores; got {n_jobs!r}.")
+
+
+def check_is(value: object, kind: type, name: str, maker: str) -> None:
+    """Refuse what is no result of a function, which `maker` names."""
+    if not isinstance(value, kind):
+        raise InputError(
+            f"{name} must be a result of {maker}, a {kind.__name__}; got {value!r:.60}: pass what {maker} "
+            "returned, or what was loaded from its file."
+        )
 
 
 def check_images(images: npt.ArrayLike) -> Images:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastsort._checks import InputError, check_readable
+from fastsort._disk import on_disk
 from fastsort._types import Array, FilePath
 from fastsort._version import __version__
 
@@ -154,7 +155,7 @@ def save(path: FilePath, value: Any) -> None:
     arrays[_STRUCTURE] = np.frombuffer(json.dumps(structure).encode(), dtype=np.uint8)
     partial = f"{os.fspath(path)}.partial"
     try:
-        with open(partial, "wb") as file:
+        with on_disk(path), open(partial, "wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]
             file.flush()
             os.fsync(file.fileno())

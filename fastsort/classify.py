@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastsort._brief import brief
-from fastsort._checks import InputError, check_choice, check_count
+from fastsort._checks import InputError, check_choice, check_count, check_workers
 from fastsort._crop import crop_operator
 from fastsort._progress import Progress, part_of
 from fastsort._reasons import VALID
@@ -179,6 +179,7 @@ def classify_particles(
     >>> bool(result.keep.mean() > 0.9)
     True
     """
+    check_workers(n_jobs)
     particles = open_particles(particles)
     n, box = len(particles), particles.box
     check_choice("embedding", embedding, EMBEDDINGS)

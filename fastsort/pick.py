@@ -14,7 +14,7 @@ import scipy.ndimage
 from scipy.spatial import cKDTree
 
 from fastsort._brief import brief
-from fastsort._checks import InputError, check_positive
+from fastsort._checks import InputError, check_is, check_positive, check_workers
 from fastsort._progress import Progress, part_of
 from fastsort._types import Array, Bools, FilePath, Floats, Numbers, Singles, Words
 from fastsort.images.batches import map_batches
@@ -209,6 +209,9 @@ def pick_particles(
     'dark'
     """
     begin = time.perf_counter()
+    check_workers(n_jobs)
+    if earlier is not None:
+        check_is(earlier, PickResult, "earlier", "pick_particles")
     listed = (
         micrographs
         if isinstance(micrographs, MicrographList)

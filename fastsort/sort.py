@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 
+from fastsort._checks import check_is, check_workers
 from fastsort._crop import crop_operator
 from fastsort._progress import Progress, part_of
 from fastsort._reasons import VALID
@@ -140,6 +141,9 @@ def sort_particles(
     ['radial', 'subspaces', 'invariants']
     """
     given = {name: value for name, value in locals().items() if name in OPTIONS}
+    check_workers(n_jobs)
+    if earlier is not None:
+        check_is(earlier, SortResult, "earlier", "sort_particles")
     particles = open_particles(particles)
     settings = settings_for(particles, given)
     n, size = len(particles), settings.working_size

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import ks_2samp
 
-from fastsort._checks import InputError
+from fastsort._checks import InputError, check_is
 from fastsort._progress import Progress
 from fastsort._threshold import MIN_JUDGED
 from fastsort._types import Array, Bools, FilePath, Indices
@@ -77,8 +77,9 @@ def update_particles(
     Returns
     -------
     result : SortResult
-        Of the whole set, in its order. ``parameters["update"]`` says how many images were new, and whether
-        the models were kept, or learned anew since the images have drifted. Once models were learned anew,
+        Of the whole set, in its order. ``parameters["update"]`` says how many images were new, how many of
+        the earlier ones are no longer there, and whether the models were kept, or learned anew since the
+        images have drifted. Once models were learned anew,
         ``measurements["models"]`` says which models each image was judged with: 0 for the first.
 
     Raises
@@ -105,24 +106,27 @@ def update_particles(
     >>> names = fs.open_particles(images[:100]).names
     >>> result = fs.update_particles(images, earlier, names)
     >>> result.parameters["update"]
-    {'new_images': 20, 'models': 'kept'}
+    {'new_images': 20, 'removed_images': 0, 'models': 'kept'}
     >>> bool((result.keep[:100] == earlier.keep).all())
     True
     """
     begin = time.perf_counter()
+    check_is(earlier, SortResult, "earlier", "sort_particles")
     particles = open_particles(particles)
     settings, strictness = _options_of_update(earlier, options, judge_again)
     _check_usable(particles, earlier)
     rows = _earlier_rows(particles, names)
     rows = _rows_by_content(particles, earlier, rows, settings.get("n_jobs"))
     n_new = int((rows < 0).sum())
+    n_removed = len(earlier.keep) - len(np.unique(rows[rows >= 0]))
+    noted = partial(_noted, n_new=n_new, n_removed=n_removed)
     sort: Callable[..., SortResult] = partial(sort_particles, progress=progress, **settings)
     models, new = KEPT, earlier
     if n_new:
         models, new = _sort_new(particles, earlier, rows, sort, judge_again)
     if models == ANEW and judge_again:
         whole = sort(particles, **strictness)
-        return _noted(whole, whole.parameters, whole.seconds, n_new, models)
+        return noted(whole, whole.parameters, whole.seconds, models=models)
     distance = settings["duplicate_distance"]
     result, is_new = _merged(earlier, new, rows, models == ANEW, particles, distance, judge_again)
     changed = {"duplicate_distance": distance}
@@ -137,7 +141,13 @@ def update_particles(
     # Also of images that were there before.
     copy = result.measurements.get(COPY, np.zeros(len(particles), bool))
     result = result._replace(doubts=(*particles.doubts, *doubts_of_copies(particles, copy)))
-    return _noted(result, {**earlier.parameters, **changed}, seconds, n_new, models)
+    return noted(result, {**earlier.parameters, **changed}, seconds, models=models)
+
+
+def can_go_on_from(earlier: SortResult) -> bool:
+    """Whether a result of all methods had enough images to judge others with what was learned from them."""
+    judged = not np.isnan(earlier.junk_probability).any()
+    return len(earlier.votes) < len(METHODS) or bool(earlier.views and earlier.learned.decoys and judged)
 
 
 def _options_of_update(
@@ -218,7 +228,7 @@ def _check_usable(particles: Particles, earlier: SortResult) -> None:
             f"the earlier run had one method only, {next(iter(earlier.votes))}, and an update needs all: "
             "sort without updating."
         )
-    if earlier.views is None or not earlier.learned.decoys or np.isnan(earlier.junk_probability).any():
+    if not can_go_on_from(earlier):
         raise InputError(
             f"the earlier run had {len(earlier.keep)} images, too few to learn from: sort without updating."
         )
@@ -410,8 +420,14 @@ def _calibrated(result: SortResult, strictness: dict[str, Any]) -> SortResult:
 
 
 def _noted(
-    result: SortResult, parameters: dict[str, Any], seconds: dict[str, float], n_new: int, models: str
+    result: SortResult,
+    parameters: dict[str, Any],
+    seconds: dict[str, float],
+    *,
+    n_new: int,
+    n_removed: int,
+    models: str,
 ) -> SortResult:
     """Say what was done, and how long it took."""
-    update = {"new_images": n_new, "models": models}
+    update = {"new_images": n_new, "removed_images": n_removed, "models": models}
     return result._replace(parameters={**parameters, "update": update}, seconds=seconds)

@@ -32,7 +32,7 @@ ALL = [*RUN, ROOT / ".github" / "CHANGELOG.md", *sorted((ROOT / "benchmarks").gl
 # Of these two lines of the README the gate runs the second, and so the installation of both. What the first
 # starts when it has installed the package is run here.
 SET_UP = re.compile(r"python3 -m venv \.venv && \.venv/bin/pip install -q -e '\.\[\w+\]' && \.venv/bin/(.*)")
-COMMANDS = ("pick", "sort", "apply", "report", "info", "map", "denoise", "simulate", "demo", "guide")
+COMMANDS = ("pick", "sort", "watch", "apply", "report", "info", "map", "denoise", "simulate", "demo", "guide")
 # How a line begins that somebody might want to run.
 COMMAND = r"^\s*(?:\$ |>>> |(?:fastsort|pip|pytest|dask) \w|python3? [-\w]|import \w|from \w+ import)"
 # Programs that run until they are stopped.
@@ -234,6 +234,10 @@ class Runner:
         text = text.replace("node17", "127.0.0.1").replace("--nworkers 16", "--nworkers 2")
         text = text.replace(
             "dask scheduler ", "dask scheduler --host 127.0.0.1 --port 8786 --dashboard-address :0 "
+        )
+        # A command that goes on until somebody stops it.
+        text = re.sub(
+            "^fastsort watch", "timeout --preserve-status -s INT 60 fastsort watch", text, flags=re.MULTILINE
         )
         for port, free in self.ports.items():
             text = re.sub(rf"\b{port}\b", str(free), text)

@@ -27,6 +27,7 @@ GROUND = {
     "_bulk",
     "_checks",
     "_crop",
+    "_disk",
     "_threshold",
     "_jit",
     "_lazy",

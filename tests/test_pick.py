@@ -747,7 +747,7 @@ def test_a_killed_command_says_how_to_go_on(disk_set, result, tmp_path, monkeypa
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         count_calls(patch, fail_at=2)
-        assert call("pick", disk_set.pattern, "-o", out, *GIVEN) == 1
+        assert call("pick", disk_set.pattern, "-o", out, *GIVEN) == 130
     assert f"goes on from {tmp_path / '.out.work'}" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == [".out.work"]
     assert call("pick", disk_set.pattern, "-o", out, *GIVEN) == 0

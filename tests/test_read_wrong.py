@@ -617,7 +617,7 @@ def test_doubts_are_printed_saved_and_on_the_page(tmp_path, capsys):
     result = classify_particles(path, n_classes=1, embedding="pca")
     summary = summarize_map(open_particles(path), result)
     assert summary["doubts"] == [doubt]
-    print_map(summary, result, "map")
+    print_map(summary, result, "map", 1.0)
     assert f"doubt: {doubt}" in " ".join(capsys.readouterr().out.split())
 
 

@@ -131,7 +131,7 @@ def test_only_new_images_are_read_and_old_verdicts_stay(grown, monkeypatch):
     mixed = counted(write_rows(star, "mixed.star", order))
     result = update_particles(mixed, earlier, names, n_jobs=2)
     assert mixed.store.seen == set(mixed.store.known(np.flatnonzero(order >= N_OLD)))
-    assert result.parameters["update"] == {"new_images": N_NEW, "models": KEPT}
+    assert result.parameters["update"] == {"new_images": N_NEW, "removed_images": 0, "models": KEPT}
     places = np.argsort(order)
     assert_same_verdicts(result, places[:N_OLD], earlier, slice(None))
     assert result.threshold == earlier.threshold and "models" not in result.measurements
@@ -162,7 +162,7 @@ def test_one_new_image_is_judged_as_among_many(grown):
     np.testing.assert_allclose(result.score[N_OLD], many.score[N_OLD], rtol=1e-4, atol=1e-5)
     probabilities = result.junk_probability[N_OLD], many.junk_probability[N_OLD]
     np.testing.assert_allclose(*probabilities, rtol=1e-3, atol=1e-6)
-    assert result.parameters["update"] == {"new_images": 1, "models": KEPT}
+    assert result.parameters["update"] == {"new_images": 1, "removed_images": 0, "models": KEPT}
 
 
 def test_nothing_new_changes_nothing(grown, monkeypatch):
@@ -173,7 +173,8 @@ def test_nothing_new_changes_nothing(grown, monkeypatch):
     result = update_particles(same, earlier, names)
     assert not same.store.seen and calls == []
     assert_same_verdicts(result, slice(None), earlier, order)
-    assert result.parameters == {**earlier.parameters, "update": {"new_images": 0, "models": KEPT}}
+    update = {"new_images": 0, "removed_images": 100, "models": KEPT}
+    assert result.parameters == {**earlier.parameters, "update": update}
     assert list(result.seconds) == ["total"]
     np.testing.assert_array_equal(result.views.label, earlier.views.label[order])
     assert result.errors.by_kind == earlier.errors.by_kind
@@ -194,7 +195,7 @@ def test_drifted_images_get_models_of_their_own(grown, drifted, monkeypatch):
     monkeypatch.undo()
     # The last call was without the old models.
     assert alone.learned.weights != earlier.learned.weights and len(alone.keep) == N_NEW
-    assert result.parameters["update"] == {"new_images": N_NEW, "models": ANEW}
+    assert result.parameters["update"] == {"new_images": N_NEW, "removed_images": 0, "models": ANEW}
     assert_same_verdicts(result, slice(N_OLD), earlier, slice(None))
     assert result.measurements["models"].tolist() == [0] * N_OLD + [1] * N_NEW
     pixels, pixel_size = images.store.array, images.pixel_size
@@ -209,7 +210,7 @@ def test_drifted_images_get_models_of_their_own(grown, drifted, monkeypatch):
     more, truth = simulate(100, 100, seed=3, noise="white")
     whole = open_particles(np.concatenate([pixels, more]), pixel_size=pixel_size)
     again = update_particles(whole, result, numbered(N_OLD + N_NEW), n_jobs=2)
-    assert again.parameters["update"] == {"new_images": 200, "models": KEPT}
+    assert again.parameters["update"] == {"new_images": 200, "removed_images": 0, "models": KEPT}
     assert_same_verdicts(again, slice(N_OLD + N_NEW), result, slice(None))
     assert again.measurements["models"].tolist() == [0] * N_OLD + [1] * (N_NEW + 200)
     last = sort_particles(more, earlier=alone, n_jobs=2)
@@ -223,7 +224,7 @@ def test_few_drifted_images_keep_the_models_and_are_told(grown, drifted):
     images, _, names = drifted
     some = open_particles(images.store.array[: N_OLD + 150], pixel_size=images.pixel_size)
     result = update_particles(some, grown[3], names, n_jobs=2)
-    assert result.parameters["update"] == {"new_images": 150, "models": DRIFTED}
+    assert result.parameters["update"] == {"new_images": 150, "removed_images": 0, "models": DRIFTED}
     assert_same_verdicts(result, slice(N_OLD), grown[3], slice(None))
 
 
@@ -241,7 +242,7 @@ def test_judging_again_after_a_drift_sorts_everything(grown, drifted, monkeypatc
     whole = calls[1][1]
     assert whole["fraction"] == 0.4 and whole["duplicate_distance"] == 20 and "earlier" not in whole
     assert whole["phase_flip"] == "auto"
-    assert result.parameters["update"] == {"new_images": N_NEW, "models": ANEW}
+    assert result.parameters["update"] == {"new_images": N_NEW, "removed_images": 0, "models": ANEW}
 
 
 def test_judging_again_calibrates_all_images(grown):

@@ -39,6 +39,6 @@ def run_demo(options: argparse.Namespace) -> None:
     folder = check_output_folder(options.output, options.overwrite)
     simulation = plan_particles(N_IMAGES, N_IMAGES, snr=0.05, junk="all", seed=options.seed)
     star = write_simulation(folder / "simulated", simulation, options)
-    result = sort_into(folder / "sorted", open_particles(star), options, seed=options.seed, n_jobs=-1)
+    result, _ = sort_into(folder / "sorted", open_particles(star), options, seed=options.seed, n_jobs=-1)
     print_accuracy(simulation.truth, result)
     print(f"page: {folder / 'sorted' / 'report.html'}")

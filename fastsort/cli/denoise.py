@@ -18,6 +18,7 @@ from fastsort.cli.options import (
     open_input,
 )
 from fastsort.cli.printing import drawing, print_denoised
+from fastsort.cli.talk import add_talk
 
 _METHODS = (
     "neighbours",
@@ -46,7 +47,7 @@ def add_denoise(commands: Commands) -> None:
     add("--jobs", type=n_workers, default=-1, metavar="N", help="number of workers (default -1: all cores)")
     add("--seed", type=int, default=0, metavar="N", help=SEED_HELP)
     add("--overwrite", action="store_true", help="replace earlier results in DIR")
-    add("--quiet", action="store_true", help=NO_BAR_HELP)
+    add_talk(parser, NO_BAR_HELP)
 
 
 def run_denoise(options: argparse.Namespace) -> None:
@@ -55,7 +56,6 @@ def run_denoise(options: argparse.Namespace) -> None:
     from fastsort.denoise import denoised_batches, learn_denoiser
     from fastsort.report.denoised import draw_denoised, write_denoised, write_summary
     from fastsort.report.folder import DENOISED_PICTURE, DENOISED_STACK, results_folder
-    from fastsort.report.progress import progress_bar
 
     check_output_folder(options.output, options.overwrite)
     particles = open_input(options)
@@ -67,13 +67,13 @@ def run_denoise(options: argparse.Namespace) -> None:
     begin = time.perf_counter()
     with results_folder(options.output, overwrite=options.overwrite, inputs=particles.files) as partial:
         denoiser = learn_denoiser(particles, method=options.method, n_jobs=options.jobs, seed=options.seed)
-        with progress_bar("denoising", options.quiet) as progress:
+        with options.talk.progress("denoising") as progress:
             blocks = denoised_batches(particles, denoiser, n_jobs=options.jobs, progress=progress)
             strength = write_denoised(partial, options.output, particles, blocks, half=options.float16)
-        with drawing(DENOISED_PICTURE):
+        with drawing(DENOISED_PICTURE, options.talk.remark):
             stack = partial / DENOISED_STACK
             draw_denoised(partial / DENOISED_PICTURE, stack, particles, strength, denoiser)
         seconds = time.perf_counter() - begin
         summary = write_summary(partial, particles, strength, denoiser, seconds)
-    if not options.quiet:
-        print_denoised(summary, options.output)
+    talk = options.talk
+    talk.summary(options.output, lambda: print_denoised(summary, options.output, talk.seconds))

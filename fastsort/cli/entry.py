@@ -8,7 +8,9 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
+from functools import partial
 
 from fastsort._checks import InputError
 from fastsort._version import __version__
@@ -18,17 +20,21 @@ from fastsort.cli.denoise import add_denoise
 from fastsort.cli.guide import add_guide
 from fastsort.cli.info import add_info
 from fastsort.cli.map import add_map
-from fastsort.cli.options import DONE, FAILED, fill_in_defaults, leave_out_defaults
+from fastsort.cli.options import DONE, FAILED, INTERRUPTED, fill_in_defaults, leave_out_defaults
 from fastsort.cli.pick import add_pick
 from fastsort.cli.relion import IS_JOB, run_job
 from fastsort.cli.report import add_report
 from fastsort.cli.simulate import add_simulate
 from fastsort.cli.sort import add_sort
+from fastsort.cli.talk import talking
+from fastsort.cli.usage import refuse_rest, refuse_unknown
+from fastsort.cli.watch import add_watch
 
 # In the order in which help lists the commands.
 _ADD_COMMANDS = (
     add_pick,
     add_sort,
+    add_watch,
     add_apply,
     add_report,
     add_info,
@@ -51,9 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns
     -------
     code : int
-        0 when done, 1 when it failed or ``info`` found something missing, 3 when ``pick`` could not read some
-        of the micrographs. Wrong usage leaves with code 2.
+        0 when done, 1 when it failed or ``info`` found something missing, 3 when it is done but ``pick``
+        could not read some micrographs or a limit of ``--fail-if`` was passed, 130 when it was interrupted.
+        Wrong usage leaves with code 2.
     """
+    begin = time.perf_counter()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     code: int | None = DONE
     if threading.current_thread() is threading.main_thread():
@@ -62,33 +70,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # As on the error stream: names of files may hold bytes that are no text.
         sys.stdout.reconfigure(errors="backslashreplace")
+    run = partial(_run, begin=begin)
     try:
-        if IS_JOB in arguments:
-            code = run_job(arguments, _run)
-        else:
-            code = _run(arguments)
+        code = run_job(arguments, run) if IS_JOB in arguments else run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read our summary has seen enough; the results are on the disk.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except InputError as error:
-        return _fail(str(error))
-    except OSError as error:
-        return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
-    except KeyboardInterrupt as error:
-        return _fail(str(error) or "interrupted")
+    except (InputError, OSError, KeyboardInterrupt) as error:
+        print("fastsort: error:", _told(error), file=sys.stderr)
+        return INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED
     return code or DONE
 
 
-def _run(arguments: Sequence[str]) -> int | None:
-    options = fill_in_defaults(build_parser().parse_args(arguments))
-    code: int | None = options.run(options)
+def _run(arguments: Sequence[str], begin: float) -> int | None:
+    parser = build_parser()
+    refuse_unknown(parser, arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if rest:
+        refuse_rest(parser, arguments, rest)
+    options = fill_in_defaults(options)
+    with talking(options, arguments, begin, _told) as options.talk:
+        code: int | None = options.run(options)
     return code
 
 
-def _fail(message: str) -> int:
-    print("fastsort: error:", " ".join(message.split()), file=sys.stderr)
-    return FAILED
+def _told(error: BaseException) -> str:
+    """Say in one line what went wrong."""
+    if isinstance(error, KeyboardInterrupt):
+        text = str(error) or "interrupted"
+    elif isinstance(error, OSError):
+        text = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+    else:
+        text = str(error) if isinstance(error, InputError) else repr(error)
+    return " ".join(text.split())
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -12,7 +12,9 @@ from fastsort.cli.options import (
     KINDS,
     Commands,
     add_command,
-    add_input,
+    add_images,
+    add_places,
+    add_run,
     open_input,
     refuse_all_but,
     resumable,
@@ -32,6 +34,7 @@ def add_map(commands: Commands) -> None:
     text = "Divide particle images into classes, average and rank the classes."
     example = "fastsort map particles.star --diameter 128 -o map/"
     parser = add_command(commands, "map", run_map, "INPUT -o DIR ", text, example)
+    add_places(parser, f"{KINDS}, or the folder of a finished map")
     add = parser.add_argument
     add("--classes", type=int, metavar="N", help="number of classes (default: from the data)")
     add("--groups", type=int, default=1, metavar="N", help="number of kinds of particle (default 1)")
@@ -44,7 +47,8 @@ def add_map(commands: Commands) -> None:
     kept = "these classes of a finished map, such as 1-3,7; nothing is computed"
     choice.add_argument("--keep-classes", type=_numbers, metavar="LIST", help=f"keep {kept}")
     choice.add_argument("--discard-classes", type=_numbers, metavar="LIST", help=f"discard {kept}")
-    add_input(parser, f"{KINDS}, or the folder of a finished map", "0.8 of box", "default 96")
+    add_images(parser.add_argument_group("images"), "0.8 of box", "default 96")
+    add_run(parser.add_argument_group("run"))
 
 
 def _numbers(text: str) -> list[int]:
@@ -66,7 +70,7 @@ def run_map(options: argparse.Namespace) -> None:
 
     check_output_folder(options.output, options.overwrite)
     if options.keep_classes is None and options.discard_classes is None:
-        with resumable(work_folder_of(options)):
+        with resumable(work_folder_of(options), options.keep_work):
             _make_map(options)
     else:
         _choose_classes(options)
@@ -80,7 +84,6 @@ def _make_map(options: argparse.Namespace) -> None:
     from fastsort.report.classes import summarize_map, write_map
     from fastsort.report.folder import DENOISED_CLASSES, results_folder
     from fastsort.report.montage import draw_classes
-    from fastsort.report.progress import progress_bar
     from fastsort.report.recentre import origin_columns
 
     particles = open_input(options)
@@ -88,7 +91,7 @@ def _make_map(options: argparse.Namespace) -> None:
         # Now, and not when all the work is done.
         origin_columns(particles, np.zeros((len(particles), 2)), np.zeros(len(particles), bool))
     with results_folder(options.output, overwrite=options.overwrite, inputs=particles.files) as partial:
-        with progress_bar("mapping", options.quiet) as progress:
+        with options.talk.progress("mapping") as progress:
             result = classify_particles(
                 particles,
                 diameter=options.diameter,
@@ -99,13 +102,14 @@ def _make_map(options: argparse.Namespace) -> None:
                 working_size=options.working_size,
                 denoised=options.denoised,
                 work=work_folder_of(options),
-                keep_work=options.keep_work,
+                # Until the results are whole.
+                keep_work=True,
                 n_jobs=options.jobs,
                 seed=options.seed,
                 progress=progress,
             )
         write_map(partial, particles, result)
-        with drawing("map.png and classes.png"):
+        with drawing("map.png and classes.png", options.talk.remark):
             draw_classes(partial / "classes.png", result.classes, result.pixel_size)
             values, label = _point_values(options.color, result)
             draw_map(
@@ -119,8 +123,9 @@ def _make_map(options: argparse.Namespace) -> None:
             if result.denoised is not None:
                 note = "found among denoised images, made of the images as they are"
                 draw_classes(partial / DENOISED_CLASSES, result.denoised.classes, result.pixel_size, note)
-    if not options.quiet:
-        print_map(summarize_map(particles, result), result, options.output)
+    talk = options.talk
+    summary = summarize_map(particles, result)
+    talk.summary(options.output, lambda: print_map(summary, result, options.output, talk.seconds))
 
 
 def _point_values(color: str, result: MapResult) -> tuple[Array | None, str | None]:
@@ -137,13 +142,13 @@ def _choose_classes(options: argparse.Namespace) -> None:
     from fastsort.report.selection import select_classes, write_selection
 
     chosen = "keep_classes" if options.discard_classes is None else "discard_classes"
-    useful = ["input", "output", chosen, "overwrite", "quiet"]
+    useful = ["input", "output", chosen, "overwrite", "log", "json", "quiet"]
     where = f"with --{chosen.replace('_', '-')}, which takes a finished map as it is"
     refuse_all_but(options, useful, where)
     selection = select_classes(options.input, keep=options.keep_classes, discard=options.discard_classes)
     inputs = [os.path.join(options.input, "summary.json")]
     with results_folder(options.output, overwrite=options.overwrite, inputs=inputs) as partial:
         write_selection(partial, selection)
-    if not options.quiet:
-        kept = int(selection.keep.sum())
-        print(f"{kept:,} kept, {len(selection.keep) - kept:,} rejected; results in {options.output}")
+    kept = int(selection.keep.sum())
+    said = f"{kept:,} kept, {len(selection.keep) - kept:,} rejected; results in {options.output}"
+    options.talk.summary(options.output, lambda: print(said))

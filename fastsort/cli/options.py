@@ -9,20 +9,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from fastsort._checks import InputError
+from fastsort.cli.talk import add_talk
 
 if TYPE_CHECKING:
     from fastsort.particles.source import Particles
 
-DONE, FAILED = 0, 1
+# Exit codes. With the third the results are whole, but some micrographs were left out or a limit was passed.
+DONE, FAILED, WRONG_USAGE, DONE_BUT, INTERRUPTED = 0, 1, 2, 3, 130
 METHODS = ("radial", "subspaces", "invariants")
 STRICTNESS = ("probability", "keep_at_least", "discard", "fraction", "unanimous")
 KINDS = "RELION .star file, cryoSPARC .cs file or MRC stack"
 DATA_DIR_HELP = "search here first for the files that INPUT names"
 DENOISED_HELP = "also show denoised images in the report"
 SEED_HELP = "random seed (default 0)"
-NO_BAR_HELP = "show no progress bar and no summary"
+NO_BAR_HELP = "show no progress and no summary"
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+# A command's parser, or a group of options in it.
+Options: TypeAlias = "argparse._ActionsContainer"
 Runner: TypeAlias = Callable[[argparse.Namespace], "int | None"]
 
 
@@ -63,25 +67,36 @@ def add_command(
     return parser
 
 
-def add_input(
-    parser: argparse.ArgumentParser, kinds: str, diameter: str, size: str, optional: bool = False
-) -> None:
-    """Add what every command has that measures particles."""
+def add_places(parser: argparse.ArgumentParser, kinds: str, optional: bool = False) -> None:
+    """Add what is read and where results go."""
     add = parser.add_argument
     add("input", metavar="INPUT", nargs="?" if optional else None, help=kinds)
     add("-o", "--output", metavar="DIR", required=True, help="folder for the results")
+
+
+def add_images(parser: Options, diameter: str, size: str) -> None:
+    """Add what says what the images show and how they are read."""
+    add = parser.add_argument
     sphere = f"diameter in angstroms of the sphere that holds 95 %% of the particle (default: {diameter})"
     add("--diameter", type=float, metavar="A", help=sphere)
-    flip = "flip phases for the CTF (auto: unless done before)"
-    add("--phase-flip", choices=("auto", "yes", "no"), default="auto", help=flip)
+    flip = "flip phases for the CTF: yes, no or auto"
+    add("--phase-flip", choices=("auto", "yes", "no"), default="auto", metavar="WHEN", help=flip)
     add_reading(parser)
     add("--working-size", type=int, metavar="PX", help=f"crop images to this size ({size})")
+
+
+def add_run(parser: Options, cluster: bool = False, repeated: bool = False) -> None:
+    """Add what says how the work is done, and what is said of it."""
+    add = parser.add_argument
     add("--jobs", type=n_workers, default=-1, metavar="N", help="number of workers (default -1: all cores)")
+    if cluster:
+        add("--cluster", metavar="ADDRESS", help="address of a Dask scheduler, to use its workers")
     add("--seed", type=int, default=0, metavar="N", help=SEED_HELP)
     add("--work", metavar="DIR", help="folder for intermediate files (default .DIR.work)")
     add("--keep-work", action="store_true", help="keep the work folder after the run")
-    add("--overwrite", action="store_true", help="replace earlier results in DIR")
-    add("--quiet", action="store_true", help=NO_BAR_HELP)
+    if not repeated:
+        add("--overwrite", action="store_true", help="replace earlier results in DIR")
+    add_talk(parser, NO_BAR_HELP)
 
 
 def n_workers(text: str) -> int:
@@ -95,7 +110,7 @@ def n_workers(text: str) -> int:
     return number
 
 
-def add_reading(parser: argparse.ArgumentParser) -> None:
+def add_reading(parser: Options) -> None:
     """Add what says how a file of particles is opened."""
     add = parser.add_argument
     add("--pixel-size", type=float, metavar="A", help="pixel size in angstroms (default: that of INPUT)")
@@ -103,7 +118,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
     add("--passthrough", metavar="FILE", help="passthrough .cs file (default: found beside INPUT)")
 
 
-def add_micrographs(parser: argparse.ArgumentParser, reads_pixels: bool = True) -> None:
+def add_micrographs(parser: Options, reads_pixels: bool = True) -> None:
     """Add what says from where particles are extracted; help is silent on what matters only to their pixels,
     where these are not read.
     """
@@ -116,7 +131,7 @@ def add_micrographs(parser: argparse.ArgumentParser, reads_pixels: bool = True) 
     add("--bright", action="store_true", help=bright)
 
 
-def add_strictness(parser: argparse.ArgumentParser, with_probability: bool = False) -> None:
+def add_strictness(parser: Options, with_probability: bool = False) -> None:
     """Add the ways to say how much is kept, of which one can be chosen."""
     add = parser.add_mutually_exclusive_group().add_argument
     if with_probability:
@@ -238,11 +253,29 @@ def work_folder_of(options: argparse.Namespace) -> Path:
 
 
 @contextmanager
-def resumable(work: Path) -> Iterator[None]:
-    """Say after Ctrl-C that the run can go on, if it has left anything to go on from."""
+def resumable(work: Path, keep: bool) -> Iterator[None]:
+    """Keep the work folder until the results are whole, and say where a run can go on that has not ended.
+
+    Parameters
+    ----------
+    work : Path
+        From `work_folder_of`.
+    keep : bool
+        Whether it is kept afterwards, too.
+    """
+    from fastsort._disk import is_full
+    from fastsort.images.work import stays_until_done
+
     try:
-        yield
+        with stays_until_done(work, keep):
+            yield
     except KeyboardInterrupt:
         if work.is_dir():
             raise KeyboardInterrupt(f"interrupted: the same command goes on from {work}") from None
+        raise
+    except OSError as error:
+        if is_full(error) and work.is_dir():
+            where = f": {error.filename}" if error.filename else ""
+            hint = f"when there is room, the same command goes on from {work}"
+            raise OSError(error.errno, f"{error.strerror}{where}; {hint}") from error
         raise

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastsort._checks import InputError
 from fastsort.cli.options import (
+    DONE_BUT,
     NO_BAR_HELP,
     Commands,
     add_command,
@@ -20,6 +21,7 @@ from fastsort.cli.options import (
 )
 from fastsort.cli.printing import print_picks
 from fastsort.cli.relion import IS_JOB
+from fastsort.cli.talk import add_talk
 
 if TYPE_CHECKING:
     from fastsort.particles.micrographs import MicrographList
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
 
 # Options that `pick_particles` has under the same names.
 _PARAMETERS = ("diameter", "threshold", "contamination_margin", "pixel_size", "data_dir", "keep_work")
-# Some micrographs could not be read; the others were picked in.
-SOME_FAILED = 3
 
 
 def add_pick(commands: Commands) -> None:
@@ -54,8 +54,8 @@ def add_pick(commands: Commands) -> None:
     add("--work", metavar="DIR", help="folder for intermediate files (default .DIR.work)")
     add("--keep-work", action="store_true", help="keep the work folder after the run")
     add("--overwrite", action="store_true", help="replace earlier results in DIR")
-    add("--quiet", action="store_true", help=NO_BAR_HELP)
     add(IS_JOB, action="store_true", help="run as an External job of RELION")
+    add_talk(parser, NO_BAR_HELP)
 
 
 def run_pick(options: argparse.Namespace) -> int | None:
@@ -76,9 +76,9 @@ def run_pick(options: argparse.Namespace) -> int | None:
         refuse_given(options, ["data_dir"], "without a STAR file that names micrographs")
     earlier = _earlier(folder) if options.update else None
     work = work_folder_of(options)
-    with resumable(work):
+    with resumable(work, options.keep_work):
         result = _pick_into(folder, source, options, work, earlier)
-    return SOME_FAILED if result.failed else None
+    return DONE_BUT if result.failed else None
 
 
 def _earlier(folder: Path) -> PickResult:
@@ -116,7 +116,6 @@ def _pick_into(
         write_picks,
     )
     from fastsort.report.picks_page import write_picks_page
-    from fastsort.report.progress import progress_bar
     from fastsort.report.relion_job import stop_when_aborted
 
     if options.box is not None:
@@ -140,10 +139,16 @@ def _pick_into(
         cluster = (
             nullcontext() if options.cluster is None else use_cluster(options.cluster, paths[:20], work=work)
         )
-        with progress_bar("picking", options.quiet) as bar, cluster:
+        with options.talk.progress("picking", "micrographs") as bar, cluster:
             progress = stop_when_aborted(folder.parent, bar) if options.relion_job else bar
             result = pick_particles(
-                listed, **parameters, earlier=earlier, work=work, n_jobs=options.jobs, progress=progress
+                listed,
+                # Until the results are whole.
+                **{**parameters, "keep_work": True},
+                earlier=earlier,
+                work=work,
+                n_jobs=options.jobs,
+                progress=progress,
             )
         summary = write_picks(partial, options.output, result, parameters)
         if options.coords_suffix:
@@ -152,6 +157,6 @@ def _pick_into(
             summary["particles"] = write_particles(partial, options.output, listed, result, options.box)
         finish_summary(partial, summary)
         write_picks_page(partial / PAGE, os.path.basename(os.path.normpath(folder)), listed, result)
-    if not options.quiet:
-        print_picks(summary, options.output)
+    talk = options.talk
+    talk.summary(options.output, lambda: print_picks(summary, options.output, talk.seconds))
     return result

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -24,23 +24,29 @@ _N_MICROGRAPHS = 5
 
 
 @contextmanager
-def drawing(names: str) -> Iterator[None]:
+def drawing(names: str, say: Callable[[str], None] | None = None) -> Iterator[None]:
     """Go on without pictures where matplotlib is missing, and say so."""
     try:
         yield
     except ImportError:
-        hint = f"fastsort: no {names} without matplotlib: pip install 'fastsort[report]'"
-        print(hint, file=sys.stderr)
+        hint = f"no {names} without matplotlib: pip install 'fastsort[report]'"
+        if say:
+            say(hint)
+        else:
+            print(f"fastsort: {hint}", file=sys.stderr)
 
 
-def print_summary(summary: dict[str, Any], folder: str | os.PathLike[str]) -> None:
-    """Print how a set was sorted, from what ``summary.json`` holds."""
+def print_summary(summary: dict[str, Any], folder: str | os.PathLike[str], seconds: float) -> None:
+    """Print how a set was sorted, from what ``summary.json`` holds, and how long the command took."""
     n = summary["images"]
     print_verdicts(summary)
     update = summary["parameters"].get("update")
     if update:
         n = update["new_images"]
-        print(f"{_count(n, 'new image')}; models {update['models']}")
+        # Runs of earlier versions do not say it.
+        gone = update.get("removed_images", 0)
+        removed = f"{_count(gone, 'image')} removed from the input since the earlier run; " if gone else ""
+        print(f"{_count(n, 'new image')}; {removed}models {update['models']}")
     origin = "estimated" if summary["diameter_estimated"] else "given"
     known = summary["diameter"] == summary["diameter"]
     angstroms = f"{summary['diameter']:.1f} A, " if known else ""
@@ -52,7 +58,6 @@ def print_summary(summary: dict[str, Any], folder: str | os.PathLike[str]) -> No
     print(f"{contrast}; phases {flips}")
     if summary["subspaces"] is not None:
         print(_describe_subspaces(**summary["subspaces"]))
-    seconds = summary["seconds"]["total"]
     print(f"{seconds:.1f} s, {n / seconds if seconds else 0:,.0f} images/s; results in {folder}")
 
 
@@ -78,8 +83,8 @@ def print_verdicts(summary: dict[str, Any]) -> None:
     _print_doubts(summary["doubts"])
 
 
-def print_picks(summary: dict[str, Any], folder: str | os.PathLike[str]) -> None:
-    """Print what was picked, from what ``summary.json`` holds."""
+def print_picks(summary: dict[str, Any], folder: str | os.PathLike[str], seconds: float) -> None:
+    """Print what was picked, from what ``summary.json`` holds, and how long the command took."""
     n = summary["micrographs"]
     print(f"{_count(n, 'micrograph')}: {_count(summary['kept'], 'particle')} picked")
     for name, count in summary["reasons"].items():
@@ -106,7 +111,6 @@ def print_picks(summary: dict[str, Any], folder: str | os.PathLike[str]) -> None
     if len(failed) > _N_NAMED:
         print(f"not read: {len(failed) - _N_NAMED:,} more; see micrographs.csv")
     _print_doubts(summary["doubts"])
-    seconds = summary["seconds"]["total"]
     print(f"{seconds:.1f} s, {n / seconds if seconds else 0:,.1f} micrographs/s; results in {folder}")
 
 
@@ -162,8 +166,8 @@ def print_accuracy(truth: Truth, result: SortResult) -> None:
         print(f"    {kind:<20}{100 * part.true_negative_rate:6.1f} %   AUC {part.area_under_curve:.3f}")
 
 
-def print_map(summary: dict[str, Any], result: MapResult, folder: str) -> None:
-    """Print how many classes a map has, and a line for each of them."""
+def print_map(summary: dict[str, Any], result: MapResult, folder: str, seconds: float) -> None:
+    """Print how many classes a map has, a line for each of them, and how long the command took."""
     from fastsort.report.classes import members_of_classes
 
     n, averages = summary["images"], result.classes.averages
@@ -184,8 +188,7 @@ def print_map(summary: dict[str, Any], result: MapResult, folder: str) -> None:
         _print_wrapped(_compare_with_denoised(unit=unit, **summary["denoised"]), "", 2)
     _print_doubts(summary["doubts"])
     print(f"{summary['kept']:,} kept, {summary['rejected']:,} rejected", end="; ")
-    speed = summary["images_per_second"]
-    print(f"{n / speed if speed else 0:.1f} s; results in {folder}")
+    print(f"{seconds:.1f} s; results in {folder}")
 
 
 def _compare_with_denoised(
@@ -349,8 +352,8 @@ def print_learned(told: Learned, quiet: bool) -> None:
     print(textwrap.fill(words, _LINE))
 
 
-def print_denoised(summary: dict[str, Any], folder: str | os.PathLike[str]) -> None:
-    """Print how a set was denoised, from what ``summary.json`` holds."""
+def print_denoised(summary: dict[str, Any], folder: str | os.PathLike[str], seconds: float) -> None:
+    """Print how a set was denoised, from what ``summary.json`` holds, and how long the command took."""
     print(f"{_count(summary['images'], 'image')} denoised with {summary['method']}")
     known = {name: error for name, error in summary["compared"].items() if error == error}
     if summary["predicted_error"] == summary["predicted_error"]:
@@ -369,5 +372,4 @@ def print_denoised(summary: dict[str, Any], folder: str | os.PathLike[str]) -> N
         more = f" and {len(left) - _N_NAMED:,} more" if len(left) > _N_NAMED else ""
         print(f"not denoised, since some of their pixels are no numbers: {some}{more}")
     print(textwrap.fill(summary["remark"], _LINE))
-    seconds = summary["seconds"]
     print(f"{seconds:.1f} s, {summary['images'] / seconds:,.0f} images/s; results in {folder}")

@@ -9,14 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastsort._checks import InputError
+from fastsort.cli.limits import how_passed, read_limit
 from fastsort.cli.options import (
     DENOISED_HELP,
+    DONE,
+    DONE_BUT,
     KINDS,
     METHODS,
     Commands,
     add_command,
-    add_input,
+    add_images,
     add_micrographs,
+    add_places,
+    add_run,
     add_strictness,
     open_input,
     refuse_given,
@@ -59,54 +64,88 @@ def add_sort(commands: Commands) -> None:
     text = "Sort particle images, and write which ones to keep."
     example = "fastsort sort particles.star --diameter 128 -o sorted/"
     parser = add_command(commands, "sort", run_sort, "INPUT -o DIR ", text, example)
-    add = parser.add_argument
-    add("--method", choices=METHODS, help="sort by one method alone (default: all three)")
-    add_strictness(parser)
-    add(
-        "--preset",
-        choices=("default", "published"),
-        default="default",
-        help="rules of the method: ours, or those of its paper",
-    )
-    add(
-        "--contrast",
-        choices=("auto", "bright", "dark"),
-        default="auto",
-        help="whether the particles are bright or dark",
-    )
+    add_options(parser)
+
+
+def add_options(parser: argparse.ArgumentParser, repeated: bool = False) -> None:
+    """Add the options, or those of them that a run has that is updated again and again."""
+    add_places(parser, f"{KINDS}; not with --micrographs", optional=True)
+    verdict = parser.add_argument_group("verdict")
+    add = verdict.add_argument
+    if not repeated:
+        alone = "radial, subspaces or invariants alone (default: all)"
+        add("--method", choices=METHODS, metavar="NAME", help=alone)
+    add_strictness(verdict)
+    if not repeated:
+        rules = "rules of the method: default, or published"
+        add("--preset", choices=("default", "published"), default="default", metavar="NAME", help=rules)
+    contrast = "particles are bright, dark or auto (default: found)"
+    add("--contrast", choices=("auto", "bright", "dark"), default="auto", metavar="HOW", help=contrast)
     add("--n-peaks", type=int, metavar="N", help="radial: number of peaks to measure in each image")
-    add("--n-subspaces", type=int, metavar="M", help="subspaces: their number (default: from the data)")
-    add("--n-components", type=int, metavar="K", help="subspaces: dimensions (default: from the data)")
-    add("--recentre", action="store_true", help="write origins that centre each particle")
+    if not repeated:
+        add("--n-subspaces", type=int, metavar="M", help="subspaces: their number (default: from the data)")
+        add("--n-components", type=int, metavar="K", help="subspaces: dimensions (default: from the data)")
     add("--keep-off-centre", action="store_true", help="keep off-centre particles; use with --recentre")
     closer = "closer picks are one particle (default 20; 0: off)"
     add("--duplicate-distance", type=float, metavar="A", help=closer)
+    add = parser.add_argument_group("results").add_argument
+    add("--recentre", action="store_true", help="write origins that centre each particle")
     add("--write-stack", action="store_true", help="also copy the kept images to kept.mrcs")
     add("--denoised", action="store_true", help=DENOISED_HELP)
     add("--score-field", action="store_true", help="append scores to .cs files")
-    add("--update", action="store_true", help="sort what was added to INPUT since the run in DIR")
-    add("--judge-again", action="store_true", help="with --update: earlier verdicts may change too")
-    add("--cluster", metavar="ADDRESS", help="address of a Dask scheduler, to use its workers")
-    kinds = f"{KINDS}; not with --micrographs"
-    add_input(parser, kinds, "estimated", "default 36", optional=True)
-    add_micrographs(parser)
-    add(IS_JOB, action="store_true", help="run as an External job of RELION")
+    limits = "code 3 if this: 'junk>SHARE', or unknown errors"
+    add("--fail-if", type=read_limit, action="append", default=[], metavar="LIMIT", help=limits)
+    images = parser.add_argument_group("images")
+    add_images(images, "estimated", "default 36")
+    add_micrographs(images)
+    run = parser.add_argument_group("run")
+    add = run.add_argument
+    if not repeated:
+        add("--update", action="store_true", help="sort what was added to INPUT since the run in DIR")
+    judging = "earlier verdicts may change too"
+    add("--judge-again", action="store_true", help=judging if repeated else f"with --update: {judging}")
+    add_run(run, cluster=True, repeated=repeated)
+    if not repeated:
+        add(IS_JOB, action="store_true", help="run as an External job of RELION")
 
 
-def run_sort(options: argparse.Namespace) -> None:
+def run_sort(options: argparse.Namespace) -> int:
     """Run the command."""
+    _, passed = sort_once(options)
+    return DONE_BUT if passed else DONE
+
+
+def sort_once(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """Sort as the options say; return the summary, and what is said of the limits that it passes."""
     from fastsort._checks import check_output_folder
 
     folder = check_output_folder(options.output, options.overwrite or options.update)
     _check_combination(options)
-    if options.update and not (folder / "results.npz").is_file():
-        raise InputError(f"{folder} holds no finished run: leave out --update, or give its folder.")
+    if options.update:
+        _has_run(folder)
     particles = open_input(options)
     _check_tables(particles, options)
     work = work_folder_of(options)
     parameters = {name: getattr(options, name) for name in _PARAMETERS}
-    with resumable(work):
-        sort_into(folder, particles, options, work=work, n_jobs=options.jobs, **parameters)
+    with resumable(work, options.keep_work):
+        # Until the results are whole: they may need more room than there is.
+        parameters["keep_work"] = True
+        _, summary = sort_into(folder, particles, options, work=work, n_jobs=options.jobs, **parameters)
+    passed = [line for limit in options.fail_if if (line := how_passed(limit, summary))]
+    for line in passed:
+        options.talk.remark(line)
+    return summary, passed
+
+
+def _has_run(folder: Path) -> bool:
+    """Whether a folder holds a run to go on from; refuse one that holds anything else."""
+    if (folder / "results.npz").is_file():
+        return True
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(
+            f"{folder} holds no finished run: give its folder to --update, or one that is empty or new."
+        )
+    return False
 
 
 def _check_combination(options: argparse.Namespace) -> None:
@@ -117,6 +156,8 @@ def _check_combination(options: argparse.Namespace) -> None:
         raise InputError(
             "--update goes on from what is in DIR, and --overwrite replaces it: give one of them."
         )
+    elif options.method is not None:
+        raise InputError(f"an update needs all methods, not {options.method} alone: leave out --method.")
     if not str(options.input).lower().endswith(".cs"):
         refuse_given(options, ["score_field"], "without a .cs file")
     if options.method in ("subspaces", "invariants"):
@@ -148,19 +189,19 @@ def _check_tables(particles: Particles, options: argparse.Namespace) -> None:
 
 def sort_into(
     folder: str | os.PathLike[str], particles: Particles, options: argparse.Namespace, **parameters: Any
-) -> SortResult:
-    """Sort, write every result into a folder, and print the summary."""
+) -> tuple[SortResult, dict[str, Any]]:
+    """Sort, write every result into a folder, and print the summary; return the result and the summary."""
     from fastsort.report.drawing import draw_results
     from fastsort.report.folder import results_folder
-    from fastsort.report.progress import progress_bar
     from fastsort.report.relion_job import stop_when_aborted
     from fastsort.report.results import write_results
 
+    talk = options.talk
     # An update is made from what the folder holds.
     overwrite = options.overwrite or getattr(options, "update", False)
     with results_folder(folder, overwrite=overwrite, inputs=particles.files) as partial:
         with (
-            progress_bar("sorting", options.quiet) as bar,
+            talk.progress("sorting") as bar,
             _workers(particles, options, parameters.get("work")),
         ):
             is_job = getattr(options, "relion_job", False)
@@ -174,7 +215,7 @@ def sort_into(
             recentre=getattr(options, "recentre", False),
             score_field=getattr(options, "score_field", False),
         )
-        with drawing("report.png"):
+        with drawing("report.png", talk.remark):
             draw_results(
                 partial,
                 particles,
@@ -182,9 +223,8 @@ def sort_into(
                 denoised=getattr(options, "denoised", False),
                 n_jobs=parameters.get("n_jobs"),
             )
-    if not options.quiet:
-        print_summary(summary, folder)
-    return result
+    talk.summary(folder, lambda: print_summary(summary, folder, talk.seconds))
+    return result, summary
 
 
 def _workers(
@@ -203,13 +243,16 @@ def _sort_or_update(
 ) -> SortResult:
     from fastsort.sort import sort_particles
 
-    if not getattr(options, "update", False):
+    if not (getattr(options, "update", False) and _has_run(Path(folder))):
         return sort_particles(particles, **parameters)
     from fastsort.report.finished import read_earlier
-    from fastsort.update import update_particles
+    from fastsort.update import can_go_on_from, update_particles
 
-    # What is not given now is as it was in the run; these belong to a run and have no names as options.
-    given = options.given | {"work", "n_jobs", "progress"}
-    asked = {name: value for name, value in parameters.items() if name in given}
     earlier, names = read_earlier(folder)
+    if not can_go_on_from(earlier):
+        # Too few images to learn from: what is there now is sorted as a whole.
+        return sort_particles(particles, **parameters)
+    # What is not given now is as it was in the run; these belong to a run and have no names as options.
+    given = options.given | {"work", "keep_work", "n_jobs", "progress"}
+    asked = {name: value for name, value in parameters.items() if name in given}
     return update_particles(particles, earlier, names, judge_again=options.judge_again, **asked)

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, cast
 
-from fastsort._checks import check_count
+from fastsort._checks import check_count, check_workers
 from fastsort._process import one_blas_thread, without_warnings
 from fastsort._progress import Progress
 from fastsort.images.cluster import active_client, carries_pixels, map_on_cluster, pack_task
@@ -81,6 +81,7 @@ def map_batches(
     BLAS is held to one thread until the generator ends: more would multiply with the workers and,
     since their number changes the order of sums, the bits of the result.
     """
+    check_workers(n_jobs)
     n = len(source)
     if batch_size is None:
         batch_size = default_batch_size(cast("Particles", source).box)

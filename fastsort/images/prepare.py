@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from fastsort._checks import InputError, check_choice, check_positive, check_radius
 from fastsort._crop import apply_crop
+from fastsort._disk import on_disk
 from fastsort._progress import Progress
 from fastsort._reasons import VALID
 from fastsort._types import Array, Contents, FilePath, Images, Singles
@@ -106,7 +107,9 @@ def prepare_images(
     journal = file_path + ".done"
     batch_size = default_batch_size(particles.box)
     title = fingerprint("images", source_identity(particles), operator, radius, ctf, batch_size).encode()
-    batches = list(_resume(file_path, journal, title, n, size))
+    needed = n * (size * size * WORKING.itemsize + sum(kind.itemsize for kind in _COLUMNS))
+    with on_disk(file_path, needed):
+        batches = list(_resume(file_path, journal, title, n, size))
     done = sum(len(codes) for codes, *_ in batches)
     if done and progress:
         progress(done, n)
@@ -123,7 +126,7 @@ def prepare_images(
         n_jobs=n_jobs,
         progress=progress and (lambda more, _: progress(done + more, n)),
     )
-    with open(journal, "ab", buffering=0) as file:
+    with on_disk(file_path, needed), open(journal, "ab", buffering=0) as file:
         for columns, total in rest:
             # Images are written before their entry, so that no entry promises images that are not there.
             file.write(_entry(columns, total))
@@ -157,7 +160,7 @@ def keep_images(path: FilePath, blocks: Iterable[Images], n: int, size: int, pix
     OSError
         If the file cannot be written.
     """
-    with open(path, "wb") as file:
+    with on_disk(path, n * size * size * WORKING.itemsize), open(path, "wb") as file:
         for block in blocks:
             file.write(_in_half_precision(block).data)
     return _kept(os.fspath(path), n, size, pixel_size)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from fastsort._checks import InputError
+from fastsort._disk import on_disk
 from fastsort._saved import load, save
 from fastsort._types import Array, FilePath
 from fastsort._version import __version__
@@ -134,12 +135,32 @@ def work_folder(path: FilePath | None, *, fingerprint: str, keep: bool = False) 
         _remove_leftovers(folder, fingerprint)
         done = False
         try:
-            yield WorkFolder(folder)
+            with on_disk(folder):
+                yield WorkFolder(folder)
             done = True
         finally:
             empty = all(item.name in (_LOCK, _FINGERPRINT) for item in folder.iterdir())
             if (done and not keep) or (empty and not done):
                 _remove(folder, new_parents)
+
+
+@contextmanager
+def stays_until_done(path: FilePath, keep: bool = False) -> Iterator[None]:
+    """Remove the work folder of a run only when what is made of its results is whole, too.
+
+    Parameters
+    ----------
+    path : path
+        As for `work_folder`, which is told to keep it.
+    keep : bool
+        Whether it stays then.
+    """
+    folder = Path(os.path.abspath(path))
+    new_parents = [parent for parent in folder.parents if not parent.exists()]
+    yield
+    if folder.is_dir() and not keep:
+        with hold_lock(folder / _LOCK, f"another run is using work folder {folder}."):
+            _remove(folder, new_parents)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from mrcfile.dtypes import HEADER_DTYPE
 
 from fastsort._checks import InputError, check_count, check_not_empty, check_readable
+from fastsort._disk import on_disk
 
 _DTYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 _REFUSED = {
@@ -374,7 +375,8 @@ def write_stack(
     check_count("n_images", n_images)
     partial = f"{os.fspath(path)}.{os.getpid()}.partial"
     try:
-        with open(partial, "wb") as file:
+        needed = HEADER_DTYPE.itemsize + n_images * box * box * (2 if half else 4)
+        with on_disk(path, needed), open(partial, "wb") as file:
             file.write(bytes(HEADER_DTYPE.itemsize))
             statistics = _write_blocks(file, blocks, n_images, box, half)
             file.seek(0)

@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fastsort._checks import InputError, check_output_folder
+from fastsort._disk import on_disk
 from fastsort._types import FilePath
 from fastsort.images.work import hold_lock
 
@@ -107,7 +108,8 @@ def results_folder(
                 _check_replaceable(target, inputs)
                 partial.mkdir()
                 try:
-                    yield partial
+                    with on_disk(target):
+                        yield partial
                     _check_replaceable(target, inputs)
                     _take_place(partial, target, old)
                 except BaseException:

@@ -1,41 +1,98 @@
-"""A line on the terminal that shows how much of the work is done."""
+"""How much of the work is done: a bar on a terminal, and lines with the time anywhere else."""
 
 from __future__ import annotations
 
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from fastsort._progress import Progress
 
 _SECONDS_BETWEEN = 0.2
+# Of plain lines, which stay in files.
+_SECONDS_BETWEEN_LINES = 20.0
 
 
 @contextmanager
-def progress_bar(label: str, quiet: bool = False) -> Iterator[Progress | None]:
-    """Give a callable ``progress(done, total)``, in images, that draws a bar on stderr.
+def progress_bar(
+    label: str, quiet: bool = False, unit: str = "images", log: Callable[[str], None] | None = None
+) -> Iterator[Progress | None]:
+    """Give a callable ``progress(done, total)`` that shows on stderr how much is done.
 
     Parameters
     ----------
     label : str
         What is being done.
     quiet : bool
-        Whether to show nothing. Nothing is shown either if stderr is not a terminal.
+        Whether stderr gets nothing. It gets a bar if it is a terminal, and else a plain line now and then.
+    unit : str
+        What is counted.
+    log : callable, optional
+        Gets the plain lines, without their ends, in any case.
 
     Yields
     ------
     progress : callable or None
-        None if nothing is shown.
+        None if nobody wants to know.
     """
-    if quiet or not sys.stderr.isatty():
-        yield None
+    on_terminal = not quiet and sys.stderr.isatty()
+    writers = [] if log is None else [log]
+    if not quiet and not on_terminal:
+        writers.append(_write_line)
+    lines = _Lines(label, unit, writers) if writers else None
+    if not on_terminal:
+        yield lines
         return
+    with _bar(label, unit) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar(done, total)
+            if lines:
+                lines(done, total)
+
+        yield advance
+
+
+def clock() -> str:
+    """Return the time of the day, with which a plain line begins."""
+    return time.strftime("%H:%M:%S")
+
+
+def _write_line(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+class _Lines:
+    """Plain lines: the first at once, the last when all is done, and a few a minute between them."""
+
+    def __init__(self, label: str, unit: str, writers: list[Callable[[str], None]]) -> None:
+        self.label = label
+        self.unit = unit
+        self.writers = writers
+        self.written = -_SECONDS_BETWEEN_LINES
+        self.last = -1
+
+    def __call__(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        is_due = now - self.written >= _SECONDS_BETWEEN_LINES or done >= total
+        if done == self.last or not is_due:
+            return
+        self.written, self.last = now, done
+        percent = 100 * done // total if total else 100
+        line = f"{clock()} {self.label} {percent} %, {done:,} of {total:,} {self.unit}"
+        for write in self.writers:
+            write(line)
+
+
+@contextmanager
+def _bar(label: str, unit: str) -> Iterator[Progress]:
     try:
         from tqdm import tqdm
     except ImportError:
-        counter = _Counter(label)
+        counter = _Counter(label, unit)
         try:
             yield counter
         finally:
@@ -45,7 +102,7 @@ def progress_bar(label: str, quiet: bool = False) -> Iterator[Progress | None]:
     width, height = shutil.get_terminal_size()
     with tqdm(
         desc=label,
-        unit=" images",
+        unit=f" {unit}",
         unit_scale=True,
         ncols=min(100, width),
         nrows=height,
@@ -62,8 +119,9 @@ def progress_bar(label: str, quiet: bool = False) -> Iterator[Progress | None]:
 class _Counter:
     """The same as one plain line, for machines without tqdm."""
 
-    def __init__(self, label: str) -> None:
+    def __init__(self, label: str, unit: str) -> None:
         self.label = label
+        self.unit = unit
         self.started = time.monotonic()
         self.shown = 0.0
         self.done = 0
@@ -75,7 +133,7 @@ class _Counter:
             return
         self.shown = now
         speed = self.done / max(now - self.started, 1e-9)
-        line = f"\r{self.label}: {self.done:,} of {total:,} images, {speed:,.0f} images/s"
+        line = f"\r{self.label}: {self.done:,} of {total:,} {self.unit}, {speed:,.0f} {self.unit}/s"
         sys.stderr.write(line + " " * 8)
         sys.stderr.flush()
 
