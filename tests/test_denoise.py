@@ -818,7 +818,7 @@ def test_input_in_the_folder_is_not_replaced(finished, tmp_path, capsys):
 
 
 STOPS = {
-    "key": (KeyboardInterrupt(), 1),
+    "key": (KeyboardInterrupt(), 130),
     "disk": (OSError(28, "No space left on device"), 1),
     "defect": (RuntimeError("a defect"), None),
 }

@@ -237,7 +237,7 @@ class Runner:
         )
         # A command that goes on until somebody stops it.
         text = re.sub(
-            "^fastsort watch", "timeout --preserve-status -s INT 60 fastsort watch", text, flags=re.MULTILINE
+            "^fastsort watch", "timeout --preserve-status -s INT 20 fastsort watch", text, flags=re.MULTILINE
         )
         for port, free in self.ports.items():
             text = re.sub(rf"\b{port}\b", str(free), text)
