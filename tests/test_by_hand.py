@@ -188,7 +188,8 @@ def test_a_page_of_chosen_images_says_what_was_chosen(run, tmp_path):
     _, folder, result = run
     path = save(tmp_path, choices_of(result, reject=[[0, 9]]))
     assert cli.main(["apply", str(path), str(folder), "-o", str(tmp_path / "out"), "--quiet"]) == 0
-    assert "changed by hand" in (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "changed by hand" in page and '"title":"by hand"' in page
     shutil.rmtree(tmp_path / "out")
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from fastsort._reasons import BAD_PIXELS, FLAT, NOISE, RARE_VIEW, REASONS, VALID
 from fastsort._types import Array, Bools, Floats, Indices
-from fastsort.decide.by_hand import BY_HAND, best_first, mark_of, stays_rejected
+from fastsort.decide.by_hand import best_first, mark_of, stays_rejected
 from fastsort.decide.copies import CONTENT, STAMP
 from fastsort.decide.rescue import Views
 from fastsort.decide.result import SortResult
@@ -25,7 +25,7 @@ MAX_CLASSES = 96
 MAX_DESCRIBED = 1_000_000
 # Bits of the state of an image.
 KEPT, RESCUED, FIXED, UNUSABLE = 1, 2, 4, 8
-_USELESS = (CONTENT, STAMP, BY_HAND, "duplicate", "rare_view")
+_USELESS = (CONTENT, STAMP, "duplicate", "rare_view")
 _TITLES = {"against": "methods against it"}
 
 
