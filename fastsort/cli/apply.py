@@ -74,17 +74,15 @@ def _apply_list(options: argparse.Namespace) -> None:
     from fastsort.report.folder import results_folder
     from fastsort.report.lists import read_list, write_choice
 
-    if options.input is None and holds_choices(options.chosen):
-        raise InputError(f"{options.chosen} has choices: say on which run they were made: give its folder.")
+    # Before the input, whose stacks may be many.
+    if holds_choices(options.chosen):
+        raise InputError(
+            f"{options.chosen} has choices made on the page of a run: give the folder of that run."
+        )
     if options.input is None and options.micrographs is None:
         raise InputError(f"{options.chosen} is a list: say of which STAR file, .cs file or stack.")
     opening = ["passthrough"] if options.micrographs is None else _PICKS
     refuse_all_but(options, [*_ALWAYS, *opening], "with a list")
-    # Before the input, whose stacks may be many.
-    if holds_choices(options.chosen):
-        raise InputError(
-            f"{options.chosen} has choices made on a page: give the folder of that run, not {options.input}."
-        )
     if options.micrographs is None:
         check_reading(options, options.input)
         source, table = options.input, open_table(options.input, options.passthrough)

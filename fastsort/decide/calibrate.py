@@ -127,12 +127,12 @@ def calibrate(score: Floats, decoys: Mapping[str, Floats]) -> tuple[float, Float
     if told_apart(decoys) >= TOLD_APART:
         if by_odds.mean() <= EMPTY:
             mixed = mixture_probability(score, {k: v for k, v in decoys.items() if k != GOOD})
-        missed = _share_above(_threshold(score, mixed), decoys) < CAUGHT
+        missed = _share_above(highest_kept(score, mixed), decoys) < CAUGHT
         real = _share_above(_middle_of_junk(score, by_odds), decoys) <= 1 - LIKE_DECOYS
         if by_odds.mean() - mixed.mean() > DISAGREE and missed and real:
             mixed = by_odds
         limit = _limit(mixed)
-    return _threshold(score, mixed, limit), mixed, (float(mixed.mean()), float(by_odds.mean()))
+    return highest_kept(score, mixed, limit), mixed, (float(mixed.mean()), float(by_odds.mean()))
 
 
 def _limit(probability: Floats) -> float:
@@ -140,8 +140,20 @@ def _limit(probability: Floats) -> float:
     return 0.5 * (float(probability.mean()) + 0.5)
 
 
-def _threshold(score: Floats, probability: Floats, limit: float | None = None) -> float:
-    """Highest score that is kept."""
+def highest_kept(score: Floats, probability: Floats, limit: float | None = None) -> float:
+    """Return the highest score that is kept: of those whose junk probability is at most a limit.
+
+    Parameters
+    ----------
+    score, probability : ndarray of float64, shape (n,)
+    limit : float, optional
+        By default halfway between the share of junk and one half.
+
+    Returns
+    -------
+    threshold : float
+        Just below all scores where none is kept.
+    """
     keep = probability <= (_limit(probability) if limit is None else limit)
     return float(score[keep].max()) if keep.any() else float(np.nextafter(score.min(), -np.inf))
 

@@ -12,6 +12,7 @@ from fastsort._brief import brief
 from fastsort._checks import InputError
 from fastsort._types import Bools, Floats, Indices
 from fastsort.decide.by_hand import BY_HAND, choose_by_hand
+from fastsort.decide.calibrate import highest_kept
 from fastsort.decide.combine import OFFSET, weighted
 from fastsort.decide.result import SortResult
 from fastsort.decide.verdict import with_verdict
@@ -154,7 +155,9 @@ def _relearned(result: SortResult, rows: Indices, junk: Bools) -> SortResult:
     score = weighted(result.votes, weights)
     probability = np.ones(len(score))
     probability[judged] = 1 / (1 + np.exp(-np.clip(score[judged], -30, 30)))
-    threshold = _best_threshold(score[judged], probability[judged])
+    # Expected balanced accuracy is highest where what is likelier junk than the average is rejected.
+    share = float(probability[judged].mean())
+    threshold = highest_kept(score[judged], probability[judged], share)
     # Decoys were scored with the old weights, and test nothing any more.
     learned = result.learned._replace(weights=weights, decoys={})
     changed = result._replace(score=score, junk_probability=probability, learned=learned)
@@ -179,12 +182,3 @@ def _fitted(score: Floats, votes: Floats, junk: Bools) -> Floats:
         cost, np.zeros(len(width)), jac=True, bounds=bounds, method="L-BFGS-B"
     ).x
     return found
-
-
-def _best_threshold(score: Floats, probability: Floats) -> float:
-    """Return the score up to which images are kept for the best expected balanced accuracy."""
-    order = np.argsort(score, kind="stable")
-    junk = probability[order]
-    kept = np.cumsum(1 - junk) / max((1 - junk).sum(), 1e-12)
-    rejected = 1 - np.cumsum(junk) / max(junk.sum(), 1e-12)
-    return float(score[order[np.argmax(kept + rejected)]])

@@ -190,14 +190,19 @@ def with_ctf(images: Array | Particles, ctf: CtfParameters | None) -> tuple[Part
     return particles, ctf
 
 
-def ring_power(transforms: Array, weights: Floats | Singles | None = None) -> Floats:
-    """Mean of |F|^2 over rings of half planes (n, d, d // 2 + 1): shape (n, d // 2 + 2)."""
-    box = transforms.shape[1]
+def ring_power(transforms: Array) -> Floats:
+    """Mean of |F|^2, or of numbers, over rings of half planes (n, d, d // 2 + 1): shape (n, d // 2 + 2)."""
+    by_ring: Floats = _shell_power(transforms) @ _shells(transforms.shape[1]).part.T
+    return by_ring
+
+
+def _shell_power(transforms: Array, weights: Floats | Singles | None = None) -> Floats:
+    """The same over shells, shape (n, s); times weights before."""
     power = transforms.real**2 + transforms.imag**2 if np.iscomplexobj(transforms) else transforms
     if weights is not None:
         power = power * weights
-    mean: Floats = power.reshape(len(power), -1).astype(np.float64) @ _ring_operator(box)
-    return mean
+    by_shell: Floats = power.reshape(len(power), -1).astype(np.float64) @ _shells(transforms.shape[1]).mean
+    return by_shell
 
 
 def on_plane(spectrum: Floats, box: int) -> Floats:
@@ -251,16 +256,6 @@ def ring_counts(box: int) -> Floats:
     rings = np.minimum(np.rint(plane_radius(box)).astype(np.intp), box // 2 + 1).ravel()
     counts: Floats = np.bincount(rings, multiplicity(box).ravel(), minlength=box // 2 + 2).astype(np.float64)
     return counts
-
-
-@lru_cache(maxsize=4)
-def _ring_operator(box: int) -> Floats:
-    rings = np.minimum(np.rint(plane_radius(box)).astype(np.intp), box // 2 + 1).ravel()
-    weights = multiplicity(box).ravel()
-    operator = np.zeros((len(rings), box // 2 + 2))
-    operator[np.arange(len(rings)), rings] = weights
-    mean: Floats = operator / operator.sum(axis=0)
-    return mean
 
 
 class _Shells(NamedTuple):
@@ -325,13 +320,19 @@ def _measure_batch(
         flat = correlation.reshape(len(images), -1)
         lags = np.stack([flat[:, one].sum(axis=1, dtype=np.float64) for one in place], axis=1) / count
         transforms = scipy.fft.rfft2(images, norm="ortho", workers=1)
-        plain, mean = ring_power(transforms), _shells(box).mean
-        power = (transforms.real**2 + transforms.imag**2).reshape(len(images), -1).astype(np.float64)
+        power = _shell_power(transforms)
+        plain = power @ _shells(box).part.T
         if ctf is None:
-            ones = np.ones((len(images), mean.shape[1]))
-            return lags, plain, power @ mean, ones, ones
-        square = contrast_transfer(ctf, box, pixel_size).reshape(len(images), -1).astype(np.float64) ** 2
-        return lags, plain, (power * square) @ mean, square @ mean, square**2 @ mean
+            ones = np.ones_like(power)
+            return lags, plain, power, ones, ones
+        square = contrast_transfer(ctf, box, pixel_size) ** 2
+        return (
+            lags,
+            plain,
+            _shell_power(transforms, square),
+            _shell_power(square),
+            _shell_power(square**2),
+        )
 
 
 def _noise_spectrum(correlation: Floats, n_images: int, box: int, radius: float) -> Floats:

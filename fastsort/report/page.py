@@ -112,10 +112,10 @@ def write_page(
         sheets["tiles"] = list(_placed(folder, address, "tiles", tiles))
     if size and denoiser is not None:
         sheets["denoised"] = list(_placed(folder, address, "denoised", denoised_sheets(denoiser, order)))
-    columns = column_data(particles, result)
+    columns = column_data(particles, result, order)
     if folder is not None:
         (folder / COLUMNS).write_text(f"window.fastsortColumns = {_embedded(columns)};\n", "utf-8")
-    averages, _ = class_data(result.views, result.keep)
+    averages, classes = class_data(result.views, result.keep)
     parts = {
         "title": escape(name),
         "verdict": verdict_html(particles, result),
@@ -126,7 +126,7 @@ def write_page(
         "columns": "" if folder is None else f'<script src="{quote(address)}/{COLUMNS}"></script>',
         "data": _embedded(
             {
-                **page_data(particles, result, name=name, size=size, rows=ROWS),
+                **page_data(particles, result, classes, name=name, size=size, rows=ROWS),
                 "sheets": sheets,
                 "columns": columns if folder is None else None,
             }

@@ -43,13 +43,15 @@ def shown_order(result: SortResult) -> Indices:
     return np.concatenate([best_first(result), np.flatnonzero(stays_rejected(result))])
 
 
-def column_data(particles: Particles, result: SortResult) -> dict[str, Any]:
+def column_data(particles: Particles, result: SortResult, order: Indices) -> dict[str, Any]:
     """Return a column for everything that is known of each image, as base64 of little-endian numbers.
 
     Parameters
     ----------
     particles : Particles
     result : SortResult
+    order : ndarray of intp, shape (n,)
+        As from `shown_order`.
 
     Returns
     -------
@@ -77,7 +79,7 @@ def column_data(particles: Particles, result: SortResult) -> dict[str, Any]:
         + UNUSABLE * unusable
     )
     place = np.empty(n, np.intp)
-    place[shown_order(result)] = np.arange(n)
+    place[order] = np.arange(n)
     columns: dict[str, Any] = {
         "state": _packed(state, "u1"),
         "why": _packed(why, "u1"),
@@ -145,13 +147,17 @@ def _packed(values: npt.ArrayLike, dtype: str) -> str:
     return base64.b64encode(np.asarray(values).astype(dtype).tobytes()).decode()
 
 
-def page_data(particles: Particles, result: SortResult, *, name: str, size: int, rows: int) -> dict[str, Any]:
+def page_data(
+    particles: Particles, result: SortResult, classes: list[int], *, name: str, size: int, rows: int
+) -> dict[str, Any]:
     """Return what the page knows besides the columns.
 
     Parameters
     ----------
     particles : Particles
     result : SortResult
+    classes : list of int
+        As from `class_data`.
     name : str
         Of the input.
     size : int
@@ -174,7 +180,7 @@ def page_data(particles: Particles, result: SortResult, *, name: str, size: int,
         "radius": _number(result.diameter_px / (2 * particles.box), 4),
         "width": _number(particles.box * particles.pixel_size, 4) if known else None,
         "doubt": "" if errors is None or errors.known else one_line(errors.remark) or "no reason is given",
-        "views": view_data(result.views, result.keep),
+        "views": view_data(result.views, classes),
     }
 
 
@@ -198,11 +204,10 @@ def kept_share(views: Views, keep: Bools) -> Floats:
     return kept / np.maximum(members, 1)
 
 
-def view_data(views: Views | None, keep: Bools) -> dict[str, Any] | None:
+def view_data(views: Views | None, classes: list[int]) -> dict[str, Any] | None:
     """Return the frame of the map, and what is known of the classes that are shown beside it."""
     if views is None:
         return None
-    tiles, classes = class_data(views, keep)
     known = np.isfinite(views.coordinates).all(axis=1)
     low, side, far = _frame(views.coordinates[known].astype(np.float64))
     unit = views.pixel_size if math.isfinite(views.pixel_size) else 1.0
@@ -213,7 +218,7 @@ def view_data(views: Views | None, keep: Bools) -> dict[str, Any] | None:
         "side": side,
         "n_classes": len(views.size),
         "classes": classes,
-        "tile": min(tiles.shape[1], SIDE) if classes else 1,
+        "tile": min(views.averages.shape[1], SIDE) if classes else 1,
         "size": views.size[classes].tolist(),
         "resolution": _numbers(views.resolution[classes] * unit, 3),
         "unit": "Å" if math.isfinite(views.pixel_size) else "px",

@@ -12,11 +12,10 @@ import numpy as np
 from fastsort._types import Images, Indices
 from fastsort.decide.result import SortResult
 from fastsort.images.batches import map_batches
-from fastsort.images.prepare import ctf_to_flip
 from fastsort.particles.source import Particles
 from fastsort.particles.table import CtfParameters
 from fastsort.report.denoised_tiles import TileDenoiser, denoised_tiles
-from fastsort.report.tiles import Greys, blur_of, flipped_tiles
+from fastsort.report.tiles import Greys, blur_of, ctf_as_sorted, flipped_tiles
 
 # Tiles on a sheet, in rows and columns. A browser loads only the sheets that it shows.
 ROWS = 8
@@ -53,16 +52,13 @@ def tile_sheets(
         64 tiles in 8 rows, fewer rows on the last sheet.
     """
     n, size = len(particles), side_of(len(particles), particles.box)
-    ctf = None
-    if result.phase_flipped and particles.ctf is not None:
-        ctf = ctf_to_flip(particles, result.parameters.get("phase_flip", "yes"))
     blocks = map_batches(
         _batch,
         particles,
         size,
         blur_of(result, particles.box, size),
         particles.pixel_size,
-        each=(ctf,),
+        each=(ctf_as_sorted(particles, result),),
         n_jobs=n_jobs,
     )
     yield from _sheets(blocks, n, size, order)

@@ -54,11 +54,11 @@ def read_tiles(particles: Particles, result: SortResult, indices: Indices) -> Gr
     size = min(particles.box, SIDE)
     tiles = np.empty((len(indices), size, size), dtype=np.uint8)
     step = max(1, BYTES_AT_ONCE // (4 * particles.box**2))
-    blur = blur_of(result, particles.box, size)
+    blur, ctf = blur_of(result, particles.box, size), ctf_as_sorted(particles, result)
     for start in range(0, len(indices), step):
         block = indices[start : start + step]
-        images = flip_as_sorted(_finite(particles.read(block)), particles, result, block)
-        tiles[start : start + step] = _tiles(images, size, blur)
+        images, own = particles.read(block), ctf and ctf.of(block)
+        tiles[start : start + step] = flipped_tiles(images, own, particles.pixel_size, size, blur)
     return tiles
 
 
@@ -108,10 +108,17 @@ def flip_as_sorted(images: Images, particles: Particles, result: SortResult, ind
     -------
     images : ndarray of float32, shape (k, d, d)
     """
-    if not result.phase_flipped or particles.ctf is None or len(images) == 0:
+    ctf = ctf_as_sorted(particles, result)
+    if ctf is None or len(images) == 0:
         return images
-    ctf = ctf_to_flip(particles, result.parameters.get("phase_flip", "yes"))
-    return images if ctf is None else phase_flip(images, ctf.of(indices), particles.pixel_size)
+    return phase_flip(images, ctf.of(indices), particles.pixel_size)
+
+
+def ctf_as_sorted(particles: Particles, result: SortResult) -> CtfParameters | None:
+    """Return the contrast transfer function by which the run flipped phases; None where it did not."""
+    if not result.phase_flipped or particles.ctf is None:
+        return None
+    return ctf_to_flip(particles, result.parameters.get("phase_flip", "yes"))
 
 
 def average_tiles(averages: Images) -> Greys:
