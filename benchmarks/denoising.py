@@ -6,7 +6,8 @@ Errors are mean squares inside the disk of radius d / 2, in parts of the clean i
 noise is the variance of the clean images over that of the noise, in all pixels. Nothing is told to fastsort;
 ASPIRE, bm3d and scikit-image get the true noise. Those that are installed are run by the interpreter given as
 --peers-python; what is missing there is left out with a message. One worker, one BLAS thread; slow peers get
-fewer images. The scale, which takes half an hour, and the picture are only made when asked for.
+fewer images. The scale, the network (the extra `gan`), which take a quarter of an hour each, and the picture
+are only made when asked for.
 
 Purity: each class counts for the conformation, or the molecule, that most of its images show.
 """
@@ -60,11 +61,12 @@ def main() -> None:
         "classes": classes,
         "speed": speed,
         "scale": scale,
+        "gan": network,
         "picture": picture,
     }
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--only", nargs="+", choices=parts, default=[*parts][:-2])
+    parser.add_argument("--only", nargs="+", choices=parts, default=[*parts][:-3])
     parser.add_argument("--peers-python", help="interpreter with aspire, bm3d and scikit-image")
     parser.add_argument("--peers", metavar="FOLDER", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -361,6 +363,47 @@ def nearest(images: np.ndarray, number: int, radius: float | None, seed: int) ->
 
 def purity(label: np.ndarray, truth: np.ndarray) -> float:
     return sum(np.bincount(truth[label == k]).max() for k in np.unique(label)) / len(truth)
+
+
+def network(options: argparse.Namespace) -> None:
+    """Train the network on projections of a molecule, and denoise images of the first."""
+    try:
+        import jax  # noqa: F401
+    except ImportError:
+        print("\nthe network is left out: JAX is not installed.")
+        return
+    from classes import centred_volume
+    from tables import print_table
+
+    from fastsort.denoising.gan import gan, projection_pairs, train_gan
+    from fastsort.images.ctf import phase_flip
+
+    clean = projections(options.data, MOLECULES[0], N)
+
+    def rows() -> Iterator[tuple]:
+        for ctf in (False, True):
+            optics = parameters(np.linspace(*DEFOCUS, N_MICROGRAPHS)) if ctf else None
+            for name in MOLECULES[:2]:
+                volume, scale = centred_volume(options.data, name, BOX)
+                pairs = projection_pairs(volume, BOX, scale=scale, ctf=optics, pixel_size=PIXEL_SIZE)
+                begin = time.process_time()
+                weights = train_gan(pairs, BOX)
+                seconds = time.process_time() - begin
+                errors = []
+                for snr in SNRS:
+                    images = noisy_images(clean, snr, ctf)
+                    seen = images.noisy
+                    if images.defocus is not None:
+                        seen = phase_flip(seen, parameters(images.defocus), PIXEL_SIZE)
+                    denoised = gan(seen / np.float32(images.deviation), weights) * images.deviation
+                    errors.append(f"{error_of(denoised, images.clean):.3f}")
+                yield "yes" if ctf else "no", name, *errors, f"{seconds:.0f}"
+
+    print_table(
+        f"The network of the slides on {N} images of the {MOLECULES[0]}, 1000 steps on projections: error",
+        ("CTF", "trained on", *map(str, SNRS), "s of the processor"),
+        rows(),
+    )
 
 
 def speed(options: argparse.Namespace) -> None:
