@@ -31,7 +31,7 @@ import numpy as np
 
 SNRS = (0.8, 0.4, 0.2, 0.1, 0.05, 0.01)
 BOX, N, SEED = 64, 400, 5
-N_LARGE = 10_000
+NUMBERS = (100, 1_000, 10_000)
 # Sets that lie on the disk: distinct views, noise for each image.
 SCALE_BOX, SCALE_SNR, SCALE_VIEWS, SCALE_NUMBERS = 128, 0.1, 2_000, (25_000, 100_000)
 # Of which molecules: choices were made on the first.
@@ -67,6 +67,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path)
     parser.add_argument("--only", nargs="+", choices=parts, default=[*parts][:-3])
+    numbers = "for the part large (default 100, 1000 and 10000)"
+    parser.add_argument("--images", nargs="+", type=int, default=list(NUMBERS), metavar="N", help=numbers)
     parser.add_argument("--peers-python", help="interpreter with aspire, bm3d and scikit-image")
     parser.add_argument("--peers", metavar="FOLDER", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -280,20 +282,32 @@ def large(options: argparse.Namespace) -> None:
     from tables import print_table
 
     def rows() -> Iterator[tuple]:
-        clean = projections(options.data, MOLECULES[0], N_LARGE)
-        for snr in SNRS:
-            images = noisy_images(clean, snr)
-            few = images._replace(clean=clean[:N], noisy=images.noisy[:N])
-            peer = peers_of(options, few).get("aspire", (np.nan, np.nan))[0]
-            one = measured(images, None)
-            ms = 1000 * one.seconds / N_LARGE
-            yield snr, one.method, f"{one.error:.3f} ({one.predicted:.3f})", f"{peer:.3f}", f"{ms:.1f}"
+        clean = projections(options.data, MOLECULES[0], max(options.images))
+        for ctf in (False, True):
+            for n in options.images:
+                for snr in SNRS:
+                    # The noise of the first images does not depend on how many follow.
+                    images = noisy_images(clean[:n], snr, ctf)
+                    one = measured(images, None)
+                    error = f"{one.error:.3f} ({one.predicted:.3f})"
+                    ms = f"{1000 * one.seconds / n:.1f}"
+                    yield f"{n:,}", "yes" if ctf else "no", snr, one.method, error, ms
 
     print_table(
-        f"{N_LARGE} images of the {MOLECULES[0]}: error (predicted error), nothing given",
-        ("SNR", "method", "fastsort", f"ASPIRE, {N} images, noise given", "ms an image"),
+        f"Images of the {MOLECULES[0]}: error (predicted error), nothing given",
+        ("images", "CTF", "SNR", "method", "error", "ms an image"),
         rows(),
     )
+    for name in MOLECULES:
+        clean = projections(options.data, name, N)
+        print(f"\nPSNR of the {name} in dB: {psnr_at_one(clean):.1f} - 10 log10(error).")
+
+
+def psnr_at_one(clean: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of images whose error is as large as their power, in the disk."""
+    offset = np.arange(BOX) - BOX // 2
+    disk = np.hypot(offset[:, None], offset) <= BOX / 2
+    return float(10 * np.log10(np.square(clean.max()) / np.square(clean[:, disk], dtype=np.float64).mean()))
 
 
 def classes(options: argparse.Namespace) -> None:
