@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -48,6 +50,7 @@ FILES = {
     "summary.json",
     "map.png",
     "classes.png",
+    "report.html",
 }
 
 
@@ -575,6 +578,68 @@ def test_choice_where_there_is_no_star_file(simulated, tmp_path):
     assert call("map", folder, "--keep-classes", "1-1,1", "-o", tmp_path / "out", "--quiet") == 0
     lines = (tmp_path / "out" / "kept.txt").read_text().splitlines()
     assert list(map(int, lines[1:])) == np.flatnonzero(result.classes.label == 0).tolist()
+
+
+def embedded(page):
+    return json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(), re.DOTALL)[1])
+
+
+def test_the_page_of_a_map_says_what_the_map_says(finished, result, project):
+    text, told = (finished / "report.html").read_text(), embedded(finished / "report.html")
+    assert 'data-of="map"' in text and "rescued</dt>" not in text
+    assert [told["n"], told["labels"][told["valid"]]] == [360, "kept"]
+    assert sorted(told["views"]["classes"]) == list(range(len(result.classes.averages.size)))
+    members = np.bincount(result.classes.label[result.classes.label >= 0])
+    assert told["views"]["size"] == members[told["views"]["classes"]].tolist()
+    state = np.frombuffer(base64.b64decode(told["columns"]["state"]), np.uint8)
+    np.testing.assert_array_equal(state & 1 > 0, result.keep)
+    made = json.loads((finished / "summary.json").read_text())["made"]
+    assert made["command"].startswith(f"fastsort map {project} -o {finished}")
+    stacks = {name.split("@")[1] for name in column(finished / "images.csv", "name")}
+    assert made["input_files"] == len(stacks) + 1 and made["host"] in text and made["date"] in text
+
+
+def choices_on(folder, path, keep, reject, **changes):
+    told = embedded(folder / "report.html")
+    told = {"images": told["n"], "mark": told["mark"], "threshold": None, **changes}
+    chosen = {"kind": "fastsort choices", "version": 1, "keep": keep, "reject": reject}
+    path.write_text(json.dumps({**chosen, **told}))
+    return path
+
+
+def test_choices_by_hand_on_a_map(finished, result, tmp_path, capsys):
+    keep = result.keep.copy()
+    keep[[0, 1, 300]], keep[350:360] = True, False
+    chosen = choices_on(finished, tmp_path / "choices.json", [[0, 1], [300, 300]], [[350, 359]])
+    assert call("apply", chosen, finished, "-o", tmp_path / "out") == 0
+    assert capsys.readouterr().out.startswith(f"{keep.sum()} kept, {360 - keep.sum()} rejected")
+    kept, rejected = (
+        starfile.read(tmp_path / "out" / f"{part}.star")["particles"] for part in ("kept", "rejected")
+    )
+    assert kept["rlnImageName"].tolist() == np.array(column(finished / "images.csv", "name"))[keep].tolist()
+    assert kept["fastsortByHand"].tolist()[:2] == [1, 1] and set(rejected["fastsortByHand"]) == {0, -1}
+    assert column(tmp_path / "out" / "images.csv", "keep") == [str(int(one)) for one in keep]
+    assert column(tmp_path / "out" / "images.csv", "class") == column(finished / "images.csv", "class")
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["by_hand"] == 13
+    # A list says what is kept; what it changes is by hand.
+    (tmp_path / "list.txt").write_text("".join(f"{number}\n" for number in np.flatnonzero(keep)))
+    assert call("apply", tmp_path / "list.txt", finished, "-o", tmp_path / "same") == 0
+    for name in ("kept.star", "rejected.star"):
+        assert len(starfile.read(tmp_path / "same" / name)["particles"]) == len(
+            kept if name == "kept.star" else rejected
+        )
+    hand = np.array(column(tmp_path / "same" / "images.csv", "by_hand"), int)
+    np.testing.assert_array_equal(hand, np.where(keep == result.keep, 0, np.where(keep, 1, -1)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"mark": "0" * 16}, "page of another run"), ({"images": 361}, "a page of 361 images")],
+)
+def test_choices_of_another_map_are_refused(finished, tmp_path, capsys, changes, message):
+    chosen = choices_on(finished, tmp_path / "choices.json", [[0, 0]], [], **changes)
+    assert call("apply", chosen, finished, "-o", tmp_path / "out") == 1
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,6 @@ import pytest
 from scipy.ndimage import zoom
 
 import fastsort as fs
-from fastsort._saved import load
-from fastsort.decide.by_hand import mark_of
 from fastsort.particles.mrc import write_stack
 
 PACKAGE = Path(fs.__file__).parent
@@ -201,11 +199,13 @@ def checkout(tmp_path):
 # What the documents name is run as it stands.
 
 
-def save_choices(folder):
-    """Save some choices, as the page of a sorted set does."""
-    result = load(folder / "sorted" / "results.npz")
-    told = {"kind": "fastsort choices", "version": 1, "images": len(result.keep), "mark": mark_of(result)}
-    rest = {"threshold": {"best": 40}, "keep": [[3, 5]], "reject": [[8, 8]]}
+def save_choices(folder, command):
+    """Save some choices, as the page does to which a command applies them."""
+    name = re.search(r"choices\.json (\w+)/", command)[1]
+    page = (folder / name / "report.html").read_text()
+    images, mark = (re.search(rf'"{key}":"?(\w+)', page)[1] for key in ("n", "mark"))
+    told = {"kind": "fastsort choices", "version": 1, "images": int(images), "mark": mark}
+    rest = {"threshold": {"best": 40} if name == "sorted" else None, "keep": [[3, 5]], "reject": [[8, 8]]}
     (folder / "choices.json").write_text(json.dumps({**told, **rest}))
 
 
@@ -246,7 +246,7 @@ class Runner:
     def run(self, block):
         if block.language == "bash":
             if "choices.json" in block.text:
-                save_choices(self.folder)
+                save_choices(self.folder, block.text)
             for line in self.here(block.text).splitlines():
                 if ENDLESS.match(line):
                     self.start(["bash", "-c", f"exec {line}"], "8786")

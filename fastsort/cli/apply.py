@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from fastsort._checks import InputError
+from fastsort.cli.map import write_selected
 from fastsort.cli.options import (
     STRICTNESS,
     Commands,
@@ -58,10 +59,13 @@ def add_apply(commands: Commands) -> None:
 def run_apply(options: argparse.Namespace) -> None:
     """Run the command."""
     from fastsort._checks import check_output_folder
+    from fastsort.report.selection import holds_map
 
     check_output_folder(options.output, options.overwrite)
     if os.path.isdir(options.chosen):
         _apply_threshold(options)
+    elif options.input is not None and holds_map(options.input):
+        _apply_to_map(options)
     elif options.input is not None and os.path.isdir(options.input):
         _apply_by_hand(options)
     else:
@@ -127,6 +131,15 @@ def _apply_by_hand(options: argparse.Namespace) -> None:
     _write(options, finished, result, [options.chosen])
 
 
+def _apply_to_map(options: argparse.Namespace) -> None:
+    from fastsort.report.selection import select_by_hand
+
+    refuse_all_but(options, [*_ALWAYS], "with choices of a finished map")
+    inputs = [options.chosen, os.path.join(options.input, "summary.json")]
+    selection = select_by_hand(options.input, options.chosen)
+    write_selected(options, selection, inputs)
+
+
 def _apply_threshold(options: argparse.Namespace) -> None:
     from fastsort.decide.verdict import cut_again
     from fastsort.report.finished import open_finished
@@ -158,9 +171,10 @@ def _write(options: argparse.Namespace, finished: Finished, result: SortResult, 
             recentre=bool(finished.summary.get("recentred")),
             learned=finished.summary.get("subspaces"),
             score_field=bool(finished.summary.get("score_field")),
+            command=options.talk.command,
         )
         with drawing("report.png"):
-            draw_results(partial, particles, result, n_jobs=-1)
+            draw_results(partial, particles, result, made=summary["made"], n_jobs=-1)
     if not options.quiet:
         print_verdicts(summary)
         print(f"results in {options.output}")

@@ -24,6 +24,7 @@ from fastsort.cli.printing import drawing, print_map
 
 if TYPE_CHECKING:
     from fastsort.classify import MapResult
+    from fastsort.report.selection import Selection
 
 _LONGEST_RANGE = 10_000
 _COLORS = ("class", "score", "probability", "likeness")
@@ -81,8 +82,9 @@ def _make_map(options: argparse.Namespace) -> None:
 
     from fastsort.classify import classify_particles
     from fastsort.report.atlas import draw_map
-    from fastsort.report.classes import summarize_map, write_map
+    from fastsort.report.classes import write_map
     from fastsort.report.folder import DENOISED_CLASSES, results_folder
+    from fastsort.report.map_page import draw_map_page
     from fastsort.report.montage import draw_classes
     from fastsort.report.recentre import origin_columns
 
@@ -108,7 +110,8 @@ def _make_map(options: argparse.Namespace) -> None:
                 seed=options.seed,
                 progress=progress,
             )
-        write_map(partial, particles, result)
+        summary = write_map(partial, particles, result, options.talk.command)
+        draw_map_page(partial, particles, result, made=summary["made"], n_jobs=options.jobs)
         with drawing("map.png and classes.png", options.talk.remark):
             draw_classes(partial / "classes.png", result.classes, result.pixel_size)
             values, label = _point_values(options.color, result)
@@ -124,7 +127,6 @@ def _make_map(options: argparse.Namespace) -> None:
                 note = "found among denoised images, made of the images as they are"
                 draw_classes(partial / DENOISED_CLASSES, result.denoised.classes, result.pixel_size, note)
     talk = options.talk
-    summary = summarize_map(particles, result)
     talk.summary(options.output, lambda: print_map(summary, result, options.output, talk.seconds))
 
 
@@ -138,15 +140,21 @@ def _point_values(color: str, result: MapResult) -> tuple[Array | None, str | No
 
 
 def _choose_classes(options: argparse.Namespace) -> None:
-    from fastsort.report.folder import results_folder
-    from fastsort.report.selection import select_classes, write_selection
+    from fastsort.report.selection import select_classes
 
     chosen = "keep_classes" if options.discard_classes is None else "discard_classes"
     useful = ["input", "output", chosen, "overwrite", "log", "json", "quiet"]
     where = f"with --{chosen.replace('_', '-')}, which takes a finished map as it is"
     refuse_all_but(options, useful, where)
     selection = select_classes(options.input, keep=options.keep_classes, discard=options.discard_classes)
-    inputs = [os.path.join(options.input, "summary.json")]
+    write_selected(options, selection, [os.path.join(options.input, "summary.json")])
+
+
+def write_selected(options: argparse.Namespace, selection: Selection, inputs: list[str]) -> None:
+    """Write what was chosen from a finished map, and say how much that is."""
+    from fastsort.report.folder import results_folder
+    from fastsort.report.selection import write_selection
+
     with results_folder(options.output, overwrite=options.overwrite, inputs=inputs) as partial:
         write_selection(partial, selection)
     kept = int(selection.keep.sum())

@@ -214,6 +214,7 @@ def sort_into(
             write_stack=getattr(options, "write_stack", False),
             recentre=getattr(options, "recentre", False),
             score_field=getattr(options, "score_field", False),
+            command=talk.command,
         )
         with drawing("report.png", talk.remark):
             draw_results(
@@ -221,6 +222,7 @@ def sort_into(
                 particles,
                 result,
                 denoised=getattr(options, "denoised", False),
+                made=summary["made"],
                 n_jobs=parameters.get("n_jobs"),
             )
     talk.summary(folder, lambda: print_summary(summary, folder, talk.seconds))

@@ -33,9 +33,14 @@ class Talk:
     ----------
     quiet : bool
         Whether neither progress nor a summary is shown.
+    command : str
+        As it was called.
     """
 
-    def __init__(self, options: argparse.Namespace, begin: float, log: IO[str] | None = None) -> None:
+    def __init__(
+        self, options: argparse.Namespace, begin: float, command: str, log: IO[str] | None = None
+    ) -> None:
+        self.command = command
         self.quiet: bool = getattr(options, "quiet", False)
         self._as_json: bool = getattr(options, "json", False)
         self._begin = begin
@@ -126,12 +131,12 @@ def talking(
         If the log cannot be written, or would lie among the results.
     """
     path = getattr(options, "log", None)
+    called = shlex.join(["fastsort", *arguments])
     if path is None:
-        yield Talk(options, begin)
+        yield Talk(options, begin, called)
         return
     with _opened(path, options.output) as log:
-        talk = Talk(options, begin, log)
-        called = shlex.join(["fastsort", *arguments])
+        talk = Talk(options, begin, called, log)
         talk.log(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {called} (version {__version__})")
         try:
             yield talk

@@ -145,17 +145,37 @@ def apply_choices(path: FilePath, result: SortResult, choices: Choices) -> SortR
     InputError
         If the choices were made on another run, or cannot be made on this.
     """
-    if choices.images != len(result.keep):
-        raise InputError(
-            f"{path} was saved on a page of {choices.images:,} images, and the run has "
-            f"{len(result.keep):,}: give the folder of that page."
-        )
-    if choices.mark != mark_of(result):
-        raise InputError(
-            f"{path} was saved on the page of another run: its scores or verdicts are not those of this one."
-        )
+    check_made_on(path, choices, len(result.keep), mark_of(result))
     if choices.probability is not None:
         result = cut_again(result, probability=choices.probability)
     elif choices.best is not None:
         result = keep_best(result, choices.best)
     return choose_by_hand(result, choices.keep, choices.reject)
+
+
+def check_made_on(path: FilePath, choices: Choices, n: int, mark: str) -> None:
+    """Refuse choices that were made on another page.
+
+    Parameters
+    ----------
+    path : path
+        Of the choices, for messages.
+    choices : Choices
+    n : int
+        Number of images of the run.
+    mark : str
+        Of its result.
+
+    Raises
+    ------
+    InputError
+    """
+    if choices.images != n:
+        raise InputError(
+            f"{path} was saved on a page of {choices.images:,} images, and the run has {n:,}: "
+            "give the folder of that page."
+        )
+    if choices.mark != mark:
+        raise InputError(
+            f"{path} was saved on the page of another run: its scores or verdicts are not those of this one."
+        )

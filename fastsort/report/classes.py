@@ -17,6 +17,7 @@ from fastsort.particles.mrc import write_stack
 from fastsort.particles.source import Particles
 from fastsort.particles.table import Added
 from fastsort.report.folder import CLASS_STACK, IMAGES, SUMMARY
+from fastsort.report.made import how_made
 from fastsort.report.recentre import origin_columns
 from fastsort.report.subsets import write_subset
 from fastsort.report.tables import formatted, software_versions, write_json, write_rows
@@ -25,7 +26,9 @@ from fastsort.report.tables import formatted, software_versions, write_json, wri
 NO_SCORE = 999999.0
 
 
-def write_map(folder: FilePath, particles: Particles, result: MapResult) -> None:
+def write_map(
+    folder: FilePath, particles: Particles, result: MapResult, command: str | None = None
+) -> dict[str, Any]:
     """Write all results of a map but its pictures.
 
     Parameters
@@ -41,6 +44,13 @@ def write_map(folder: FilePath, particles: Particles, result: MapResult) -> None
         What was classified.
     result : MapResult
         As from `classify_particles`.
+    command : str, optional
+        The command line, for the summary.
+
+    Returns
+    -------
+    summary : dict
+        As from `summarize_map`, with "made" as from `how_made`.
 
     Raises
     ------
@@ -62,7 +72,9 @@ def write_map(folder: FilePath, particles: Particles, result: MapResult) -> None
         stack = averages.averages
         write_stack(folder / CLASS_STACK, [stack], result.pixel_size, len(stack), stack.shape[1])
         _write_classes(folder / "classes.star", result)
-    write_json(folder / SUMMARY, summarize_map(particles, result))
+    summary = {**summarize_map(particles, result), "made": how_made(particles, command)}
+    write_json(folder / SUMMARY, summary)
+    return summary
 
 
 def summarize_map(particles: Particles, result: MapResult) -> dict[str, Any]:
@@ -118,7 +130,7 @@ def _star_columns(particles: Particles, result: MapResult) -> dict[str, Sequence
     return {
         "_rlnClassNumber": formatted(classes.label + 1, "%d"),
         "_rlnAnglePsi": formatted(np.where(placed, averages.angle, 0.0), "%.6f"),
-        **origin_columns(particles, _offset(particles, result), placed),
+        **origin_columns(particles, offset_in_box(particles, result), placed),
         "_rlnMaxValueProbDistribution": formatted(classes.probability, "%.6g"),
         "_fastsortClassScore": formatted(np.minimum(result.score, NO_SCORE), "%.6g"),
         "_fastsortMapX": formatted(classes.map.coordinates[:, 0], "%.5g"),
@@ -130,7 +142,7 @@ def _cs_fields(particles: Particles, result: MapResult) -> dict[str, Array]:
     """The same as cryoSPARC has it, where classes count from 0; images without a class get its first."""
     classes = result.classes
     placed = classes.label >= 0
-    shift = np.where(placed[:, None], -_offset(particles, result)[:, ::-1], 0)
+    shift = np.where(placed[:, None], -offset_in_box(particles, result)[:, ::-1], 0)
     return {
         "alignments2D/class": np.maximum(classes.label, 0).astype(np.uint32),
         "alignments2D/class_posterior": classes.probability.astype(np.float32),
@@ -143,8 +155,8 @@ def _cs_fields(particles: Particles, result: MapResult) -> dict[str, Array]:
     }
 
 
-def _offset(particles: Particles, result: MapResult) -> Array:
-    """Where the particle lies in each image: row and column from pixel box // 2, in input pixels."""
+def offset_in_box(particles: Particles, result: MapResult) -> Array:
+    """Return where the particle lies in each image: row and column from pixel box // 2, in input pixels."""
     averages = result.classes.averages
     return averages.shift.astype(np.float64) * (particles.box / averages.averages.shape[1])
 
@@ -152,7 +164,7 @@ def _offset(particles: Particles, result: MapResult) -> Array:
 def _write_images(path: Path, particles: Particles, result: MapResult) -> None:
     classes = result.classes
     averages = classes.averages
-    offset = _offset(particles, result)
+    offset = offset_in_box(particles, result)
     numbers: dict[str, Array] = {
         "class": classes.label + 1,
         "keep": result.keep,

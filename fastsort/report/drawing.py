@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from fastsort._checks import InputError
 from fastsort._types import FilePath
@@ -22,6 +23,7 @@ def draw_results(
     result: SortResult,
     *,
     denoised: bool = False,
+    made: dict[str, Any] | None = None,
     n_jobs: int | None = None,
 ) -> None:
     """Write the page ``report.html`` and draw the picture ``report.png``.
@@ -35,6 +37,8 @@ def draw_results(
     result : SortResult
     denoised : bool
         Whether the picture shows denoised images, and the page does on a switch.
+    made : dict, optional
+        As from `how_made`, for the page.
     n_jobs : int, optional
         Workers, as joblib counts them.
 
@@ -47,7 +51,7 @@ def draw_results(
     """
     folder = Path(folder)
     denoiser = learn_tiles(particles, result) if denoised else None
-    _draw_page(folder / PAGE, folder / PAGE_IMAGES, PAGE_IMAGES, particles, result, denoiser, n_jobs)
+    _draw_page(folder / PAGE, folder / PAGE_IMAGES, PAGE_IMAGES, particles, result, denoiser, made, n_jobs)
     _draw_picture(folder / PICTURE, particles, result, denoiser)
 
 
@@ -96,7 +100,7 @@ def redraw(
         if not target.parent.is_dir():
             raise InputError(f"{target.parent} is no folder: make it, or give another name.")
         targets, beside = [target], target.parent
-    particles, result = finished.particles, finished.result
+    particles, result, made = finished.particles, finished.result, finished.summary.get("made")
     denoiser = learn_tiles(particles, result) if denoised else None
     with tempfile.TemporaryDirectory(prefix=".fastsort-", dir=beside) as partial:
         for target in targets:
@@ -104,12 +108,12 @@ def redraw(
             if target.suffix.lower() == ".png":
                 _draw_picture(drawn, particles, result, denoiser)
             else:
-                made = Path(partial) / images.name
-                _draw_page(drawn, made, images.name, particles, result, denoiser, n_jobs)
+                drawn_images = Path(partial) / images.name
+                _draw_page(drawn, drawn_images, images.name, particles, result, denoiser, made, n_jobs)
                 if images.exists():
                     images.rename(Path(partial) / "earlier")
-                if made.exists():
-                    made.rename(images)
+                if drawn_images.exists():
+                    drawn_images.rename(images)
             os.replace(drawn, target)
     return targets
 
@@ -125,6 +129,7 @@ def _draw_page(
     particles: Particles,
     result: SortResult,
     denoiser: TileDenoiser | None,
+    made: dict[str, Any] | None,
     n_jobs: int | None,
 ) -> None:
     from fastsort.report.page import page_files, write_page
@@ -138,6 +143,7 @@ def _draw_page(
         denoiser=denoiser,
         beside=listed_folder(images, names) if names else None,
         address=address,
+        made=made,
         n_jobs=n_jobs,
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from fastsort._types import FilePath
+from fastsort.decide.by_hand import mark_of
 from fastsort.decide.micrographs import MicrographTable
 from fastsort.decide.result import SortResult
 from fastsort.particles.source import Particles
@@ -20,7 +21,7 @@ from fastsort.report.denoised_tiles import TileDenoiser
 from fastsort.report.page_data import class_data, column_data, page_data, shown_order
 from fastsort.report.page_html import errors_html, micrographs_html, run_html, verdict_html
 from fastsort.report.page_tiles import PER_SHEET, ROWS, denoised_sheets, sheet_png, side_of, tile_sheets
-from fastsort.report.words import one_line
+from fastsort.report.words import MAPPED, SORTED, Words, one_line
 
 # With more images than this, tiles and columns lie in a folder beside the page.
 IN_ONE_FILE = 2_500
@@ -64,6 +65,9 @@ def write_page(
     denoiser: TileDenoiser | None = None,
     beside: FilePath | None = None,
     address: str = "",
+    made: dict[str, Any] | None = None,
+    words: Words = SORTED,
+    mark: str | None = None,
     n_jobs: int | None = None,
 ) -> None:
     """Write a page on which one looks at all images and chooses among them.
@@ -85,6 +89,12 @@ def write_page(
         page is one file.
     address : str
         Of that folder, seen from the page.
+    made : dict, optional
+        As from `how_made`.
+    words : Words
+        What reasons are called. With those of a map, the page has no errors and no threshold.
+    mark : str, optional
+        Of the result, for choices; by default as from `mark_of`.
     n_jobs : int, optional
         Workers, as joblib counts them. The page does not depend on it.
 
@@ -118,15 +128,26 @@ def write_page(
     averages, classes = class_data(result.views, result.keep)
     parts = {
         "title": escape(name),
-        "verdict": verdict_html(particles, result),
+        "kind": "map" if words is MAPPED else "run",
+        "of": "map" if words is MAPPED else "sorted",
+        "verdict": verdict_html(particles, result, words),
         "errors": errors_html(result.errors),
         "averages": _inline(sheet_png(averages)),
         "micrographs": micrographs_html(micrographs),
-        "run": run_html(result),
+        "run": run_html(result, made),
         "columns": "" if folder is None else f'<script src="{quote(address)}/{COLUMNS}"></script>',
         "data": _embedded(
             {
-                **page_data(particles, result, classes, name=name, size=size, rows=ROWS),
+                **page_data(
+                    particles,
+                    result,
+                    classes,
+                    name=name,
+                    size=size,
+                    rows=ROWS,
+                    words=words,
+                    mark=mark or mark_of(result),
+                ),
                 "sheets": sheets,
                 "columns": columns if folder is None else None,
             }

@@ -12,13 +12,13 @@ import numpy.typing as npt
 
 from fastsort._reasons import BAD_PIXELS, FLAT, NOISE, RARE_VIEW, REASONS, VALID
 from fastsort._types import Array, Bools, Floats, Indices
-from fastsort.decide.by_hand import best_first, mark_of, stays_rejected
+from fastsort.decide.by_hand import best_first, stays_rejected
 from fastsort.decide.copies import CONTENT, STAMP
 from fastsort.decide.rescue import Views
 from fastsort.decide.result import SortResult
 from fastsort.particles.source import Particles
 from fastsort.report.tiles import SIDE, Greys, average_tiles
-from fastsort.report.words import KINDS, LABELS, one_line
+from fastsort.report.words import Words, one_line
 
 MAX_CLASSES = 96
 # Of more images only the verdict is told, so that a browser can hold it.
@@ -148,7 +148,15 @@ def _packed(values: npt.ArrayLike, dtype: str) -> str:
 
 
 def page_data(
-    particles: Particles, result: SortResult, classes: list[int], *, name: str, size: int, rows: int
+    particles: Particles,
+    result: SortResult,
+    classes: list[int],
+    *,
+    name: str,
+    size: int,
+    rows: int,
+    words: Words,
+    mark: str,
 ) -> dict[str, Any]:
     """Return what the page knows besides the columns.
 
@@ -164,15 +172,18 @@ def page_data(
         Side of a tile in pixels; 0 where no tiles are shown.
     rows : int
         Rows and columns of tiles on a sheet.
+    words : Words
+    mark : str
+        Of the result: choices are taken back only where it is the same.
     """
     errors, known = result.errors, math.isfinite(particles.pixel_size)
     return {
         "name": name,
         "n": len(result.keep),
-        "mark": mark_of(result),
+        "mark": mark,
         "reasons": REASONS,
-        "labels": LABELS,
-        "kinds": KINDS,
+        "labels": words.labels,
+        "kinds": words.kinds,
         "valid": VALID,
         "rare_view": RARE_VIEW,
         "tile": size,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -15,34 +15,39 @@ from fastsort.decide.decoys import Estimate, EstimatedErrors
 from fastsort.decide.micrographs import MicrographTable
 from fastsort.decide.result import SortResult
 from fastsort.particles.source import Particles
+from fastsort.report.made import made_words
 from fastsort.report.tables import software_versions
-from fastsort.report.words import KINDS, LABELS, MEANINGS, diameter_words, flip_words, one_line
+from fastsort.report.words import SORTED, Words, diameter_words, flip_words, one_line
 
 MAX_ROWS, MAX_LISTED = 2000, 200
+# Letters of a command line that are shown.
+MAX_WORDS = 1000
 
 
 def _share(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "–"
 
 
-def verdict_html(particles: Particles, result: SortResult) -> str:
+def verdict_html(particles: Particles, result: SortResult, words: Words = SORTED) -> str:
     """Return the counts of kept, rejected and rescued images, and of images with each reason."""
     n, kept = len(result.keep), int(result.keep.sum())
     rescued = int((result.rescued & ~result.keep).sum())
-    figures = [("images", n), ("kept", kept), ("rejected", n - kept - rescued), ("rescued", rescued)]
+    figures = [("images", n), ("kept", kept), ("rejected", n - kept - rescued)]
+    # A map rescues nothing.
+    figures += [("rescued", rescued)] if words is SORTED else []
     facts = [
         diameter_words(result),
         f"box {particles.box} px",
         f"{particles.pixel_size:.4g} Å/px" if math.isfinite(particles.pixel_size) else "pixel size unknown",
-        f"{result.contrast} particles",
+        *([] if result.contrast == "unknown" else [f"{result.contrast} particles"]),
         flip_words(result),
     ]
     counts = [int((result.reason == name).sum()) for name in REASONS]
     present = [code for code in range(len(REASONS)) if counts[code]]
     rows = [
-        f'<tr class="{KINDS[code]}"><th scope="row">{LABELS[code]}</th><td class="num">{counts[code]:,}</td>'
-        f'<td class="num">{_share(counts[code], n)}</td><td class="bar">{_bar(counts[code] / n)}</td>'
-        f"<td>{MEANINGS[code]}</td></tr>"
+        f'<tr class="{words.kinds[code]}"><th scope="row">{words.labels[code]}</th>'
+        f'<td class="num">{counts[code]:,}</td><td class="num">{_share(counts[code], n)}</td>'
+        f'<td class="bar">{_bar(counts[code] / n)}</td><td>{words.meanings[code]}</td></tr>'
         for code in sorted(present, key=lambda code: (code != VALID, -counts[code]))
     ]
     blocks = [
@@ -212,17 +217,16 @@ def _trends(trends: dict[str, float]) -> str:
     return f"<p>Junk depends on: {'; '.join(phrases)}.</p>"
 
 
-def run_html(result: SortResult) -> str:
-    """Return the parameters of the run, the versions of the software, and the time of each stage."""
+def run_html(result: SortResult, made: dict[str, Any] | None) -> str:
+    """Return where the results come from, the parameters, the versions of the software, and times."""
     parameters: dict[str, Any] = {
         name: "default" if value is None else value for name, value in result.parameters.items()
     }
-    tables: dict[str, dict[str, Any]] = {
-        "Parameters": {
-            **parameters,
-            "threshold on the score": result.threshold,
-            "votes": ", ".join(result.votes),
-        },
+    if result.votes:
+        parameters |= {"threshold on the score": result.threshold, "votes": ", ".join(result.votes)}
+    tables: dict[str, Mapping[str, Any]] = {
+        "Origin": made_words(made),
+        "Parameters": parameters,
         "Versions": software_versions(),
         "Seconds": result.seconds,
     }
@@ -232,11 +236,12 @@ def run_html(result: SortResult) -> str:
             ("name", "value"),
             [
                 f'<tr><th scope="row">{escape(one_line(str(name)))}</th>'
-                f"<td>{escape(one_line(_plain(value)))}</td></tr>"
+                f"<td>{escape(one_line(_plain(value), MAX_WORDS))}</td></tr>"
                 for name, value in entries.items()
             ],
         )
         for caption, entries in tables.items()
+        if entries
     )
 
 

@@ -6,8 +6,9 @@ let shown = new Int32Array(0), selected = new Set(), current = -1, anchor = 0;
 const only = { label: null, micrograph: null, region: null };
 
 const sortable = () => [
-  { title: "junk probability and score", get: i => columns.place[i] },
-  { title: "junk probability", get: i => columns.p[i] }, { title: "score", get: i => columns.score[i] },
+  { title: order.length ? "junk probability and score" : "verdict and score", get: i => columns.place[i] },
+  ...(order.length ? [{ title: "junk probability", get: i => columns.p[i] }] : []),
+  { title: "score", get: i => columns.score[i] },
   { title: "place in the input", get: i => i },
   ...(columns.micrograph ? [{ title: "micrograph", get: i => columns.micrograph[i] }] : []),
   ...(columns.label ? [{ title: "class", get: i => columns.label[i] }] : []),
@@ -181,7 +182,8 @@ function showLarge() {
     ["verdict", verdictOf(i)],
     ["the run's verdict", data.labels[runReason(i)]],
     ...(isKept(i) && columns.why[i] !== VALID ? [["would be rejected as", data.labels[columns.why[i]]]] : []),
-    ["junk probability", Number.isFinite(columns.p[i]) ? columns.p[i].toFixed(4) : "unknown"], ["score", shortNumber(columns.score[i])],
+    ...(order.length ? [["junk probability", Number.isFinite(columns.p[i]) ? columns.p[i].toFixed(4) : "unknown"]] : []),
+    ["score", shortNumber(columns.score[i])],
     ...columns.numbers.map(({ title, values }) => [title, shortNumber(values[i])])];
   const pictures = element("div", { class: "pictures" });
   if (data.tile) {

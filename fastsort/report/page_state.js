@@ -61,7 +61,7 @@ const runReason = i => columns.state[i] & KEPT ? VALID : columns.why[i];
 // An image that a person rejected is no longer set aside as a rare view.
 const reasonOf = i => isKept(i) ? VALID : columns.why[i];
 const kindOf = i => byHand[i] < 0 ? "rejected" : data.kinds[reasonOf(i)];
-const verdictOf = i => byHand[i] ? `${kindOf(i)} by hand` : kindOf(i) === "rejected" ? data.reasons[reasonOf(i)] : kindOf(i);
+const verdictOf = i => byHand[i] ? `${kindOf(i)} by hand` : kindOf(i) === "rejected" ? data.labels[reasonOf(i)] : kindOf(i);
 
 function nameOf(i) {
   if (columns.stacks) return `${String(columns.number[i]).padStart(columns.width, "0")}@${columns.stacks[columns.stack[i]]}`;

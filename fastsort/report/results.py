@@ -10,6 +10,7 @@ from fastsort._types import FilePath
 from fastsort.decide.result import SortResult
 from fastsort.particles.source import Particles
 from fastsort.report.folder import MICROGRAPHS, RESULTS
+from fastsort.report.made import how_made
 from fastsort.report.micrographs import find_micrographs, write_micrographs
 from fastsort.report.recentre import origin_columns
 from fastsort.report.tables import summarize, write_tables
@@ -24,6 +25,7 @@ def write_results(
     recentre: bool = False,
     learned: dict[str, Any] | None = None,
     score_field: bool = False,
+    command: str | None = None,
 ) -> dict[str, Any]:
     """Write everything but the picture and the page.
 
@@ -44,11 +46,13 @@ def write_results(
         As for `write_tables`.
     score_field : bool
         As for `write_tables`.
+    command : str, optional
+        The command line, for the summary.
 
     Returns
     -------
     summary : dict
-        As from `summarize`.
+        As from `summarize`, with "made" as from `how_made`.
 
     Raises
     ------
@@ -60,6 +64,7 @@ def write_results(
     folder = Path(folder)
     micrographs = find_micrographs(particles, result)
     origins = origin_columns(particles, result.offset, result.keep) if recentre else None
+    made = how_made(particles, command)
     write_tables(
         folder,
         particles,
@@ -69,8 +74,9 @@ def write_results(
         origins=origins,
         learned=learned,
         score_field=score_field,
+        made=made,
     )
     save(folder / RESULTS, result._replace(subspaces=None))
     if micrographs is not None:
         write_micrographs(folder / MICROGRAPHS, micrographs)
-    return summarize(particles, result, micrographs)
+    return {**summarize(particles, result, micrographs), "made": made}

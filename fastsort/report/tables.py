@@ -46,6 +46,7 @@ def write_tables(
     origins: Mapping[str, Sequence[str]] | None = None,
     learned: dict[str, Any] | None = None,
     score_field: bool = False,
+    made: dict[str, Any] | None = None,
 ) -> None:
     """Write the verdicts.
 
@@ -71,6 +72,8 @@ def write_tables(
         What an earlier summary says of the subspaces, where the result no longer holds them.
     score_field : bool
         Whether .cs files get the fields ``fastsort/score`` and ``fastsort/junk_probability``.
+    made : dict, optional
+        As from `how_made`.
 
     Raises
     ------
@@ -88,6 +91,7 @@ def write_tables(
         write_subset(folder, name, table, indices, added)
     _write_scores(folder / "scores.csv", particles, result)
     summary = summarize(particles, result, micrographs)
+    summary["made"] = made
     summary["recentred"] = origins is not None
     summary["score_field"] = score_field
     summary["subspaces"] = summary["subspaces"] or learned
