@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import starfile
+import test_page
 from sklearn.metrics import adjusted_rand_score
 from test_denoise import flag_optics
 from test_likelihood import correlation, picture, planted
@@ -39,6 +40,8 @@ from fastsort.report.selection import select_classes
 from fastsort.simulate import write_project
 
 pytestmark = pytest.mark.slow
+
+browser = test_page.browser
 
 FILES = {
     "particles.star",
@@ -630,6 +633,23 @@ def test_choices_by_hand_on_a_map(finished, result, tmp_path, capsys):
         )
     hand = np.array(column(tmp_path / "same" / "images.csv", "by_hand"), int)
     np.testing.assert_array_equal(hand, np.where(keep == result.keep, 0, np.where(keep, 1, -1)))
+
+
+def test_classes_are_chosen_on_the_page(browser, finished, result, tmp_path):
+    browser.open(finished / "report.html")
+    browser.run("localStorage.clear()")
+    browser.open(finished / "report.html")
+    assert browser.run("getComputedStyle(document.getElementById('threshold')).display") == "none"
+    label = int(result.classes.label[result.keep][0])
+    members = result.classes.label == label
+    browser.run(f"document.querySelector('[aria-label=\"reject class {label + 1}\"]').click()")
+    browser.settle()
+    left = int((result.keep & ~members).sum())
+    assert browser.text("now") == f"{left} kept"
+    saved = browser.save("save", "choices.json")
+    assert call("apply", saved, finished, "-o", tmp_path / "out", "--quiet") == 0
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["kept"] == left
+    assert browser.complaints() == []
 
 
 @pytest.mark.parametrize(
