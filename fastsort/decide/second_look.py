@@ -69,6 +69,7 @@ def look_again(
     spoilt = _on_contamination(store, learned, n_jobs)
     if spoilt[result.keep].mean() < MOST_SPOILT:
         result = _without(result, spoilt)
+        result = result._replace(learned=result.learned._replace(picks=learned))
     if found is None or found >= FOUND or result.errors is None:
         return result
     remark = (

@@ -16,6 +16,7 @@ from fastsort.decide.combine import weighted
 from fastsort.decide.reasons import LearnedReasons, likeliest_reasons
 from fastsort.invariants.filter import InvariantResult, LearnedClasses, invariant_filter
 from fastsort.particles.source import Particles
+from fastsort.picking.learn import LearnedPicks
 from fastsort.radial.filter import RadialResult, radial_filter
 from fastsort.radial.learn import LearnedRadial
 from fastsort.subspaces.filter import EXCESS, SubspaceResult, subspace_filter
@@ -56,6 +57,9 @@ class LearnedVerdict(NamedTuple):
         Share of junk, estimated in two ways, as `Combination.shares`; NaN with one method.
     reasons : LearnedReasons or None
         What tells the reasons apart; None with one method, and in results of version 0.1.0.
+    picks : LearnedPicks or None
+        What a picker learned from the micrographs, which tells what is contaminated; None where particles
+        were not extracted from micrographs.
     """
 
     methods: LearnedMethods
@@ -63,6 +67,7 @@ class LearnedVerdict(NamedTuple):
     decoys: dict[str, Floats]
     shares: tuple[float, float]
     reasons: LearnedReasons | None = None
+    picks: LearnedPicks | None = None
 
     @property
     def learned(self) -> LearnedMethods:
