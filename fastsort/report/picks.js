@@ -5,8 +5,8 @@ const $ = id => document.getElementById(id);
 const N = data.n, UNUSABLE = 1;
 // Filled by readPlaces, one entry a place.
 const columns = { state: new Uint8Array(N) };
-// The page opens with the run's threshold.
-const threshold = { mode: "run", probability: data.threshold };
+// The page opens with the run's threshold. The number of the best is not chosen here.
+const threshold = { mode: "run", probability: data.threshold, best: 0 };
 // Parts of the page that are drawn again when a verdict changes.
 const drawn = [];
 let byHand, shownPicture = 0, active = -1, circles = new Map(), waiting = false;
@@ -253,7 +253,7 @@ function startTable() {
       button.addEventListener("click", () => showPicture(pictures.get(micrograph)));
       head.replaceChildren(button);
     }
-    for (const [words, value] of [["Reject", -1], ["Keep", 1], ["As the run", 0]]) {
+    for (const [words, value] of [["Reject", -1], ["Keep", 1], ["As run", 0]]) {
       const button = element("button", { type: "button", "aria-label": `${words}: ${data.micrographs[micrograph]}` }, words);
       button.addEventListener("click", () => chooseMicrograph(micrograph, value));
       hand.append(button);

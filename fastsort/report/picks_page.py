@@ -111,7 +111,7 @@ def write_picks_page(
     parts = {
         "title": escape(title),
         "facts": _facts(result),
-        "table": _table(result),
+        "table": _table(result, len(pictures)),
         "columns": "" if beside is None else f'<script src="{quote(PAGE_IMAGES)}/{COLUMNS}"></script>',
         "data": _embedded(
             {**_page_data(title, result), "columns": columns if beside is None else None},
@@ -209,8 +209,8 @@ def _facts(result: PickResult) -> str:
     )
 
 
-def _table(result: PickResult) -> str:
-    """Return the table of all micrographs; the page adds its buttons."""
+def _table(result: PickResult, n_shown: int) -> str:
+    """Return the table of all micrographs, of which some have a picture; the page adds its buttons."""
     n = len(result.names)
     kept = np.bincount(result.micrograph[result.keep], minlength=n)
     places = np.bincount(result.micrograph, minlength=n)
@@ -226,8 +226,9 @@ def _table(result: PickResult) -> str:
         '<td class="hand"></td></tr>'
         for k, name in enumerate(_short_names(result))
     )
+    told = f'<p class="hint">{n_shown:,} of {n:,} can be seen.</p>' if 0 < n_shown < n else ""
     return (
-        '<div class="scroll" tabindex="0" role="region" aria-label="Table of micrographs">'
+        f'{told}<div class="scroll" tabindex="0" role="region" aria-label="Table of micrographs">'
         '<table id="micrographs"><caption>Click a heading to sort by it, and a name to see the micrograph'
         f'</caption><thead><tr>{heads}<th scope="col">by hand</th></tr></thead>'
         f"<tbody>\n{rows}\n</tbody></table></div>"
