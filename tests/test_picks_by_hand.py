@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from test_page import Browser
-from test_pick import ACROSS, GIVEN, assert_same_bits, call, coordinates_in, disks, write_micrograph
+from test_pick import GIVEN, call, coordinates_in, disks, write_micrograph
 
 import fastsort as fs
 from fastsort import pick
@@ -399,6 +399,5 @@ def test_mistakes_are_told_and_leave_nothing(run, tmp_path, capsys, words, part)
 def test_the_kind_of_a_result_is_told_without_reading_it(run, tmp_path):
     assert kind_of(run.picked / "results.npz") == "pick-result"
     assert kind_of(run.picked / "summary.json") is None and kind_of(tmp_path / "none.npz") is None
-    # A result of before choices has no field for them.
-    assert_same_bits(run.result.by_hand, None)
-    assert ACROSS == run.result.diameter_px
+    save(tmp_path / "other.npz", run.result.learned)
+    assert kind_of(tmp_path / "other.npz") == "learned-picks"
