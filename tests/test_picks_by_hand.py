@@ -371,6 +371,8 @@ def test_micrographs_that_have_moved_are_named_and_those_that_are_gone_not_shown
         (["CHOICES", "PICKED", "--learn"], "--learn does nothing with what a person chose of picks"),
         (["CHOICES", "PICKED", "--threshold", "0.5"], "--threshold does nothing"),
         (["OTHER", "PICKED"], "the page of another run"),
+        (["BEST", "PICKED"], "save the choices on the page again"),
+        (["BOTH", "PICKED"], "save the choices on the page again"),
         (["FEWER", "PICKED"], "the folder of that page"),
         (["LIST", "PICKED"], "999999"),
         (["CHOICES", "DAMAGED"], "pick again"),
@@ -388,6 +390,8 @@ def test_mistakes_are_told_and_leave_nothing(run, tmp_path, capsys, words, part)
         "LIST": tmp_path / "list.txt",
         "CHOICES": written(tmp_path / "choices.json", choices_of(run.result)),
         "OTHER": written(tmp_path / "other.json", choices_of(run.result, mark="another")),
+        "BEST": written(tmp_path / "best.json", choices_of(run.result, threshold={"best": 3})),
+        "BOTH": written(tmp_path / "both.json", choices_of(run.result, keep=[[0, 1]], reject=[[1, 2]])),
         "FEWER": written(tmp_path / "fewer.json", choices_of(run.result, images=3)),
     }
     assert call("apply", *(given.get(word, word) for word in words), "-o", tmp_path / "out") == 1

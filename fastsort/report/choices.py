@@ -173,9 +173,11 @@ def apply_to_picks(path: FilePath, result: PickResult, choices: Choices) -> Pick
     Raises
     ------
     InputError
-        If the choices were made on another run.
+        If the choices were made on another run, or no page of picks has made them.
     """
     _check_same(path, choices, len(result.keep), mark_of_picks(result))
+    if choices.best is not None or len(np.intersect1d(choices.keep, choices.reject)):
+        raise InputError(f"{path} was changed after it was saved: save the choices on the page again.")
     by_hand = np.zeros(len(result.keep), np.int8)
     by_hand[choices.keep] = 1
     by_hand[choices.reject] = -1

@@ -247,7 +247,7 @@ function startThreshold() {
 function startTable() {
   const pictures = new Map(columns.pictures.map(({ micrograph }, at) => [micrograph, at]));
   const rows = Array.from($("micrographs").tBodies[0].rows, (row, micrograph) => {
-    const [head, kept, rejected, , hand] = row.cells;
+    const [head, kept, rejected] = row.cells, hand = element("div", { class: "hand" });
     if (pictures.has(micrograph)) {
       const button = element("button", { type: "button", title: "show its picture" }, head.textContent);
       button.addEventListener("click", () => showPicture(pictures.get(micrograph)));
@@ -258,6 +258,7 @@ function startTable() {
       button.addEventListener("click", () => chooseMicrograph(micrograph, value));
       hand.append(button);
     }
+    head.append(hand);
     return { row, kept, rejected };
   });
   drawn.push(({ kept }) => rows.forEach(({ row, kept: cell, rejected }, micrograph) => {

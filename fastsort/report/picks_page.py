@@ -222,15 +222,14 @@ def _table(result: PickResult, n_shown: int) -> str:
     rows = "\n".join(
         f'<tr><th scope="row">{escape(name)}</th>{_cell(kept[k], f"{kept[k]:,}")}'
         f"{_cell(places[k] - kept[k], f'{places[k] - kept[k]:,}')}"
-        f"{_cell(result.contaminated[k], f'{100 * result.contaminated[k]:.1f} %')}"
-        '<td class="hand"></td></tr>'
+        f"{_cell(result.contaminated[k], f'{100 * result.contaminated[k]:.1f} %')}</tr>"
         for k, name in enumerate(_short_names(result))
     )
     told = f'<p class="hint">{n_shown:,} of {n:,} can be seen.</p>' if 0 < n_shown < n else ""
     return (
         f'{told}<div class="scroll" tabindex="0" role="region" aria-label="Table of micrographs">'
         '<table id="micrographs"><caption>Click a heading to sort by it, and a name to see the micrograph'
-        f'</caption><thead><tr>{heads}<th scope="col">by hand</th></tr></thead>'
+        f"</caption><thead><tr>{heads}</tr></thead>"
         f"<tbody>\n{rows}\n</tbody></table></div>"
     )
 
