@@ -205,6 +205,23 @@ def load(path: FilePath) -> Any:
     )
 
 
+def kind_of(path: FilePath) -> str | None:
+    """Return the name, as in `SAVED_TYPES`, of what a file holds; None where that cannot be told.
+
+    Parameters
+    ----------
+    path : path
+        No array in it is read.
+    """
+    # As in `load`, which says what is wrong.
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            written = json.loads(arrays[_STRUCTURE].tobytes())["value"]["named"]
+    except Exception:
+        return None
+    return written if isinstance(written, str) else None
+
+
 def _encode(value: Any, arrays: dict[str, Array]) -> Any:
     """Return a value as JSON can hold it, its arrays laid aside."""
     kind = type(value)

@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 from fastsort._brief import brief
 from fastsort._checks import InputError, check_is, check_positive, check_workers
 from fastsort._progress import Progress, part_of
-from fastsort._types import Array, Bools, FilePath, Floats, Numbers, Singles, Words
+from fastsort._types import Array, Bools, Codes, FilePath, Floats, Numbers, Singles, Words
 from fastsort.images.batches import map_batches
 from fastsort.images.work import WorkFolder, fingerprint, work_folder
 from fastsort.particles.doubts import stack_doubts
@@ -28,8 +28,8 @@ from fastsort.picking.contamination import AGGREGATE, WORDS, kinds_of
 from fastsort.picking.learn import LearnedPicks, learn_from
 from fastsort.picking.look import look_at
 
-REASONS = ("valid", "noise", *WORDS)
-VALID, NOISE, FIRST_WORD = 0, 1, 2
+REASONS = ("valid", "noise", *WORDS, "by_hand")
+VALID, NOISE, FIRST_WORD, BY_HAND = 0, 1, 2, 2 + len(WORDS)
 # So many micrographs teach what particles look like.
 N_LEARNED_FROM = 6
 # After so many micrographs a run saves what it has found.
@@ -60,7 +60,8 @@ class PickResult(NamedTuple):
         Response of the template, in deviations.
     keep : ndarray of bool, shape (n,)
     reason : ndarray of str, shape (n,)
-        "valid", or why it is no particle: "noise", "contamination", "carbon", "ice", "aggregate".
+        "valid", or why it is no particle: "noise", "contamination", "carbon", "ice", "aggregate"; "by_hand"
+        where a person rejected what the threshold keeps.
     contaminated : ndarray of float64, shape (m,)
         Part of the area of each micrograph in which no particle can be seen.
     diameter, diameter_px : float
@@ -79,6 +80,8 @@ class PickResult(NamedTuple):
         Micrographs that could not be read, and why.
     doubts : tuple of str
     seconds : dict of str to float
+    by_hand : ndarray of int8, shape (n,), or None
+        1 for places that a person kept, -1 for rejected ones, 0 for all others; None where nobody chose.
     """
 
     names: Words
@@ -100,6 +103,7 @@ class PickResult(NamedTuple):
     failed: dict[str, str]
     doubts: tuple[str, ...]
     seconds: dict[str, float]
+    by_hand: Codes | None = None
 
 
 class MicrographPicks(NamedTuple):
@@ -220,7 +224,7 @@ def pick_particles(
     unit = listed.pixel_size if math.isfinite(listed.pixel_size) else 1.0
     across = None if diameter is None else _diameter_px(diameter, unit, listed)
     if threshold is not None:
-        _check_threshold(threshold)
+        check_threshold(threshold)
     margin = None
     if contamination_margin is not None:
         margin = _check_margin(contamination_margin) / unit
@@ -276,7 +280,8 @@ def _diameter_px(diameter: float, unit: float, listed: MicrographList) -> float:
     return across
 
 
-def _check_threshold(threshold: float) -> None:
+def check_threshold(threshold: float) -> None:
+    """Refuse a threshold that is no probability."""
     if not 0 < threshold < 1:
         raise InputError(f"threshold is a probability between 0 and 1; got {threshold:g}.")
 
@@ -469,9 +474,10 @@ def _doubts(listed: MicrographList, learned: LearnedPicks | None, diameter_found
 def _after(earlier: PickResult, new: PickResult) -> PickResult:
     """Put what was found in new micrographs after what an earlier run has found."""
     if new.threshold != earlier.threshold:
-        keep = earlier.probability >= new.threshold
-        reason = np.where(keep, REASONS[VALID], np.where(earlier.keep, REASONS[NOISE], earlier.reason))
-        earlier = earlier._replace(keep=keep, reason=reason)
+        earlier = judge_picks(earlier, new.threshold)
+    by_hand = earlier.by_hand
+    if by_hand is not None:
+        by_hand = np.concatenate([by_hand, np.zeros(len(new.x), np.int8)])
     micrograph = np.concatenate([earlier.micrograph, new.micrograph + np.int32(len(earlier.names))])
     return new._replace(
         names=np.concatenate([earlier.names, new.names]),
@@ -484,4 +490,44 @@ def _after(earlier: PickResult, new: PickResult) -> PickResult:
         reason=np.concatenate([earlier.reason, new.reason]),
         contaminated=np.concatenate([earlier.contaminated, new.contaminated]),
         diameter_found=earlier.diameter_found,
+        by_hand=by_hand,
     )
+
+
+def judge_picks(
+    result: PickResult, threshold: float | None = None, by_hand: Codes | None = None
+) -> PickResult:
+    """Judge the same places by another threshold, or by what a person chose; probabilities stay.
+
+    Parameters
+    ----------
+    result : PickResult
+        Of n places.
+    threshold : float, optional
+        Least probability of what is kept; by default that of the result.
+    by_hand : ndarray of int8, shape (n,), optional
+        1 for places to keep whatever their probability, -1 for those to reject, 0 for all others; by default
+        those of the result.
+
+    Returns
+    -------
+    result : PickResult
+        With another `keep`, `reason`, `threshold` and `by_hand`. What was kept before
+        and the threshold rejects now is "noise".
+
+    Raises
+    ------
+    InputError
+        If the threshold is no probability.
+    """
+    if threshold is None:
+        threshold = result.threshold
+    else:
+        check_threshold(threshold)
+    by_hand = result.by_hand if by_hand is None else by_hand
+    likely = result.probability >= threshold
+    keep = likely if by_hand is None else np.where(by_hand == 0, likely, by_hand > 0)
+    no_particle = ~np.isin(result.reason, (REASONS[VALID], REASONS[BY_HAND]))
+    why = np.where(likely, REASONS[BY_HAND], np.where(no_particle, result.reason, REASONS[NOISE]))
+    reason = np.where(keep, REASONS[VALID], why)
+    return result._replace(keep=keep, reason=reason, threshold=threshold, by_hand=by_hand)

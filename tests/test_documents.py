@@ -206,6 +206,7 @@ def save_choices(folder, command):
     images, mark = (re.search(rf'"{key}":"?(\w+)', page)[1] for key in ("n", "mark"))
     told = {"kind": "fastsort choices", "version": 1, "images": int(images), "mark": mark}
     rest = {"threshold": {"best": 40} if name == "sorted" else None, "keep": [[3, 5]], "reject": [[8, 8]]}
+    (folder / "kept_places.txt").write_text("0\n2\n")
     (folder / "choices.json").write_text(json.dumps({**told, **rest}))
 
 

@@ -333,8 +333,8 @@ def test_the_table_of_micrographs_counts_picks(finished, result):
 def test_the_page_names_micrographs_and_needs_no_other_file(finished, disk_set):
     page = (finished / "report.html").read_text()
     for path in disk_set.paths:
-        assert f"{Path(path).name}: <span" in page
-    assert page.count("<figure>") == 3 and page.count("data:image/png;base64,") == 3
+        assert f'<th scope="row">{Path(path).name}</th>' in page
+    assert page.count('"src":"data:image/png;base64,') == 3
     # The name of SVG is no address.
     assert not re.search(r"https?://|@import|url\(", page.replace("http://www.w3.org/2000/svg", ""))
     assert all(link.startswith("data:") for link in re.findall(r"(?:href|src)=[\"']([^\"']*)", page))

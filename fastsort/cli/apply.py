@@ -1,9 +1,10 @@
-"""``fastsort apply``: choices made by hand, a list of images, or a finished run with another threshold."""
+"""``fastsort apply``: choices made by hand, a list, or a finished run with another threshold."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
 from typing import TYPE_CHECKING
 
 from fastsort._checks import InputError
@@ -21,11 +22,14 @@ from fastsort.cli.options import (
     refuse_all_but,
     refuse_given,
 )
-from fastsort.cli.printing import drawing, print_learned, print_verdicts
+from fastsort.cli.printing import drawing, print_learned, print_picks_again, print_verdicts
 
 if TYPE_CHECKING:
     from fastsort.decide.result import SortResult
+    from fastsort.particles.micrographs import MicrographList
+    from fastsort.pick import PickResult
     from fastsort.report.finished import Finished
+    from fastsort.report.picks import FinishedPicks
 
 _ALWAYS = ("chosen", "input", "output", "overwrite", "quiet")
 # What says how micrographs and picks are opened. No pixel is read, so that --bright has no effect.
@@ -50,6 +54,7 @@ def add_apply(commands: Commands) -> None:
     learn = "with CHOICES: also learn from them what else to keep or reject"
     add("--learn", action="store_true", help=learn)
     add_strictness(parser, with_probability=True)
+    add("--threshold", type=float, metavar="P", help="of picks: keep what is a particle with probability P")
     add_reading(parser)
     add_micrographs(parser, reads_pixels=False)
     add("--overwrite", action="store_true", help="replace earlier results in DIR")
@@ -59,10 +64,15 @@ def add_apply(commands: Commands) -> None:
 def run_apply(options: argparse.Namespace) -> None:
     """Run the command."""
     from fastsort._checks import check_output_folder
+    from fastsort._saved import kind_of
+    from fastsort.report.folder import RESULTS
     from fastsort.report.selection import holds_map
 
     check_output_folder(options.output, options.overwrite)
-    if os.path.isdir(options.chosen):
+    run = options.chosen if os.path.isdir(options.chosen) else options.input
+    if run is not None and kind_of(os.path.join(run, RESULTS)) == "pick-result":
+        _apply_to_picks(options, run)
+    elif os.path.isdir(options.chosen):
         _apply_threshold(options)
     elif options.input is not None and holds_map(options.input):
         _apply_to_map(options)
@@ -152,6 +162,73 @@ def _apply_threshold(options: argparse.Namespace) -> None:
         raise InputError(f"say how much of {options.chosen} to keep: give one of {ways}.")
     result = cut_again(finished.result, **{name: getattr(options, name) for name in STRICTNESS})
     _write(options, finished, result, [])
+
+
+def _apply_to_picks(options: argparse.Namespace, run: str) -> None:
+    """Write finished picks as a person chose, or with another threshold; no place is looked for again."""
+    from fastsort.particles.micrographs import list_micrographs
+    from fastsort.pick import judge_picks
+    from fastsort.report.choices import apply_to_picks, holds_choices, read_choices
+    from fastsort.report.picks import list_again, list_of_picks, open_picks
+
+    finished = open_picks(run)
+    inputs = []
+    useful = [*_ALWAYS, "micrographs"]
+    if options.micrographs is not None:
+        useful.append("data_dir")
+    if run == options.chosen:
+        refuse_all_but(options, [*useful, "threshold"], "with a folder of picks")
+        if options.input is not None:
+            raise InputError(
+                f"{options.input} does nothing with picks: give --micrographs if these have moved."
+            )
+        if options.threshold is None:
+            raise InputError(f"say how much of {run} to keep: give --threshold.")
+        result = judge_picks(finished.result, options.threshold)
+    else:
+        refuse_all_but(options, useful, "with what a person chose of picks")
+        inputs.append(options.chosen)
+        if holds_choices(options.chosen):
+            result = apply_to_picks(options.chosen, finished.result, read_choices(options.chosen))
+        else:
+            result = list_of_picks(options.chosen, finished.result)
+    listed = (
+        list_again(finished)
+        if options.micrographs is None
+        else list_micrographs(options.micrographs, data_dir=options.data_dir)
+    )
+    if listed is not None:
+        inputs += [header.path for header in listed.headers]
+    _write_picks(options, finished, result, listed, inputs)
+
+
+def _write_picks(
+    options: argparse.Namespace,
+    finished: FinishedPicks,
+    result: PickResult,
+    listed: MicrographList | None,
+    inputs: list[str],
+) -> None:
+    from fastsort.report.folder import results_folder
+    from fastsort.report.picks import extracted_box, finish_summary, write_picks_again
+    from fastsort.report.picks_page import write_picks_page
+
+    title = os.path.basename(os.path.abspath(options.output))
+    with results_folder(options.output, overwrite=options.overwrite, inputs=inputs) as partial:
+        summary = write_picks_again(partial, options.output, finished, result)
+        finish_summary(partial, summary)
+        write_picks_page(partial, title, listed, result, n_jobs=-1)
+    if options.quiet:
+        return
+    notes = []
+    box = extracted_box(finished)
+    if box is not None:
+        given = [options.micrographs] if options.micrographs is not None else finished.given()
+        words = ["fastsort", "pick", *given, "-o", options.output, "--update", "--write-stack", "--box", box]
+        notes.append(f"particles are not extracted again; to do so: {shlex.join(map(str, words))}")
+    if listed is None:
+        notes.append("the micrographs are not at hand, so the page shows none: give --micrographs")
+    print_picks_again(summary, options.output, notes)
 
 
 def _write(options: argparse.Namespace, finished: Finished, result: SortResult, inputs: list[str]) -> None:

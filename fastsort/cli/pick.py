@@ -106,7 +106,7 @@ def _pick_into(
     from fastsort.images.cluster import use_cluster
     from fastsort.particles.micrographs import list_micrographs
     from fastsort.pick import pick_particles
-    from fastsort.report.folder import PAGE, results_folder
+    from fastsort.report.folder import results_folder
     from fastsort.report.picks import (
         check_all_given,
         file_names,
@@ -151,12 +151,18 @@ def _pick_into(
                 progress=progress,
             )
         summary = write_picks(partial, options.output, result, parameters)
+        summary["opened_with"] = {
+            "micrographs": options.input,
+            "folder": os.getcwd(),
+            "data_dir": options.data_dir and os.path.abspath(options.data_dir),
+        }
         if options.coords_suffix:
             write_coords_suffix(partial, result, str(options.input[0]))
         if options.write_stack:
             summary["particles"] = write_particles(partial, options.output, listed, result, options.box)
         finish_summary(partial, summary)
-        write_picks_page(partial / PAGE, os.path.basename(os.path.normpath(folder)), listed, result)
+        title = os.path.basename(os.path.normpath(folder))
+        write_picks_page(partial, title, listed, result, n_jobs=options.jobs)
     talk = options.talk
     talk.summary(options.output, lambda: print_picks(summary, options.output, talk.seconds))
     return result

@@ -114,6 +114,15 @@ def print_picks(summary: dict[str, Any], folder: str | os.PathLike[str], seconds
     print(f"{seconds:.1f} s, {n / seconds if seconds else 0:,.1f} micrographs/s; results in {folder}")
 
 
+def print_picks_again(summary: dict[str, Any], folder: str | os.PathLike[str], notes: Sequence[str]) -> None:
+    """Print what was picked after another verdict, and what else is to be said, one line each."""
+    n, by_hand = summary["places"], summary["by_hand"]
+    chosen = f"; {by_hand:,} chosen by hand" if by_hand else ""
+    print(f"{summary['kept']:,} of {_count(n, 'place')} kept{chosen}; results in {folder}")
+    for note in notes:
+        print(note)
+
+
 def _print_doubts(doubts: Sequence[str]) -> None:
     for doubt in doubts:
         _print_wrapped(f"doubt: {doubt}", "", 2)

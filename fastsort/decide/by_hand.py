@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from fastsort._checks import InputError
 from fastsort._reasons import BAD_PIXELS, DUPLICATE, FLAT, OUTSIDE, REASONS, VALID
-from fastsort._types import Bools, Indices
+from fastsort._types import Array, Bools, Indices
 from fastsort.decide.result import SortResult
 from fastsort.decide.verdict import with_verdict
 
@@ -161,8 +161,13 @@ def mark_of(result: SortResult) -> str:
     mark : str
         16 letters; another one for any other scores or verdicts.
     """
+    return mark_of_columns(result.score, result.junk_probability, result.keep)
+
+
+def mark_of_columns(*columns: Array) -> str:
+    """Return a short mark of some columns, as `mark_of` does of a result."""
     digest = hashlib.sha256()
-    for values in (result.score, result.junk_probability, result.keep):
+    for values in columns:
         digest.update(np.ascontiguousarray(values).tobytes())
     return digest.hexdigest()[:16]
 

@@ -73,6 +73,14 @@ def look_at(image: Singles, learned: LearnedPicks, margin: float | None = None) 
     return Seen(surface, maps, bad, clean, places, likely)
 
 
+def levelled(image: Singles, learned: LearnedPicks) -> tuple[Surface, Bools] | None:
+    """Return the surface of a micrograph, and where it is contaminated, as in `Seen`, without looking for
+    places; None where it shows nothing.
+    """
+    surface = level(image, REACH * learned.width)
+    return None if surface is None else (surface, _contamination(surface, learned, None)[1])
+
+
 def clean_area(image: Singles, learned: LearnedPicks) -> Bools | None:
     """Return where a micrograph is usable and not contaminated, as in `Seen`; None where it shows nothing."""
     surface = level(image, REACH * learned.width)

@@ -9,9 +9,10 @@ import numpy as np
 
 from fastsort._checks import InputError, check_readable
 from fastsort._types import FilePath, Indices
-from fastsort.decide.by_hand import choose_by_hand, keep_best, mark_of
+from fastsort.decide.by_hand import choose_by_hand, keep_best, mark_of, mark_of_columns
 from fastsort.decide.result import SortResult
 from fastsort.decide.verdict import cut_again
+from fastsort.pick import PickResult, judge_picks
 
 KIND, VERSION = "fastsort choices", 1
 _FIRST = 64
@@ -27,7 +28,7 @@ class Choices(NamedTuple):
     mark : str
         Of the run's result, as `mark_of` tells.
     probability : float or None
-        The threshold on the junk probability, if it was moved.
+        The threshold, if it was moved: on the junk probability of images, on the probability of picks.
     best : int or None
         How many of the best images are kept, if that was chosen instead.
     keep, reject : ndarray of intp
@@ -145,7 +146,7 @@ def apply_choices(path: FilePath, result: SortResult, choices: Choices) -> SortR
     InputError
         If the choices were made on another run, or cannot be made on this.
     """
-    check_made_on(path, choices, len(result.keep), mark_of(result))
+    check_same(path, choices, len(result.keep), mark_of(result))
     if choices.probability is not None:
         result = cut_again(result, probability=choices.probability)
     elif choices.best is not None:
@@ -153,8 +154,43 @@ def apply_choices(path: FilePath, result: SortResult, choices: Choices) -> SortR
     return choose_by_hand(result, choices.keep, choices.reject)
 
 
-def check_made_on(path: FilePath, choices: Choices, n: int, mark: str) -> None:
-    """Refuse choices that were made on another page.
+def apply_to_picks(path: FilePath, result: PickResult, choices: Choices) -> PickResult:
+    """Judge picks as a person chose on their page.
+
+    Parameters
+    ----------
+    path : path
+        Of the choices, for messages.
+    result : PickResult
+        The run's.
+    choices : Choices
+        They take the place of earlier ones, which the page shows too.
+
+    Returns
+    -------
+    result : PickResult
+
+    Raises
+    ------
+    InputError
+        If the choices were made on another run, or no page of picks has made them.
+    """
+    check_same(path, choices, len(result.keep), mark_of_picks(result))
+    if choices.best is not None:
+        raise InputError(f"{path} was changed after it was saved: save the choices on the page again.")
+    by_hand = np.zeros(len(result.keep), np.int8)
+    by_hand[choices.keep] = 1
+    by_hand[choices.reject] = -1
+    return judge_picks(result, choices.probability, by_hand)
+
+
+def mark_of_picks(result: PickResult) -> str:
+    """Return a short mark of picks, as `mark_of` does of images."""
+    return mark_of_columns(result.x, result.y, result.probability, result.keep)
+
+
+def check_same(path: FilePath, choices: Choices, n: int, mark: str) -> None:
+    """Refuse choices that were made on another run.
 
     Parameters
     ----------
@@ -162,20 +198,23 @@ def check_made_on(path: FilePath, choices: Choices, n: int, mark: str) -> None:
         Of the choices, for messages.
     choices : Choices
     n : int
-        Number of images of the run.
+        Number of images, or of places, of the run.
     mark : str
         Of its result.
 
     Raises
     ------
     InputError
+        Also if an image is both kept and rejected.
     """
     if choices.images != n:
         raise InputError(
-            f"{path} was saved on a page of {choices.images:,} images, and the run has {n:,}: "
-            "give the folder of that page."
+            f"{path} was saved on a page of {choices.images:,} images or places, and the run has {n:,}: give "
+            "the folder of that page."
         )
     if choices.mark != mark:
         raise InputError(
             f"{path} was saved on the page of another run: its scores or verdicts are not those of this one."
         )
+    if len(np.intersect1d(choices.keep, choices.reject)):
+        raise InputError(f"{path} was changed after it was saved: save the choices on the page again.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from fastsort._reasons import FLAT, REASONS, UNLIKE, VALID
 from fastsort._types import Bools, Indices
 from fastsort.classify import MapResult
+from fastsort.decide.by_hand import mark_of_columns
 from fastsort.decide.rescue import Views
 from fastsort.decide.result import SortResult
 from fastsort.decide.votes import LearnedMethods, LearnedVerdict
@@ -81,8 +81,7 @@ def mark_of_map(label: Indices, keep: Bools) -> str:
     -------
     mark : str
     """
-    digest = hashlib.sha256(label.astype("<i8").tobytes() + np.asarray(keep, bool).tobytes())
-    return digest.hexdigest()[:16]
+    return mark_of_columns(label.astype("<i8"), np.asarray(keep, bool))
 
 
 def _as_judged(particles: Particles, result: MapResult) -> SortResult:

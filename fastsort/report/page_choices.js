@@ -1,6 +1,8 @@
 // What a person keeps and rejects: undone and redone, remembered by the browser, saved for "fastsort apply".
 const done = [], undone = [];
 const memory = `fastsort ${data.mark}`;
+// The page of picks calls them otherwise.
+const { one = "image", judged = "junk probability at most", list = "kept_images.txt" } = data.words || {};
 
 function choose(chosen, value, words) {
   const usable = Int32Array.from(chosen).filter(i => value <= 0 || !(columns.state[i] & UNUSABLE));
@@ -92,9 +94,9 @@ function saveText(text, name, type) {
 function savedList() {
   const lines = [];
   for (let i = 0; i < N; i++) if (isKept(i)) lines.push(i);
-  const how = { run: "the run's verdict", probability: `junk probability at most ${threshold.probability}`,
+  const how = { run: "the run's verdict", probability: `${judged} ${threshold.probability}`,
     best: `the ${images(threshold.best)} with the lowest junk probability` }[threshold.mode];
-  const head = [`# fastsort kept images: ${lines.length} of ${N}, counted from 0`, `# input: ${data.name}`,
+  const head = [`# fastsort kept ${one}s: ${lines.length} of ${N}, counted from 0`, `# input: ${data.name}`,
     `# chosen by: ${how}${byHand.some(Boolean) ? ", and by hand" : ""}`];
   return head.concat(lines).join("\n") + "\n";
 }
@@ -105,7 +107,7 @@ function startChoices() {
   $("forget").addEventListener("click", () => choose(Int32Array.from(byHand.keys()).filter(i => byHand[i]), 0,
     "All choices by hand taken back"));
   $("save").addEventListener("click", () => saveText(JSON.stringify(choices()), "choices.json", "application/json"));
-  $("save-list").addEventListener("click", () => saveText(savedList(), "kept_images.txt", "text/plain"));
+  $("save-list").addEventListener("click", () => saveText(savedList(), list, "text/plain"));
   $("load").addEventListener("change", event => {
     const file = event.target.files[0];
     if (file) file.text().then(text => {
@@ -127,6 +129,6 @@ function startChoices() {
     $("redo").disabled = !undone.length;
     $("forget").disabled = !chosen;
     $("now").textContent = `${count(kinds.kept)} kept`;
-    $("save-list").textContent = `Save list of kept images (${count(kinds.kept)})`;
+    $("save-list").textContent = `Save list of kept ${one}s (${count(kinds.kept)})`;
   });
 }

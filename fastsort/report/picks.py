@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastsort._checks import InputError
-from fastsort._saved import save
+from fastsort._checks import InputError, check_readable
+from fastsort._saved import load, save
 from fastsort._types import Bools, FilePath, Indices
-from fastsort.particles.micrographs import MicrographList
-from fastsort.particles.mrc import write_stack
+from fastsort.particles.micrographs import MicrographList, list_micrographs
+from fastsort.particles.mrc import read_header, write_stack
 from fastsort.particles.open import open_particles
-from fastsort.pick import REASONS, PickResult
+from fastsort.pick import REASONS, PickResult, judge_picks
 from fastsort.report.folder import COORDS, MICROGRAPHS, RESULTS, SCORES, SUMMARY, listed_folder
+from fastsort.report.lists import read_list
 from fastsort.report.tables import formatted, image_blocks, software_versions, write_json
 
 LIST, STACK, PARTICLES = "autopick.star", "particles.mrcs", "particles.star"
@@ -99,6 +101,130 @@ def write_picks(
     return summarize_picks(result, parameters)
 
 
+class FinishedPicks(NamedTuple):
+    """A finished run of picking, read back.
+
+    Attributes
+    ----------
+    folder : Path
+    result : PickResult
+    summary : dict
+        What ``summary.json`` holds.
+    """
+
+    folder: Path
+    result: PickResult
+    summary: dict[str, Any]
+
+    def given(self) -> list[str]:
+        """Return how the micrographs were named: as they were given, if that was in the folder at hand."""
+        how = self.summary.get("opened_with") or {}
+        here = how.get("folder") == os.getcwd()
+        names = how.get("micrographs") or ["MICROGRAPHS"]
+        if len(names) > 1:
+            return ["MICROGRAPHS"]
+        return names if here else [os.path.join(how.get("folder", ""), name) for name in names]
+
+
+def open_picks(folder: FilePath) -> FinishedPicks:
+    """Read back a finished run of picking.
+
+    Parameters
+    ----------
+    folder : path
+        As ``fastsort pick`` left it.
+
+    Returns
+    -------
+    finished : FinishedPicks
+
+    Raises
+    ------
+    InputError
+        If the folder holds no such run, or a damaged one.
+    """
+    folder = Path(folder)
+    result = load(folder / RESULTS)
+    n = np.size(getattr(result, "keep", ()))
+    columns = ("micrograph", "x", "y", "probability", "height", "reason")
+    if not isinstance(result, PickResult) or any(np.shape(getattr(result, name)) != (n,) for name in columns):
+        raise InputError(f"{folder} holds no whole run of `pick`: pick again.")
+    with check_readable(folder / SUMMARY) as file:
+        try:
+            summary = json.load(file)
+        except (ValueError, RecursionError):
+            summary = None
+    if not isinstance(summary, dict):
+        raise InputError(f"{folder / SUMMARY} is damaged: pick again.")
+    return FinishedPicks(folder, result, summary)
+
+
+def list_again(finished: FinishedPicks) -> MicrographList | None:
+    """Find the micrographs of a finished run where they were; None where they are no longer at hand."""
+    how = finished.summary.get("opened_with") or {}
+    size = finished.result.pixel_size
+    try:
+        return list_micrographs(
+            [os.path.join(how["folder"], name) for name in how["micrographs"]],
+            pixel_size=size if math.isfinite(size) else None,
+            data_dir=how["data_dir"],
+        )
+    except (InputError, TypeError, KeyError):
+        # Of an earlier version, which says nothing of them, or moved.
+        return None
+
+
+def extracted_box(finished: FinishedPicks) -> int | None:
+    """Return the side in pixels of the particles that a run has extracted; None where it has none."""
+    stack = finished.folder / STACK
+    return read_header(stack).nx if stack.is_file() else None
+
+
+def list_of_picks(path: FilePath, result: PickResult) -> PickResult:
+    """Keep the places of a list, counted from 0, and reject all others.
+
+    Parameters
+    ----------
+    path : path
+        As for `read_list`.
+    result : PickResult
+
+    Returns
+    -------
+    result : PickResult
+        With another `keep`, `reason` and `by_hand`; this is 0 where the threshold says the same.
+    """
+    keep = read_list(path, len(result.keep)).astype(np.int8)
+    likely = (result.probability >= result.threshold).astype(np.int8)
+    return judge_picks(result, by_hand=keep - likely)
+
+
+def write_picks_again(
+    folder: FilePath, final: FilePath, finished: FinishedPicks, result: PickResult
+) -> dict[str, Any]:
+    """Write a finished run with another verdict, but for page and summary; particles are not extracted.
+
+    Parameters
+    ----------
+    folder, final : path
+        As for `write_picks`.
+    finished : FinishedPicks
+    result : PickResult
+        Of the same places.
+
+    Returns
+    -------
+    summary : dict
+        As from `write_picks`.
+    """
+    earlier = finished.summary
+    summary = write_picks(folder, final, result, earlier.get("parameters") or {})
+    suffix = finished.folder / COORDS / _SUFFIX
+    if suffix.is_file():
+        write_coords_suffix(folder, result, suffix.read_text("utf-8", "surrogateescape").strip())
+    return summary | {name: earlier[name] for name in ("opened_with",) if name in earlier}
+
+
 def finish_summary(folder: FilePath, summary: dict[str, Any]) -> None:
     """Write ``summary.json``."""
     write_json(Path(folder) / SUMMARY, summary)
@@ -136,6 +262,7 @@ def summarize_picks(result: PickResult, parameters: dict[str, Any]) -> dict[str,
         "places": len(result.x),
         "kept": int(result.keep.sum()),
         "reasons": {name: int((result.reason == name).sum()) for name in REASONS},
+        "by_hand": 0 if result.by_hand is None else int(np.count_nonzero(result.by_hand)),
         "contaminated": float(np.nanmean(result.contaminated))
         if np.isfinite(result.contaminated).any()
         else math.nan,
@@ -200,10 +327,17 @@ def _write_scores(path: Path, result: PickResult) -> None:
             (result.keep, "%d"),
         )
     ]
+    heads, columns = (
+        ["micrograph", "x", "y", "probability", "height", "keep", "reason"],
+        [result.reason.tolist()],
+    )
+    if result.by_hand is not None:
+        heads.append("by_hand")
+        columns.append(formatted(result.by_hand, "%d"))
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["micrograph", "x", "y", "probability", "height", "keep", "reason"])
-        writer.writerows(zip(names, *numbers, result.reason.tolist(), strict=True))
+        writer.writerow(heads)
+        writer.writerows(zip(names, *numbers, *columns, strict=True))
 
 
 def _write_micrographs(path: Path, result: PickResult) -> None:

@@ -1,4 +1,4 @@
-"""The page of picks: micrographs with the picks drawn on them."""
+"""The page of picks: micrographs with the picks drawn on them, to choose from."""
 
 from __future__ import annotations
 
@@ -6,53 +6,174 @@ import base64
 import json
 import math
 import os
+import re
 from html import escape
 from importlib.resources import files
 from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
+import numpy.typing as npt
 
 from fastsort._types import Bools, FilePath, Indices, Singles
+from fastsort.images.batches import map_batches
 from fastsort.particles.micrographs import MicrographList
 from fastsort.particles.mrc import MrcHeader
 from fastsort.particles.reduced import ReducedMicrographs, Unread
 from fastsort.particles.source import evenly_spaced
 from fastsort.pick import REASONS, PickResult
-from fastsort.picking.look import look_at
+from fastsort.picking.learn import LearnedPicks
+from fastsort.picking.look import levelled
+from fastsort.report.choices import mark_of_picks
+from fastsort.report.folder import PAGE, PAGE_IMAGES, listed_folder
+from fastsort.report.page import COLUMNS
 from fastsort.report.page_tiles import grey_png
 from fastsort.report.tiles import Greys
+from fastsort.report.words import one_line
 
-# So many micrographs are shown, no larger than this in pixels of the picture, on so much of the page.
-N_SHOWN, LARGEST, WIDE = 8, 900, 820
+# So many micrographs are shown, no larger than this in pixels of the picture.
+N_SHOWN, LARGEST = 100, 900
+# With more micrographs than this, pictures and places lie in a folder beside the page.
+IN_ONE_FILE = 8
 # Percentiles of the pixels that become black and white.
 _DARKEST, _BRIGHTEST = 0.5, 99.5
 # Smoothed by a Gaussian of this part of a diameter, as one looks at micrographs.
 _SMOOTH = 0.08
-_MANY = 4000
+_SLOT = re.compile(r"<!-- (\w+) -->")
 
 
-def write_picks_page(path: FilePath, title: str, listed: MicrographList, result: PickResult) -> None:
-    """Write a page with the picks drawn on some micrographs, as one HTML file that needs no other.
+class _Picture(NamedTuple):
+    """A micrograph as the page shows it.
+
+    Attributes
+    ----------
+    png : bytes
+    area : str
+        An SVG path over what is contaminated.
+    height, width : int
+    scale : float
+        Pixels of the picture in one of the micrograph.
+    """
+
+    png: bytes
+    area: str
+    height: int
+    width: int
+    scale: float
+
+
+def write_picks_page(
+    folder: FilePath,
+    title: str,
+    listed: MicrographList | None,
+    result: PickResult,
+    *,
+    n_jobs: int | None = None,
+) -> None:
+    """Write the page on which one looks at picks and chooses among them.
 
     Parameters
     ----------
-    path : path
+    folder : path
+        An existing folder. Gets ``report.html``; of more than eight micrographs also ``report_images``.
     title : str
-    listed : MicrographList
-        Up to eight of these micrographs are read again: those with most picks, least, and evenly between.
+    listed : MicrographList or None
+        Up to a hundred of these micrographs are read again: those with most picks, least, and evenly
+        between. None if they are not at hand.
     result : PickResult
+    n_jobs : int, optional
+        Workers, as joblib counts them. The page does not depend on it.
     """
-    style = files("fastsort.report").joinpath("page.css").read_text("utf-8")
-    own = files("fastsort.report").joinpath("picks.css").read_text("utf-8")
-    script = files("fastsort.report").joinpath("picks.js").read_text("utf-8")
-    page = (
-        "<!DOCTYPE html>\n"
-        f'<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)} – picks</title>\n'
-        f"<style>\n{style}\n{own}</style>\n</head>\n<body>\n<header><h1>{escape(title)}</h1></header>\n<main>\n"
-        f"{_facts(result)}\n{_table(result)}\n{_pictures(listed, result)}\n</main>\n"
-        f"<script>\n{script}</script>\n</body>\n</html>\n"
-    )
-    Path(path).write_text(page, "utf-8", "replace")
+    folder = Path(folder)
+    headers = _headers_of(listed, result)
+    shown = [number for number in choose_micrographs(result).tolist() if number in headers]
+    if result.learned is None:
+        shown = []
+    names = [f"picks_{number:05d}.png" for number in shown]
+    beside = None
+    if len(result.names) > IN_ONE_FILE:
+        beside = listed_folder(folder / PAGE_IMAGES, [COLUMNS, *names])
+    pictures = []
+    drawn = _pictures([headers[number] for number in shown], result, n_jobs)
+    for number, name, picture in zip(shown, names, drawn, strict=True):
+        if picture is None:
+            continue
+        if beside is None:
+            src = f"data:image/png;base64,{base64.b64encode(picture.png).decode()}"
+        else:
+            src = f"{quote(PAGE_IMAGES)}/{name}"
+            (beside / name).write_bytes(picture.png)
+        pictures.append(_picture_data(picture, src, number, result))
+    columns = _columns(result, pictures)
+    if beside is not None:
+        (beside / COLUMNS).write_text(f"window.fastsortColumns = {_embedded(columns)};\n", "utf-8")
+    parts = {
+        "title": escape(title),
+        "facts": _facts(result),
+        "table": _table(result, len(pictures)),
+        "columns": "" if beside is None else f'<script src="{quote(PAGE_IMAGES)}/{COLUMNS}"></script>',
+        "data": _embedded(
+            {**_page_data(title, result), "columns": columns if beside is None else None},
+        ),
+    }
+    page = _SLOT.sub(lambda slot: parts[slot[1]], _template())
+    (folder / PAGE).write_bytes(page.encode("utf-8", "replace"))
+
+
+def _template() -> str:
+    """Return the page with its style and its scripts, and with a slot for each part."""
+    room = files("fastsort.report")
+    read = {name: room.joinpath(name).read_text("utf-8") for name in ("picks.html", "page.css", "picks.css")}
+    scripts = ("picks.js", "page_choices.js", "page_micrographs.js")
+    script = "\n".join(room.joinpath(name).read_text("utf-8") for name in scripts)
+    template = read["picks.html"].replace("<!-- style -->", f"{read['page.css']}\n{read['picks.css']}")
+    return template.replace("<!-- script -->", script)
+
+
+def _embedded(data: dict[str, Any]) -> str:
+    """Return JSON that cannot end the script element around it."""
+    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _packed(values: npt.ArrayLike, dtype: str) -> str:
+    return base64.b64encode(np.asarray(values).astype(dtype).tobytes()).decode()
+
+
+def _page_data(title: str, result: PickResult) -> dict[str, Any]:
+    return {
+        "name": one_line(title),
+        "n": len(result.x),
+        "mark": mark_of_picks(result),
+        "threshold": float(result.threshold),
+        "reasons": REASONS,
+        "micrographs": _short_names(result),
+        "words": {"one": "place", "judged": "probability at least", "list": "kept_places.txt"},
+    }
+
+
+def _columns(result: PickResult, pictures: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what is known of each place; where it lies is known of those that are shown."""
+    code = {name: number for number, name in enumerate(REASONS)}
+    by_hand = np.zeros(len(result.x), np.int8) if result.by_hand is None else result.by_hand
+    return {
+        "p": _packed(result.probability, "<f8"),
+        "why": _packed([code[name] for name in result.reason.tolist()], "u1"),
+        "start": _packed(_bounds(result), "<i4"),
+        "hand": _packed(by_hand, "i1"),
+        "pictures": pictures,
+    }
+
+
+def _bounds(result: PickResult) -> Indices:
+    """Return where the places of each micrograph begin, and where the last ones end."""
+    bounds: Indices = np.searchsorted(result.micrograph, np.arange(len(result.names) + 1))
+    return bounds
+
+
+def _short_names(result: PickResult) -> list[str]:
+    return [one_line(os.path.basename(name)) for name in result.names.tolist()]
 
 
 def _facts(result: PickResult) -> str:
@@ -65,7 +186,8 @@ def _facts(result: PickResult) -> str:
     else:
         size = f"{result.diameter_px:.0f} px ({how})"
     rows = "".join(
-        f'<tr><th scope="row">{name}</th><td class="num">{int((result.reason == name).sum()):,}</td></tr>'
+        f'<tr><th scope="row">{name.replace("_", " ")}</th>'
+        f'<td class="num">{int((result.reason == name).sum()):,}</td></tr>'
         for name in REASONS[1:]
         if (result.reason == name).any()
     )
@@ -87,91 +209,96 @@ def _facts(result: PickResult) -> str:
     )
 
 
-def _table(result: PickResult) -> str:
+def _table(result: PickResult, n_shown: int) -> str:
+    """Return the table of all micrographs, of which some have a picture; the page adds its buttons."""
     n = len(result.names)
     kept = np.bincount(result.micrograph[result.keep], minlength=n)
     places = np.bincount(result.micrograph, minlength=n)
-    rows = "".join(
-        f'<tr><th scope="row">{escape(os.path.basename(name))}</th><td class="num">{kept[k]:,}</td>'
-        f'<td class="num">{places[k] - kept[k]:,}</td>'
-        f'<td class="num">{_percent(result.contaminated[k])}</td></tr>'
-        for k, name in enumerate(result.names[:_MANY].tolist())
+    heads = "".join(
+        f'<th scope="col"{" class=num" if place else ""}><button type="button">{head}'
+        '<span aria-hidden="true"></span></button></th>'
+        for place, head in enumerate(("micrograph", "picked", "rejected", "contaminated"))
     )
-    more = "" if n <= _MANY else f"<p>The first {_MANY:,} of {n:,}; micrographs.csv has all.</p>"
+    rows = "\n".join(
+        f'<tr><th scope="row">{escape(name)}</th>{_cell(kept[k], f"{kept[k]:,}")}'
+        f"{_cell(places[k] - kept[k], f'{places[k] - kept[k]:,}')}"
+        f"{_cell(result.contaminated[k], f'{100 * result.contaminated[k]:.1f} %')}</tr>"
+        for k, name in enumerate(_short_names(result))
+    )
+    told = f'<p class="hint">{n_shown:,} of {n:,} can be seen.</p>' if 0 < n_shown < n else ""
     return (
-        "<section><details><summary>Table of micrographs</summary><table><thead><tr>"
-        '<th scope="col">micrograph</th><th scope="col" class="num">picked</th>'
-        '<th scope="col" class="num">rejected</th><th scope="col" class="num">area contaminated</th>'
-        f"</tr></thead><tbody>{rows}</tbody></table>{more}</details></section>"
+        f'{told}<div class="scroll" tabindex="0" role="region" aria-label="Table of micrographs">'
+        '<table id="micrographs"><caption>Click a heading to sort by it, and a name to see the micrograph'
+        f"</caption><thead><tr>{heads}</tr></thead>"
+        f"<tbody>\n{rows}\n</tbody></table></div>"
     )
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %" if math.isfinite(share) else "unknown"
+def _cell(value: float, text: str) -> str:
+    known = math.isfinite(value)
+    return f'<td class="num" data-v="{f"{value:.7g}" if known else ""}">{text if known else "–"}</td>'
 
 
 def choose_micrographs(result: PickResult) -> Indices:
-    """Return which micrographs to show: evenly spaced among all, ordered by their number of picks."""
+    """Return which micrographs to show, ascending: evenly spaced among all by their number of picks."""
     n = len(result.names)
     kept = np.bincount(result.micrograph[result.keep], minlength=n)
     order = np.argsort(-kept, kind="stable")
-    return order[evenly_spaced(n, N_SHOWN)]
+    return np.sort(order[evenly_spaced(n, N_SHOWN)])
 
 
-def _pictures(listed: MicrographList, result: PickResult) -> str:
+def _headers_of(listed: MicrographList | None, result: PickResult) -> dict[int, MrcHeader]:
+    """Return headers of the micrographs at hand, by number; a file name tells one that has moved."""
+    if listed is None:
+        return {}
+    by_name = dict(zip(listed.names, listed.headers, strict=True))
+    by_file = {os.path.basename(name): header for name, header in by_name.items()}
+    found = {
+        number: by_name.get(name) or by_file.get(os.path.basename(name))
+        for number, name in enumerate(result.names.tolist())
+    }
+    return {number: header for number, header in found.items() if header is not None}
+
+
+def _pictures(headers: list[MrcHeader], result: PickResult, n_jobs: int | None) -> Any:
+    """Read micrographs again and draw them; None in place of one that cannot be read or shows nothing."""
     learned = result.learned
     if learned is None:
-        return ""
-    headers: dict[str, MrcHeader] = dict(zip(listed.names, listed.headers, strict=True))
-    drawn = []
-    for number in choose_micrographs(result).tolist():
-        name = str(result.names[number])
-        if name not in headers:
-            continue
-        binning = learned.template.binning
-        image = ReducedMicrographs([headers[name]], binning).read(0, 1)[0]
-        seen = None if isinstance(image, Unread) else look_at(image, learned)
-        if seen is not None:
-            drawn.append(_picture(name, seen.surface.pixels, seen.bad, result, number, binning))
-    controls = (
-        '<fieldset class="controls"><label>Threshold <input id="cut" type="range" min="0.01" max="0.99" '
-        f'step="0.01" value="{result.threshold:.2f}"></label><output id="value"></output>'
-        '<label><input id="rejected" type="checkbox"> show what was rejected</label>'
-        '<label><input id="area" type="checkbox" checked> show contamination</label></fieldset>'
-        '<p class="hint">The slider shows what another threshold would pick; to pick so, run again with '
-        "<code>--threshold</code>.</p>"
-    )
-    return f"<section><h2>Picks on micrographs</h2>{controls}{''.join(drawn)}</section>"
+        return iter(())
+    reduced = ReducedMicrographs(headers, learned.template.binning)
+    return map_batches(_picture, reduced, learned, result.diameter_px, batch_size=1, n_jobs=n_jobs)
 
 
-def _picture(name: str, pixels: Singles, bad: Bools, result: PickResult, number: int, binning: int) -> str:
+def _picture(
+    images: list[Singles | Unread], start: int, learned: LearnedPicks, across: float
+) -> _Picture | None:
     import scipy.ndimage
 
-    smooth = scipy.ndimage.gaussian_filter(pixels, _SMOOTH * result.diameter_px / binning)
+    image, binning = images[0], learned.template.binning
+    seen = None if isinstance(image, Unread) else levelled(image, learned)
+    if seen is None:
+        return None
+    surface, bad = seen
+    smooth = scipy.ndimage.gaussian_filter(surface.pixels, _SMOOTH * across / binning)
     step = max(1, math.ceil(max(smooth.shape) / LARGEST))
     small, area = smooth[::step, ::step], bad[::step, ::step]
     height, width = small.shape
-    rows = np.flatnonzero(result.micrograph == number)
-    scale = 1 / (binning * step)
-    places = [
-        [
-            round((float(result.x[row]) + 0.5) * scale, 1),
-            round((float(result.y[row]) + 0.5) * scale, 1),
-            round(float(result.probability[row]), 3),
-            str(result.reason[row]) if not result.keep[row] else "",
-        ]
-        for row in rows.tolist()
-    ]
-    radius = result.diameter_px / 2 * scale
-    data = escape(json.dumps(places, separators=(",", ":")))
-    shown = escape(os.path.basename(name))
-    return (
-        f"<figure><figcaption>{shown}: <span class='number'></span></figcaption>"
-        f'<svg viewBox="0 0 {width} {height}" width="{WIDE}" data-radius="{radius:.1f}" '
-        f'data-places="{data}" role="img" aria-label="Micrograph {shown} with its picks">'
-        f'<image href="data:image/png;base64,{base64.b64encode(grey_png(_greys(small))).decode()}" '
-        f'width="{width}" height="{height}"/><path class="area" d="{_outline(area)}"/></svg></figure>'
-    )
+    return _Picture(grey_png(_greys(small)), _outline(area), height, width, 1 / (binning * step))
+
+
+def _picture_data(picture: _Picture, src: str, number: int, result: PickResult) -> dict[str, Any]:
+    start, stop = _bounds(result)[number : number + 2].tolist()
+    x, y = (np.round((side[start:stop] + 0.5) * picture.scale, 1) for side in (result.x, result.y))
+    return {
+        "micrograph": number,
+        "src": src,
+        "width": picture.width,
+        "height": picture.height,
+        "radius": round(result.diameter_px / 2 * picture.scale, 1),
+        "area": picture.area,
+        "x": _packed(x, "<f4"),
+        "y": _packed(y, "<f4"),
+    }
 
 
 def _greys(pixels: Singles) -> Greys:

@@ -16,7 +16,7 @@ from fastsort._types import Array, Bools, FilePath, Indices
 from fastsort.decide.by_hand import BY_HAND
 from fastsort.particles.open import TABLES, open_table
 from fastsort.particles.table import NOTHING_ADDED, Added, NumberedImages, Table
-from fastsort.report.choices import check_made_on, holds_choices, read_choices
+from fastsort.report.choices import check_same, holds_choices, read_choices
 from fastsort.report.folder import IMAGES, SUMMARY
 from fastsort.report.lists import read_list
 from fastsort.report.map_page import mark_of_map
@@ -115,7 +115,7 @@ def select_by_hand(folder: FilePath, path: FilePath) -> Selection:
     by_hand = np.zeros(len(keep), np.int8)
     if holds_choices(path):
         choices = read_choices(path)
-        check_made_on(path, choices, len(keep), mark_of_map(label, keep))
+        check_same(path, choices, len(keep), mark_of_map(label, keep))
         by_hand[choices.keep], by_hand[choices.reject] = 1, -1
     else:
         wanted = read_list(path, len(keep))
