@@ -216,5 +216,9 @@ def check_same(path: FilePath, choices: Choices, n: int, mark: str) -> None:
         raise InputError(
             f"{path} was saved on the page of another run: its scores or verdicts are not those of this one."
         )
-    if len(np.intersect1d(choices.keep, choices.reject)):
-        raise InputError(f"{path} was changed after it was saved: save the choices on the page again.")
+    both = np.intersect1d(choices.keep, choices.reject)
+    if len(both):
+        raise InputError(
+            f"{path} was changed after it was saved: {both[0]} is both kept and rejected. Save the choices on "
+            "the page again."
+        )
