@@ -133,14 +133,17 @@ def _draw_page(
     n_jobs: int | None,
 ) -> None:
     from fastsort.report.page import page_files, write_page
+    from fastsort.report.page_micrographs import micrographs_at_hand
 
-    names = page_files(len(particles), particles.box, denoised=denoiser is not None)
+    at_hand = micrographs_at_hand(particles, result)
+    names = page_files(len(particles), particles.box, denoised=denoiser is not None, at_hand=at_hand)
     write_page(
         path,
         particles,
         result,
         find_micrographs(particles, result),
         denoiser=denoiser,
+        at_hand=at_hand,
         beside=listed_folder(images, names) if names else None,
         address=address,
         made=made,

@@ -20,6 +20,7 @@ from fastsort.report.classes import members_of_classes, offset_in_box
 from fastsort.report.folder import PAGE, PAGE_IMAGES, listed_folder
 from fastsort.report.micrographs import find_micrographs
 from fastsort.report.page import page_files, write_page
+from fastsort.report.page_micrographs import micrographs_at_hand
 from fastsort.report.words import MAPPED
 
 
@@ -53,12 +54,14 @@ def draw_map_page(
         When the disk refuses.
     """
     judged = _as_judged(particles, result)
-    names = page_files(len(particles), particles.box)
+    at_hand = micrographs_at_hand(particles, judged)
+    names = page_files(len(particles), particles.box, at_hand=at_hand)
     write_page(
         folder / PAGE,
         particles,
         judged,
         find_micrographs(particles, judged),
+        at_hand=at_hand,
         beside=listed_folder(folder / PAGE_IMAGES, names) if names else None,
         address=PAGE_IMAGES,
         made=made,

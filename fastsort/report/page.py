@@ -20,6 +20,7 @@ from fastsort.particles.source import Particles
 from fastsort.report.denoised_tiles import TileDenoiser
 from fastsort.report.page_data import class_data, column_data, page_data, shown_order
 from fastsort.report.page_html import errors_html, micrographs_html, run_html, verdict_html
+from fastsort.report.page_micrographs import AtHand, picture_columns
 from fastsort.report.page_tiles import PER_SHEET, ROWS, denoised_sheets, sheet_png, side_of, tile_sheets
 from fastsort.report.words import MAPPED, SORTED, Words, one_line
 
@@ -27,11 +28,11 @@ from fastsort.report.words import MAPPED, SORTED, Words, one_line
 IN_ONE_FILE = 2_500
 COLUMNS = "columns.js"
 # In the order in which they are put together.
-SCRIPTS = ("state", "choices", "threshold", "images", "map", "micrographs", "start")
+SCRIPTS = ("state", "choices", "threshold", "images", "map", "pictures", "micrographs", "start")
 _SLOT = re.compile(r"<!-- (\w+) -->")
 
 
-def page_files(n: int, box: int, *, denoised: bool = False) -> list[str]:
+def page_files(n: int, box: int, *, denoised: bool = False, at_hand: AtHand | None = None) -> list[str]:
     """Return the names of the files beside the page of a set; none where the page is one file.
 
     Parameters
@@ -40,16 +41,20 @@ def page_files(n: int, box: int, *, denoised: bool = False) -> list[str]:
         Number of images, and their side in pixels.
     denoised : bool
         Whether denoised images are shown too.
+    at_hand : AtHand, optional
+        The micrographs that are shown.
 
     Returns
     -------
     names : list of str
     """
+    pictures = [] if at_hand is None else at_hand.files
     if n <= IN_ONE_FILE:
-        return []
+        return pictures
     kinds = ("tiles", "denoised")[: 1 + denoised] if side_of(n, box) else ()
     numbers = range(-(-n // PER_SHEET))
-    return [COLUMNS, *(_sheet_name(kind, number) for kind in kinds for number in numbers)]
+    sheets = (_sheet_name(kind, number) for kind in kinds for number in numbers)
+    return [COLUMNS, *sheets, *pictures]
 
 
 def _sheet_name(kind: str, number: int) -> str:
@@ -63,6 +68,7 @@ def write_page(
     micrographs: MicrographTable | None = None,
     *,
     denoiser: TileDenoiser | None = None,
+    at_hand: AtHand | None = None,
     beside: FilePath | None = None,
     address: str = "",
     made: dict[str, Any] | None = None,
@@ -84,9 +90,11 @@ def write_page(
         As from `summarize_micrographs`.
     denoiser : TileDenoiser, optional
         As from `learn_tiles`; with it a switch on the page shows denoised images.
+    at_hand : AtHand, optional
+        As from `micrographs_at_hand`: micrographs that are shown with the images picked in them.
     beside : path, optional
-        An existing folder for the files that `page_files` names. Not needed up to 2,500 images, of which the
-        page is one file.
+        An existing folder for the files that `page_files` names. Not needed up to 2,500 images without
+        micrographs, of which the page is one file.
     address : str
         Of that folder, seen from the page.
     made : dict, optional
@@ -123,6 +131,9 @@ def write_page(
     if size and denoiser is not None:
         sheets["denoised"] = list(_placed(folder, address, "denoised", denoised_sheets(denoiser, order)))
     columns = column_data(particles, result, order)
+    if at_hand is not None and beside is not None:
+        pictures = picture_columns(at_hand, particles, result, Path(beside), address, n_jobs)
+        columns["pictures"] = pictures
     if folder is not None:
         (folder / COLUMNS).write_text(f"window.fastsortColumns = {_embedded(columns)};\n", "utf-8")
     averages, classes = class_data(result.views, result.keep)
@@ -134,6 +145,7 @@ def write_page(
         "errors": errors_html(result.errors),
         "averages": _inline(sheet_png(averages)),
         "micrographs": micrographs_html(micrographs),
+        "images_folder": escape(address or "the folder of images"),
         "run": run_html(result, made),
         "columns": "" if folder is None else f'<script src="{quote(address)}/{COLUMNS}"></script>',
         "data": _embedded(

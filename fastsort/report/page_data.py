@@ -81,29 +81,29 @@ def column_data(particles: Particles, result: SortResult, order: Indices) -> dic
     place = np.empty(n, np.intp)
     place[order] = np.arange(n)
     columns: dict[str, Any] = {
-        "state": _packed(state, "u1"),
-        "why": _packed(why, "u1"),
-        "p": _packed(result.junk_probability, "<f8"),
-        "score": _packed(result.score, "<f8"),
-        "place": _packed(place, "<i4"),
+        "state": packed(state, "u1"),
+        "why": packed(why, "u1"),
+        "p": packed(result.junk_probability, "<f8"),
+        "score": packed(result.score, "<f8"),
+        "place": packed(place, "<i4"),
     }
     if n > MAX_DESCRIBED:
         return columns
     middle = (result.offset.astype(np.float64) + particles.box // 2 + 0.5) / particles.box
-    columns |= {"x": _packed(middle[:, 1], "<f4"), "y": _packed(middle[:, 0], "<f4")}
+    columns |= {"x": packed(middle[:, 1], "<f4"), "y": packed(middle[:, 0], "<f4")}
     columns["numbers"] = [
-        {"title": title, "values": _packed(values, "<f4")} for title, values in _numbers_of(result)
+        {"title": title, "values": packed(values, "<f4")} for title, values in _numbers_of(result)
     ]
     views = result.views
     if views is not None:
         columns |= {
-            "label": _packed(views.label, "<i4"),
-            "map_x": _packed(views.coordinates[:, 0], "<f4"),
-            "map_y": _packed(views.coordinates[:, 1], "<f4"),
+            "label": packed(views.label, "<i4"),
+            "map_x": packed(views.coordinates[:, 0], "<f4"),
+            "map_y": packed(views.coordinates[:, 1], "<f4"),
         }
     if particles.micrographs is not None:
         listed, index = _listed(particles.micrographs)
-        columns |= {"micrographs": listed, "micrograph": _packed(index, "<i4")}
+        columns |= {"micrographs": listed, "micrograph": packed(index, "<i4")}
     return columns | _name_data(particles.names)
 
 
@@ -130,8 +130,8 @@ def _name_data(names: Sequence[str]) -> dict[str, Any]:
     listed, index = _listed(stacks)
     return {
         "stacks": listed,
-        "stack": _packed(index, "<i4"),
-        "number": _packed(numbers, "<i4"),
+        "stack": packed(index, "<i4"),
+        "number": packed(numbers, "<i4"),
         "width": width,
     }
 
@@ -143,7 +143,8 @@ def _listed(words: Sequence[str]) -> tuple[list[str], Indices]:
     return [one_line(word) for word in place], index
 
 
-def _packed(values: npt.ArrayLike, dtype: str) -> str:
+def packed(values: npt.ArrayLike, dtype: str) -> str:
+    """Return numbers as base64 of their bytes."""
     return base64.b64encode(np.asarray(values).astype(dtype).tobytes()).decode()
 
 

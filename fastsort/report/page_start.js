@@ -9,6 +9,7 @@ window.addEventListener("load", () => $("averages").decode().catch(() => {}).the
   startThreshold();
   startImages();
   startMap();
+  startPictures();
   startMicrographs();
   startChoices();
   update();

@@ -39,6 +39,8 @@ function readColumns() {
   for (const [name, Type] of Object.entries(types)) columns[name] = packed[name] ? unpacked(packed[name], Type) : null;
   for (const name of ["micrographs", "stacks", "names"]) columns[name] = packed[name] || null;
   columns.width = packed.width;
+  columns.pictures = (packed.pictures || []).map(picture => ({ ...picture, chosen: unpacked(picture.images, Int32Array),
+    x: unpacked(picture.x, Float32Array), y: unpacked(picture.y, Float32Array) }));
   columns.numbers = (packed.numbers || []).map(({ title, values }) => ({ title, values: unpacked(values, Float32Array) }));
   // The packed text is no longer needed.
   data.columns = window.fastsortColumns = null;

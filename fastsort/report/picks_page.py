@@ -10,57 +10,26 @@ import re
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-import numpy.typing as npt
 
-from fastsort._types import Bools, FilePath, Indices, Singles
-from fastsort.images.batches import map_batches
+from fastsort._types import FilePath, Indices
 from fastsort.particles.micrographs import MicrographList
 from fastsort.particles.mrc import MrcHeader
-from fastsort.particles.reduced import ReducedMicrographs, Unread
 from fastsort.particles.source import evenly_spaced
 from fastsort.pick import REASONS, PickResult
-from fastsort.picking.learn import LearnedPicks
-from fastsort.picking.look import levelled
 from fastsort.report.choices import mark_of_picks
 from fastsort.report.folder import PAGE, PAGE_IMAGES, listed_folder
+from fastsort.report.micrograph_pictures import N_SHOWN, Picture, draw_micrographs, picture_data
 from fastsort.report.page import COLUMNS
-from fastsort.report.page_tiles import grey_png
-from fastsort.report.tiles import Greys
+from fastsort.report.page_data import packed
 from fastsort.report.words import one_line
 
-# So many micrographs are shown, no larger than this in pixels of the picture.
-N_SHOWN, LARGEST = 100, 900
 # With more micrographs than this, pictures and places lie in a folder beside the page.
 IN_ONE_FILE = 8
-# Percentiles of the pixels that become black and white.
-_DARKEST, _BRIGHTEST = 0.5, 99.5
-# Smoothed by a Gaussian of this part of a diameter, as one looks at micrographs.
-_SMOOTH = 0.08
 _SLOT = re.compile(r"<!-- (\w+) -->")
-
-
-class _Picture(NamedTuple):
-    """A micrograph as the page shows it.
-
-    Attributes
-    ----------
-    png : bytes
-    area : str
-        An SVG path over what is contaminated.
-    height, width : int
-    scale : float
-        Pixels of the picture in one of the micrograph.
-    """
-
-    png: bytes
-    area: str
-    height: int
-    width: int
-    scale: float
 
 
 def write_picks_page(
@@ -95,7 +64,8 @@ def write_picks_page(
     if len(result.names) > IN_ONE_FILE:
         beside = listed_folder(folder / PAGE_IMAGES, [COLUMNS, *names])
     pictures = []
-    drawn = _pictures([headers[number] for number in shown], result, n_jobs)
+    chosen = [headers[number] for number in shown]
+    drawn = draw_micrographs(chosen, result.diameter_px, result.learned, n_jobs=n_jobs)
     for number, name, picture in zip(shown, names, drawn, strict=True):
         if picture is None:
             continue
@@ -137,10 +107,6 @@ def _embedded(data: dict[str, Any]) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _packed(values: npt.ArrayLike, dtype: str) -> str:
-    return base64.b64encode(np.asarray(values).astype(dtype).tobytes()).decode()
-
-
 def _page_data(title: str, result: PickResult) -> dict[str, Any]:
     return {
         "name": one_line(title),
@@ -158,10 +124,10 @@ def _columns(result: PickResult, pictures: list[dict[str, Any]]) -> dict[str, An
     code = {name: number for number, name in enumerate(REASONS)}
     by_hand = np.zeros(len(result.x), np.int8) if result.by_hand is None else result.by_hand
     return {
-        "p": _packed(result.probability, "<f8"),
-        "why": _packed([code[name] for name in result.reason.tolist()], "u1"),
-        "start": _packed(_bounds(result), "<i4"),
-        "hand": _packed(by_hand, "i1"),
+        "p": packed(result.probability, "<f8"),
+        "why": packed([code[name] for name in result.reason.tolist()], "u1"),
+        "start": packed(_bounds(result), "<i4"),
+        "hand": packed(by_hand, "i1"),
         "pictures": pictures,
     }
 
@@ -260,62 +226,7 @@ def _headers_of(listed: MicrographList | None, result: PickResult) -> dict[int, 
     return {number: header for number, header in found.items() if header is not None}
 
 
-def _pictures(headers: list[MrcHeader], result: PickResult, n_jobs: int | None) -> Any:
-    """Read micrographs again and draw them; None in place of one that cannot be read or shows nothing."""
-    learned = result.learned
-    if learned is None:
-        return iter(())
-    reduced = ReducedMicrographs(headers, learned.template.binning)
-    return map_batches(_picture, reduced, learned, result.diameter_px, batch_size=1, n_jobs=n_jobs)
-
-
-def _picture(
-    images: list[Singles | Unread], start: int, learned: LearnedPicks, across: float
-) -> _Picture | None:
-    import scipy.ndimage
-
-    image, binning = images[0], learned.template.binning
-    seen = None if isinstance(image, Unread) else levelled(image, learned)
-    if seen is None:
-        return None
-    surface, bad = seen
-    smooth = scipy.ndimage.gaussian_filter(surface.pixels, _SMOOTH * across / binning)
-    step = max(1, math.ceil(max(smooth.shape) / LARGEST))
-    small, area = smooth[::step, ::step], bad[::step, ::step]
-    height, width = small.shape
-    return _Picture(grey_png(_greys(small)), _outline(area), height, width, 1 / (binning * step))
-
-
-def _picture_data(picture: _Picture, src: str, number: int, result: PickResult) -> dict[str, Any]:
+def _picture_data(picture: Picture, src: str, number: int, result: PickResult) -> dict[str, Any]:
     start, stop = _bounds(result)[number : number + 2].tolist()
-    x, y = (np.round((side[start:stop] + 0.5) * picture.scale, 1) for side in (result.x, result.y))
-    return {
-        "micrograph": number,
-        "src": src,
-        "width": picture.width,
-        "height": picture.height,
-        "radius": round(result.diameter_px / 2 * picture.scale, 1),
-        "area": picture.area,
-        "x": _packed(x, "<f4"),
-        "y": _packed(y, "<f4"),
-    }
-
-
-def _greys(pixels: Singles) -> Greys:
-    low, high = np.percentile(pixels, (_DARKEST, _BRIGHTEST))
-    span = max(float(high - low), 1e-9)
-    greys: Greys = (np.clip((pixels - low) / span, 0, 1) * 63).astype(np.uint8) * np.uint8(4)
-    return greys
-
-
-def _outline(area: Bools) -> str:
-    """Return an SVG path that covers an area: one strip for each run of pixels of a row."""
-    strips = []
-    padded = np.pad(area, ((0, 0), (1, 1))).astype(np.int8)
-    change = np.diff(padded, axis=1)
-    for row in np.flatnonzero(area.any(axis=1)).tolist():
-        starts, stops = np.flatnonzero(change[row] == 1), np.flatnonzero(change[row] == -1)
-        strips += [
-            f"M{a} {row}h{b - a}v1h{a - b}z" for a, b in zip(starts.tolist(), stops.tolist(), strict=True)
-        ]
-    return "".join(strips)
+    x, y = result.x[start:stop], result.y[start:stop]
+    return {"micrograph": number, **picture_data(picture, src, x, y, result.diameter_px)}
