@@ -21,6 +21,7 @@ import fastsort as fs
 from fastsort._saved import load
 from fastsort.decide.by_hand import mark_of
 from fastsort.particles.mrc import write_stack
+from fastsort.report.choices import mark_of_picks
 
 PACKAGE = Path(fs.__file__).parent
 ROOT = PACKAGE.parent
@@ -201,11 +202,13 @@ def checkout(tmp_path):
 # What the documents name is run as it stands.
 
 
-def save_choices(folder):
-    """Save some choices, as the page of a sorted set does."""
-    result = load(folder / "sorted" / "results.npz")
-    told = {"kind": "fastsort choices", "version": 1, "images": len(result.keep), "mark": mark_of(result)}
-    rest = {"threshold": {"best": 40}, "keep": [[3, 5]], "reject": [[8, 8]]}
+def save_choices(folder, picks):
+    """Save some choices, as the page of a sorted set or of picks does."""
+    result = load(folder / ("picked" if picks else "sorted") / "results.npz")
+    mark = mark_of_picks(result) if picks else mark_of(result)
+    told = {"kind": "fastsort choices", "version": 1, "images": len(result.keep), "mark": mark}
+    rest = {"threshold": None if picks else {"best": 40}, "keep": [[3, 5]], "reject": [[8, 8]]}
+    (folder / "kept_places.txt").write_text("0\n2\n")
     (folder / "choices.json").write_text(json.dumps({**told, **rest}))
 
 
@@ -246,7 +249,7 @@ class Runner:
     def run(self, block):
         if block.language == "bash":
             if "choices.json" in block.text:
-                save_choices(self.folder)
+                save_choices(self.folder, picks="picked/" in block.text)
             for line in self.here(block.text).splitlines():
                 if ENDLESS.match(line):
                     self.start(["bash", "-c", f"exec {line}"], "8786")
