@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -146,6 +147,9 @@ def test_choices_are_made_undone_remembered_saved_and_applied(run, browser, tmp_
     keep = result.keep.copy()
     assert kept_on(browser) == expected(result, keep)
     assert browser.text("changed") == "nothing chosen by hand"
+    # Only what is seen is loaded.
+    sent = [event["params"]["request"]["url"] for event in browser.events if "request" in event["params"]]
+    assert [Path(url).name for url in sent if url.endswith(".png")] == ["picks_00000.png"]
     # A click on one pick, twice, and once more.
     first = int(np.flatnonzero(keep & (result.micrograph == 0))[3])
     for value in (False, True, False):
@@ -250,6 +254,14 @@ def test_a_page_of_few_micrographs_is_one_file_and_tells_when_its_folder_is_miss
     assert browser.run("$('micrograph').options.length") == 2
     assert browser.run("$('pixels').href.baseVal.slice(0, 5)") == "data:"
     assert browser.complaints() == []
+    # Where nothing was found, nothing is shown.
+    unknown = {"learned": None, "threshold": 1.0, "diameter": math.nan, "diameter_px": math.nan}
+    write_picks_page(
+        tmp_path, "none", run.listed, result._replace(**unknown, keep=result.keep & False), n_jobs=1
+    )
+    browser.open(tmp_path / "report.html")
+    assert browser.run("$('figure').hidden && !$('no-pictures').hidden")
+    assert browser.text("now") == "0 kept" and browser.complaints() == []
     shutil.copy(run.picked / "report.html", tmp_path / "alone.html")
     browser.call("Page.navigate", url=(tmp_path / "alone.html").as_uri())
     browser.wait("document.getElementById('missing') && !document.getElementById('missing').hidden")

@@ -214,6 +214,8 @@ def _write_picks(
     from fastsort.report.picks_page import write_picks_page
 
     title = os.path.basename(os.path.abspath(options.output))
+    # Before the folder is replaced.
+    box = extracted_box(finished)
     with results_folder(options.output, overwrite=options.overwrite, inputs=inputs) as partial:
         summary = write_picks_again(partial, options.output, finished, result)
         finish_summary(partial, summary)
@@ -221,14 +223,27 @@ def _write_picks(
     if options.quiet:
         return
     notes = []
-    box = extracted_box(finished)
-    if box is not None:
-        given = [options.micrographs] if options.micrographs is not None else finished.given()
-        words = ["fastsort", "pick", *given, "-o", options.output, "--update", "--write-stack", "--box", box]
-        notes.append(f"particles are not extracted again; to do so: {shlex.join(map(str, words))}")
     if listed is None:
         notes.append("the micrographs are not at hand, so the page shows none: give --micrographs")
+    if box is not None:
+        notes.append(f"particles are not extracted again{_how_to_extract(options, finished, box)}")
     print_picks_again(summary, options.output, notes)
+
+
+def _how_to_extract(options: argparse.Namespace, finished: FinishedPicks, box: int) -> str:
+    """Complete "particles are not extracted again": `pick` looks only where it has not looked before."""
+    how = finished.summary.get("opened_with")
+    if how is None or options.micrographs is not None:
+        return ": the micrographs are not where they were"
+    given = how["micrographs"] if len(how["micrographs"]) < 4 else ["MICROGRAPHS"]
+    words = ["fastsort", "pick", *given, "-o", os.path.abspath(options.output), "--update", "--write-stack"]
+    words += ["--box", str(box)]
+    for name in ("pixel_size", "data_dir"):
+        value = (finished.summary.get("parameters") or {}).get(name)
+        if value is not None:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    where = "" if how["folder"] == os.getcwd() else f" in {how['folder']}"
+    return f"; to do so{where}: {shlex.join(words)}"
 
 
 def _write(options: argparse.Namespace, finished: Finished, result: SortResult, inputs: list[str]) -> None:

@@ -135,11 +135,11 @@ def _pick_into(
     parameters = {name: getattr(options, name) for name in _PARAMETERS}
     paths = [header.path for header in listed.headers]
     overwrite = options.overwrite or options.update
-    with results_folder(folder, overwrite=overwrite, inputs=paths) as partial:
-        cluster = (
-            nullcontext() if options.cluster is None else use_cluster(options.cluster, paths[:20], work=work)
-        )
-        with options.talk.progress("picking", "micrographs") as bar, cluster:
+    cluster = (
+        nullcontext() if options.cluster is None else use_cluster(options.cluster, paths[:20], work=work)
+    )
+    with results_folder(folder, overwrite=overwrite, inputs=paths) as partial, cluster:
+        with options.talk.progress("picking", "micrographs") as bar:
             progress = stop_when_aborted(folder.parent, bar) if options.relion_job else bar
             result = pick_particles(
                 listed,

@@ -116,15 +116,6 @@ class FinishedPicks(NamedTuple):
     result: PickResult
     summary: dict[str, Any]
 
-    def given(self) -> list[str]:
-        """Return how the micrographs were named: as they were given, if that was in the folder at hand."""
-        how = self.summary.get("opened_with") or {}
-        here = how.get("folder") == os.getcwd()
-        names = how.get("micrographs") or ["MICROGRAPHS"]
-        if len(names) > 1:
-            return ["MICROGRAPHS"]
-        return names if here else [os.path.join(how.get("folder", ""), name) for name in names]
-
 
 def open_picks(folder: FilePath) -> FinishedPicks:
     """Read back a finished run of picking.
@@ -154,23 +145,34 @@ def open_picks(folder: FilePath) -> FinishedPicks:
             summary = json.load(file)
         except (ValueError, RecursionError):
             summary = None
-    if not isinstance(summary, dict):
+    if not isinstance(summary, dict) or not _is_usable(summary.get("opened_with")):
         raise InputError(f"{folder / SUMMARY} is damaged: pick again.")
     return FinishedPicks(folder, result, summary)
 
 
+def _is_usable(how: Any) -> bool:
+    """Whether micrographs can be found again as a summary says; one of an earlier version says nothing."""
+    return how is None or (
+        isinstance(how, dict)
+        and isinstance(how.get("folder"), str)
+        and isinstance(how.get("data_dir"), (str, type(None)))
+        and isinstance(how.get("micrographs"), list)
+        and all(isinstance(name, str) for name in how["micrographs"])
+    )
+
+
 def list_again(finished: FinishedPicks) -> MicrographList | None:
     """Find the micrographs of a finished run where they were; None where they are no longer at hand."""
-    how = finished.summary.get("opened_with") or {}
-    size = finished.result.pixel_size
+    how, size = finished.summary.get("opened_with"), finished.result.pixel_size
+    if how is None:
+        return None
     try:
         return list_micrographs(
             [os.path.join(how["folder"], name) for name in how["micrographs"]],
             pixel_size=size if math.isfinite(size) else None,
             data_dir=how["data_dir"],
         )
-    except (InputError, TypeError, KeyError):
-        # Of an earlier version, which says nothing of them, or moved.
+    except InputError:
         return None
 
 
@@ -222,7 +224,9 @@ def write_picks_again(
     suffix = finished.folder / COORDS / _SUFFIX
     if suffix.is_file():
         write_coords_suffix(folder, result, suffix.read_text("utf-8", "surrogateescape").strip())
-    return summary | {name: earlier[name] for name in ("opened_with",) if name in earlier}
+    if "opened_with" in earlier:
+        summary["opened_with"] = earlier["opened_with"]
+    return summary
 
 
 def finish_summary(folder: FilePath, summary: dict[str, Any]) -> None:
@@ -327,17 +331,15 @@ def _write_scores(path: Path, result: PickResult) -> None:
             (result.keep, "%d"),
         )
     ]
-    heads, columns = (
-        ["micrograph", "x", "y", "probability", "height", "keep", "reason"],
-        [result.reason.tolist()],
-    )
+    heads = ["micrograph", "x", "y", "probability", "height", "keep", "reason"]
+    words = [result.reason.tolist()]
     if result.by_hand is not None:
         heads.append("by_hand")
-        columns.append(formatted(result.by_hand, "%d"))
+        words.append(formatted(result.by_hand, "%d"))
     with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(heads)
-        writer.writerows(zip(names, *numbers, *columns, strict=True))
+        writer.writerows(zip(names, *numbers, *words, strict=True))
 
 
 def _write_micrographs(path: Path, result: PickResult) -> None:
