@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import re
+
 import mrcfile
 import numpy as np
 import pytest
+import starfile
+import test_page
+from test_page import make_result
 
 import fastsort as fs
 from fastsort import sort
 from fastsort.decide.decoys import Estimate, EstimatedErrors
 from fastsort.decide.second_look import look_again
+from fastsort.report.folder import listed_folder
+from fastsort.report.page import page_files, write_page
+from fastsort.report.page_micrographs import micrographs_at_hand
+
+browser = test_page.browser
 
 DIAMETER, SIDE, STEP = 14, 360, 40
 SURE = EstimatedErrors(*[Estimate(0.95, 0.9, 1.0)] * 4, {}, {}, True, "")
@@ -135,3 +147,77 @@ def test_a_whole_run_rejects_picks_on_ice(with_ice):
     result = fs.sort_particles(picks_in(icy, "disks"), method="radial")
     assert not result.keep[on_ice].any()
     assert (result.reason[on_ice] == "contamination").all()
+
+
+def embedded(page):
+    return json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(), re.DOTALL)[1])
+
+
+def unpacked(text, kind):
+    return np.frombuffer(base64.b64decode(text), kind)
+
+
+def page_at(path, particles, result):
+    at_hand = micrographs_at_hand(particles, result)
+    names = page_files(len(particles), particles.box, at_hand=at_hand)
+    beside = listed_folder(path.parent / "report_images", names) if names else None
+    write_page(path, particles, result, at_hand=at_hand, beside=beside, address="report_images")
+    return embedded(path)["columns"].get("pictures")
+
+
+def test_the_page_shows_the_verdict_on_the_micrographs(browser, with_ice, verdict, tmp_path):
+    icy, *_ = with_ice
+    particles = picks_in(icy, "disks")
+    store, n = particles.store, len(particles)
+    before = verdict._replace(keep=np.ones(n, bool), score=np.zeros(n), threshold=1.0)
+    result = look_again(particles, before)
+    pictures = page_at(tmp_path / "report.html", particles, result)
+    assert [picture["micrograph"] for picture in pictures] == [0, 1, 2]
+    for number, picture in enumerate(pictures):
+        rows = unpacked(picture["images"], "<i4")
+        np.testing.assert_array_equal(rows, np.flatnonzero(store.micrograph_of == number))
+        scale = picture["width"] / SIDE
+        x = unpacked(picture["x"], "<f4")
+        np.testing.assert_allclose(x, (store.x[rows] + 0.5) * scale, atol=0.06 + scale)
+        assert (tmp_path / picture["src"]).read_bytes().startswith(b"\x89PNG")
+    # Only the second has ice; what is covered is where that lies.
+    covered = [picture["area"].count("M") for picture in pictures]
+    assert covered[1] > 4 * max(covered[0], covered[2])
+    browser.open(tmp_path / "report.html")
+    browser.run("localStorage.clear()")
+    browser.open(tmp_path / "report.html")
+    browser.click("next")
+    rows = unpacked(pictures[1]["images"], "<i4")
+    kinds = browser.run("[...document.querySelectorAll('#circles circle')].map(c => c.getAttribute('class'))")
+    assert kinds == ["kept" if keep else "rejected" for keep in result.keep[rows]]
+    chosen = int(np.flatnonzero(result.keep[rows])[0])
+    click = "dispatchEvent(new MouseEvent('click', { bubbles: true }))"
+    browser.run(f"document.querySelectorAll('#circles circle')[{chosen}].{click}")
+    browser.settle()
+    assert browser.text("now") == f"{result.keep.sum() - 1} kept"
+    saved = json.loads(browser.save("save", "choices.json").read_text())
+    assert saved["reject"] == [[int(rows[chosen])] * 2] and saved["keep"] == []
+    assert browser.complaints() == []
+
+
+def test_particles_are_shown_on_micrographs_of_another_pixel_size(folder, verdict, tmp_path):
+    """A STAR file names micrographs, one of which is there; coordinates are in pixels half as large."""
+    images, truth = fs.simulate_particles(12, 12, box=24, junk="noise", seed=2)
+    star = fs.write_project(tmp_path / "p", images, truth)
+    tables = starfile.read(star)
+    tables["optics"]["rlnMicrographPixelSize"] = truth.pixel_size
+    starfile.write(tables, star)
+    name = tables["particles"]["rlnMicrographName"][0]
+    (tmp_path / "p" / "Micrographs").mkdir(exist_ok=True)
+    particles = fs.open_particles(star)
+    assert micrographs_at_hand(particles, make_result(24)) is None
+    with mrcfile.open(folder / "m0.mrc") as file, mrcfile.new(tmp_path / "p" / name) as copy:
+        copy.set_data(np.array(file.data))
+        copy.voxel_size = 2 * truth.pixel_size
+    result = make_result(24, learned=verdict.learned, pixel_size=truth.pixel_size)
+    (picture,) = page_at(tmp_path / "report.html", particles, result)
+    rows = unpacked(picture["images"], "<i4")
+    assert {particles.micrographs[row] for row in rows} == {name}
+    x = particles.table.coordinates()[0][rows]
+    found = unpacked(picture["x"], "<f4")
+    assert found == pytest.approx((x / 2 + 0.5) * picture["width"] / SIDE, abs=0.06) and picture["area"] == ""
