@@ -20,6 +20,9 @@ from fastsort.particles.source import Particles, evenly_spaced
 from fastsort.report.micrograph_pictures import N_SHOWN, draw_micrographs, picture_data
 from fastsort.report.page_data import packed
 
+# Of micrographs that the run itself does not need, so many are read: each may have 64 MB.
+N_UNASKED = 24
+
 
 class AtHand(NamedTuple):
     """Micrographs whose files are at hand, and where the images lie in them.
@@ -54,8 +57,9 @@ def micrographs_at_hand(particles: Particles, result: SortResult) -> AtHand | No
     Returns
     -------
     at_hand : AtHand or None
-        Up to a hundred micrographs: those of which most is kept, those of which least is, and evenly between.
-        None where the input does not say where images were picked, or none of these files is found.
+        Up to a hundred micrographs, or 24 where particles were not extracted from them: those of which most
+        is kept, those of which least is, and evenly between. None where the input does not say where images
+        were picked, or none of these files is found.
     """
     try:
         places = micrograph_places(particles)
@@ -65,7 +69,8 @@ def micrographs_at_hand(particles: Particles, result: SortResult) -> AtHand | No
         return None
     share = np.bincount(places.micrograph, result.keep) / np.bincount(places.micrograph)
     order = np.argsort(-share, kind="stable")
-    chosen = np.sort(order[evenly_spaced(len(order), N_SHOWN)]).tolist()
+    most = N_SHOWN if isinstance(particles.store, MicrographImages) else N_UNASKED
+    chosen = np.sort(order[evenly_spaced(len(order), most)]).tolist()
     found = [(number, header) for number, header in _headers(particles, places, chosen) if header is not None]
     return AtHand(places, [number for number, _ in found], [header for _, header in found]) if found else None
 
