@@ -210,6 +210,7 @@ def _write_picks(
     inputs: list[str],
 ) -> None:
     from fastsort.report.folder import results_folder
+    from fastsort.report.made import how_made
     from fastsort.report.picks import extracted_box, finish_summary, write_picks_again
     from fastsort.report.picks_page import write_picks_page
 
@@ -218,8 +219,11 @@ def _write_picks(
     box = extracted_box(finished)
     with results_folder(options.output, overwrite=options.overwrite, inputs=inputs) as partial:
         summary = write_picks_again(partial, options.output, finished, result)
+        paths = [] if listed is None else [header.path for header in listed.headers]
+        made = summary["made"] = how_made(paths, options.talk.command)
         finish_summary(partial, summary)
-        write_picks_page(partial, title, listed, result, n_jobs=-1)
+        parameters = summary["parameters"]
+        write_picks_page(partial, title, listed, result, parameters=parameters, made=made, n_jobs=-1)
     if options.quiet:
         return
     notes = []

@@ -107,6 +107,7 @@ def _pick_into(
     from fastsort.particles.micrographs import list_micrographs
     from fastsort.pick import pick_particles
     from fastsort.report.folder import results_folder
+    from fastsort.report.made import how_made
     from fastsort.report.picks import (
         check_all_given,
         file_names,
@@ -160,9 +161,18 @@ def _pick_into(
             write_coords_suffix(partial, result, str(options.input[0]))
         if options.write_stack:
             summary["particles"] = write_particles(partial, options.output, listed, result, options.box)
+        summary["made"] = how_made(paths, options.talk.command)
         finish_summary(partial, summary)
         title = os.path.basename(os.path.normpath(folder))
-        write_picks_page(partial, title, listed, result, n_jobs=options.jobs)
+        write_picks_page(
+            partial,
+            title,
+            listed,
+            result,
+            parameters=parameters,
+            made=summary["made"],
+            n_jobs=options.jobs,
+        )
     talk = options.talk
     talk.summary(options.output, lambda: print_picks(summary, options.output, talk.seconds))
     return result

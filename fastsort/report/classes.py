@@ -72,7 +72,7 @@ def write_map(
         stack = averages.averages
         write_stack(folder / CLASS_STACK, [stack], result.pixel_size, len(stack), stack.shape[1])
         _write_classes(folder / "classes.star", result)
-    summary = {**summarize_map(particles, result), "made": how_made(particles, command)}
+    summary = {**summarize_map(particles, result), "made": how_made(particles.files, command)}
     write_json(folder / SUMMARY, summary)
     return summary
 

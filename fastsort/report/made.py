@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 import os
 import platform
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from typing import Any
 
-from fastsort.particles.source import Particles
 
-
-def how_made(particles: Particles, command: str | None = None) -> dict[str, Any]:
+def how_made(files: Iterable[str], command: str | None = None) -> dict[str, Any]:
     """Return what a result should say of its origin.
 
     Parameters
     ----------
-    particles : Particles
-        The input; the sizes and times of its files are asked for, nothing is read.
+    files : iterable of str
+        Paths of the input; their sizes and times are asked for, nothing is read.
     command : str, optional
         The command line; without one, a program called fastsort.
 
@@ -27,7 +26,7 @@ def how_made(particles: Particles, command: str | None = None) -> dict[str, Any]
         "date", "command", "folder", "host"; "input_files" and "input_bytes", their number and size; and
         "input_changed", when the newest of them was last written. Dates are local, with their offset.
     """
-    known = [os.stat(name) for name in particles.files if os.path.exists(name)]
+    known = [os.stat(name) for name in files if os.path.exists(name)]
     return {
         "date": _date(datetime.now(timezone.utc).timestamp()),
         "command": command or "called from Python",

@@ -135,8 +135,11 @@ def write_page(
         pictures = picture_columns(at_hand, particles, result, Path(beside), address, n_jobs)
         columns["pictures"] = pictures
     if folder is not None:
-        (folder / COLUMNS).write_text(f"window.fastsortColumns = {_embedded(columns)};\n", "utf-8")
+        (folder / COLUMNS).write_text(f"window.fastsortColumns = {embedded(columns)};\n", "utf-8")
     averages, classes = class_data(result.views, result.keep)
+    votes = (
+        {"threshold on the score": result.threshold, "votes": ", ".join(result.votes)} if result.votes else {}
+    )
     parts = {
         "title": escape(name),
         "kind": "map" if words is MAPPED else "run",
@@ -146,9 +149,9 @@ def write_page(
         "averages": _inline(sheet_png(averages)),
         "micrographs": micrographs_html(micrographs),
         "images_folder": escape(address or "the folder of images"),
-        "run": run_html(result, made),
+        "run": run_html({**result.parameters, **votes}, result.seconds, made),
         "columns": "" if folder is None else f'<script src="{quote(address)}/{COLUMNS}"></script>',
-        "data": _embedded(
+        "data": embedded(
             {
                 **page_data(
                     particles,
@@ -198,7 +201,7 @@ def _fill(template: str, parts: dict[str, str]) -> bytes:
     return _SLOT.sub(lambda slot: parts[slot[1]], template).encode("utf-8", "replace")
 
 
-def _embedded(data: dict[str, Any]) -> str:
+def embedded(data: dict[str, Any]) -> str:
     """Return JSON that cannot end the script element around it."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

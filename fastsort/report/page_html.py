@@ -163,11 +163,11 @@ def micrographs_html(table: MicrographTable | None) -> str:
         drop = bool(table.drop[i])
         name, images, kept = escape(one_line(table.name[i])), int(table.n_images[i]), int(table.n_kept[i])
         cells = [
-            _cell(images, f"{images:,}"),
-            _cell(kept, f"{kept:,}"),
-            _cell(table.junk_share[i], f"{100 * table.junk_share[i]:.1f} %"),
-            _cell(table.mean_score[i], f"{table.mean_score[i]:.3g}"),
-            _cell(table.defocus[i], f"{table.defocus[i] / 1e4:.2f}"),
+            cell(images, f"{images:,}"),
+            cell(kept, f"{kept:,}"),
+            cell(table.junk_share[i], f"{100 * table.junk_share[i]:.1f} %"),
+            cell(table.mean_score[i], f"{table.mean_score[i]:.3g}"),
+            cell(table.defocus[i], f"{table.defocus[i] / 1e4:.2f}"),
         ]
         rows.append(
             f'<tr{" class=drop" if drop else ""}><th scope="row">{name}</th>{"".join(cells)}'
@@ -188,7 +188,8 @@ def micrographs_html(table: MicrographTable | None) -> str:
     return "\n".join(parts)
 
 
-def _cell(value: float, text: str) -> str:
+def cell(value: float, text: str) -> str:
+    """Return a cell of a table that can be sorted by its value."""
     known = math.isfinite(value)
     return f'<td class="num" data-v="{f"{value:.7g}" if known else ""}">{text if known else "–"}</td>'
 
@@ -217,18 +218,13 @@ def _trends(trends: dict[str, float]) -> str:
     return f"<p>Junk depends on: {'; '.join(phrases)}.</p>"
 
 
-def run_html(result: SortResult, made: dict[str, Any] | None) -> str:
+def run_html(parameters: Mapping[str, Any], seconds: Mapping[str, float], made: dict[str, Any] | None) -> str:
     """Return where the results come from, the parameters, the versions of the software, and times."""
-    parameters: dict[str, Any] = {
-        name: "default" if value is None else value for name, value in result.parameters.items()
-    }
-    if result.votes:
-        parameters |= {"threshold on the score": result.threshold, "votes": ", ".join(result.votes)}
     tables: dict[str, Mapping[str, Any]] = {
         "Origin": made_words(made),
-        "Parameters": parameters,
+        "Parameters": {name: "default" if value is None else value for name, value in parameters.items()},
         "Versions": software_versions(),
-        "Seconds": result.seconds,
+        "Seconds": seconds,
     }
     return "\n".join(
         _table(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 import os
 import re
+from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -23,8 +23,9 @@ from fastsort.pick import REASONS, PickResult
 from fastsort.report.choices import mark_of_picks
 from fastsort.report.folder import PAGE, PAGE_IMAGES, listed_folder
 from fastsort.report.micrograph_pictures import N_SHOWN, Picture, draw_micrographs, picture_data
-from fastsort.report.page import COLUMNS
+from fastsort.report.page import COLUMNS, embedded
 from fastsort.report.page_data import packed
+from fastsort.report.page_html import cell, run_html
 from fastsort.report.words import one_line
 
 # With more micrographs than this, pictures and places lie in a folder beside the page.
@@ -38,6 +39,8 @@ def write_picks_page(
     listed: MicrographList | None,
     result: PickResult,
     *,
+    parameters: Mapping[str, Any] | None = None,
+    made: dict[str, Any] | None = None,
     n_jobs: int | None = None,
 ) -> None:
     """Write the page on which one looks at picks and chooses among them.
@@ -51,6 +54,10 @@ def write_picks_page(
         Up to a hundred of these micrographs are read again: those with most picks, least, and evenly
         between. None if they are not at hand.
     result : PickResult
+    parameters : mapping, optional
+        Of the run.
+    made : dict, optional
+        As from `how_made`.
     n_jobs : int, optional
         Workers, as joblib counts them. The page does not depend on it.
     """
@@ -77,13 +84,14 @@ def write_picks_page(
         pictures.append(_picture_data(picture, src, number, result))
     columns = _columns(result, pictures)
     if beside is not None:
-        (beside / COLUMNS).write_text(f"window.fastsortColumns = {_embedded(columns)};\n", "utf-8")
+        (beside / COLUMNS).write_text(f"window.fastsortColumns = {embedded(columns)};\n", "utf-8")
     parts = {
         "title": escape(title),
         "facts": _facts(result),
         "table": _table(result, len(pictures)),
+        "run": run_html(parameters or {}, result.seconds, made),
         "columns": "" if beside is None else f'<script src="{quote(PAGE_IMAGES)}/{COLUMNS}"></script>',
-        "data": _embedded(
+        "data": embedded(
             {**_page_data(title, result), "columns": columns if beside is None else None},
         ),
     }
@@ -99,12 +107,6 @@ def _template() -> str:
     script = "\n".join(room.joinpath(name).read_text("utf-8") for name in scripts)
     template = read["picks.html"].replace("<!-- style -->", f"{read['page.css']}\n{read['picks.css']}")
     return template.replace("<!-- script -->", script)
-
-
-def _embedded(data: dict[str, Any]) -> str:
-    """Return JSON that cannot end the script element around it."""
-    text = json.dumps(data, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _page_data(title: str, result: PickResult) -> dict[str, Any]:
@@ -186,9 +188,9 @@ def _table(result: PickResult, n_shown: int) -> str:
         for place, head in enumerate(("micrograph", "picked", "rejected", "contaminated"))
     )
     rows = "\n".join(
-        f'<tr><th scope="row">{escape(name)}</th>{_cell(kept[k], f"{kept[k]:,}")}'
-        f"{_cell(places[k] - kept[k], f'{places[k] - kept[k]:,}')}"
-        f"{_cell(result.contaminated[k], f'{100 * result.contaminated[k]:.1f} %')}</tr>"
+        f'<tr><th scope="row">{escape(name)}</th>{cell(kept[k], f"{kept[k]:,}")}'
+        f"{cell(places[k] - kept[k], f'{places[k] - kept[k]:,}')}"
+        f"{cell(result.contaminated[k], f'{100 * result.contaminated[k]:.1f} %')}</tr>"
         for k, name in enumerate(_short_names(result))
     )
     told = f'<p class="hint">{n_shown:,} of {n:,} can be seen.</p>' if 0 < n_shown < n else ""
@@ -198,11 +200,6 @@ def _table(result: PickResult, n_shown: int) -> str:
         f"</caption><thead><tr>{heads}</tr></thead>"
         f"<tbody>\n{rows}\n</tbody></table></div>"
     )
-
-
-def _cell(value: float, text: str) -> str:
-    known = math.isfinite(value)
-    return f'<td class="num" data-v="{f"{value:.7g}" if known else ""}">{text if known else "–"}</td>'
 
 
 def choose_micrographs(result: PickResult) -> Indices:

@@ -64,7 +64,7 @@ def write_results(
     folder = Path(folder)
     micrographs = find_micrographs(particles, result)
     origins = origin_columns(particles, result.offset, result.keep) if recentre else None
-    made = how_made(particles, command)
+    made = how_made(particles.files, command)
     write_tables(
         folder,
         particles,
