@@ -1,6 +1,7 @@
 """Settings for all tests."""
 
 import os
+import shutil
 
 import pytest
 from hypothesis import settings
@@ -15,3 +16,16 @@ if os.environ.get("CI"):
 def no_pictures(monkeypatch):
     """Leave out the report of every sort: it takes longer than the sort of a small set."""
     monkeypatch.setattr("fastsort.report.drawing.draw_results", lambda *_, **__: None)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """A headless Chromium."""
+    from test_page import Browser
+
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium to open the page with")
+    found = Browser(program, tmp_path_factory.mktemp("browser"))
+    yield found
+    found.close()

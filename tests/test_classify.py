@@ -20,7 +20,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import starfile
-import test_page
 from sklearn.metrics import adjusted_rand_score
 from test_denoise import flag_optics
 from test_likelihood import correlation, picture, planted
@@ -40,8 +39,6 @@ from fastsort.report.selection import select_classes
 from fastsort.simulate import write_project
 
 pytestmark = pytest.mark.slow
-
-browser = test_page.browser
 
 FILES = {
     "particles.star",

@@ -566,16 +566,6 @@ class Browser:
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("no Chromium to open the page with")
-    found = Browser(program, tmp_path_factory.mktemp("browser"))
-    yield found
-    found.close()
-
-
-@pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """A page with everything on it, and the verdict that it shows."""
     images, _ = simulate_particles(600, 400, snr=0.05, box=32, junk="noise", seed=1)

@@ -10,7 +10,6 @@ import mrcfile
 import numpy as np
 import pytest
 import starfile
-import test_page
 from test_page import make_result
 
 import fastsort as fs
@@ -20,8 +19,6 @@ from fastsort.decide.second_look import look_again
 from fastsort.report.folder import listed_folder
 from fastsort.report.page import page_files, write_page
 from fastsort.report.page_micrographs import micrographs_at_hand
-
-browser = test_page.browser
 
 DIAMETER, SIDE, STEP = 14, 360, 40
 SURE = EstimatedErrors(*[Estimate(0.95, 0.9, 1.0)] * 4, {}, {}, True, "")

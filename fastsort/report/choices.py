@@ -219,6 +219,6 @@ def check_same(path: FilePath, choices: Choices, n: int, mark: str) -> None:
     both = np.intersect1d(choices.keep, choices.reject)
     if len(both):
         raise InputError(
-            f"{path} was changed after it was saved: {both[0]} is both kept and rejected. Save the choices "
+            f"{path} was changed after it was saved: {both[0]} is both kept and rejected: save the choices "
             "on the page again."
         )
