@@ -21,7 +21,7 @@ from fastsort.decide.votes import LearnedMethods, LearnedVerdict
 from fastsort.particles.open import open_particles
 from fastsort.report import drawing
 from fastsort.report.drawing import redraw
-from fastsort.report.finished import open_finished
+from fastsort.report.finished import load_result, open_finished
 from fastsort.report.folder import RESULT_NAMES
 from fastsort.report.lists import read_list, write_choice
 from fastsort.report.results import write_results
@@ -122,8 +122,15 @@ def test_results_are_read_back_as_they_were(project, tmp_path):
     assert set(names_in(tmp_path)) <= set(RESULT_NAMES)
     files = {"kept.star", "rejected.star", "rescued.star", "scores.csv", "summary.json", "results.npz"}
     assert set(names_in(tmp_path)) == files | {"micrographs.csv"}
+    away = project.rename(project.with_suffix(".away"))
+    assert_equal(load_result(tmp_path), result)
+    away.rename(project)
     finished = open_finished(tmp_path)
     assert_equal(finished.result, result)
+    assert repr(result).splitlines()[:2] == [
+        "SortResult: 30 of 60 images kept, 27 rejected, 3 set aside",
+        "  keep=bool (60,)",
+    ]
     assert finished.particles.names == particles.names and finished.summary["kept"] == 30
     with open(tmp_path / "micrographs.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -169,6 +176,11 @@ def test_folder_without_a_run_is_refused(tmp_path):
     save(tmp_path / "results.npz", make_result())
     with pytest.raises(InputError, match=r"no summary\.json"):
         open_finished(tmp_path)
+    with pytest.raises(InputError, match=r"there is no folder .*gone"):
+        load_result(tmp_path / "gone")
+    (tmp_path / ".gone.work").mkdir()
+    with pytest.raises(InputError, match=r"the run into .*gone has not ended: start the same command again"):
+        load_result(tmp_path / "gone")
 
 
 @pytest.mark.parametrize("kind", ["summary", "results", "other", "no input"])

@@ -96,6 +96,12 @@ class SortResult(NamedTuple):
     pixel_size: float = math.nan
     doubts: tuple[str, ...] = ()
 
+    def _headline(self) -> str:
+        """Say first what matters most, when the result is printed."""
+        n, kept, rescued = len(self.keep), int(self.keep.sum()), int(self.rescued.sum())
+        set_aside = f", {rescued:,} set aside" if rescued else ""
+        return f"{kept:,} of {n:,} images kept, {n - kept - rescued:,} rejected{set_aside}"
+
     @property
     def cut(self) -> float:
         """The name of `threshold` in version 0.1.0."""
