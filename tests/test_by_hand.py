@@ -279,7 +279,7 @@ def test_more_images_are_judged_by_what_was_learned(plain):
     np.testing.assert_allclose(told.result.learned.score(votes), told.result.score[:7])
 
 
-def test_the_command_learns(run, tmp_path, capsys):
+def test_the_command_learns(run, tmp_path, capsys, no_pictures):
     star, folder, _ = run
     with open(star.parent / "truth.csv", newline="") as file:
         label = np.array([row["label"] == "1" for row in csv.DictReader(file)])
@@ -294,7 +294,23 @@ def test_the_command_learns(run, tmp_path, capsys):
     assert cli.main(["apply", str(path), str(poor), "-o", str(out), "--learn"]) == 0
     said = capsys.readouterr().out
     assert "other verdicts changed; balanced accuracy on the choices" in said
-    assert load(out / "results.npz").keep.sum() > 100
+    learned = load(out / "results.npz")
+    assert learned.keep.sum() > 100
+    # The same in the folder of the run itself, and as part of an update.
+    updated = shutil.copytree(poor, tmp_path / "updated")
+    for folder_of_run, more in ((poor, []), (updated, [str(star), "--update", "--jobs", "1"])):
+        sort = ["sort", "-o", str(folder_of_run), "--learn-from", str(path), *more]
+        assert cli.main(sort) == 0
+        assert said.splitlines()[0] in capsys.readouterr().out
+        again = load(folder_of_run / "results.npz")
+        np.testing.assert_array_equal(again.keep, learned.keep)
+        assert again.learned.weights == learned.learned.weights and not again.errors.known
+        assert cli.main(sort) == 1
+        assert "page of another run" in capsys.readouterr().err
+    assert cli.main(["sort", "-o", str(tmp_path / "none"), "--learn-from", str(path)]) == 1
+    assert "there is no folder" in capsys.readouterr().err
+    assert cli.main(["sort", "-o", str(poor), "--learn-from", str(path), "--diameter", "90"]) == 1
+    assert "--diameter does nothing with --learn-from" in capsys.readouterr().err
     (tmp_path / "list.txt").write_text("1\n2\n")
     for first in (tmp_path / "list.txt", folder):
         more = [str(poor)] if first.is_file() else []

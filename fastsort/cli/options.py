@@ -77,7 +77,7 @@ def add_places(parser: argparse.ArgumentParser, kinds: str, optional: bool = Fal
 def add_images(parser: Options, diameter: str, size: str) -> None:
     """Add what says what the images show and how they are read."""
     add = parser.add_argument
-    sphere = f"diameter in angstroms of the sphere that holds 95 %% of the particle (default: {diameter})"
+    sphere = f"in angstroms, of 95 %% of the mass (default: {diameter})"
     add("--diameter", type=float, metavar="A", help=sphere)
     flip = "flip phases for the CTF: yes, no or auto"
     add("--phase-flip", choices=("auto", "yes", "no"), default="auto", metavar="WHEN", help=flip)
@@ -124,7 +124,7 @@ def add_micrographs(parser: Options, reads_pixels: bool = True) -> None:
     """
     add = parser.add_argument
     add("--micrographs", metavar="FILES", help="micrographs, e.g. 'mics/*.mrc', or a STAR file")
-    picks = "picks, e.g. 'picks/*.star'; also .cs, .box, .cbox, .json of EMAN2 and .txt of Topaz"
+    picks = "picks: 'picks/*.star', .cs, .box, .cbox, .json or .txt"
     add("--coordinates", metavar="FILES", help=picks)
     add("--box", type=int, metavar="PX", help="size of the boxes to extract from the micrographs")
     bright = "particles are bright in the micrographs" if reads_pixels else argparse.SUPPRESS

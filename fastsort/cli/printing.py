@@ -332,17 +332,21 @@ def _count(number: int, noun: str, several: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else several or noun + 's'}"
 
 
-def print_learned(told: Learned, quiet: bool) -> None:
-    """Print what was learned from choices, and a warning where a few overrule many."""
-    from fastsort.decide.by_hand import BY_HAND
-    from fastsort.decide.corrections import FEWEST, MANY
+def warn_of_learned(told: Learned, remark: Callable[[str], None]) -> None:
+    """Warn where a few choices overrule many verdicts."""
+    from fastsort.decide.corrections import MANY
+    from fastsort.decide.result import BY_HAND
 
     number = int((told.result.measurements[BY_HAND] != 0).sum())
     if told.learned and told.changed > MANY * number:
         said = f"{_count(number, 'choice')} changed {_count(told.changed, 'other verdict')}: look at them"
-        print(f"fastsort: warning: {said}.", file=sys.stderr)
-    if quiet:
-        return
+        remark(f"warning: {said}.")
+
+
+def print_learned(told: Learned) -> None:
+    """Print what was learned from choices."""
+    from fastsort.decide.corrections import FEWEST
+
     if told.before != told.before:
         words = f"nothing learned: that needs {FEWEST} kept and {FEWEST} rejected images at least"
     else:

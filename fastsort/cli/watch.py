@@ -60,7 +60,7 @@ def run_watch(options: argparse.Namespace) -> int:
     _check_metrics(options)
     # What `sort` has besides.
     options.update, options.overwrite, options.relion_job = True, False, False
-    options.method, options.preset = None, "default"
+    options.method, options.preset, options.learn_from = None, "default", None
     options.n_subspaces = options.n_components = None
     talk = options.talk
     sorted_as: Any = None

@@ -12,6 +12,9 @@ from fastsort.decide.rescue import Views
 from fastsort.decide.votes import LearnedVerdict
 from fastsort.subspaces.filter import SubspaceResult
 
+# Among the measurements of a result: 1 for images kept by hand, -1 for rejected ones, 0 for all others.
+BY_HAND = "by_hand"
+
 
 @brief
 class SortResult(NamedTuple):
