@@ -15,6 +15,7 @@ import pytest
 
 from fastsort import InputError, cli
 from fastsort._saved import load, save
+from fastsort._version import __version__
 from fastsort.decide.combine import OFFSET
 from fastsort.decide.result import SortResult
 from fastsort.decide.votes import LearnedMethods, LearnedVerdict
@@ -165,6 +166,27 @@ def test_origins(project, tmp_path):
     assert json.loads((tmp_path / "summary.json").read_text())["recentred"] is True
     with pytest.raises(InputError, match=r"STAR file"):
         write_results(tmp_path, open_particles(particles.read(0, N)), make_result(), recentre=True)
+
+
+def test_info_says_what_a_folder_holds(project, tmp_path, capsys):
+    parameters = {"method": "radial", "seed": 3, "discard": None}
+    folder = finished_at(tmp_path / "out", project, parameters=parameters)
+    assert cli.main(["info", str(folder)]) == 0
+    text = capsys.readouterr().out
+    facts = {line[2:16].strip(): line[16:] for line in text.splitlines()[1:]}
+    assert text.startswith(f"{folder}: particles, sorted by fastsort {__version__}\n")
+    assert str(project) in text
+    assert (facts["images"], facts["kept"], facts["rejected"], facts["set aside"]) == ("60", "30", "27", "3")
+    assert facts["settings"] == "method radial, seed 3, diameter 50.0 A (found)"
+    assert "kept.star, micrographs.csv, rejected.star, rescued.star, results.npz" in facts["files"]
+    assert cli.main(["info", str(folder), "--pixel-size", "2"]) == 1
+    assert "--pixel-size does nothing with the folder of a run" in capsys.readouterr().err
+    (folder / "results.npz").unlink()
+    assert cli.main(["info", str(folder)]) == 1
+    assert "holds no results.npz" in " ".join(capsys.readouterr().out.split())
+    (folder / "summary.json").write_text("{}")
+    assert cli.main(["info", str(folder)]) == 1
+    assert "was not written by fastsort" in capsys.readouterr().err
 
 
 # A run that cannot be taken up.

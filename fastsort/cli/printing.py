@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from fastsort.decide.corrections import Learned
     from fastsort.decide.result import SortResult
     from fastsort.particles.describe import Description, Look
+    from fastsort.particles.describe_picks import PicksDescription
     from fastsort.particles.table import OpticsGroup
+    from fastsort.report.describe import RunDescription
     from fastsort.simulate.plan import Truth
 
 _LINE = 99
@@ -239,6 +241,51 @@ def print_description(description: Description) -> None:
     for problem in description.problems[:_N_NAMED]:
         _print_fact("problem", problem)
     _print_rest(len(description.problems))
+
+
+def print_picks_description(description: PicksDescription) -> None:
+    """Print what files of picks hold."""
+    kinds = "; ".join(f"{kind} ({n:,})" if n > 1 else kind for kind, n in description.kinds.items())
+    print(f"{description.path}: {kinds or 'list of files of picks'}")
+    n_repeated = description.n_repeated
+    repeated = f", of which {n_repeated:,} repeat an earlier one" if n_repeated else ""
+    _print_fact("picks", f"{description.n_picks:,}{repeated}")
+    _print_fact("micrographs", f"{description.n_micrographs:,}")
+    if description.n_empty:
+        _print_fact("empty", f"{_count(description.n_empty, 'file')} without picks")
+    left, right, low, high = description.reach
+    if left == left:
+        unit = "of the sides" if "picks of cryoSPARC" in description.kinds else "px"
+        _print_fact("reach", f"x {left:.5g} to {right:.5g}, y {low:.5g} to {high:.5g} {unit}")
+    if description.has_segments:
+        _print_fact("filaments", "neighbouring picks overlap on purpose")
+    _print_fact("CTF", "defocus known" if description.has_ctf else "not in these files")
+    if description.missing:
+        _print_fact("missing", _count(len(description.missing), "file"))
+        for name in description.missing[:_N_NAMED]:
+            print(f"    {name}")
+        _print_rest(len(description.missing))
+    for problem in description.problems[:_N_NAMED]:
+        _print_fact("problem", problem)
+    _print_rest(len(description.problems))
+
+
+def print_run(description: RunDescription) -> None:
+    """Print what the folder of a finished run holds."""
+    print(f"{description.path}: {description.kind} by fastsort {description.version}")
+    if description.input:
+        _print_fact("input", description.input)
+    for name, number in description.counts.items():
+        _print_fact(name, f"{number:,}")
+    settings = [f"{name} {_in_words(value)}" for name, value in description.settings.items()]
+    _print_fact("settings", ", ".join(settings) or "all left to fastsort")
+    _print_fact("files", ", ".join(description.files))
+    for problem in description.problems:
+        _print_fact("problem", problem)
+
+
+def _in_words(value: Any) -> str:
+    return "yes" if value is True else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _print_optics(description: Description) -> None:
