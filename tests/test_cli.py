@@ -456,6 +456,7 @@ PICKS = ["--micrographs", "a.mrc", "--coordinates", "a.box", "--box", "64"]
         (["sort", *PICKS, "--score-field"], "--score-field does nothing without a .cs file"),
         (["sort", "STACK", "--duplicate-distance", "30"], "--duplicate-distance does nothing where"),
         (["sort", "TUBES", "--duplicate-distance", "30"], "--duplicate-distance does nothing with segments"),
+        (["sort", "STACK", "--cluster-wait", "5"], "--cluster-wait does nothing without --cluster"),
         (["sort", "STACK", "--cluster", "tcp://x:1", "--jobs", "-1"], "--jobs does nothing with --cluster"),
         (
             ["sort", "STACK", "--method", "radial", "--preset", "published", "--contrast", "dark"],

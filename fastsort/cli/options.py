@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from fastsort._checks import InputError
+from fastsort._types import FilePath
 from fastsort.cli.talk import add_talk
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ DATA_DIR_HELP = "search here first for the files that INPUT names"
 DENOISED_HELP = "also show denoised images in the report"
 SEED_HELP = "random seed (default 0)"
 NO_BAR_HELP = "show no progress and no summary"
+# Files that are looked for on every worker before work begins; it will look for the others itself.
+_N_LOOKED_FOR = 20
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 # A command's parser, or a group of options in it.
@@ -90,13 +93,50 @@ def add_run(parser: Options, cluster: bool = False, repeated: bool = False) -> N
     add = parser.add_argument
     add("--jobs", type=n_workers, default=-1, metavar="N", help="number of workers (default -1: all cores)")
     if cluster:
-        add("--cluster", metavar="ADDRESS", help="address of a Dask scheduler, to use its workers")
+        add_cluster(parser)
     add("--seed", type=int, default=0, metavar="N", help=SEED_HELP)
     add("--work", metavar="DIR", help="folder for intermediate files (default .DIR.work)")
     add("--keep-work", action="store_true", help="keep the work folder after the run")
     if not repeated:
         add("--overwrite", action="store_true", help="replace earlier results in DIR")
     add_talk(parser, NO_BAR_HELP)
+
+
+def add_cluster(parser: Options) -> None:
+    """Add what gives the work to the workers of a cluster."""
+    add = parser.add_argument
+    add("--cluster", metavar="ADDRESS", help="address of a Dask scheduler, to use its workers")
+    wait = "seconds to wait for the first of them (default 60)"
+    add("--cluster-wait", type=float, metavar="S", help=wait)
+
+
+def check_cluster(options: argparse.Namespace) -> None:
+    """Refuse what has no effect with a cluster, or without one."""
+    if options.cluster is None:
+        refuse_given(options, ["cluster_wait"], "without --cluster")
+    else:
+        refuse_given(options, ["jobs"], "with --cluster, whose workers do the work")
+
+
+def cluster_of(
+    options: argparse.Namespace, paths: Sequence[str], work: FilePath | None
+) -> AbstractContextManager[object]:
+    """Give the work to a cluster, if that was asked for.
+
+    Parameters
+    ----------
+    options : argparse.Namespace
+    paths : sequence of str
+        What will be read; the first of them are looked for on every worker before work begins.
+    work : path or None
+        The work folder.
+    """
+    if getattr(options, "cluster", None) is None:
+        return nullcontext()
+    from fastsort.images.cluster import use_cluster
+
+    wait = {} if options.cluster_wait is None else {"wait": options.cluster_wait}
+    return use_cluster(options.cluster, paths[:_N_LOOKED_FOR], work=work, say=options.talk.remark, **wait)
 
 
 def n_workers(text: str) -> int:

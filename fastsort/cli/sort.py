@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +23,8 @@ from fastsort.cli.options import (
     add_places,
     add_run,
     add_strictness,
+    check_cluster,
+    cluster_of,
     open_input,
     refuse_all_but,
     refuse_given,
@@ -60,8 +61,6 @@ _PARAMETERS = (
 )
 # What has an effect where a finished run learns from choices and nothing is sorted.
 _TO_LEARN = ("input", "output", "learn_from", "data_dir", "fail_if", "log", "json", "quiet")
-# Files that are looked for on every worker before work begins; it will look for the others itself.
-_N_LOOKED_FOR = 20
 
 
 def add_sort(commands: Commands) -> None:
@@ -193,8 +192,7 @@ def _check_combination(options: argparse.Namespace) -> None:
         refuse_given(options, ["recentre"], f"with method {options.method!r}, which finds no centres")
     if options.method == "radial" and options.preset == "published":
         refuse_given(options, ["contrast"], "with the published rules, which are for bright particles")
-    if options.cluster is not None:
-        refuse_given(options, ["jobs"], "with --cluster, whose workers do the work")
+    check_cluster(options)
 
 
 def _check_tables(particles: Particles, options: argparse.Namespace) -> None:
@@ -235,7 +233,7 @@ def sort_into(
     with results_folder(folder, overwrite=overwrite, inputs=inputs) as partial:
         with (
             talk.progress("sorting") as bar,
-            _workers(particles, options, parameters.get("work")),
+            cluster_of(options, particles.store.files(), parameters.get("work")),
         ):
             is_job = getattr(options, "relion_job", False)
             progress = stop_when_aborted(Path(folder).parent, bar) if is_job else bar
@@ -268,17 +266,6 @@ def sort_into(
 
     talk.summary(folder, tell)
     return result, summary
-
-
-def _workers(
-    particles: Particles, options: argparse.Namespace, work: str | os.PathLike[str] | None
-) -> AbstractContextManager[object]:
-    """Give the work to a cluster, if that was asked for."""
-    if getattr(options, "cluster", None) is None:
-        return nullcontext()
-    from fastsort.images.cluster import use_cluster
-
-    return use_cluster(options.cluster, particles.store.files()[:_N_LOOKED_FOR], work=work)
 
 
 def _sort_or_update(
