@@ -23,7 +23,10 @@ from fastsort.report import progress as progress_module
 from fastsort.report.progress import progress_bar
 from fastsort.simulate import simulate_micrographs, simulate_particles, write_micrographs, write_project
 
-LINE = re.compile(r"\d\d:\d\d:\d\d (sorting|mapping|picking|denoising) \d+ %, [\d,]+ of [\d,]+ \w+")
+# The first runs of a gate compile, and say so.
+LINE = re.compile(
+    r"\d\d:\d\d:\d\d ((sorting|mapping|picking|denoising) \d+ %, [\d,]+ of [\d,]+ \w+|compiling.*)"
+)
 RADIAL = ("--method", "radial")
 
 
