@@ -234,7 +234,8 @@ BAD_INPUTS = (
 
 def without_progress(text):
     """What a command without a terminal has said besides its progress."""
-    return re.sub(r"^\d\d:\d\d:\d\d (\w+ \d+ %, [\d,]+ of [\d,]+ \w+|compiling.*)\n", "", text, flags=re.MULTILINE)
+    line = r"^\d\d:\d\d:\d\d (\w+ \d+ %, [\d,]+ of [\d,]+ \w+|compiling.*)\n"
+    return re.sub(line, "", text, flags=re.MULTILINE)
 
 
 def assert_one_line(text, *words):
