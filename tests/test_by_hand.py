@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -66,6 +67,21 @@ def test_only_what_is_chosen_changes(run, chosen, n_kept):
     changed = (other.keep != result.keep).sum()
     assert other.errors.known == (result.errors.known and not changed)
     assert ("by hand" in other.errors.remark) == (changed > 0)
+
+
+def test_the_guide_explains_every_column(run, tmp_path, capsys, no_pictures):
+    assert cli.main(["guide", "decisions"]) == 0
+    table = capsys.readouterr().out.partition("## The columns of scores.csv")[2]
+    rows = [row.split("|")[1] for row in table.splitlines() if row.startswith("|")]
+    explained = {name for row in rows for name in re.findall("`([a-z_]+)`", row)}
+    _, folder, result = run
+    folders = [folder, tmp_path / "chosen"]
+    path = save(tmp_path, choices_of(result, keep=[[3, 3]]))
+    assert cli.main(["apply", str(path), str(folder), "-o", str(folders[1]), "--quiet"]) == 0
+    for each in folders:
+        columns = {*rows_of(each)[0]}
+        assert columns <= explained, columns - explained
+    assert "by_hand" in columns and "vote_radial" in columns
 
 
 def test_mistakes_are_named(run):
