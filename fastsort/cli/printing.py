@@ -188,6 +188,10 @@ def print_map(summary: dict[str, Any], result: MapResult, folder: str, seconds: 
         print(f"{_count(summary['without_class'], 'image')} without a class: flat, or with bad pixels")
     if summary["denoised"] is not None:
         _print_wrapped(_compare_with_denoised(unit=unit, **summary["denoised"]), "", 2)
+    if not summary["diameter_given"]:
+        known = summary["diameter"] == summary["diameter"]
+        angstroms = f", {summary['diameter']:.0f} A," if known else ""
+        print(f"diameter not known: a disk of 0.8 of the box{angstroms} counted as the particle")
     _print_doubts(summary["doubts"])
     print(f"{summary['kept']:,} kept, {summary['rejected']:,} rejected", end="; ")
     print(f"{seconds:.1f} s; results in {folder}")
