@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 import fastsort.particles as particles_room
 from fastsort._checks import InputError
 from fastsort.cli import main
+from fastsort.cli.entry import build_parser
+from fastsort.cli.options import fill_in_defaults, open_input
 from fastsort.particles import open as door
 from fastsort.particles.describe_picks import describe_picks
 from fastsort.particles.eman_picks import read_eman_picks
@@ -224,6 +226,24 @@ def test_a_list_of_topaz_holds_the_picks_of_many_micrographs(micrograph, tmp_pat
     (tmp_path / "out").mkdir()
     particles.table.write_files(tmp_path / "out", np.array([2]), Added({"_rlnX": list("abc")}))
     assert (tmp_path / "out" / "p.txt").read_text() == "\n".join([lines[0], lines[3]]) + "\n"
+
+
+def test_a_pattern_that_the_shell_has_replaced_is_the_same(micrograph, tmp_path):
+    other = tmp_path / "c.mrc"
+    other.write_bytes(micrograph.read_bytes())
+    for name in ("a.b.box", "c.box"):
+        (tmp_path / name).write_text(box(CENTRES)[0])
+
+    def opened(mics, picks):
+        words = ["sort", "--micrographs", *mics, "--coordinates", *picks, "--box", str(BOX), "-o", "out"]
+        options = fill_in_defaults(build_parser().parse_args(words))
+        return open_input(options)
+
+    quoted = opened([str(tmp_path / "*.mrc")], [str(tmp_path / "*.box")])
+    replaced = opened([str(micrograph), str(other)], [str(tmp_path / name) for name in ("a.b.box", "c.box")])
+    assert quoted.opened_with["micrographs"] == str(tmp_path / "*.mrc")
+    assert replaced.opened_with["micrographs"] == [str(micrograph), str(other)]
+    assert list(quoted.names) == list(replaced.names) and len(replaced) == 2 * len(CENTRES)
 
 
 @pytest.mark.parametrize(

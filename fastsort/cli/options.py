@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fastsort._checks import InputError
 from fastsort._types import FilePath
@@ -31,6 +31,15 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 # A command's parser, or a group of options in it.
 Options: TypeAlias = "argparse._ActionsContainer"
 Runner: TypeAlias = Callable[[argparse.Namespace], "int | None"]
+
+
+class _Help(argparse.HelpFormatter):
+    """Help in which an option with several values has one word for them."""
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        if action.option_strings and action.nargs == "+":
+            return str(action.metavar)
+        return super()._format_args(action, default_metavar)
 
 
 def add_command(
@@ -64,7 +73,7 @@ def add_command(
         epilog=f"example: {example}",
         usage=f"fastsort {name} {needs}[options]",
         allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28, width=80),
+        formatter_class=lambda prog: _Help(prog, max_help_position=28, width=80),
     )
     parser.set_defaults(run=run)
     return parser
@@ -158,14 +167,30 @@ def add_reading(parser: Options) -> None:
     add("--passthrough", metavar="FILE", help="passthrough .cs file (default: found beside INPUT)")
 
 
+class _Names(argparse.Action):
+    """Names of files, as a shell gives them for a pattern without quotes; a single one stays a word."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
+
+
 def add_micrographs(parser: Options, reads_pixels: bool = True) -> None:
     """Add what says from where particles are extracted; help is silent on what matters only to their pixels,
     where these are not read.
     """
     add = parser.add_argument
-    add("--micrographs", metavar="FILES", help="micrographs, e.g. 'mics/*.mrc', or a STAR file")
+    # Where another name may follow, it would be taken for one of several files.
+    several: dict[str, Any] = {"nargs": "+", "action": _Names} if reads_pixels else {}
+    named = "micrographs, e.g. 'mics/*.mrc', or a STAR file"
+    add("--micrographs", metavar="FILES", help=named, **several)
     picks = "picks: 'picks/*.star', .cs, .box, .cbox, .json or .txt"
-    add("--coordinates", metavar="FILES", help=picks)
+    add("--coordinates", metavar="FILES", help=picks, **several)
     add("--box", type=int, metavar="PX", help="size of the boxes to extract from the micrographs")
     bright = "particles are bright in the micrographs" if reads_pixels else argparse.SUPPRESS
     add("--bright", action="store_true", help=bright)

@@ -110,9 +110,10 @@ def _settled(options: argparse.Namespace, every: float) -> Any:
 
 
 def _state(options: argparse.Namespace) -> list[tuple[str, int, int]]:
-    sources: Sequence[str | None] = (options.input, options.micrographs, options.coordinates)
+    given = (options.input, options.micrographs, options.coordinates)
+    sources = [name for names in given if names for name in ([names] if isinstance(names, str) else names)]
     state = []
-    for source in filter(None, sources):
+    for source in sources:
         for path in sorted(glob.glob(source)) if not os.path.exists(source) else [source]:
             try:
                 status = os.stat(path)
