@@ -284,6 +284,7 @@ def test_printed_time_is_that_of_the_whole_command(project, tmp_path, monkeypatc
         (["sort", "a.star", "-output", "out"], "no option -output: did you mean --output?"),
         (["map", "a.star", "-o", "out", "--clases", "3"], "did you mean --classes?"),
         (["sort", "a.star", "-o", "out", "--zzzz"], "no option --zzzz\n"),
+        (["sort", "a.star", "b.star", "-o", "out"], "too many names: b.star: give one set of particles"),
         (["srot", "a.star"], "no command srot: did you mean sort?"),
         (
             ["sort", "a.mrc", "b.mrc", "c.mrc", "d.mrc", "e.mrc", "-o", "out"],

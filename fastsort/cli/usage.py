@@ -62,8 +62,8 @@ def refuse_rest(parser: argparse.ArgumentParser, arguments: Sequence[str], rest:
         )
     more = f" and {len(rest) - _N_NAMED:,} more" if len(rest) > _N_NAMED else ""
     command.error(
-        f"too many names: {first_few}{more}: give one, and a pattern such as 'mics/*.mrc' in quotes, so that the "
-        "shell does not replace it"
+        f"too many names: {first_few}{more}: give one, and a pattern such as 'mics/*.mrc' in quotes, so that "
+        "the shell does not replace it"
     )
 
 
