@@ -290,7 +290,7 @@ def test_printed_time_is_that_of_the_whole_command(project, tmp_path, monkeypatc
             ["sort", "a.mrc", "b.mrc", "c.mrc", "d.mrc", "e.mrc", "-o", "out"],
             "b.mrc, c.mrc, d.mrc and 1 more",
         ),
-        (["sort", "--micrographs", "a.mrc", "b.mrc", "c.mrc", "-o", "out"], "'mics/*.mrc' in quotes"),
+        (["denoise", "a.map", "b.map", "-o", "out"], "'mics/*.mrc' in quotes"),
         (
             ["sort", "a.star", "-o", "out", "--jobs", "0"],
             "must be a whole number, or -1 for all cores; got '0'",
