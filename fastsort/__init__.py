@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import fastsort.simulate as simulate
     import fastsort.subspaces as subspaces
     from fastsort.classify import classify_particles
+    from fastsort.decide.result import SortResult
     from fastsort.decide.verdict import cut_again
     from fastsort.denoise import denoise_images
     from fastsort.images.cluster import use_cluster
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from fastsort.particles.source import Particles
     from fastsort.pick import pick_particles
     from fastsort.radial.filter import radial_filter
+    from fastsort.report.finished import load_result
     from fastsort.simulate.particles import simulate_particles
     from fastsort.simulate.project import write_project
     from fastsort.sort import sort_particles
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = [
     "InputError",
     "Particles",
+    "SortResult",
     "classify_particles",
     "cut_again",
     "decide",
@@ -50,6 +53,7 @@ __all__ = [
     "images",
     "invariant_filter",
     "invariants",
+    "load_result",
     "open_particles",
     "phase_flip",
     "pick_particles",
@@ -107,6 +111,8 @@ __getattr__, __dir__ = lazy_names(
         "subspace_filter": "fastsort.subspaces.filter",
         "invariant_filter": "fastsort.invariants.filter",
         "sort_particles": "fastsort.sort",
+        "SortResult": "fastsort.decide.result",
+        "load_result": "fastsort.report.finished",
         "cut_again": "fastsort.decide.verdict",
         "update_particles": "fastsort.update",
         "classify_particles": "fastsort.classify",

@@ -1,4 +1,7 @@
-"""Short `repr` for results: one line for each field, and of an array only its type and shape."""
+"""Short `repr` for results: one line for each field, and of an array only its type and shape.
+
+A result with a method ``_headline`` says first what came out.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,10 @@ def brief(kind: Kind) -> Kind:
 def _describe(result: Any) -> str:
     lines = [f"  {name}={_in_words(value)}" for name, value in zip(result._fields, result, strict=True)]
     lines = [line if len(line) <= _WIDTH else f"{line[: _WIDTH - 3]}..." for line in lines]
-    return "\n".join([f"{type(result).__name__}(", *lines, ")"])
+    name = type(result).__name__
+    if hasattr(result, "_headline"):
+        return "\n".join([f"{name}: {result._headline()}", *lines])
+    return "\n".join([f"{name}(", *lines, ")"])
 
 
 def _in_words(value: Any) -> str:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Callable
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numba
+from numba.core import event
 
 # nnan and ninf are left out on purpose: kernels must be able to see a NaN or an infinity. They ask whether
 # abs(x) < infinity. isfinite(x) does not work: numba compiles it as x - x, and reassoc turns that into 0.
@@ -20,15 +25,76 @@ _FLAGS: dict[str, Any] = {
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile `function` as a serial kernel that runs without the interpreter lock.
 
-    The compiled code is cached on disk, unless the environment says
-    ``FASTSORT_NUMBA_CACHE=0`` or no folder for the cache can be written.
+    The compiled code is cached on disk, unless the environment says ``FASTSORT_NUMBA_CACHE=0`` or no folder
+    for the cache can be written. numba looks in ``NUMBA_CACHE_DIR``, beside the source, and in
+    ``XDG_CACHE_HOME`` or ``~/.cache``; we look in the temporary folder too.
     """
     if os.environ.get("FASTSORT_NUMBA_CACHE", "1") != "0":
-        try:
+        # It raises this where it finds no folder.
+        with suppress(RuntimeError):
             return numba.njit(cache=True, **_FLAGS)(function)
-        except RuntimeError:
-            pass  # a read-only installation: numba found nowhere to keep the cache
+        folder = own_temporary_folder(tempfile.gettempdir())
+        if folder is not None:
+            with suppress(RuntimeError), _cache_in(folder):
+                return numba.njit(cache=True, **_FLAGS)(function)
     return numba.njit(**_FLAGS)(function)
+
+
+@functools.cache
+def own_temporary_folder(temporary: str) -> str | None:
+    """Return a folder for the cache that nobody else can have written to; None where there is none.
+
+    What is read from a cache is run. So the folder is ours, nobody else may use it, and nobody else may put
+    another one in its place.
+    """
+    if not hasattr(os, "getuid"):
+        return None
+    folder = os.path.join(temporary, f"fastsort-cache-{os.getuid()}")
+    with suppress(OSError):
+        with suppress(FileExistsError):
+            os.mkdir(folder, 0o700)
+        state, above = os.lstat(folder), os.stat(temporary).st_mode
+        is_ours = stat.S_ISDIR(state.st_mode) and state.st_uid == os.getuid() and not state.st_mode & 0o077
+        if is_ours and (above & stat.S_ISVTX or not above & (stat.S_IWGRP | stat.S_IWOTH)):
+            return folder
+    return None
+
+
+@contextmanager
+def _cache_in(folder: str) -> Iterator[None]:
+    """Let numba keep the cache of what is compiled inside the context in a folder."""
+    before = numba.config.CACHE_DIR
+    numba.config.CACHE_DIR = folder
+    try:
+        yield
+    finally:
+        numba.config.CACHE_DIR = before
+
+
+@contextmanager
+def told_of_compiling(say: Callable[[str], None]) -> Iterator[None]:
+    """Say once that kernels are being compiled, as soon as one is that is not in the cache."""
+    with event.install_listener("numba:compile", _Told(say)):
+        yield
+
+
+class _Told(event.Listener):
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say: Callable[[str], None] | None = say
+
+    def on_start(self, event: Any) -> None:
+        kernel = event.data["dispatcher"]
+        # Other libraries compile their own, some of them every time.
+        if self.say is None or not kernel.py_func.__module__.startswith("fastsort."):
+            return
+        say, self.say = self.say, None
+        if kernel._cache.cache_path is None:
+            say("compiling; no folder can be written to keep this for the next time: set NUMBA_CACHE_DIR")
+        else:
+            say("compiling (the first time after an installation), for about half a minute")
+
+    def on_end(self, event: Any) -> None:
+        pass
 
 
 def inlined(function: Callable[..., Any]) -> Callable[..., Any]:

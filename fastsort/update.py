@@ -14,6 +14,7 @@ from fastsort._checks import InputError, check_is
 from fastsort._progress import Progress
 from fastsort._threshold import MIN_JUDGED
 from fastsort._types import Array, Bools, FilePath, Indices
+from fastsort.decide.by_hand import choose_by_hand
 from fastsort.decide.calibrate import calibrate
 from fastsort.decide.combine import OFFSET
 from fastsort.decide.copies import (
@@ -26,9 +27,9 @@ from fastsort.decide.copies import (
 )
 from fastsort.decide.duplicates import find_all_duplicates
 from fastsort.decide.rescue import Views
-from fastsort.decide.result import SortResult
+from fastsort.decide.result import BY_HAND, SortResult
 from fastsort.decide.settings import DUPLICATES, RUN, STRICTNESS, VERDICT, VOTES, is_given, option_names
-from fastsort.decide.verdict import cut_again, passed_by, scale_of, with_verdict
+from fastsort.decide.verdict import cut_again, knows_junk, passed_by, scale_of, with_verdict
 from fastsort.decide.votes import METHODS
 from fastsort.images.content import read_content, stamps_of
 from fastsort.images.copies import Copies, copies_by_content, doubts_of_copies
@@ -95,7 +96,8 @@ def update_particles(
     has a probability below 1e-4 to arise by chance, the models no longer fit. Then 500 new images or more
     get models of their own, and their scores are shifted so that the threshold stays the same. With
     `judge_again`, all images get new probabilities from all scores; if the models no longer fit, all images
-    are read and sorted anew. Of two picks of one particle, the one that was kept before stays.
+    are read and sorted anew. Of two picks of one particle, the one that was kept before stays. What
+    a person chose stays chosen, and new images are judged with the weights that were learned from it.
 
     Examples
     --------
@@ -114,7 +116,7 @@ def update_particles(
     check_is(earlier, SortResult, "earlier", "sort_particles")
     particles = open_particles(particles)
     settings, strictness = _options_of_update(earlier, options, judge_again)
-    _check_usable(particles, earlier)
+    _check_usable(particles, earlier, judge_again)
     rows = _earlier_rows(particles, names)
     rows = _rows_by_content(particles, earlier, rows, settings.get("n_jobs"))
     n_new = int((rows < 0).sum())
@@ -137,6 +139,12 @@ def update_particles(
         threshold = earlier.threshold
         passed = np.where(is_new, passed_by(result, threshold), result.keep)
         result = with_verdict(result, passed, threshold)
+        if not result.learned.decoys:
+            # What was learned from a person's choices has no decoys to test it with.
+            result = result._replace(errors=earlier.errors)
+    if BY_HAND in result.measurements:
+        by_hand = result.measurements[BY_HAND]
+        result = choose_by_hand(result, np.flatnonzero(by_hand > 0), np.flatnonzero(by_hand < 0))
     seconds = {**(new.seconds if n_new else {}), "total": time.perf_counter() - begin}
     # Also of images that were there before.
     copy = result.measurements.get(COPY, np.zeros(len(particles), bool))
@@ -147,7 +155,7 @@ def update_particles(
 def can_go_on_from(earlier: SortResult) -> bool:
     """Whether a result of all methods had enough images to judge others with what was learned from them."""
     judged = not np.isnan(earlier.junk_probability).any()
-    return len(earlier.votes) < len(METHODS) or bool(earlier.views and earlier.learned.decoys and judged)
+    return len(earlier.votes) < len(METHODS) or bool(earlier.views and knows_junk(earlier) and judged)
 
 
 def _options_of_update(
@@ -221,7 +229,7 @@ def _numbered(names: Iterable[str]) -> Iterator[tuple[str, int]]:
         yield name, number
 
 
-def _check_usable(particles: Particles, earlier: SortResult) -> None:
+def _check_usable(particles: Particles, earlier: SortResult, judge_again: bool) -> None:
     """Refuse an earlier run that cannot judge these images."""
     if len(earlier.votes) < len(METHODS):
         raise InputError(
@@ -231,6 +239,11 @@ def _check_usable(particles: Particles, earlier: SortResult) -> None:
     if not can_go_on_from(earlier):
         raise InputError(
             f"the earlier run had {len(earlier.keep)} images, too few to learn from: sort without updating."
+        )
+    if judge_again and not earlier.learned.decoys:
+        raise InputError(
+            "the earlier run learned from choices made by hand, and nothing else is left to judge again by: "
+            "do not judge again, or sort without updating."
         )
     box, pixel_size = scale_of(earlier)
     if box != particles.box:
@@ -311,9 +324,11 @@ def _aligned(anew: SortResult, last: SortResult) -> SortResult:
     step = last.threshold - anew.threshold
     learned = anew.learned
     weights = {**learned.weights, OFFSET: learned.weights[OFFSET] + step}
+    before = last.learned.decoys
     decoys = {
-        kind: np.concatenate([last.learned.decoys[kind], scores + step])
+        kind: np.concatenate([before[kind], scores + step])
         for kind, scores in learned.decoys.items()
+        if kind in before
     }
     learned = learned._replace(weights=weights, decoys=decoys)
     return anew._replace(score=anew.score + step, learned=learned, threshold=last.threshold)
@@ -355,6 +370,10 @@ def _merged(
     copies = Copies(*np.unique(first, return_inverse=True))
     measurements = merged.measurements
     measurements.pop(COPY, None)
+    if BY_HAND in earlier.measurements:
+        # Nobody has chosen among the new ones, not even copies of earlier ones.
+        nobody = np.zeros((rows < 0).sum(), np.int8)
+        measurements[BY_HAND] = _in_order(earlier.measurements[BY_HAND], nobody, rows)
     if len(copies.distinct) < len(first):
         measurements[COPY] = copies.copy
     stays = ~is_new & (not judge_again)

@@ -15,13 +15,14 @@ import pytest
 
 from fastsort import InputError, cli
 from fastsort._saved import load, save
+from fastsort._version import __version__
 from fastsort.decide.combine import OFFSET
 from fastsort.decide.result import SortResult
 from fastsort.decide.votes import LearnedMethods, LearnedVerdict
 from fastsort.particles.open import open_particles
 from fastsort.report import drawing
 from fastsort.report.drawing import redraw
-from fastsort.report.finished import open_finished
+from fastsort.report.finished import load_result, open_finished
 from fastsort.report.folder import RESULT_NAMES
 from fastsort.report.lists import read_list, write_choice
 from fastsort.report.results import write_results
@@ -122,8 +123,15 @@ def test_results_are_read_back_as_they_were(project, tmp_path):
     assert set(names_in(tmp_path)) <= set(RESULT_NAMES)
     files = {"kept.star", "rejected.star", "rescued.star", "scores.csv", "summary.json", "results.npz"}
     assert set(names_in(tmp_path)) == files | {"micrographs.csv"}
+    away = project.rename(project.with_suffix(".away"))
+    assert_equal(load_result(tmp_path), result)
+    away.rename(project)
     finished = open_finished(tmp_path)
     assert_equal(finished.result, result)
+    assert repr(result).splitlines()[:2] == [
+        "SortResult: 30 of 60 images kept, 27 rejected, 3 set aside",
+        "  keep=bool (60,)",
+    ]
     assert finished.particles.names == particles.names and finished.summary["kept"] == 30
     with open(tmp_path / "micrographs.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -160,6 +168,27 @@ def test_origins(project, tmp_path):
         write_results(tmp_path, open_particles(particles.read(0, N)), make_result(), recentre=True)
 
 
+def test_info_says_what_a_folder_holds(project, tmp_path, capsys):
+    parameters = {"method": "radial", "seed": 3, "discard": None}
+    folder = finished_at(tmp_path / "out", project, parameters=parameters)
+    assert cli.main(["info", str(folder)]) == 0
+    text = capsys.readouterr().out
+    facts = {line[2:16].strip(): line[16:] for line in text.splitlines()[1:]}
+    assert text.startswith(f"{folder}: particles, sorted by fastsort {__version__}\n")
+    assert str(project) in text
+    assert (facts["images"], facts["kept"], facts["rejected"], facts["set aside"]) == ("60", "30", "27", "3")
+    assert facts["settings"] == "method radial, seed 3, diameter 50.0 A (found)"
+    assert "kept.star, micrographs.csv, rejected.star, rescued.star, results.npz" in facts["files"]
+    assert cli.main(["info", str(folder), "--pixel-size", "2"]) == 1
+    assert "--pixel-size does nothing with the folder of a run" in capsys.readouterr().err
+    (folder / "results.npz").unlink()
+    assert cli.main(["info", str(folder)]) == 1
+    assert "holds no results.npz" in " ".join(capsys.readouterr().out.split())
+    (folder / "summary.json").write_text("{}")
+    assert cli.main(["info", str(folder)]) == 1
+    assert "was not written by fastsort" in capsys.readouterr().err
+
+
 # A run that cannot be taken up.
 
 
@@ -169,6 +198,11 @@ def test_folder_without_a_run_is_refused(tmp_path):
     save(tmp_path / "results.npz", make_result())
     with pytest.raises(InputError, match=r"no summary\.json"):
         open_finished(tmp_path)
+    with pytest.raises(InputError, match=r"there is no folder .*gone"):
+        load_result(tmp_path / "gone")
+    (tmp_path / ".gone.work").mkdir()
+    with pytest.raises(InputError, match=r"the run into .*gone has not ended: start the same command again"):
+        load_result(tmp_path / "gone")
 
 
 @pytest.mark.parametrize("kind", ["summary", "results", "other", "no input"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -66,6 +67,21 @@ def test_only_what_is_chosen_changes(run, chosen, n_kept):
     changed = (other.keep != result.keep).sum()
     assert other.errors.known == (result.errors.known and not changed)
     assert ("by hand" in other.errors.remark) == (changed > 0)
+
+
+def test_the_guide_explains_every_column(run, tmp_path, capsys, no_pictures):
+    assert cli.main(["guide", "decisions"]) == 0
+    table = capsys.readouterr().out.partition("## The columns of scores.csv")[2]
+    rows = [row.split("|")[1] for row in table.splitlines() if row.startswith("|")]
+    explained = {name for row in rows for name in re.findall("`([a-z_]+)`", row)}
+    _, folder, result = run
+    folders = [folder, tmp_path / "chosen"]
+    path = save(tmp_path, choices_of(result, keep=[[3, 3]]))
+    assert cli.main(["apply", str(path), str(folder), "-o", str(folders[1]), "--quiet"]) == 0
+    for each in folders:
+        columns = {*rows_of(each)[0]}
+        assert columns <= explained, columns - explained
+    assert "by_hand" in columns and "vote_radial" in columns
 
 
 def test_mistakes_are_named(run):
@@ -279,7 +295,7 @@ def test_more_images_are_judged_by_what_was_learned(plain):
     np.testing.assert_allclose(told.result.learned.score(votes), told.result.score[:7])
 
 
-def test_the_command_learns(run, tmp_path, capsys):
+def test_the_command_learns(run, tmp_path, capsys, no_pictures):
     star, folder, _ = run
     with open(star.parent / "truth.csv", newline="") as file:
         label = np.array([row["label"] == "1" for row in csv.DictReader(file)])
@@ -294,7 +310,23 @@ def test_the_command_learns(run, tmp_path, capsys):
     assert cli.main(["apply", str(path), str(poor), "-o", str(out), "--learn"]) == 0
     said = capsys.readouterr().out
     assert "other verdicts changed; balanced accuracy on the choices" in said
-    assert load(out / "results.npz").keep.sum() > 100
+    learned = load(out / "results.npz")
+    assert learned.keep.sum() > 100
+    # The same in the folder of the run itself, and as part of an update.
+    updated = shutil.copytree(poor, tmp_path / "updated")
+    for folder_of_run, more in ((poor, []), (updated, [str(star), "--update", "--jobs", "1"])):
+        sort = ["sort", "-o", str(folder_of_run), "--learn-from", str(path), *more]
+        assert cli.main(sort) == 0
+        assert said.splitlines()[0] in capsys.readouterr().out
+        again = load(folder_of_run / "results.npz")
+        np.testing.assert_array_equal(again.keep, learned.keep)
+        assert again.learned.weights == learned.learned.weights and not again.errors.known
+        assert cli.main(sort) == 1
+        assert "page of another run" in capsys.readouterr().err
+    assert cli.main(["sort", "-o", str(tmp_path / "none"), "--learn-from", str(path)]) == 1
+    assert "there is no folder" in capsys.readouterr().err
+    assert cli.main(["sort", "-o", str(poor), "--learn-from", str(path), "--diameter", "90"]) == 1
+    assert "--diameter does nothing with --learn-from" in capsys.readouterr().err
     (tmp_path / "list.txt").write_text("1\n2\n")
     for first in (tmp_path / "list.txt", folder):
         more = [str(poor)] if first.is_file() else []

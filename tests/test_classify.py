@@ -709,8 +709,13 @@ def test_summary_on_the_terminal(project, asked, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     n_classes = json.loads((tmp_path / "out" / "summary.json").read_text())["classes"]
     assert lines[0].startswith(f"360 images in {n_classes} class")
-    assert len(lines) == n_classes + 2
+    assert len(lines) == n_classes + 3
     assert "kept" in lines[-1]
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert not summary["diameter_given"]
+    assert summary["diameter"] == pytest.approx(0.8 * summary["box"] * summary["pixel_size"])
+    said = f"a disk of 0.8 of the box, {summary['diameter']:.0f} A, counted as the particle"
+    assert lines[-2] == f"diameter not known: {said}"
 
 
 @pytest.mark.parametrize("color", ["score", "probability", "likeness"])

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import fastsort as fs
+from fastsort import cli
 from fastsort._checks import InputError
 from fastsort.images import batches, cluster
 from fastsort.images.batches import map_batches
@@ -368,11 +369,17 @@ def test_no_scheduler(monkeypatch):
             assert "\n" not in str(caught.value)
 
 
-def test_no_workers():
+def test_no_workers(star, tmp_path, capsys):
     with distributed.LocalCluster(n_workers=0, dashboard_address=":0") as local:
         with pytest.raises(InputError, match=r"no worker for 0\.3 s: start some with  dask worker tcp:"):
             with use_cluster(local.scheduler_address, wait=0.3):
                 pass
+        # The command says so at once, and gives up when it was told to.
+        command = ["sort", str(star), "-o", str(tmp_path / "out"), "--cluster", local.scheduler_address]
+        assert cli.main([*command, "--cluster-wait", "0.2"]) == 1
+        waiting, given_up = capsys.readouterr().err.splitlines()
+        assert waiting.startswith("fastsort: the Dask scheduler at ")
+        assert "has no worker yet; waiting up to 0.2 s" in waiting and "no worker for 0.2 s" in given_up
 
 
 def hang(images, start, last):

@@ -228,6 +228,17 @@ def test_missing_stacks_printed(tmp_path, capsys):
     assert "and 2 more" in captured.out and "--data-dir" in captured.out
 
 
+def test_several_files_are_described_one_after_another(project, tmp_path, capsys):
+    stack = stack_of(tmp_path / "a.mrcs", noise_of(4))
+    assert cli.main(["info", str(project), str(stack)]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"{project}: ") and f"\n{stack}: MRC stack\n" in text
+    assert cli.main(["info", str(tmp_path / "nowhere.star"), str(stack)]) == 1
+    captured = capsys.readouterr()
+    assert captured.out.startswith(f"{stack}: ")
+    assert captured.err.startswith("fastsort: error: ") and "nowhere.star" in captured.err
+
+
 def test_problems_printed(tmp_path, capsys):
     assert cli.main(["info", str(stack_of(tmp_path / "wide.mrcs", noise_of(3)[:, :20].copy()))]) == 1
     text = capsys.readouterr().out

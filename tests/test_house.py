@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 import doctest
+import importlib.util
 import inspect
 import os
 import re
@@ -14,9 +15,12 @@ import typing
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 import fastsort
+from fastsort._jit import own_temporary_folder, told_of_compiling
+from fastsort.images.normalize import inspect_pixels
 
 PACKAGE = Path(fastsort.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -52,6 +56,7 @@ MAY_IMPORT = {
         "classify",
         "denoise",
         "pick",
+        "report",
         "sort",
         "update",
     },
@@ -360,6 +365,8 @@ def public_things():
 
 
 PUBLIC = dict(public_things())
+# The first name of each: an example need not run twice.
+EXAMPLES = {thing: name for name, thing in reversed(PUBLIC.items())}.values()
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -373,7 +380,7 @@ def test_public_names_are_explained_with_types_that_can_be_read(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PUBLIC)
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_public_names_have_examples_that_run(name):
     thing = PUBLIC[name]
     if isinstance(thing, type):
@@ -395,7 +402,7 @@ def test_names_are_listed_before_anything_is_loaded():
 
 
 def test_few_names_stand_at_the_top():
-    assert len(set(fastsort.__all__) - set(fastsort._ROOMS)) <= 17
+    assert len(set(fastsort.__all__) - set(fastsort._ROOMS)) <= 19
 
 
 @pytest.mark.parametrize("name", fastsort._FORMER)
@@ -433,3 +440,67 @@ def test_kernels_run_where_no_cache_can_be_written(tmp_path):
     closed.mkdir(mode=0o500)
     expected = python(INSPECT, FASTSORT_NUMBA_CACHE="0").split()[0]
     assert python(INSPECT, NUMBA_CACHE_DIR=str(closed / "cache")).split()[0] == expected
+
+
+KERNEL = """
+from fastsort._jit import kernel
+
+@kernel
+def added(x):
+    return x + {number}
+"""
+
+
+def test_kernels_are_kept_in_a_temporary_folder_of_our_own(tmp_path, monkeypatch):
+    source, temporary = tmp_path / "source", tmp_path / "temporary"
+    source.mkdir()
+    temporary.mkdir(mode=0o700)
+    # Where no folder can be made, not even by the administrator.
+    (source / "__pycache__").write_text("")
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, f"{os.devnull}/no")
+    monkeypatch.setattr("numba.config.CACHE_DIR", "")
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+
+    def cache_of(number):
+        own_temporary_folder.cache_clear()
+        (source / f"kernel{number}.py").write_text(KERNEL.format(number=number))
+        spec = importlib.util.spec_from_file_location(
+            f"fastsort.kernel{number}", source / f"kernel{number}.py"
+        )
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        said = []
+        with told_of_compiling(said.append):
+            assert module.added(1) == 1 + number and module.added(1.5) == 1.5 + number
+        assert len(said) == 1
+        return type(module.added._cache).__name__, said[0]
+
+    folder = temporary / f"fastsort-cache-{os.getuid()}"
+    kind, said = cache_of(1)
+    assert kind == "FunctionCache" and said.startswith("compiling (the first time")
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert any(path.name.startswith("kernel1.added") for path in folder.rglob("*.nbi"))
+    # Somebody else may have written there, or may put another folder in its place.
+    folder.chmod(0o770)
+    kind, said = cache_of(2)
+    assert kind == "NullCache" and "no folder can be written" in said
+    folder.chmod(0o700)
+    temporary.chmod(0o777)
+    assert cache_of(3)[0] == "NullCache"
+    temporary.chmod(0o1777)
+    assert cache_of(4)[0] == "FunctionCache"
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    assert cache_of(5)[0] == "NullCache"
+    own_temporary_folder.cache_clear()
+
+
+def test_nothing_is_said_of_kernels_that_are_in_the_cache():
+    images = np.ones((2, 16, 16), np.float32)
+    inspect_pixels(images)
+    said = []
+    with told_of_compiling(said.append):
+        inspect_pixels(images)
+    assert said == []

@@ -14,7 +14,10 @@ from hypothesis import strategies as st
 import fastsort.particles as particles_room
 from fastsort._checks import InputError
 from fastsort.cli import main
+from fastsort.cli.entry import build_parser
+from fastsort.cli.options import fill_in_defaults, open_input
 from fastsort.particles import open as door
+from fastsort.particles.describe_picks import describe_picks
 from fastsort.particles.eman_picks import read_eman_picks
 from fastsort.particles.open import open_particles
 from fastsort.particles.picks import PickFile
@@ -147,6 +150,38 @@ def test_kept_and_rejected_are_the_file_with_some_of_its_picks(micrograph, name,
     assert path.read_text() == text
 
 
+def test_info_says_what_picks_there_are(tmp_path, capsys):
+    folder = tmp_path / "picks"
+    folder.mkdir()
+    for name, make in FORMATS.items():
+        (folder / name).write_text(make(CENTRES)[0])
+        (tmp_path / name).write_text(make(CENTRES)[0])
+        assert main(["info", str(tmp_path / name)]) == 0
+        text = capsys.readouterr().out
+        facts = {line[2:16].strip(): line[16:] for line in text.splitlines()[1:]}
+        assert text.startswith(f"{tmp_path / name}: picks ")
+        assert (facts["picks"], facts["micrographs"]) == ("4", "1")
+        assert facts["reach"] == "x 30 to 70, y 25 to 80 px"
+    (folder / "broken.txt").write_text("1 2 3\n")
+    (folder / "empty.box").write_text("")
+    found = describe_picks(folder)
+    assert (found.n_picks, found.n_empty, len(found.problems)) == (4 * len(FORMATS), 1, 1)
+    assert not found.usable
+    listed = "\n".join(f"a{k} picks/{name}" for k, name in enumerate(["a.b.star", "gone.star"]))
+    columns = "loop_\n_rlnMicrographName\n_rlnMicrographCoordinates\n"
+    (tmp_path / "list.star").write_text(f"data_coordinate_files\n\n{columns}{listed}\n")
+    assert main(["info", str(tmp_path / "list.star")]) == 1
+    text = capsys.readouterr().out
+    assert "missing       1 file\n    picks/gone.star" in text and "picks         4" in text
+    (tmp_path / "none").mkdir()
+    assert main(["info", str(tmp_path / "none")]) == 1
+    assert "neither a finished run of fastsort nor files of picks" in capsys.readouterr().err
+    # What is neither is told as before.
+    (tmp_path / "other.star").write_text("data_\n\nloop_\n_rlnVoltage\n300\n")
+    assert main(["info", str(tmp_path / "other.star")]) == 1
+    assert "_rlnImageName" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_all_and_none_of_the_picks(micrograph, name, tmp_path):
     text, rows = FORMATS[name](CENTRES)
@@ -191,6 +226,24 @@ def test_a_list_of_topaz_holds_the_picks_of_many_micrographs(micrograph, tmp_pat
     (tmp_path / "out").mkdir()
     particles.table.write_files(tmp_path / "out", np.array([2]), Added({"_rlnX": list("abc")}))
     assert (tmp_path / "out" / "p.txt").read_text() == "\n".join([lines[0], lines[3]]) + "\n"
+
+
+def test_a_pattern_that_the_shell_has_replaced_is_the_same(micrograph, tmp_path):
+    other = tmp_path / "c.mrc"
+    other.write_bytes(micrograph.read_bytes())
+    for name in ("a.b.box", "c.box"):
+        (tmp_path / name).write_text(box(CENTRES)[0])
+
+    def opened(mics, picks):
+        words = ["sort", "--micrographs", *mics, "--coordinates", *picks, "--box", str(BOX), "-o", "out"]
+        options = fill_in_defaults(build_parser().parse_args(words))
+        return open_input(options)
+
+    quoted = opened([str(tmp_path / "*.mrc")], [str(tmp_path / "*.box")])
+    replaced = opened([str(micrograph), str(other)], [str(tmp_path / name) for name in ("a.b.box", "c.box")])
+    assert quoted.opened_with["micrographs"] == str(tmp_path / "*.mrc")
+    assert replaced.opened_with["micrographs"] == [str(micrograph), str(other)]
+    assert list(quoted.names) == list(replaced.names) and len(replaced) == 2 * len(CENTRES)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,10 @@ from fastsort.report import progress as progress_module
 from fastsort.report.progress import progress_bar
 from fastsort.simulate import simulate_micrographs, simulate_particles, write_micrographs, write_project
 
-LINE = re.compile(r"\d\d:\d\d:\d\d (sorting|mapping|picking|denoising) \d+ %, [\d,]+ of [\d,]+ \w+")
+# The first runs of a gate compile, and say so.
+LINE = re.compile(
+    r"\d\d:\d\d:\d\d ((sorting|mapping|picking|denoising) \d+ %, [\d,]+ of [\d,]+ \w+|compiling.*)"
+)
 RADIAL = ("--method", "radial")
 
 
@@ -281,12 +284,13 @@ def test_printed_time_is_that_of_the_whole_command(project, tmp_path, monkeypatc
         (["sort", "a.star", "-output", "out"], "no option -output: did you mean --output?"),
         (["map", "a.star", "-o", "out", "--clases", "3"], "did you mean --classes?"),
         (["sort", "a.star", "-o", "out", "--zzzz"], "no option --zzzz\n"),
+        (["sort", "a.star", "b.star", "-o", "out"], "too many names: b.star: give one set of particles"),
         (["srot", "a.star"], "no command srot: did you mean sort?"),
         (
             ["sort", "a.mrc", "b.mrc", "c.mrc", "d.mrc", "e.mrc", "-o", "out"],
             "b.mrc, c.mrc, d.mrc and 1 more",
         ),
-        (["sort", "--micrographs", "a.mrc", "b.mrc", "c.mrc", "-o", "out"], "'mics/*.mrc' in quotes"),
+        (["denoise", "a.map", "b.map", "-o", "out"], "'mics/*.mrc' in quotes"),
         (
             ["sort", "a.star", "-o", "out", "--jobs", "0"],
             "must be a whole number, or -1 for all cores; got '0'",

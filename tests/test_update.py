@@ -14,6 +14,7 @@ import pytest
 
 import fastsort.update as update_module
 from fastsort import InputError, cli
+from fastsort.decide.corrections import learn_from_choices
 from fastsort.decide.verdict import cut_again
 from fastsort.particles.open import open_particles
 from fastsort.particles.source import choose_particles
@@ -284,6 +285,25 @@ def test_strict_stays_strict(grown):
     assert np.isnan(result.threshold)
     np.testing.assert_array_equal(result.score, usual.score)
     np.testing.assert_array_equal(result.keep[new], ((result.measurements["against"] < 3) & alone)[new])
+
+
+def test_new_images_are_judged_by_what_a_person_taught(grown):
+    star, label, names, earlier = grown
+    rows = np.random.default_rng(3).choice(N_OLD, 100, replace=False)
+    poor = cut_again(earlier, fraction=0.03)
+    told = learn_from_choices(poor, rows[label[rows]], rows[~label[rows]])
+    assert told.learned
+    particles = counted(star)
+    result = update_particles(particles, told.result, names, n_jobs=1)
+    assert len(particles.store.seen) == N_NEW
+    assert_same_verdicts(result, np.arange(N_OLD), told.result, np.arange(N_OLD))
+    assert result.learned.weights == told.result.learned.weights != earlier.learned.weights
+    new = np.arange(N_OLD, N_OLD + N_NEW)
+    assert rates(label[new], result.keep[new]).min() > 0.75
+    np.testing.assert_array_equal(np.flatnonzero(result.measurements["by_hand"]), np.sort(rows))
+    assert not result.errors.known and "learned from 100 choices" in result.errors.remark
+    with pytest.raises(InputError, match="nothing else is left to judge again by"):
+        update_particles(particles, told.result, names, judge_again=True)
 
 
 def test_of_two_picks_the_one_that_was_kept_stays(grown):

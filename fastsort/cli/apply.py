@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fastsort._checks import InputError
 from fastsort.cli.map import write_selected
@@ -22,9 +22,10 @@ from fastsort.cli.options import (
     refuse_all_but,
     refuse_given,
 )
-from fastsort.cli.printing import drawing, print_learned, print_picks_again, print_verdicts
+from fastsort.cli.printing import drawing, print_learned, print_picks_again, print_verdicts, warn_of_learned
 
 if TYPE_CHECKING:
+    from fastsort.decide.corrections import Learned
     from fastsort.decide.result import SortResult
     from fastsort.particles.micrographs import MicrographList
     from fastsort.pick import PickResult
@@ -115,8 +116,7 @@ def _apply_by_hand(options: argparse.Namespace) -> None:
     import numpy as np
 
     from fastsort.decide.by_hand import choose_by_hand
-    from fastsort.decide.corrections import learn_from_choices
-    from fastsort.report.choices import apply_choices, holds_choices, read_choices
+    from fastsort.report.choices import apply_choices, holds_choices, learn_choices, read_choices
     from fastsort.report.finished import open_finished
     from fastsort.report.lists import read_list
 
@@ -125,7 +125,7 @@ def _apply_by_hand(options: argparse.Namespace) -> None:
     if is_list:
         refuse_given(options, ["learn"], "with a list, which does not say what a person looked at")
     finished = open_finished(options.input, data_dir=options.data_dir)
-    result = finished.result
+    result, told = finished.result, None
     if is_list:
         keep = read_list(options.chosen, len(result.keep))
         result = choose_by_hand(
@@ -133,12 +133,11 @@ def _apply_by_hand(options: argparse.Namespace) -> None:
         )
     else:
         choices = read_choices(options.chosen)
-        result = apply_choices(options.chosen, result, choices)
         if options.learn:
-            told = learn_from_choices(finished.result, choices.keep, choices.reject)
-            result = told.result if told.learned else result
-            print_learned(told, options.quiet)
-    _write(options, finished, result, [options.chosen])
+            result, told = learn_choices(options.chosen, result, choices)
+        else:
+            result = apply_choices(options.chosen, result, choices)
+    write_again(options, finished, result, [options.chosen], told)
 
 
 def _apply_to_map(options: argparse.Namespace) -> None:
@@ -161,7 +160,7 @@ def _apply_threshold(options: argparse.Namespace) -> None:
         ways = ", ".join(f"--{name.replace('_', '-')}" for name in STRICTNESS)
         raise InputError(f"say how much of {options.chosen} to keep: give one of {ways}.")
     result = cut_again(finished.result, **{name: getattr(options, name) for name in STRICTNESS})
-    _write(options, finished, result, [])
+    write_again(options, finished, result, [])
 
 
 def _apply_to_picks(options: argparse.Namespace, run: str) -> None:
@@ -250,8 +249,17 @@ def _how_to_extract(options: argparse.Namespace, finished: FinishedPicks, box: i
     return f"; to do so{where}: {shlex.join(words)}"
 
 
-def _write(options: argparse.Namespace, finished: Finished, result: SortResult, inputs: list[str]) -> None:
-    """Write a finished run with another verdict, and say what it is."""
+def write_again(
+    options: argparse.Namespace,
+    finished: Finished,
+    result: SortResult,
+    inputs: list[str],
+    told: Learned | None = None,
+) -> dict[str, Any]:
+    """Write a finished run with another verdict, and say what it is and what was learned for it.
+
+    Returns the summary.
+    """
     from fastsort.report.drawing import draw_results
     from fastsort.report.folder import results_folder
     from fastsort.report.results import write_results
@@ -259,7 +267,11 @@ def _write(options: argparse.Namespace, finished: Finished, result: SortResult, 
     particles = finished.particles
     check_data_dir(options, particles)
     inputs = [*inputs, *particles.files]
-    with results_folder(options.output, overwrite=options.overwrite, inputs=inputs) as partial:
+    if told is not None:
+        warn_of_learned(told, options.talk.remark)
+    # `sort` learns in the folder of the run itself.
+    overwrite = options.overwrite or "learn_from" in options
+    with results_folder(options.output, overwrite=overwrite, inputs=inputs) as partial:
         summary = write_results(
             partial,
             particles,
@@ -271,6 +283,12 @@ def _write(options: argparse.Namespace, finished: Finished, result: SortResult, 
         )
         with drawing("report.png"):
             draw_results(partial, particles, result, made=summary["made"], n_jobs=-1)
-    if not options.quiet:
+
+    def tell() -> None:
+        if told is not None:
+            print_learned(told)
         print_verdicts(summary)
         print(f"results in {options.output}")
+
+    options.talk.summary(options.output, tell)
+    return summary

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fastsort._checks import InputError
+from fastsort._types import FilePath
 from fastsort.cli.talk import add_talk
 
 if TYPE_CHECKING:
@@ -23,11 +24,22 @@ DATA_DIR_HELP = "search here first for the files that INPUT names"
 DENOISED_HELP = "also show denoised images in the report"
 SEED_HELP = "random seed (default 0)"
 NO_BAR_HELP = "show no progress and no summary"
+# Files that are looked for on every worker before work begins; it will look for the others itself.
+_N_LOOKED_FOR = 20
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 # A command's parser, or a group of options in it.
 Options: TypeAlias = "argparse._ActionsContainer"
 Runner: TypeAlias = Callable[[argparse.Namespace], "int | None"]
+
+
+class _Help(argparse.HelpFormatter):
+    """Help in which an option with several values has one word for them."""
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        if action.option_strings and action.nargs == "+":
+            return str(action.metavar)
+        return super()._format_args(action, default_metavar)
 
 
 def add_command(
@@ -61,7 +73,7 @@ def add_command(
         epilog=f"example: {example}",
         usage=f"fastsort {name} {needs}[options]",
         allow_abbrev=False,
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28, width=80),
+        formatter_class=lambda prog: _Help(prog, max_help_position=28, width=80),
     )
     parser.set_defaults(run=run)
     return parser
@@ -77,7 +89,7 @@ def add_places(parser: argparse.ArgumentParser, kinds: str, optional: bool = Fal
 def add_images(parser: Options, diameter: str, size: str) -> None:
     """Add what says what the images show and how they are read."""
     add = parser.add_argument
-    sphere = f"diameter in angstroms of the sphere that holds 95 %% of the particle (default: {diameter})"
+    sphere = f"in angstroms, of 95 %% of the mass (default: {diameter})"
     add("--diameter", type=float, metavar="A", help=sphere)
     flip = "flip phases for the CTF: yes, no or auto"
     add("--phase-flip", choices=("auto", "yes", "no"), default="auto", metavar="WHEN", help=flip)
@@ -90,13 +102,50 @@ def add_run(parser: Options, cluster: bool = False, repeated: bool = False) -> N
     add = parser.add_argument
     add("--jobs", type=n_workers, default=-1, metavar="N", help="number of workers (default -1: all cores)")
     if cluster:
-        add("--cluster", metavar="ADDRESS", help="address of a Dask scheduler, to use its workers")
+        add_cluster(parser)
     add("--seed", type=int, default=0, metavar="N", help=SEED_HELP)
     add("--work", metavar="DIR", help="folder for intermediate files (default .DIR.work)")
     add("--keep-work", action="store_true", help="keep the work folder after the run")
     if not repeated:
         add("--overwrite", action="store_true", help="replace earlier results in DIR")
     add_talk(parser, NO_BAR_HELP)
+
+
+def add_cluster(parser: Options) -> None:
+    """Add what gives the work to the workers of a cluster."""
+    add = parser.add_argument
+    add("--cluster", metavar="ADDRESS", help="address of a Dask scheduler, to use its workers")
+    wait = "seconds to wait for the first of them (default 60)"
+    add("--cluster-wait", type=float, metavar="S", help=wait)
+
+
+def check_cluster(options: argparse.Namespace) -> None:
+    """Refuse what has no effect with a cluster, or without one."""
+    if options.cluster is None:
+        refuse_given(options, ["cluster_wait"], "without --cluster")
+    else:
+        refuse_given(options, ["jobs"], "with --cluster, whose workers do the work")
+
+
+def cluster_of(
+    options: argparse.Namespace, paths: Sequence[str], work: FilePath | None
+) -> AbstractContextManager[object]:
+    """Give the work to a cluster, if that was asked for.
+
+    Parameters
+    ----------
+    options : argparse.Namespace
+    paths : sequence of str
+        What will be read; the first of them are looked for on every worker before work begins.
+    work : path or None
+        The work folder.
+    """
+    if getattr(options, "cluster", None) is None:
+        return nullcontext()
+    from fastsort.images.cluster import use_cluster
+
+    wait = {} if options.cluster_wait is None else {"wait": options.cluster_wait}
+    return use_cluster(options.cluster, paths[:_N_LOOKED_FOR], work=work, say=options.talk.remark, **wait)
 
 
 def n_workers(text: str) -> int:
@@ -118,14 +167,30 @@ def add_reading(parser: Options) -> None:
     add("--passthrough", metavar="FILE", help="passthrough .cs file (default: found beside INPUT)")
 
 
+class _Names(argparse.Action):
+    """Names of files, as a shell gives them for a pattern without quotes; a single one stays a word."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
+
+
 def add_micrographs(parser: Options, reads_pixels: bool = True) -> None:
     """Add what says from where particles are extracted; help is silent on what matters only to their pixels,
     where these are not read.
     """
     add = parser.add_argument
-    add("--micrographs", metavar="FILES", help="micrographs, e.g. 'mics/*.mrc', or a STAR file")
-    picks = "picks, e.g. 'picks/*.star'; also .cs, .box, .cbox, .json of EMAN2 and .txt of Topaz"
-    add("--coordinates", metavar="FILES", help=picks)
+    # Where another name may follow, it would be taken for one of several files.
+    several: dict[str, Any] = {"nargs": "+", "action": _Names} if reads_pixels else {}
+    named = "micrographs, e.g. 'mics/*.mrc', or a STAR file"
+    add("--micrographs", metavar="FILES", help=named, **several)
+    picks = "picks: 'picks/*.star', .cs, .box, .cbox, .json or .txt"
+    add("--coordinates", metavar="FILES", help=picks, **several)
     add("--box", type=int, metavar="PX", help="size of the boxes to extract from the micrographs")
     bright = "particles are bright in the micrographs" if reads_pixels else argparse.SUPPRESS
     add("--bright", action="store_true", help=bright)

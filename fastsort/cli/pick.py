@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,10 @@ from fastsort.cli.options import (
     DONE_BUT,
     NO_BAR_HELP,
     Commands,
+    add_cluster,
     add_command,
+    check_cluster,
+    cluster_of,
     n_workers,
     refuse_given,
     resumable,
@@ -50,7 +52,7 @@ def add_pick(commands: Commands) -> None:
     add("--data-dir", metavar="DIR", help="search here first for the files that a STAR file names")
     add("--update", action="store_true", help="pick in what was added since the run in DIR")
     add("--jobs", type=n_workers, default=-1, metavar="N", help="number of workers (default -1: all cores)")
-    add("--cluster", metavar="ADDRESS", help="address of a Dask scheduler, to use its workers")
+    add_cluster(parser)
     add("--work", metavar="DIR", help="folder for intermediate files (default .DIR.work)")
     add("--keep-work", action="store_true", help="keep the work folder after the run")
     add("--overwrite", action="store_true", help="replace earlier results in DIR")
@@ -65,8 +67,7 @@ def run_pick(options: argparse.Namespace) -> int | None:
     folder = check_output_folder(options.output, options.overwrite or options.update)
     if not options.write_stack:
         refuse_given(options, ["box"], "without --write-stack")
-    if options.cluster is not None:
-        refuse_given(options, ["jobs"], "with --cluster, whose workers do the work")
+    check_cluster(options)
     if options.update and options.overwrite:
         raise InputError(
             "--update goes on from what is in DIR, and --overwrite replaces it: give one of them."
@@ -103,7 +104,6 @@ def _pick_into(
 ) -> PickResult:
     """Pick, write every result into a folder, and print the summary."""
     from fastsort._checks import check_box, check_count
-    from fastsort.images.cluster import use_cluster
     from fastsort.particles.micrographs import list_micrographs
     from fastsort.pick import pick_particles
     from fastsort.report.folder import results_folder
@@ -136,10 +136,10 @@ def _pick_into(
     parameters = {name: getattr(options, name) for name in _PARAMETERS}
     paths = [header.path for header in listed.headers]
     overwrite = options.overwrite or options.update
-    cluster = (
-        nullcontext() if options.cluster is None else use_cluster(options.cluster, paths[:20], work=work)
-    )
-    with results_folder(folder, overwrite=overwrite, inputs=paths) as partial, cluster:
+    with (
+        results_folder(folder, overwrite=overwrite, inputs=paths) as partial,
+        cluster_of(options, paths, work),
+    ):
         with options.talk.progress("picking", "micrographs") as bar:
             progress = stop_when_aborted(folder.parent, bar) if options.relion_job else bar
             result = pick_particles(

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from fastsort.decide.corrections import Learned
     from fastsort.decide.result import SortResult
     from fastsort.particles.describe import Description, Look
+    from fastsort.particles.describe_picks import PicksDescription
     from fastsort.particles.table import OpticsGroup
+    from fastsort.report.describe import RunDescription
     from fastsort.simulate.plan import Truth
 
 _LINE = 99
@@ -195,6 +197,10 @@ def print_map(summary: dict[str, Any], result: MapResult, folder: str, seconds: 
         print(f"{_count(summary['without_class'], 'image')} without a class: flat, or with bad pixels")
     if summary["denoised"] is not None:
         _print_wrapped(_compare_with_denoised(unit=unit, **summary["denoised"]), "", 2)
+    if not summary["diameter_given"]:
+        known = summary["diameter"] == summary["diameter"]
+        angstroms = f", {summary['diameter']:.0f} A," if known else ""
+        print(f"diameter not known: a disk of 0.8 of the box{angstroms} counted as the particle")
     _print_doubts(summary["doubts"])
     print(f"{summary['kept']:,} kept, {summary['rejected']:,} rejected", end="; ")
     print(f"{seconds:.1f} s; results in {folder}")
@@ -248,6 +254,51 @@ def print_description(description: Description) -> None:
     for problem in description.problems[:_N_NAMED]:
         _print_fact("problem", problem)
     _print_rest(len(description.problems))
+
+
+def print_picks_description(description: PicksDescription) -> None:
+    """Print what files of picks hold."""
+    kinds = "; ".join(f"{kind} ({n:,})" if n > 1 else kind for kind, n in description.kinds.items())
+    print(f"{description.path}: {kinds or 'list of files of picks'}")
+    n_repeated = description.n_repeated
+    repeated = f", of which {n_repeated:,} repeat an earlier one" if n_repeated else ""
+    _print_fact("picks", f"{description.n_picks:,}{repeated}")
+    _print_fact("micrographs", f"{description.n_micrographs:,}")
+    if description.n_empty:
+        _print_fact("empty", f"{_count(description.n_empty, 'file')} without picks")
+    left, right, low, high = description.reach
+    if left == left:
+        unit = "of the sides" if "picks of cryoSPARC" in description.kinds else "px"
+        _print_fact("reach", f"x {left:.5g} to {right:.5g}, y {low:.5g} to {high:.5g} {unit}")
+    if description.has_segments:
+        _print_fact("filaments", "neighbouring picks overlap on purpose")
+    _print_fact("CTF", "defocus known" if description.has_ctf else "not in these files")
+    if description.missing:
+        _print_fact("missing", _count(len(description.missing), "file"))
+        for name in description.missing[:_N_NAMED]:
+            print(f"    {name}")
+        _print_rest(len(description.missing))
+    for problem in description.problems[:_N_NAMED]:
+        _print_fact("problem", problem)
+    _print_rest(len(description.problems))
+
+
+def print_run(description: RunDescription) -> None:
+    """Print what the folder of a finished run holds."""
+    print(f"{description.path}: {description.kind} by fastsort {description.version}")
+    if description.input:
+        _print_fact("input", description.input)
+    for name, number in description.counts.items():
+        _print_fact(name, f"{number:,}")
+    settings = [f"{name} {_in_words(value)}" for name, value in description.settings.items()]
+    _print_fact("settings", ", ".join(settings) or "all left to fastsort")
+    _print_fact("files", ", ".join(description.files))
+    for problem in description.problems:
+        _print_fact("problem", problem)
+
+
+def _in_words(value: Any) -> str:
+    return "yes" if value is True else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _print_optics(description: Description) -> None:
@@ -341,17 +392,21 @@ def _count(number: int, noun: str, several: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else several or noun + 's'}"
 
 
-def print_learned(told: Learned, quiet: bool) -> None:
-    """Print what was learned from choices, and a warning where a few overrule many."""
-    from fastsort.decide.by_hand import BY_HAND
-    from fastsort.decide.corrections import FEWEST, MANY
+def warn_of_learned(told: Learned, remark: Callable[[str], None]) -> None:
+    """Warn where a few choices overrule many verdicts."""
+    from fastsort.decide.corrections import MANY
+    from fastsort.decide.result import BY_HAND
 
     number = int((told.result.measurements[BY_HAND] != 0).sum())
     if told.learned and told.changed > MANY * number:
         said = f"{_count(number, 'choice')} changed {_count(told.changed, 'other verdict')}: look at them"
-        print(f"fastsort: warning: {said}.", file=sys.stderr)
-    if quiet:
-        return
+        remark(f"warning: {said}.")
+
+
+def print_learned(told: Learned) -> None:
+    """Print what was learned from choices."""
+    from fastsort.decide.corrections import FEWEST
+
     if told.before != told.before:
         words = f"nothing learned: that needs {FEWEST} kept and {FEWEST} rejected images at least"
     else:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastsort._checks import InputError
+from fastsort.cli.apply import write_again
 from fastsort.cli.limits import how_passed, read_limit
 from fastsort.cli.options import (
     DENOISED_HELP,
@@ -23,15 +23,19 @@ from fastsort.cli.options import (
     add_places,
     add_run,
     add_strictness,
+    check_cluster,
+    cluster_of,
     open_input,
+    refuse_all_but,
     refuse_given,
     resumable,
     work_folder_of,
 )
-from fastsort.cli.printing import drawing, print_summary
+from fastsort.cli.printing import drawing, print_learned, print_summary, warn_of_learned
 from fastsort.cli.relion import IS_JOB
 
 if TYPE_CHECKING:
+    from fastsort.decide.corrections import Learned
     from fastsort.decide.result import SortResult
     from fastsort.particles.source import Particles
 
@@ -55,8 +59,8 @@ _PARAMETERS = (
     "keep_work",
     "seed",
 )
-# Files that are looked for on every worker before work begins; it will look for the others itself.
-_N_LOOKED_FOR = 20
+# What has an effect where a finished run learns from choices and nothing is sorted.
+_TO_LEARN = ("input", "output", "learn_from", "data_dir", "fail_if", "log", "json", "quiet")
 
 
 def add_sort(commands: Commands) -> None:
@@ -69,7 +73,7 @@ def add_sort(commands: Commands) -> None:
 
 def add_options(parser: argparse.ArgumentParser, repeated: bool = False) -> None:
     """Add the options, or those of them that a run has that is updated again and again."""
-    add_places(parser, f"{KINDS}; not with --micrographs", optional=True)
+    add_places(parser, KINDS, optional=True)
     verdict = parser.add_argument_group("verdict")
     add = verdict.add_argument
     if not repeated:
@@ -104,6 +108,8 @@ def add_options(parser: argparse.ArgumentParser, repeated: bool = False) -> None
         add("--update", action="store_true", help="sort what was added to INPUT since the run in DIR")
     judging = "earlier verdicts may change too"
     add("--judge-again", action="store_true", help=judging if repeated else f"with --update: {judging}")
+    if not repeated:
+        add("--learn-from", metavar="FILE", help="learn from choices made on the page in DIR")
     add_run(run, cluster=True, repeated=repeated)
     if not repeated:
         add(IS_JOB, action="store_true", help="run as an External job of RELION")
@@ -119,10 +125,39 @@ def sort_once(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """Sort as the options say; return the summary, and what is said of the limits that it passes."""
     from fastsort._checks import check_output_folder
 
-    folder = check_output_folder(options.output, options.overwrite or options.update)
+    goes_on = options.update or options.learn_from is not None
+    folder = check_output_folder(options.output, options.overwrite or goes_on)
+    if goes_on and options.overwrite:
+        one = "update" if options.update else "learn-from"
+        raise InputError(
+            f"--{one} goes on from what is in DIR, and --overwrite replaces it: give one of them."
+        )
+    if goes_on and not options.update:
+        summary = _learn(options)
+    else:
+        summary = _sort(folder, options)
+    passed = [line for limit in options.fail_if if (line := how_passed(limit, summary))]
+    for line in passed:
+        options.talk.remark(line)
+    return summary, passed
+
+
+def _learn(options: argparse.Namespace) -> dict[str, Any]:
+    """Judge the finished run in the folder by the choices made on its page; nothing is sorted."""
+    from fastsort.report.choices import learn_choices, read_choices
+    from fastsort.report.finished import open_finished
+
+    refuse_all_but(options, _TO_LEARN, "with --learn-from, unless --update is given too")
+    finished = open_finished(options.output, options.input, data_dir=options.data_dir)
+    result, told = learn_choices(options.learn_from, finished.result, read_choices(options.learn_from))
+    return write_again(options, finished, result, [options.learn_from], told)
+
+
+def _sort(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Sort or update, and return the summary."""
     _check_combination(options)
-    if options.update:
-        _has_run(folder)
+    if options.update and not _has_run(folder) and options.learn_from is not None:
+        raise InputError(f"{folder} holds no run whose page {options.learn_from} was saved on: sort first.")
     particles = open_input(options)
     _check_tables(particles, options)
     work = work_folder_of(options)
@@ -131,10 +166,7 @@ def sort_once(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         # Until the results are whole: they may need more room than there is.
         parameters["keep_work"] = True
         _, summary = sort_into(folder, particles, options, work=work, n_jobs=options.jobs, **parameters)
-    passed = [line for limit in options.fail_if if (line := how_passed(limit, summary))]
-    for line in passed:
-        options.talk.remark(line)
-    return summary, passed
+    return summary
 
 
 def _has_run(folder: Path) -> bool:
@@ -152,10 +184,6 @@ def _check_combination(options: argparse.Namespace) -> None:
     """Refuse options that would have no effect, and combinations that mean nothing."""
     if not options.update:
         refuse_given(options, ["judge_again"], "without --update")
-    elif options.overwrite:
-        raise InputError(
-            "--update goes on from what is in DIR, and --overwrite replaces it: give one of them."
-        )
     elif options.method is not None:
         raise InputError(f"an update needs all methods, not {options.method} alone: leave out --method.")
     if not str(options.input).lower().endswith(".cs"):
@@ -164,8 +192,7 @@ def _check_combination(options: argparse.Namespace) -> None:
         refuse_given(options, ["recentre"], f"with method {options.method!r}, which finds no centres")
     if options.method == "radial" and options.preset == "published":
         refuse_given(options, ["contrast"], "with the published rules, which are for bright particles")
-    if options.cluster is not None:
-        refuse_given(options, ["jobs"], "with --cluster, whose workers do the work")
+    check_cluster(options)
 
 
 def _check_tables(particles: Particles, options: argparse.Namespace) -> None:
@@ -191,6 +218,7 @@ def sort_into(
     folder: str | os.PathLike[str], particles: Particles, options: argparse.Namespace, **parameters: Any
 ) -> tuple[SortResult, dict[str, Any]]:
     """Sort, write every result into a folder, and print the summary; return the result and the summary."""
+    from fastsort.decide.corrections import learn_again
     from fastsort.report.drawing import draw_results
     from fastsort.report.folder import results_folder
     from fastsort.report.relion_job import stop_when_aborted
@@ -199,14 +227,21 @@ def sort_into(
     talk = options.talk
     # An update is made from what the folder holds.
     overwrite = options.overwrite or getattr(options, "update", False)
-    with results_folder(folder, overwrite=overwrite, inputs=particles.files) as partial:
+    choices = getattr(options, "learn_from", None)
+    told: Learned | None = None
+    inputs = [*particles.files, *([choices] if choices else [])]
+    with results_folder(folder, overwrite=overwrite, inputs=inputs) as partial:
         with (
             talk.progress("sorting") as bar,
-            _workers(particles, options, parameters.get("work")),
+            cluster_of(options, particles.store.files(), parameters.get("work")),
         ):
             is_job = getattr(options, "relion_job", False)
             progress = stop_when_aborted(Path(folder).parent, bar) if is_job else bar
             result = _sort_or_update(folder, particles, options, progress=progress, **parameters)
+        if choices:
+            told = learn_again(result)
+            warn_of_learned(told, talk.remark)
+            result = told.result if told.learned else result
         summary = write_results(
             partial,
             particles,
@@ -225,19 +260,14 @@ def sort_into(
                 made=summary["made"],
                 n_jobs=parameters.get("n_jobs"),
             )
-    talk.summary(folder, lambda: print_summary(summary, folder, talk.seconds))
+
+    def tell() -> None:
+        if told is not None:
+            print_learned(told)
+        print_summary(summary, folder, talk.seconds)
+
+    talk.summary(folder, tell)
     return result, summary
-
-
-def _workers(
-    particles: Particles, options: argparse.Namespace, work: str | os.PathLike[str] | None
-) -> AbstractContextManager[object]:
-    """Give the work to a cluster, if that was asked for."""
-    if getattr(options, "cluster", None) is None:
-        return nullcontext()
-    from fastsort.images.cluster import use_cluster
-
-    return use_cluster(options.cluster, particles.store.files()[:_N_LOOKED_FOR], work=work)
 
 
 def _sort_or_update(
@@ -247,11 +277,15 @@ def _sort_or_update(
 
     if not (getattr(options, "update", False) and _has_run(Path(folder))):
         return sort_particles(particles, **parameters)
+    from fastsort.report.choices import apply_choices, read_choices
     from fastsort.report.finished import read_earlier
     from fastsort.update import can_go_on_from, update_particles
 
     earlier, names = read_earlier(folder)
-    if not can_go_on_from(earlier):
+    choices = getattr(options, "learn_from", None)
+    if choices is not None:
+        earlier = apply_choices(choices, earlier, read_choices(choices))
+    if choices is None and not can_go_on_from(earlier):
         # Too few images to learn from: what is there now is sorted as a whole.
         return sort_particles(particles, **parameters)
     # What is not given now is as it was in the run; these belong to a run and have no names as options.

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import NoReturn
 
+# Files that are sets of particles.
+_SETS = (".star", ".cs", ".mrcs")
 # How many words without a place are named.
 _N_NAMED = 3
 
@@ -51,11 +54,16 @@ def refuse_rest(parser: argparse.ArgumentParser, arguments: Sequence[str], rest:
     options = [word for word in rest if word.startswith("-")]
     if options:
         command.error(f"unrecognized arguments: {' '.join(options)}")
+    first_few = ", ".join(rest[:_N_NAMED])
+    if all(os.path.splitext(word)[1].lower() in _SETS for word in rest):
+        command.error(
+            f"too many names: {first_few}: give one set of particles; RELION joins STAR files with "
+            "relion_star_handler --combine --i 'a.star b.star' --o all.star"
+        )
     more = f" and {len(rest) - _N_NAMED:,} more" if len(rest) > _N_NAMED else ""
-    named = ", ".join(rest[:_N_NAMED])
     command.error(
-        f"too many names: {named}{more}: give one, and a pattern such as 'mics/*.mrc' in quotes, so that the "
-        "shell does not replace it"
+        f"too many names: {first_few}{more}: give one, and a pattern such as 'mics/*.mrc' in quotes, so that "
+        "the shell does not replace it"
     )
 
 

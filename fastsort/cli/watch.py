@@ -60,7 +60,7 @@ def run_watch(options: argparse.Namespace) -> int:
     _check_metrics(options)
     # What `sort` has besides.
     options.update, options.overwrite, options.relion_job = True, False, False
-    options.method, options.preset = None, "default"
+    options.method, options.preset, options.learn_from = None, "default", None
     options.n_subspaces = options.n_components = None
     talk = options.talk
     sorted_as: Any = None
@@ -110,9 +110,10 @@ def _settled(options: argparse.Namespace, every: float) -> Any:
 
 
 def _state(options: argparse.Namespace) -> list[tuple[str, int, int]]:
-    sources: Sequence[str | None] = (options.input, options.micrographs, options.coordinates)
+    given = (options.input, options.micrographs, options.coordinates)
+    sources = [name for names in given if names for name in ([names] if isinstance(names, str) else names)]
     state = []
-    for source in filter(None, sources):
+    for source in sources:
         for path in sorted(glob.glob(source)) if not os.path.exists(source) else [source]:
             try:
                 status = os.stat(path)

@@ -10,11 +10,9 @@ import numpy.typing as npt
 from fastsort._checks import InputError
 from fastsort._reasons import BAD_PIXELS, DUPLICATE, FLAT, OUTSIDE, REASONS, VALID
 from fastsort._types import Array, Bools, Indices
-from fastsort.decide.result import SortResult
-from fastsort.decide.verdict import with_verdict
+from fastsort.decide.result import BY_HAND, SortResult
+from fastsort.decide.verdict import passed_by, with_verdict
 
-# Among the measurements of a result: 1 for images kept by hand, -1 for rejected ones, 0 for all others.
-BY_HAND = "by_hand"
 # Reasons for which an image stays rejected, whatever the threshold on the junk probability.
 FIXED = tuple(REASONS[code] for code in (BAD_PIXELS, FLAT, DUPLICATE, OUTSIDE))
 _WITHOUT_PIXELS = tuple(REASONS[code] for code in (BAD_PIXELS, FLAT))
@@ -81,6 +79,13 @@ def choose_by_hand(result: SortResult, keep: npt.ArrayLike, reject: npt.ArrayLik
         errors=errors,
         measurements={**result.measurements, BY_HAND: by_hand},
     )
+
+
+def without_choices(result: SortResult) -> SortResult:
+    """Return a result with the verdicts that its threshold gives, whatever a person chose."""
+    measurements = {name: values for name, values in result.measurements.items() if name != BY_HAND}
+    plain = result._replace(measurements=measurements)
+    return with_verdict(plain, passed_by(plain, plain.threshold), plain.threshold)
 
 
 def keep_best(result: SortResult, number: int) -> SortResult:

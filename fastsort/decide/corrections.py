@@ -11,10 +11,10 @@ import scipy.optimize
 from fastsort._brief import brief
 from fastsort._checks import InputError
 from fastsort._types import Bools, Floats, Indices
-from fastsort.decide.by_hand import BY_HAND, choose_by_hand
+from fastsort.decide.by_hand import choose_by_hand, without_choices
 from fastsort.decide.calibrate import highest_kept
 from fastsort.decide.combine import OFFSET, weighted
-from fastsort.decide.result import SortResult
+from fastsort.decide.result import BY_HAND, SortResult
 from fastsort.decide.verdict import with_verdict
 
 # How far the log odds of junk, their slope, and what each vote adds are expected to move.
@@ -117,6 +117,14 @@ def learn_from_choices(result: SortResult, keep: npt.ArrayLike, reject: npt.Arra
         remark = f"the verdict was learned from {len(rows):,} choices made by hand"
         learned = learned._replace(errors=learned.errors._replace(known=False, remark=remark))
     return Learned(learned, True, before, after, changed)
+
+
+def learn_again(result: SortResult) -> Learned:
+    """Learn from the choices that a result holds, as if they had just been made."""
+    by_hand = result.measurements[BY_HAND]
+    return learn_from_choices(
+        without_choices(result), np.flatnonzero(by_hand > 0), np.flatnonzero(by_hand < 0)
+    )
 
 
 def _balanced(keep: Bools, junk: Bools) -> float:

@@ -12,6 +12,9 @@ from fastsort.decide.rescue import Views
 from fastsort.decide.votes import LearnedVerdict
 from fastsort.subspaces.filter import SubspaceResult
 
+# Among the measurements of a result: 1 for images kept by hand, -1 for rejected ones, 0 for all others.
+BY_HAND = "by_hand"
+
 
 @brief
 class SortResult(NamedTuple):
@@ -95,6 +98,12 @@ class SortResult(NamedTuple):
     box: int = 0
     pixel_size: float = math.nan
     doubts: tuple[str, ...] = ()
+
+    def _headline(self) -> str:
+        """Say first what matters most, when the result is printed."""
+        n, kept, rescued = len(self.keep), int(self.keep.sum()), int(self.rescued.sum())
+        set_aside = f", {rescued:,} set aside" if rescued else ""
+        return f"{kept:,} of {n:,} images kept, {n - kept - rescued:,} rejected{set_aside}"
 
     @property
     def cut(self) -> float:

@@ -26,7 +26,7 @@ from fastsort.decide.duplicates import find_all_duplicates
 from fastsort.decide.reasons import learn_reasons
 from fastsort.decide.recentre import centred_scores
 from fastsort.decide.rescue import Views, find_views
-from fastsort.decide.result import SortResult
+from fastsort.decide.result import BY_HAND, SortResult
 from fastsort.decide.settings import Settings, check_strictness
 from fastsort.decide.votes import METHODS, LearnedVerdict, MethodResults, explain
 from fastsort.images.normalize import PixelStatistics
@@ -331,7 +331,7 @@ def check_earlier(earlier: SortResult, settings: Settings, particles: Particles)
             "the earlier run was made by version 0.1.0, and its invariant method knows no classes: "
             "sort its images again with this version."
         )
-    if np.isnan(earlier.threshold) or not earlier.learned.decoys:
+    if np.isnan(earlier.threshold) or not knows_junk(earlier):
         raise InputError(
             "the earlier run has no threshold, since it was unanimous or had too few images: "
             "sort all images together."
@@ -356,6 +356,11 @@ def check_earlier(earlier: SortResult, settings: Settings, particles: Particles)
             f"{particles.box} px with {here:.4g} A: what it learned fits only boxes of "
             f"{box * pixel_size:.4g} A: bring the images to that, or sort without the earlier run."
         )
+
+
+def knows_junk(result: SortResult) -> bool:
+    """Whether decoys, or the choices of a person, have told a result what junk looks like."""
+    return bool(result.learned.decoys) or BY_HAND in result.measurements
 
 
 def scale_of(result: SortResult) -> tuple[int, float]:

@@ -60,6 +60,7 @@ def use_cluster(
     *,
     work: FilePath | None = None,
     wait: float = FIRST_WORKER_WAIT,
+    say: Callable[[str], None] | None = None,
 ) -> Iterator[int]:
     """Let the workers of a Dask scheduler process the batches of all that runs inside the context.
 
@@ -74,6 +75,8 @@ def use_cluster(
         there.
     wait : float
         Seconds to wait for the first worker.
+    say : callable, optional
+        Called with a line at once if there is no worker yet.
 
     Yields
     ------
@@ -99,7 +102,7 @@ def use_cluster(
 
     wait = check_positive("wait", wait, "s")
     with _connected(address) as client:
-        _wait_for_workers(client, address, wait)
+        _wait_for_workers(client, address, wait, say)
         with _mark(work) as mark:
             _check_workers(client, [os.path.abspath(path) for path in paths], mark)
         with joblib.parallel_config(backend="dask", client=client):
@@ -162,9 +165,15 @@ def _in_one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _wait_for_workers(client: Any, address: str, seconds: float) -> None:
+def _wait_for_workers(client: Any, address: str, seconds: float, say: Callable[[str], None] | None) -> None:
     end = time.monotonic() + seconds
     while not client.ncores():
+        if say is not None:
+            say(
+                f"the Dask scheduler at {address} has no worker yet; waiting up to {seconds:g} s for one. "
+                f"Start some with  dask worker {address}"
+            )
+            say = None
         if time.monotonic() > end:
             raise InputError(
                 f"the Dask scheduler at {address} has had no worker for {seconds:g} s: start some with  "

@@ -10,6 +10,7 @@ import numpy as np
 from fastsort._checks import InputError, check_readable
 from fastsort._types import FilePath, Indices
 from fastsort.decide.by_hand import choose_by_hand, keep_best, mark_of, mark_of_columns
+from fastsort.decide.corrections import Learned, learn_from_choices
 from fastsort.decide.result import SortResult
 from fastsort.decide.verdict import cut_again
 from fastsort.pick import PickResult, judge_picks
@@ -152,6 +153,30 @@ def apply_choices(path: FilePath, result: SortResult, choices: Choices) -> SortR
     elif choices.best is not None:
         result = keep_best(result, choices.best)
     return choose_by_hand(result, choices.keep, choices.reject)
+
+
+def learn_choices(path: FilePath, result: SortResult, choices: Choices) -> tuple[SortResult, Learned]:
+    """Judge a run as a person chose on its page, and by what that teaches, if it teaches anything.
+
+    Parameters
+    ----------
+    path, result, choices
+        As for `apply_choices`.
+
+    Returns
+    -------
+    result : SortResult
+    told : Learned
+        What was learned, to be told.
+
+    Raises
+    ------
+    InputError
+        As for `apply_choices` and `learn_from_choices`.
+    """
+    chosen = apply_choices(path, result, choices)
+    told = learn_from_choices(result, choices.keep, choices.reject)
+    return (told.result if told.learned else chosen), told
 
 
 def apply_to_picks(path: FilePath, result: PickResult, choices: Choices) -> PickResult:

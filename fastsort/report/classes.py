@@ -13,6 +13,7 @@ import numpy as np
 
 from fastsort._types import Array, FilePath, Indices
 from fastsort.classify import DenoisedClasses, MapResult
+from fastsort.invariants.ranking import RADIUS
 from fastsort.particles.mrc import write_stack
 from fastsort.particles.source import Particles
 from fastsort.particles.table import Added
@@ -99,6 +100,8 @@ def summarize_map(particles: Particles, result: MapResult) -> dict[str, Any]:
         "pixel_size": particles.pixel_size,
         "class_box": classes.averages.averages.shape[1],
         "class_pixel_size": result.pixel_size,
+        "diameter": _diameter(particles, result),
+        "diameter_given": result.parameters["diameter"] is not None,
         "phase_flipped": result.phase_flipped,
         "denoised": _summarize_denoised(result.denoised),
         "doubts": list(result.doubts),
@@ -107,6 +110,12 @@ def summarize_map(particles: Particles, result: MapResult) -> dict[str, Any]:
         "images_per_second": n / seconds if seconds > 0 else math.nan,
         "versions": software_versions(),
     }
+
+
+def _diameter(particles: Particles, result: MapResult) -> float:
+    """Return the diameter in angstroms of the disk that counted as the particle."""
+    given = result.parameters["diameter"]
+    return 2 * RADIUS * particles.box * particles.pixel_size if given is None else float(given)
 
 
 def _summarize_denoised(denoised: DenoisedClasses | None) -> dict[str, Any] | None:

@@ -18,7 +18,7 @@ from fastsort.particles.source import Particles, evenly_spaced
 from fastsort.report.canvas import HEADING, MARGIN, add_panel, new_figure, write, write_heading
 from fastsort.report.folder import DENOISED, DENOISED_STACK, SUMMARY
 from fastsort.report.layout import WIDTH
-from fastsort.report.tables import write_json
+from fastsort.report.tables import software_versions, write_json
 
 # The picture: so many images, each before and after, in rows of so many pairs.
 N_SHOWN, PAIRS = 24, 6
@@ -104,6 +104,7 @@ def write_summary(
         "left_as_they_were": [particles.names[row] for row in left],
         "seconds": seconds,
         "remark": WARNING,
+        "versions": software_versions(),
     }
     write_json(Path(folder) / SUMMARY, summary)
     return summary

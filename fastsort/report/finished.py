@@ -91,18 +91,65 @@ def open_finished(
         If the folder holds no finished run, or the input is no longer the one that was sorted.
     """
     folder = Path(folder)
-    for name in (RESULTS, SUMMARY):
-        if not (folder / name).is_file():
-            raise InputError(
-                f"{folder} holds no {name}: give the folder of a finished run of 'fastsort sort'."
-            )
-    result = _load_result(folder / RESULTS)
+    result = load_result(folder)
     summary = _load_summary(folder / SUMMARY)
     particles = _open_again(folder, summary, source, data_dir)
     _check_unchanged(folder, particles, result, summary)
     # A run of an earlier version has none, and the files may have others now.
     result = result._replace(doubts=tuple(dict.fromkeys([*result.doubts, *particles.doubts])))
     return Finished(folder, particles, result, summary)
+
+
+def load_result(folder: FilePath) -> SortResult:
+    """Read back the result of a finished run from its folder; no image is read, and none need be there.
+
+    Parameters
+    ----------
+    folder : path
+        As ``fastsort sort``, ``watch`` or ``apply`` left it.
+
+    Returns
+    -------
+    result : SortResult
+        As it was written, bit for bit. Only the model of the subspaces is not kept, so that `subspaces` is
+        None.
+
+    Raises
+    ------
+    InputError
+        If the folder is missing, or holds no finished run of ``fastsort sort``, or a damaged one.
+
+    Examples
+    --------
+    After ``fastsort sort particles.star -o sorted/``, the best half of the images, best first:
+
+    >>> import numpy as np
+    >>> import fastsort as fs
+    >>> result = fs.load_result("sorted/")  # doctest: +SKIP
+    >>> best = np.argsort(result.score)[: len(result.score) // 2]  # doctest: +SKIP
+
+    A folder without a finished run is refused:
+
+    >>> fs.load_result("nowhere/")
+    Traceback (most recent call last):
+    ...
+    fastsort._checks.InputError: there is no folder nowhere: give that of a finished run of 'fastsort sort'.
+    """
+    folder = Path(folder)
+    for name in (RESULTS, SUMMARY):
+        if not (folder / name).is_file():
+            raise InputError(_not_finished(folder, name))
+    return _load_result(folder / RESULTS)
+
+
+def _not_finished(folder: Path, name: str) -> str:
+    """Say why a folder is not that of a finished run."""
+    where = folder.resolve()
+    if where.with_name(f".{where.name}.work").is_dir():
+        return f"the run into {folder} has not ended: start the same command again, and it goes on."
+    if not folder.exists():
+        return f"there is no folder {folder}: give that of a finished run of 'fastsort sort'."
+    return f"{folder} holds no {name}: give the folder of a finished run of 'fastsort sort'."
 
 
 def read_earlier(folder: FilePath) -> tuple[SortResult, list[str]]:
@@ -166,7 +213,10 @@ def _load_result(path: Path) -> SortResult:
     """Read a result, and refuse one whose parts are not of the same images."""
     result = load(path)
     if not isinstance(result, SortResult):
-        raise InputError(f"{path} holds no result of sorting: sort again.")
+        raise InputError(
+            f"{path} holds a {type(result).__name__}, no result of sorting: give the folder of a finished "
+            "run of 'fastsort sort'."
+        )
     if not _is_whole(result):
         raise InputError(f"{path} is damaged: its parts do not belong together: sort again.")
     return result

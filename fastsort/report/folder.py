@@ -20,7 +20,7 @@ PARTS = ("kept", "rejected", "rescued")
 COORDS = "coords"
 # The files beside the page.
 PAGE_IMAGES = "report_images"
-_FOLDERS = (*PARTS, COORDS, PAGE_IMAGES)
+FOLDERS = (*PARTS, COORDS, PAGE_IMAGES)
 RESULTS, SUMMARY, SCORES = "results.npz", "summary.json", "scores.csv"
 PICTURE, PAGE, MICROGRAPHS = "report.png", "report.html", "micrographs.csv"
 IMAGES, CLASS_STACK = "images.csv", "classes.mrcs"
@@ -175,7 +175,7 @@ def _is_own(item: Path) -> bool:
 def _is_result(item: Path) -> bool:
     if item.is_symlink():
         return False
-    if item.name in _FOLDERS and item.is_dir():
+    if item.name in FOLDERS and item.is_dir():
         inside = [file for file in item.rglob("*") if file.is_symlink() or not file.is_dir()]
         return all(file.is_file() and not file.is_symlink() for file in inside) and {
             file.relative_to(item).as_posix() for file in inside

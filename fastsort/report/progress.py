@@ -42,10 +42,22 @@ def progress_bar(
     if not quiet and not on_terminal:
         writers.append(_write_line)
     lines = _Lines(label, unit, writers) if writers else None
-    if not on_terminal:
-        yield lines
+    if lines is None and not on_terminal:
+        yield None
         return
-    with _bar(label, unit) as bar:
+    from fastsort._jit import told_of_compiling
+
+    if lines is not None and not on_terminal:
+        with told_of_compiling(lines.remark):
+            yield lines
+        return
+
+    def say(line: str) -> None:
+        _write_beside_bar(line)
+        if lines:
+            lines.remark(line)
+
+    with told_of_compiling(say), _bar(label, unit) as bar:
 
         def advance(done: int, total: int) -> None:
             bar(done, total)
@@ -65,6 +77,16 @@ def _write_line(line: str) -> None:
     sys.stderr.flush()
 
 
+def _write_beside_bar(line: str) -> None:
+    """Write a line where a bar is, which goes on below it."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        _write_line(f"\r{line}")
+    else:
+        tqdm.write(line, file=sys.stderr)
+
+
 class _Lines:
     """Plain lines: the first at once, the last when all is done, and a few a minute between them."""
 
@@ -74,6 +96,11 @@ class _Lines:
         self.writers = writers
         self.written = -_SECONDS_BETWEEN_LINES
         self.last = -1
+
+    def remark(self, text: str) -> None:
+        """Write a line about something else."""
+        for write in self.writers:
+            write(f"{clock()} {text}")
 
     def __call__(self, done: int, total: int) -> None:
         now = time.monotonic()

@@ -13,7 +13,7 @@ import numpy as np
 
 from fastsort._checks import InputError, check_readable
 from fastsort._types import Array, Bools, FilePath, Indices
-from fastsort.decide.by_hand import BY_HAND
+from fastsort.decide.result import BY_HAND
 from fastsort.particles.open import TABLES, open_table
 from fastsort.particles.table import NOTHING_ADDED, Added, NumberedImages, Table
 from fastsort.report.choices import check_same, holds_choices, read_choices

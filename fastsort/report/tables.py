@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from fastsort._reasons import REASONS
 from fastsort._version import __version__
-from fastsort.decide.by_hand import BY_HAND
 from fastsort.decide.copies import CONTENT, STAMP
+from fastsort.decide.result import BY_HAND
 from fastsort.particles.mrc import write_stack as write_mrc_stack
 from fastsort.particles.source import Particles
 from fastsort.particles.table import Added
