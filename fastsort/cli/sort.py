@@ -173,12 +173,12 @@ def _check_tables(particles: Particles, options: argparse.Namespace) -> None:
     import numpy as np
 
     from fastsort.particles.places import micrograph_places
-    from fastsort.report.recentre import origin_columns
+    from fastsort.report.recentre import recentred
 
     places = micrograph_places(particles)
     if options.recentre:
         n = len(particles)
-        origin_columns(particles, np.zeros((n, 2)), np.zeros(n, bool))
+        recentred(particles, np.zeros((n, 2)), np.zeros(n, bool))
     if options.duplicate_distance and options.method is None:
         if particles.table.has_segments:
             refuse_given(options, ["duplicate_distance"], "with segments of filaments")
