@@ -306,7 +306,7 @@ class StandIn:
 
     def jobs_create(self, project_uid, workspace_uid, body, type, title="", description=""):
         self.workspaces_find_one(project_uid, workspace_uid, b"")
-        uid = f"J{max((int(uid[1:]) for uid in self.jobs), default=30) + 1}"
+        uid = f"J{max(30, *(int(uid[1:]) for uid in self.jobs)) + 1}"
         self.add_job(uid, type, title)
         (self.folder / uid).mkdir()
         return self.jobs[uid]

@@ -32,7 +32,10 @@ ALL = [*RUN, ROOT / ".github" / "CHANGELOG.md", *sorted((ROOT / "benchmarks").gl
 # Of these two lines of the README the gate runs the second, and so the installation of both. What the first
 # starts when it has installed the package is run here.
 SET_UP = re.compile(r"python3 -m venv \.venv && \.venv/bin/pip install -q -e '\.\[\w+\]' && \.venv/bin/(.*)")
-COMMANDS = ("pick", "sort", "watch", "apply", "report", "info", "map", "denoise", "simulate", "demo", "guide")
+COMMANDS = (
+    *("pick", "sort", "watch", "cryosparc", "apply", "report"),
+    *("info", "map", "denoise", "simulate", "demo", "guide"),
+)
 # How a line begins that somebody might want to run.
 COMMAND = r"^\s*(?:\$ |>>> |(?:fastsort|pip|pytest|dask) \w|python3? [-\w]|import \w|from \w+ import)"
 # Programs that run until they are stopped.

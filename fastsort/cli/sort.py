@@ -120,11 +120,9 @@ def sort_once(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     from fastsort._checks import check_output_folder
 
     folder = check_output_folder(options.output, options.overwrite or options.update)
-    _check_combination(options)
     if options.update:
         _has_run(folder)
-    particles = open_input(options)
-    _check_tables(particles, options)
+    particles = check_sort(options)
     work = work_folder_of(options)
     parameters = {name: getattr(options, name) for name in _PARAMETERS}
     with resumable(work, options.keep_work):
@@ -135,6 +133,14 @@ def sort_once(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     for line in passed:
         options.talk.remark(line)
     return summary, passed
+
+
+def check_sort(options: argparse.Namespace) -> Particles:
+    """Open what is sorted, and refuse what would fail later or have no effect."""
+    _check_combination(options)
+    particles = open_input(options)
+    _check_tables(particles, options)
+    return particles
 
 
 def _has_run(folder: Path) -> bool:
@@ -206,6 +212,8 @@ def sort_into(
         ):
             is_job = getattr(options, "relion_job", False)
             progress = stop_when_aborted(Path(folder).parent, bar) if is_job else bar
+            if watch := getattr(options, "watch", None):
+                progress = watch(bar)
             result = _sort_or_update(folder, particles, options, progress=progress, **parameters)
         summary = write_results(
             partial,

@@ -1,7 +1,7 @@
 """CSDAT, the compressed files of cryoSPARC: a header in JSON, a block a field, and all text at the end.
 
-A block is the field's bytes, row after row, as they are or in LZ4's block format. Of a text field it has where
-each text begins in the last part of the file, as 64-bit numbers; a zero ends each text.
+A block is the field's bytes, row after row, as they are or in LZ4's block format. Of a text field it has
+where each text begins in the last part of the file, as 64-bit numbers; a zero ends each text.
 """
 
 from __future__ import annotations
