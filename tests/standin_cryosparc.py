@@ -82,6 +82,10 @@ class Call:
 
 JSON, FORM, BYTES = "application/json", "application/x-www-form-urlencoded", "application/octet-stream"
 P, J = "/projects/{project_uid}", "/projects/{project_uid}/jobs/{job_uid}"
+_SEARCH = ("order", "after", "limit", "project_uid", "workspace_uid", "type", "status", "category")
+_SEARCH += tuple(
+    f"{what}_at" for what in "created updated queued started completed waiting killed failed exported".split()
+)
 CALLS = [
     Call("login", "post", "/login", body=FORM, answer="Token"),
     Call("users.me", "get", "/users/me", answer="User"),
@@ -93,11 +97,11 @@ CALLS = [
         "workspaces.find",
         "get",
         "/workspaces",
-        ("order", "after", "limit", "project_uid"),
+        _SEARCH,
         answer="[Workspace]",
     ),
     Call("workspaces.find_one", "get", f"{P}/workspaces/{{workspace_uid}}", answer="Workspace"),
-    Call("jobs.find", "get", "/jobs", ("order", "limit", "project_uid", "workspace_uid"), answer="[Job]"),
+    Call("jobs.find", "get", "/jobs", _SEARCH, answer="[Job]"),
     Call(
         "jobs.create",
         "post",
@@ -158,6 +162,8 @@ class StandIn:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            # In one piece: the second of two would wait for an answer to the first.
+            wbufsize, disable_nagle_algorithm = -1, True
 
             def do_GET(self):
                 standin.answer(self, "get")

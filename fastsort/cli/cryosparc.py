@@ -6,7 +6,7 @@ import argparse
 import io
 import tempfile
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from contextlib import closing, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,9 +105,8 @@ def run_cryosparc(options: argparse.Namespace) -> int:
 
     _check_given(options)
     server = connect(options.url, options.host, options.port, options.email, remark=options.talk.remark)
-    if options.continued is not None:
-        return _go_on(options, server)
-    return _begin(options, server)
+    with closing(server):
+        return _begin(options, server) if options.continued is None else _go_on(options, server)
 
 
 def _check_given(options: argparse.Namespace) -> None:

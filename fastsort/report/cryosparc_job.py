@@ -251,6 +251,10 @@ class Server:
         self._tools = tools
         self.address = address
 
+    def close(self) -> None:
+        """Close the connection."""
+        self._tools.api._client.close()
+
     def find_source(self, project: str, job: str, output: str) -> Source:
         """Find an output of particles.
 
