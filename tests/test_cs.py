@@ -774,7 +774,7 @@ def test_what_cannot_say_where_particles_lie_is_refused(project):
     rows["location/micrograph_psize_A"][2], rows["alignments2D/psize_A"] = np.nan, 0
     with pytest.raises(InputError, match="location/micrograph_psize_A must be positive; it is nan"):
         recentred(open_particles(save(project / "J20" / "q.cs", rows)), OFFSET, KEEP)
-    with pytest.raises(InputError, match=r"only the particles of a STAR or \.cs file"):
+    with pytest.raises(InputError, match="only the particles of a STAR file or"):
         recentred(open_particles(np.zeros((7, 16, 16), np.float32)), OFFSET, KEEP)
 
 
@@ -782,8 +782,9 @@ def test_what_cannot_say_where_particles_lie_is_refused(project):
 def test_picks_move_onto_their_particles(tmp_path, binning):
     """A spot beside each pick lies in the middle once the picks have moved, in micrographs of any binning."""
     width, height, places = 400, 300, np.array([[100, 80], [200, 150], [310, 220]])
-    pixels = np.zeros((height, width), np.float32)
-    pixels[places[:, 1], places[:, 0]] = 1
+    y, x = np.mgrid[:height, :width][..., None]
+    spots = np.exp(-((x - places[:, 0]) ** 2 + (y - places[:, 1]) ** 2) / 8)
+    pixels = spots.sum(axis=2).astype(np.float32)
     with mrcfile.new(tmp_path / "m.mrc", pixels) as file:
         file.voxel_size = 2.0
     moved = np.array([[4, -6], [-2, 0], [3, 5]])

@@ -271,8 +271,8 @@ class Table(ABC):
             When the format has no such fields, or what they need is unknown.
         """
         raise InputError(
-            "only the particles of a STAR or .cs file, and picks of a .cs file, can be recentred: "
-            "give such a file, or leave --recentre out."
+            "only the particles of a STAR file or a .cs file, and picks of a .cs file, can be recentred: "
+            "give one, or leave --recentre out."
         )
 
 
