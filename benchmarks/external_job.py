@@ -1,10 +1,10 @@
 """Does an External job of cryoSPARC come to its end, whatever stops it, and is nothing lost?
 
-python benchmarks/cryosparc.py [--images 10000] [--box 32] [--work FOLDER]
+python benchmarks/external_job.py [--images 10000] [--box 32] [--work FOLDER]
 
-Each run is a process of its own, and talks to the small server of the tests in cryoSPARC's place. One comes to its end
-undisturbed; one is stopped by SIGINT, gone on with, killed from the page, gone on with, left by its server before it
-saves, and gone on with. Then both have saved the same particles.
+Each run is a process of its own, and talks to the small server of the tests in cryoSPARC's place. One comes
+to its end undisturbed. Another is stopped by SIGINT, gone on with, killed from the page, gone on with, left by
+its server before it saves, and gone on with. Then both have saved the same particles.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def rows(folder, n, box):
 
 
 def run(server, uid, *arguments, processes=None):
-    """Run the command; return seconds, exit code, how the job stands, and the last line on the error stream."""
+    """Run the command; return seconds, exit code, how the job stands, and what was said last."""
     from standin_cryosparc import EMAIL, PASSWORD
 
     login = {"CRYOSPARC_BASE_URL": server.url, "CRYOSPARC_EMAIL": EMAIL, "CRYOSPARC_PASSWORD": PASSWORD}
