@@ -3,8 +3,8 @@
 python benchmarks/external_job.py [--images 10000] [--box 32] [--work FOLDER]
 
 Each run is a process of its own, and talks to the small server of the tests in cryoSPARC's place. One comes
-to its end undisturbed. Another is stopped by SIGINT, gone on with, killed from the page, gone on with, left by
-its server before it saves, and gone on with. Then both have saved the same particles.
+to its end undisturbed. Another is stopped by SIGINT, gone on with, killed from the page, gone on with, left
+by its server before it saves, and gone on with. Then both have saved the same particles.
 """
 
 from __future__ import annotations

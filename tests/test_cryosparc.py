@@ -146,6 +146,7 @@ def outputs(standin, uid):
     }
 
 
+@pytest.mark.slow
 def test_stopped_three_times_and_nothing_is_lost(standin, made, call, monkeypatch):
     """Ctrl-C, then a kill from cryoSPARC's page, then a server that goes away when results are saved."""
     rows, folder, done, stage = made[1], standin.folder / "J31", [], WorkFolder.stage

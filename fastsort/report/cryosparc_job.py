@@ -29,7 +29,8 @@ INPUT, TABLE, RESULTS, WORK = "particles", "particles.cs", "sorted", ".sorted.wo
 _PLAN, _LOCK = "fastsort.json", ".fastsort.lock"
 # Seconds between looks at the job, and until the next one when the server did not answer.
 _EVERY, _LATER = 5.0, 60.0
-_TIMEOUT = 60
+# How long an answer may take that is a dataset, and one that is needed at once; all is asked three times.
+_PATIENCE, _AT_ONCE = 300, 10
 # How many of a long list are named.
 _N_NAMED = 10
 _EXTERNAL = "snowflake"
@@ -158,7 +159,7 @@ def connect(
                 email=email or known.get("CRYOSPARC_EMAIL"),
                 password=known.get("CRYOSPARC_PASSWORD"),
                 license=known.get("CRYOSPARC_LICENSE_ID"),
-                timeout=_TIMEOUT,
+                timeout=_PATIENCE,
             )
         except ValueError as error:
             if error.__cause__ is not None or hasattr(error, "code"):
@@ -484,11 +485,12 @@ class ExternalJob:
             if now < due:
                 return
             due = now + _EVERY
+            share = 100 * done // max(total, 1)
             try:
-                self.check()
-                with _asking(self._address):
-                    share = 100 * done // max(total, 1)
-                    self._job.log(f"sorting {share} %, {done:,} of {total:,} images", name="progress")
+                with self._at_once():
+                    self.check()
+                    with _asking(self._address):
+                        self._job.log(f"sorting {share} %, {done:,} of {total:,} images", name="progress")
             except NoAnswer as error:
                 remark(f"{error}; the sorting goes on, and is saved when it answers again")
                 due = now + _LATER
@@ -588,8 +590,18 @@ class ExternalJob:
     def _fail(self, line: str) -> None:
         # Where it has ended already, it ends as whoever ended it wants.
         if not self._ended:
-            with suppress(InputError), _asking(self._address):
+            with suppress(InputError), self._at_once(), _asking(self._address):
                 self._job.stop(error=line)
+
+    @contextmanager
+    def _at_once(self) -> Iterator[None]:
+        """Wait for answers for a few seconds and no longer: somebody, or the sort, is waiting too."""
+        client = self._job.cs.api._client
+        before, client.timeout = client.timeout, _AT_ONCE
+        try:
+            yield
+        finally:
+            client.timeout = before
 
 
 def hold_home(home: Path) -> AbstractContextManager[None]:
