@@ -28,6 +28,7 @@ from cryosparc.models.job import Job
 from cryosparc.models.job_spec import Connection, Input, InputSlot, JobSpec, Output, OutputResult, OutputSlot
 from cryosparc.models.project import Project
 from cryosparc.models.resource import ResourceSpec
+from cryosparc.models.session import Session, SessionStats
 from cryosparc.models.user import User
 from cryosparc.models.workspace import Workspace
 
@@ -132,6 +133,14 @@ CALLS = [
     Call("jobs.add_event_log", "post", f"{J}/log", ("type",), JSON, "TextEvent"),
     Call("jobs.update_event_log", "post", f"{J}/log/{{event_id}}", ("type",), JSON, "TextEvent"),
     Call("jobs.add_image_log", "post", f"{J}/images", ("text", "flags"), JSON, "ImageEvent"),
+    Call("sessions.find_one", "get", f"{P}/sessions/{{session_uid}}", answer="Session"),
+    Call(
+        "sessions.create_and_enqueue_export_particles",
+        "post",
+        f"{P}/sessions/{{session_uid}}/export",
+        ("picker_type",),
+        answer="Job",
+    ),
     Call("assets.upload", "post", f"{J}/assets", ("filename", "format"), BYTES, "GridFSAsset"),
 ]
 
@@ -152,12 +161,14 @@ class StandIn:
         Called with the name of each call before it is answered.
     once_over : str
         "again" if jobs that have ended may run again, "no" if not.
+    extracted : structured ndarray
+        What Live has extracted so far.
     """
 
     def __init__(self, folder, port=0, version="v5.0.3"):
         self.folder, self.version = Path(folder), version
         self.jobs, self.data, self.log, self.assets, self.called = {}, {}, [], {}, []
-        self.before, self.once_over = None, "again"
+        self.before, self.once_over, self.extracted = None, "again", []
         standin = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -430,6 +441,27 @@ class StandIn:
         asset = GridFSAsset(fileid=f"{len(self.assets):024x}", filename=filename, filetype=format)
         self.assets[asset.filename] = body
         return asset
+
+    def sessions_find_one(self, project_uid, session_uid, body):
+        self.check(project_uid)
+        if session_uid != "S1":
+            raise Refused(404, f"Session {session_uid} does not exist")
+        stats = SessionStats(total_extracted_particles=len(self.extracted), total_accepted=1)
+        known = {
+            "uid": "W1",
+            "project_uid": "P3",
+            "workspace_type": "live",
+            "uid_num": 1,
+            "project_uid_num": 3,
+        }
+        more = {"session_uid": "S1", "session_dir": "S1", "session_uid_num": 1, "errors": []}
+        return Session(**known, **more, stats=stats)
+
+    def sessions_create_and_enqueue_export_particles(self, project_uid, session_uid, body):
+        uid = f"J{max(30, *(int(uid[1:]) for uid in self.jobs)) + 1}"
+        self.add_job(uid, "live_particle_export")
+        self.add_output(uid, "exported", self.extracted)
+        return self.jobs[uid]
 
     # What a test tells it.
 

@@ -123,7 +123,7 @@ def call(monkeypatch, capsys):
 def sort_nothing(options):
     """In place of the sort: every third particle is rejected, without a look at it."""
     folder = Path(options.output)
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     particles = check_sort(options)
     keep = np.arange(len(particles)) % 3 > 0
     for name, rows in subsets(keep, ~keep & (np.arange(len(keep)) % 2 > 0)).items():
@@ -263,6 +263,45 @@ def test_picks_are_sorted_from_their_micrographs(standin, made, call, monkeypatc
         known = rows[[np.flatnonzero(rows["uid"] == uid)[0] for uid in part["uid"].tolist()]]
         assert {*part.dtype.names} == {*names}
         assert all((part[name] == known[name]).all() for name in names)
+
+
+def test_particles_of_live_are_sorted_as_they_come(standin, made, call, monkeypatch):
+    rows, asked = made[1], []
+
+    def sort_and_note(options):
+        held = sorted(path.name for path in Path(options.output).glob("*"))
+        asked.append((options.update, len(read_cs(options.input)), held))
+        return sort_nothing(options)
+
+    def next_look(seconds):
+        assert seconds == 7.5
+        waits.append(len(standin.extracted))
+        if waits == [0, 60]:
+            standin.extracted = rows
+        elif len(waits) == 4:
+            raise KeyboardInterrupt
+        elif waits == [0]:
+            standin.extracted = rows[:60]
+
+    waits = []
+    live = ("cryosparc", "--project", "P3", "--live", "S1", "--jobs", "1")
+    monkeypatch.setattr(command, "sort_once", sort_and_note)
+    monkeypatch.setattr(command, "time", SimpleNamespace(sleep=next_look, strftime=command.time.strftime))
+    assert call(*live) == (1, "fastsort: error: S1 has extracted no particles yet: wait, or give --every.")
+    assert call(*live, "--every", "7.5") == (0, "fastsort: stopped; 2 rounds were saved")
+    # Where Live has nothing new, nothing is exported.
+    assert waits == [0, 60, N, N]
+    names = ["kept.cs", "rejected.cs", "report.html", "report.png", "rescued.cs"]
+    assert asked == [(False, 60, []), (True, N, names)]
+    assert [standin.jobs[uid].status for uid in ("J32", "J34")] == ["completed"] * 2
+    first, second = (sum(map(len, outputs(standin, uid).values())) for uid in ("J32", "J34"))
+    assert (first, second) == (60, N)
+    (connection,) = standin.jobs["J34"].spec.inputs.root["particles"].connections
+    assert (connection.job_uid, connection.output) == ("J33", "exported")
+    assert call(*live[:4], "S2")[1].endswith("project P3 has no S2 of Live: give one such as S1.")
+    assert call(*live, "--job", "J24")[1].endswith(
+        "--job does nothing with --live, which has jobs of its own: leave it out."
+    )
 
 
 @pytest.mark.parametrize(

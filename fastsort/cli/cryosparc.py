@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import io
+import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import closing, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastsort._checks import InputError
+from fastsort._checks import InputError, check_positive
 from fastsort.cli.limits import read_limit
 from fastsort.cli.options import (
     DENOISED_HELP,
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 # What a job does not remember: where it runs, and what is said of it.
 _OF_THIS_CALL = {
-    *("project", "workspace", "job", "output", "continued", "project_dir"),
+    *("project", "workspace", "job", "output", "live", "every", "continued", "project_dir"),
     *("url", "host", "port", "email", "jobs", "cluster", "log", "json", "quiet", "fail_if"),
 }
 # What `sort` has besides, and is the same for every job.
@@ -55,6 +57,8 @@ def add_cryosparc(commands: Commands) -> None:
     add("--workspace", metavar="W", help="workspace for the External job, such as W1")
     add("--job", metavar="J", help="job whose particles are sorted, such as J24")
     add("--output", default="particles", metavar="NAME", help="output of that job (default particles)")
+    add("--live", metavar="S", help="run of Live whose particles are exported and sorted, such as S1")
+    add("--every", type=float, metavar="S", help="with --live: again whenever it has more, looking every S s")
     going_on = "External job that was stopped, to go on with"
     add("--continue", dest="continued", metavar="J", help=going_on)
     here = "the project's folder, if it has another path here"
@@ -106,23 +110,64 @@ def run_cryosparc(options: argparse.Namespace) -> int:
     _check_given(options)
     server = connect(options.url, options.host, options.port, options.email, remark=options.talk.remark)
     with closing(server):
+        if options.live is not None:
+            return _follow(options, server)
         return _begin(options, server) if options.continued is None else _go_on(options, server)
 
 
 def _check_given(options: argparse.Namespace) -> None:
-    if options.continued is None:
+    if options.continued is not None:
+        idle = {*options.defaults} - _OF_THIS_CALL | {"workspace", "job", "output", "live", "every"}
+        refuse_given(options, idle, "with --continue, which goes on as the job began")
+    elif options.live is not None:
+        refuse_given(options, ["job"], "with --live, which has jobs of its own")
+        if options.every is not None:
+            check_positive("--every", options.every, "s")
+    else:
+        refuse_given(options, ["every"], "without --live")
         for name in ("workspace", "job"):
             if getattr(options, name) is None:
-                raise InputError(f"--{name} is missing: give --workspace and --job, or --continue.")
-        return
-    idle = {*options.defaults} - _OF_THIS_CALL | {"workspace", "job", "output"}
-    refuse_given(options, idle, "with --continue, which goes on as the job began")
+                raise InputError(
+                    f"--{name} is missing: give --workspace and --job, or --live, or --continue."
+                )
 
 
-def _begin(options: argparse.Namespace, server: Server) -> int:
-    """Make a new job and sort."""
+def _follow(options: argparse.Namespace, server: Server) -> int:
+    """Sort what Live has extracted, once or whenever it has more; each round goes on from the one before."""
+    talk, live = options.talk, options.live
+    sorted_as, earlier, last_error, rounds, code = None, None, "", 0, DONE
+    options.workspace = options.workspace or server.find_live(options.project, live).workspace
+    wanted = options.output
+    while True:
+        try:
+            now = server.find_live(options.project, live)
+            if now.particles and now != sorted_as:
+                options.job, options.output = server.export_live(options.project, live, wanted)
+                talk.restart()
+                code = _begin(options, server, earlier)
+                sorted_as, earlier, last_error, rounds = now, options.results, "", rounds + 1
+        except (InputError, OSError) as error:
+            if options.every is None or rounds == 0:
+                # Somebody who has just given the command is there to correct it.
+                raise
+            if str(error) != last_error:
+                talk.remark(f"{time.strftime('%H:%M:%S')} not sorted, will be tried again: {error}")
+            last_error = str(error)
+        if options.every is None:
+            if not rounds:
+                raise InputError(f"{live} has extracted no particles yet: wait, or give --every.")
+            return code
+        try:
+            time.sleep(options.every)
+        except KeyboardInterrupt:
+            talk.remark(f"stopped; {rounds} rounds were saved")
+            return code
+
+
+def _begin(options: argparse.Namespace, server: Server, earlier: Path | None = None) -> int:
+    """Make a new job and sort, from earlier results if there are any."""
     from fastsort.particles.cs_file import write_cs
-    from fastsort.report.cryosparc_job import TABLE, Plan, hold_home, holds_picks
+    from fastsort.report.cryosparc_job import RESULTS, TABLE, Plan, hold_home, holds_picks
 
     source = server.find_source(options.project, options.job, options.output)
     server.check_workspace(options.project, options.workspace)
@@ -147,7 +192,11 @@ def _begin(options: argparse.Namespace, server: Server) -> int:
         job.make_folder()
         with hold_home(job.folder):
             write_cs(job.folder / TABLE, rows, range(len(rows)), {})
-            plan = Plan(job.uid, [source.job, source.output], changed, given)
+            if earlier is not None:
+                copied = job.folder / f"{RESULTS}.copy"
+                shutil.copytree(earlier, copied)
+                copied.rename(job.folder / RESULTS)
+            plan = Plan(job.uid, [source.job, source.output], changed, given, earlier is not None)
             job.write_plan(plan)
             options.talk.remark(f"{source} of {source.project} is sorted as {job.uid}, in {job.folder}")
             if refused := job.start():
@@ -201,7 +250,7 @@ def _work(options: argparse.Namespace, job: ExternalJob, plan: Plan, source: Sou
     home = project / plan.home
     results, picks = home / RESULTS, options.box is not None
     passed: Sequence[str] = []
-    if (results / "results.npz").is_file():
+    if plan.done or (not plan.update and (results / "results.npz").is_file()):
         summary = open_finished(results, data_dir=None if picks else project).summary
         options.talk.remark(f"sorted already: the results in {results} are saved")
         options.talk.summary(results, lambda: print_verdicts(summary))
@@ -210,7 +259,10 @@ def _work(options: argparse.Namespace, job: ExternalJob, plan: Plan, source: Sou
         sorting.output, sorting.work = str(results), str(home / WORK)
         sorting.watch = lambda progress: job.watch(progress, options.talk.remark)
         job.say(f"fastsort sorts into {results}")
+        sorting.update = plan.update
         summary, passed = sort_once(sorting)
+        job.write_plan(plan._replace(done=True))
+    options.results = results
     slots = _slots(picks, plan.changed)
     saved = job.save(results, slots, source.slots)
     heard = io.StringIO()

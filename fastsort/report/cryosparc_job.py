@@ -35,6 +35,7 @@ _PATIENCE, _AT_ONCE = 300, 10
 _N_NAMED = 10
 _EXTERNAL = "snowflake"
 _WORKING = ("running", "waiting")
+_ENDED = ("completed", "failed", "killed")
 _NOT_DONE = ("building", "queued", "launched", "started")
 _IMAGES = ("blob/path", "blob/idx")
 _PICKS = (
@@ -74,6 +75,22 @@ class Source(NamedTuple):
         return f"output {self.output} of {self.job}"
 
 
+class Live(NamedTuple):
+    """How far a run of cryoSPARC Live is.
+
+    Attributes
+    ----------
+    workspace : str
+        In which it is.
+    particles, accepted : int
+        Particles that were extracted, and micrographs that were accepted, so far.
+    """
+
+    workspace: str
+    particles: int
+    accepted: int
+
+
 class Plan(NamedTuple):
     """What a job was begun with, kept in its folder.
 
@@ -87,12 +104,18 @@ class Plan(NamedTuple):
         Results that sorting changes besides the first, such as ``alignments2D``.
     options : dict
         Options of the command, as they were given.
+    update : bool
+        Whether the folder holds a copy of earlier results, from which the sort goes on.
+    done : bool
+        Whether all is sorted, and only not saved yet.
     """
 
     home: str
     source: list[str]
     changed: list[str]
     options: dict[str, Any]
+    update: bool = False
+    done: bool = False
 
 
 def connect(
@@ -300,6 +323,34 @@ class Server:
                     raise
                 there = _listed(other.uid for other in self._tools.find_workspaces(project))
                 raise InputError(f"project {project} has no workspace {workspace}; it has {there}.") from None
+
+    def find_live(self, project: str, live: str) -> Live:
+        """Return how far a run of cryoSPARC Live is."""
+        self.check_project(project)
+        with _asking(self.address):
+            try:
+                found = self._tools.api.sessions.find_one(project, live)
+            except ValueError as error:
+                if not _is_unknown(error):
+                    raise
+                raise InputError(f"project {project} has no {live} of Live: give one such as S1.") from None
+            stats = found.stats
+        return Live(str(found.uid), stats.total_extracted_particles, stats.total_accepted)
+
+    def export_live(self, project: str, live: str, output: str) -> tuple[str, str]:
+        """Let Live export its particles, wait for that, and return the job and its output of particles."""
+        with _asking(self.address):
+            job = str(self._tools.api.sessions.create_and_enqueue_export_particles(project, live).uid)
+        while (found := self._find_job(project, job)).status not in _ENDED:
+            time.sleep(_EVERY)
+        if found.status != "completed":
+            raise InputError(
+                f"{job}, which exports the particles of {live}, was {found.status}: see its log."
+            )
+        names = [name for name, other in found.outputs.items() if other.type == "particle"]
+        if output not in names and len(names) != 1:
+            raise InputError(f"{job} has outputs of particles {_listed(names)}: choose one with --output.")
+        return job, output if output in names else names[0]
 
     def _find_job(self, project: str, job: str) -> Any:
         with _asking(self.address):
