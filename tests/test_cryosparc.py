@@ -450,7 +450,7 @@ def test_without_the_package_it_is_named(standin, call, monkeypatch):
     assert call(*NEW) == (1, f"fastsort: error: {line}")
 
 
-def test_what_does_not_arrive_is_told(standin, call, monkeypatch, capsys):
+def test_what_does_not_arrive_is_told(standin, call, monkeypatch):
     """A server that passes nothing through: the run is saved, and says what the files have besides."""
     monkeypatch.setattr(command, "sort_once", sort_nothing)
 
@@ -462,6 +462,30 @@ def test_what_does_not_arrive_is_told(standin, call, monkeypatch, capsys):
     standin.before = forget
     code, line = call(*NEW)
     assert code == 0 and line.startswith("fastsort: output rescued lacks ctf/accel_kv, ctf/amp_contrast, ")
+
+
+def test_a_picture_that_is_refused_fails_nothing(standin, call, monkeypatch):
+    monkeypatch.setattr(command, "sort_once", sort_nothing)
+
+    def refuse(*_, **__):
+        raise standin_cryosparc.Refused(413, "too large")
+
+    monkeypatch.setattr(standin, "assets_upload", refuse)
+    said, rest = [], standin.jobs_load_output
+    monkeypatch.setattr("fastsort.cli.talk.Talk.remark", lambda _, line: said.append(line))
+
+    def load(project_uid, job_uid, *others, **more):
+        if job_uid == "J31":
+            raise standin_cryosparc.Refused(500, "no such file")
+        return rest(project_uid, job_uid, *others, **more)
+
+    monkeypatch.setattr(standin, "jobs_load_output", load)
+    assert call(*NEW)[0] == 0 and standin.jobs["J31"].status == "completed"
+    refuses = f"cryoSPARC at {standin.url} refuses: "
+    assert said[1:] == [
+        f"no picture in the log of J31: {refuses}too large",
+        f"the outputs are saved, and could not be compared with the files: {refuses}no such file",
+    ]
 
 
 def test_tools_read_what_we_write_and_write_what_we_read(made, tmp_path):

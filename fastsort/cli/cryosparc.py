@@ -265,12 +265,21 @@ def _work(options: argparse.Namespace, job: ExternalJob, plan: Plan, source: Sou
     options.results = results
     slots = _slots(picks, plan.changed)
     saved = job.save(results, slots, source.slots)
+    try:
+        job.show(results)
+    except InputError as error:
+        # The outputs matter more; without a server the job does not end well either.
+        options.talk.remark(f"no picture in the log of {job.uid}: {error}")
     heard = io.StringIO()
     with redirect_stdout(heard):
         print_verdicts(summary)
     job.say(f"{heard.getvalue()}results in {results}")
     job.complete()
-    for line in job.compare(results, saved):
+    try:
+        differ = job.compare(results, saved)
+    except InputError as error:
+        differ = [f"the outputs are saved, and could not be compared with the files: {error}"]
+    for line in differ:
         options.talk.remark(line)
     if not options.quiet and not options.json:
         print(f"saved in cryoSPARC: {', '.join(saved)} of {job.uid}")

@@ -563,7 +563,7 @@ class ExternalJob:
         check_has(source, names, [str(field[0]) for field in fields])
 
     def save(self, results: Path, slots: Iterable[str], kinds: Mapping[str, str]) -> list[str]:
-        """Save the parts of a finished run as outputs, and its pictures in the log.
+        """Save the parts of a finished run as outputs.
 
         Parameters
         ----------
@@ -588,16 +588,22 @@ class ExternalJob:
             for part in saved:
                 self.add_output(part, [{"name": slot, "dtype": kinds.get(slot, slot)} for slot in slots])
                 self._job.save_output(part, Dataset.load(part_table(results, part), prefixes=slots))
-            if (results / PICTURE).is_file():
-                page = {"raw_data_file": results / PAGE, "raw_data_format": "html"}
-                more = page if (results / PAGE).is_file() else {}
-                self._job.log_plot(results / PICTURE, "fastsort report", formats=["png"], **more)
         return saved
+
+    def show(self, results: Path) -> None:
+        """Put the picture of a finished run into the log, with the page to be downloaded."""
+        if not (results / PICTURE).is_file():
+            return
+        page = {"raw_data_file": results / PAGE, "raw_data_format": "html"}
+        more = page if (results / PAGE).is_file() else {}
+        with _asking(self._address):
+            self._job.log_plot(results / PICTURE, "fastsort report", formats=["png"], **more)
 
     def complete(self) -> None:
         """Say that the job is done."""
         with _asking(self._address):
             self._job.stop()
+        self._ended = "completed"
 
     def compare(self, results: Path, parts: Iterable[str]) -> list[str]:
         """Load the outputs as another job would, and say what differs from the files."""
@@ -621,6 +627,8 @@ class ExternalJob:
         try:
             yield
         except KeyboardInterrupt:
+            if self._ended == "completed":
+                raise
             why = f"{self.uid} was {self._ended} in cryoSPARC" if self._ended else "interrupted"
             line = f"{why}: {self._again}"
             self._fail(line)
