@@ -76,7 +76,13 @@ def names_in(folder):
 
 @pytest.mark.parametrize(
     "command",
-    [[], *([name] for name in "pick sort watch apply report info map denoise simulate demo guide".split())],
+    [
+        [],
+        *(
+            [name]
+            for name in "pick sort watch cryosparc apply report info map denoise simulate demo guide".split()
+        ),
+    ],
     ids=str,
 )
 def test_help_fits_a_screen_and_shows_an_example(command, capsys, monkeypatch):

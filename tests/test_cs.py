@@ -11,6 +11,7 @@ import time
 import tracemalloc
 from pathlib import Path
 
+import mrcfile
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -23,6 +24,7 @@ from fastsort.particles.cs_file import read_cs, subset_cs, write_cs
 from fastsort.particles.mrc import write_stack
 from fastsort.particles.open import open_particles
 from fastsort.particles.table import Added
+from fastsort.report.recentre import recentred
 
 SAMPLES = Path(__file__).parents[2] / "shared" / "data" / "formats"
 needs_samples = pytest.mark.skipif(not SAMPLES.is_dir(), reason=f"the sample files {SAMPLES} are not here")
@@ -699,3 +701,106 @@ def test_many_rows_open_quickly(project):
     many, inside = calls_to_open(project, 100_002)
     assert many < 1.1 * few
     assert inside < 2 * 100_002
+
+
+# Recentring.
+
+ALIGNED = [("alignments2D/shift", "<f4", (2,)), ("alignments2D/psize_A", "<f4"), ("alignments2D/pose", "<f4")]
+WHERE = [
+    ("location/center_y_frac", "<f4"),
+    ("location/micrograph_shape", "<u4", (2,)),
+    ("location/micrograph_psize_A", "<f4"),
+]
+# Row and column in pixels of 1.5 A; the last is unknown, the one before is not kept.
+OFFSET = np.array([[2.0, -4.0]] * 5 + [[1.0, 1.0], [np.nan, 1.0]])
+KEEP = np.array([True] * 5 + [False, True])
+
+
+def aligned_rows():
+    rows = make_rows(fields=(*BLOB, *CTF, *PLACE, *WHERE, *ALIGNED))
+    rows["location/micrograph_shape"], rows["location/micrograph_psize_A"] = (300, 600), 0.75
+    rows["location/center_y_frac"] = 0.5
+    rows["alignments2D/psize_A"], rows["alignments2D/shift"] = 3, 9
+    return rows
+
+
+def test_shifts_are_minus_the_offset_in_pixels_of_the_alignment(project):
+    path = save(project / "J20" / "p.cs", aligned_rows())
+    added = recentred(open_particles(path), OFFSET, KEEP)
+    assert list(added.fields) == ["alignments2D/shift"] and added.labels == {}
+    assert added.fields["alignments2D/shift"].tolist() == [[2, -1]] * 5 + [[9, 9]] * 2
+    assert added.fields["alignments2D/shift"].dtype == np.float32
+
+
+@pytest.mark.parametrize("why", ["no alignment", "alignment of nothing"])
+def test_places_move_by_the_offset_where_there_is_no_alignment(project, why):
+    rows = aligned_rows()
+    rows["alignments2D/psize_A"] = 0
+    rows = without(rows, *(name for name, *_ in ALIGNED)) if why == "no alignment" else rows
+    added = recentred(open_particles(save(project / "J20" / "p.cs", rows)), OFFSET, KEEP)
+    x, y = added.fields["location/center_x_frac"], added.fields["location/center_y_frac"]
+    # 4 px of 1.5 A are 8 px of the micrograph, which is 600 px wide and 300 px high.
+    np.testing.assert_allclose(x[:5], rows["location/center_x_frac"][:5] - 8 / 600, rtol=1e-6)
+    np.testing.assert_allclose(y[:5], 0.5 + 4 / 300, rtol=1e-6)
+    assert (x[5:] == rows["location/center_x_frac"][5:]).all() and (y[5:] == 0.5).all()
+    assert x.dtype == y.dtype == np.float32
+
+
+def test_new_values_are_written_where_the_old_ones_stand(project, tmp_path):
+    rows = aligned_rows()
+    own = without(rows, *(name for name, *_ in (*ALIGNED, *WHERE)))
+    order = np.random.default_rng(0).permutation(len(rows))
+    through = only(rows[order], "uid", *(name for name, *_ in (*ALIGNED, *WHERE)))
+    save(project / "J20" / "P1_J20_passthrough_particles.cs", through)
+    particles = open_particles(
+        save(project / "J20" / "P1_J20_particles.cs", own),
+        passthrough=project / "J20" / "P1_J20_passthrough_particles.cs",
+    )
+    added = recentred(particles, OFFSET, KEEP)
+    particles.table.write_part(tmp_path, "kept", np.array([0, 3, 6]), added)
+    assert read_cs(tmp_path / "kept.cs").tobytes() == own[[0, 3, 6]].tobytes()
+    written = read_cs(tmp_path / "kept_passthrough.cs")
+    assert written.dtype == through.dtype
+    shift_of = dict(zip(written["uid"].tolist(), written["alignments2D/shift"].tolist(), strict=True))
+    assert shift_of == dict(zip(rows["uid"][[0, 3, 6]].tolist(), [[2, -1], [2, -1], [9, 9]], strict=True))
+    assert (written["alignments2D/psize_A"] == 3).all()
+
+
+def test_what_cannot_say_where_particles_lie_is_refused(project):
+    bare = without(aligned_rows(), *(name for name, *_ in (*ALIGNED, *WHERE)))
+    with pytest.raises(InputError, match="neither 2D alignments nor location/center_y_frac, location/micro"):
+        recentred(open_particles(save(project / "J20" / "p.cs", bare)), OFFSET, KEEP)
+    rows = aligned_rows()
+    rows["location/micrograph_psize_A"][2], rows["alignments2D/psize_A"] = np.nan, 0
+    with pytest.raises(InputError, match="location/micrograph_psize_A must be positive; it is nan"):
+        recentred(open_particles(save(project / "J20" / "q.cs", rows)), OFFSET, KEEP)
+    with pytest.raises(InputError, match="only the particles of a STAR file or"):
+        recentred(open_particles(np.zeros((7, 16, 16), np.float32)), OFFSET, KEEP)
+
+
+@pytest.mark.parametrize("binning", [1, 2])
+def test_picks_move_onto_their_particles(tmp_path, binning):
+    """A spot beside each pick lies in the middle once the picks have moved, in micrographs of any binning."""
+    width, height, places = 400, 300, np.array([[100, 80], [200, 150], [310, 220]])
+    y, x = np.mgrid[:height, :width][..., None]
+    spots = np.exp(-((x - places[:, 0]) ** 2 + (y - places[:, 1]) ** 2) / 8)
+    pixels = spots.sum(axis=2).astype(np.float32)
+    with mrcfile.new(tmp_path / "m.mrc", pixels) as file:
+        file.voxel_size = 2.0
+    moved = np.array([[4, -6], [-2, 0], [3, 5]])
+    rows = np.zeros(3, [("uid", "<u8"), *PLACE, *WHERE])
+    rows["uid"], rows["location/micrograph_path"] = [5, 6, 7], b"m.mrc"
+    rows["location/micrograph_shape"] = (height * binning, width * binning)
+    rows["location/micrograph_psize_A"] = 2.0 / binning
+    rows["location/center_x_frac"], rows["location/center_y_frac"] = ((places - moved) / (width, height)).T
+    source = (str(tmp_path / "m.mrc"), save(tmp_path / "picks.cs", rows))
+    particles = open_particles(source, box=32, invert=False)
+    offset = moved[:, ::-1].astype(float)
+    for image, (row, column) in zip(particles.read(0, 3), moved[:, ::-1], strict=True):
+        assert image[16 + row, 16 + column] == image.max() > 0
+    added = recentred(particles, offset, np.ones(3, bool))
+    (tmp_path / "kept").mkdir()
+    particles.table.write_part(tmp_path, "kept", np.arange(3), added)
+    again = open_particles((source[0], str(tmp_path / "kept" / "picks.cs")), box=32, invert=False)
+    for image in again.read(0, 3):
+        assert image[16, 16] == image.max() > 0

@@ -30,7 +30,10 @@ ALL = [*RUN, ROOT / ".github" / "CHANGELOG.md", *sorted((ROOT / "benchmarks").gl
 # Of these two lines of the README the gate runs the second, and so the installation of both. What the first
 # starts when it has installed the package is run here.
 SET_UP = re.compile(r"python3 -m venv \.venv && \.venv/bin/pip install -q -e '\.\[\w+\]' && \.venv/bin/(.*)")
-COMMANDS = ("pick", "sort", "watch", "apply", "report", "info", "map", "denoise", "simulate", "demo", "guide")
+COMMANDS = (
+    *("pick", "sort", "watch", "cryosparc", "apply", "report"),
+    *("info", "map", "denoise", "simulate", "demo", "guide"),
+)
 # How a line begins that somebody might want to run.
 COMMAND = r"^\s*(?:\$ |>>> |(?:fastsort|pip|pytest|dask) \w|python3? [-\w]|import \w|from \w+ import)"
 # Programs that run until they are stopped.
@@ -138,6 +141,7 @@ def write_cryosparc_job(folder, truth):
     more = {name: values[:N_STACK].astype(np.float32) for name, values in ctf.items()}
     more["location/micrograph_path"] = np.array([b"m%d.mrc" % m for m in truth.micrograph[:N_STACK]])
     more["location/micrograph_shape"] = np.full((N_STACK, 2), 4096, np.uint32)
+    more["location/micrograph_psize_A"] = np.full(N_STACK, PIXEL_SIZE, np.float32)
     more["location/center_x_frac"] = more["location/center_y_frac"] = np.linspace(0.1, 0.9, N_STACK)
     for name, columns in (("particles", particles), ("passthrough_particles", more)):
         columns = {"uid": uid, **columns}
@@ -228,7 +232,7 @@ class Runner:
             "MPLBACKEND": "Agg",
         }
         self.environment.pop("PYTEST_ADDOPTS", None)
-        self.ports = {port: free_port() for port in ("8000", "8786")}
+        self.ports = {port: free_port() for port in ("8000", "8786", "39000")}
 
     def here(self, text):
         """The same text with free addresses of this machine, and no more workers than it has cores."""
@@ -248,6 +252,8 @@ class Runner:
         if block.language == "bash":
             if "choices.json" in block.text:
                 save_choices(self.folder, block.text)
+            if "fastsort cryosparc" in block.text:
+                self.start_cryosparc()
             for line in self.here(block.text).splitlines():
                 if ENDLESS.match(line):
                     self.start(["bash", "-c", f"exec {line}"], "8786")
@@ -260,6 +266,17 @@ class Runner:
                 self.start([sys.executable, str(script)], "8000")
             else:
                 self.finish(block, [sys.executable, str(script)])
+
+    def start_cryosparc(self):
+        """Start a small server in place of cryoSPARC, and log in there."""
+        port, program = self.ports["39000"], ROOT / "tests" / "standin_cryosparc.py"
+        login = {
+            "BASE_URL": f"http://127.0.0.1:{port}",
+            "EMAIL": "ali@example.com",
+            "PASSWORD": "open sesame",
+        }
+        self.environment |= {f"CRYOSPARC_{name}": value for name, value in login.items()}
+        self.start([sys.executable, str(program), str(self.folder), str(port)], "39000")
 
     def finish(self, block, command):
         done = subprocess.run(
@@ -339,8 +356,9 @@ def marked(documents):
 @pytest.mark.slow
 @pytest.mark.parametrize("document", marked(FOR_USERS))
 def test_users_can_run_every_block(document, scratch, run_document):
-    if document.stem == "clusters":
-        pytest.importorskip("distributed")
+    needs = {"clusters": "distributed", "cryosparc": "cryosparc"}
+    if document.stem in needs:
+        pytest.importorskip(needs[document.stem])
     run_document(document, scratch)
     for folder, files in results_named_by(document):
         missing = [name for name in files if not (scratch / folder / name).exists()]

@@ -28,6 +28,7 @@ from fastsort.decide.decoys import Estimate, EstimatedErrors
 from fastsort.decide.micrographs import MicrographTable
 from fastsort.images.ctf import phase_flip
 from fastsort.particles.open import open_particles
+from fastsort.particles.table import Added
 from fastsort.report import learned, plots
 from fastsort.report.accuracy import measure_accuracy
 from fastsort.report.folder import RESULT_NAMES, results_folder
@@ -270,7 +271,7 @@ def test_summary_of_errors_and_micrographs(project, tmp_path):
 
 
 def test_origins_are_written_where_given(project, tmp_path):
-    origins = {"_rlnOriginXAngst": [f"{i}.5" for i in range(24)]}
+    origins = Added({"_rlnOriginXAngst": [f"{i}.5" for i in range(24)]})
     result = make_result(24)
     write_tables(tmp_path, open_particles(project), result, origins=origins)
     table = starfile.read(tmp_path / "kept.star", always_dict=True)["particles"]

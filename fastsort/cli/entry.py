@@ -15,6 +15,7 @@ from functools import partial
 from fastsort._checks import InputError
 from fastsort._version import __version__
 from fastsort.cli.apply import add_apply
+from fastsort.cli.cryosparc import add_cryosparc
 from fastsort.cli.demo import add_demo
 from fastsort.cli.denoise import add_denoise
 from fastsort.cli.guide import add_guide
@@ -35,6 +36,7 @@ _ADD_COMMANDS = (
     add_pick,
     add_sort,
     add_watch,
+    add_cryosparc,
     add_apply,
     add_report,
     add_info,

@@ -155,11 +155,9 @@ def _learn(options: argparse.Namespace) -> dict[str, Any]:
 
 def _sort(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Sort or update, and return the summary."""
-    _check_combination(options)
     if options.update and not _has_run(folder) and options.learn_from is not None:
         raise InputError(f"{folder} holds no run whose page {options.learn_from} was saved on: sort first.")
-    particles = open_input(options)
-    _check_tables(particles, options)
+    particles = check_sort(options)
     work = work_folder_of(options)
     parameters = {name: getattr(options, name) for name in _PARAMETERS}
     with resumable(work, options.keep_work):
@@ -167,6 +165,14 @@ def _sort(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         parameters["keep_work"] = True
         _, summary = sort_into(folder, particles, options, work=work, n_jobs=options.jobs, **parameters)
     return summary
+
+
+def check_sort(options: argparse.Namespace) -> Particles:
+    """Open what is sorted, and refuse what would fail later or have no effect."""
+    _check_combination(options)
+    particles = open_input(options)
+    _check_tables(particles, options)
+    return particles
 
 
 def _has_run(folder: Path) -> bool:
@@ -200,12 +206,12 @@ def _check_tables(particles: Particles, options: argparse.Namespace) -> None:
     import numpy as np
 
     from fastsort.particles.places import micrograph_places
-    from fastsort.report.recentre import origin_columns
+    from fastsort.report.recentre import recentred
 
     places = micrograph_places(particles)
     if options.recentre:
         n = len(particles)
-        origin_columns(particles, np.zeros((n, 2)), np.zeros(n, bool))
+        recentred(particles, np.zeros((n, 2)), np.zeros(n, bool))
     if options.duplicate_distance and options.method is None:
         if particles.table.has_segments:
             refuse_given(options, ["duplicate_distance"], "with segments of filaments")
@@ -237,6 +243,8 @@ def sort_into(
         ):
             is_job = getattr(options, "relion_job", False)
             progress = stop_when_aborted(Path(folder).parent, bar) if is_job else bar
+            if watch := getattr(options, "watch", None):
+                progress = watch(bar)
             result = _sort_or_update(folder, particles, options, progress=progress, **parameters)
         if choices:
             told = learn_again(result)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from fastsort._checks import InputError, check_every
-from fastsort._types import Array, FilePath, Floats, Indices, Numbers
+from fastsort._types import Array, Bools, FilePath, Floats, Indices, Numbers
 from fastsort.particles.cs_file import Rows, read_cs, write_cs
 from fastsort.particles.files import find_files
 from fastsort.particles.mrc import read_header
@@ -38,6 +38,8 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _CTF = ("ctf/df1_A", "ctf/df2_A", "ctf/df_angle_rad", "ctf/accel_kv", "ctf/cs_mm", "ctf/amp_contrast")
 _MICROGRAPH = "location/micrograph_path"
 _NEEDED = ("blob/path", "blob/idx", *_CTF, _MICROGRAPH)
+_SHIFT = "alignments2D/shift"
+_CENTRE = ("location/center_x_frac", "location/center_y_frac")
 _JOB = re.compile(r"(?<![A-Za-z])J\d+(?=_)")
 
 
@@ -196,16 +198,49 @@ class CsDataset(ImageTable):
             fields["blob/sign"] = np.ones_like(sign)
         return Added(fields=fields)
 
+    def recentred(self, offset: Floats, new: Bools, pixel_size: float) -> dict[str, Array]:
+        """Return ``alignments2D/shift``, or ``location/center_*_frac`` where there were no 2D alignments.
+
+        Notes
+        -----
+        A shift has x first and is in pixels of ``alignments2D/psize_A``. It is what centres the image, and so
+        has the sign of RELION's origins: the particle lies at the middle minus the shift. A place in the
+        micrograph is where the particle is, and so has the other sign.
+        """
+        sizes = self.pixel_sizes()
+        sizes = np.full(len(self), pixel_size) if sizes is None else sizes
+        _check_every("the pixel size", np.where(new, sizes, 1), self.path, positive=True)
+        with np.errstate(all="ignore"):
+            moved = offset[:, ::-1] * sizes[:, None]
+        if recentred_slot(self) == "location":
+            return moved_places(self, moved, new)
+        shift, scale = self.field(_SHIFT), dataset_numbers(self, "alignments2D/psize_A")
+        assert shift is not None and scale is not None
+        _check_every("alignments2D/psize_A", scale, self.path, positive=True)
+        # Minus zero would be a value of its own.
+        return {_SHIFT: np.where(new[:, None], 0.0 - moved / scale[:, None], shift).astype(shift.dtype)}
+
     def part_name(self, name: str) -> str:
         """Return the name of the .cs file."""
         return f"{name}.cs"
 
     def write_part(self, folder: Path, name: str, rows: Indices, added: Added) -> None:
         """Write a .cs file with some of the rows, and one with those of the passthrough file."""
-        write_cs(folder / f"{name}.cs", self.rows, rows, added.fields)
+        through = {} if self.passthrough is None else self._passed_through(added.fields)
+        own = {label: values for label, values in added.fields.items() if label not in through}
+        write_cs(folder / f"{name}.cs", self.rows, rows, own)
         if self.passthrough is not None:
             others = np.sort(self.passthrough_row[rows]) if self.passthrough_row is not None else rows
-            write_cs(folder / f"{name}_passthrough.cs", self.passthrough.rows, others, {})
+            write_cs(folder / f"{name}_passthrough.cs", self.passthrough.rows, others, through)
+
+    def _passed_through(self, fields: Mapping[str, Array]) -> dict[str, Array]:
+        """Return new values of fields that stand in the passthrough file alone, for all of its rows."""
+        assert self.passthrough is not None
+        through = {}
+        for name in fields.keys() & {*_names(self.passthrough)} - {*_names(self)}:
+            through[name] = self.passthrough.rows[name].copy()
+            through[name][self.passthrough_row] = fields[name]
+        return through
 
 
 _MICROSCOPE = ("accel_kv", "cs_mm", "amp_contrast")
@@ -246,6 +281,54 @@ def read_cs_table(path: str, passthrough: FilePath | None = None) -> CsDataset:
     if passthrough is not None:
         return _join(dataset, CsDataset(os.fspath(passthrough), read_cs(passthrough)))
     return dataset if set(_NEEDED) <= set(_names(dataset)) else _join_own_passthrough(dataset)
+
+
+def recentred_slot(dataset: CsDataset) -> str:
+    """Return where a dataset says how particles are centred: "alignments2D" or "location".
+
+    Raises
+    ------
+    InputError
+        When it says so nowhere; the message names what is missing.
+    """
+    shift = dataset.field(_SHIFT)
+    if shift is not None and shift.shape == (len(dataset), 2) and shift.dtype.kind == "f":
+        size = dataset_numbers(dataset, "alignments2D/psize_A")
+        # Zero where nothing was aligned yet.
+        if size is not None and (size > 0).all():
+            return "alignments2D"
+    needed = (*_CENTRE, "location/micrograph_shape", "location/micrograph_psize_A")
+    missing = [name for name in needed if dataset.field(name) is None]
+    if missing:
+        raise InputError(
+            f"{dataset.path} has neither 2D alignments nor {', '.join(missing)}, so that it cannot say where "
+            "particles lie: give the passthrough file that does, or leave --recentre out."
+        )
+    return "location"
+
+
+def moved_places(dataset: CsDataset, moved: Floats, new: Bools) -> dict[str, Array]:
+    """Return the places of particles in their micrographs, moved by so many angstroms, x first."""
+    size = dataset_numbers(dataset, "location/micrograph_psize_A")
+    assert size is not None
+    _check_every("location/micrograph_psize_A", np.where(new, size, 1), dataset.path, positive=True)
+    with np.errstate(all="ignore"):
+        return moved_fractions(dataset, moved / size[:, None], new)
+
+
+def moved_fractions(dataset: CsDataset, moved: Floats, new: Bools) -> dict[str, Array]:
+    """Return the places of particles in their micrographs, moved by so many of its pixels, x first."""
+    shape = dataset.field("location/micrograph_shape")
+    if shape is None or shape.shape != (len(dataset), 2) or not (shape > 0).all():
+        raise InputError(f"location/micrograph_shape of {dataset.path} must be two sides for each particle.")
+    fields = {}
+    for axis, name in enumerate(_CENTRE):
+        old = dataset.field(name)
+        assert old is not None
+        with np.errstate(all="ignore"):
+            place = old + moved[:, axis] / shape[:, 1 - axis]
+        fields[name] = np.where(new, place, old).astype(old.dtype)
+    return fields
 
 
 def _join(dataset: CsDataset, passthrough: CsDataset) -> CsDataset:

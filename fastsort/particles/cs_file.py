@@ -1,4 +1,4 @@
-"""The files of cryoSPARC: NumPy's format, read without trust and written byte for byte."""
+"""The files of cryoSPARC: NumPy's format, read without trust and written byte for byte; CSDAT is read."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ import numpy.typing as npt
 
 from fastsort._checks import InputError, check_readable
 from fastsort._types import Array, FilePath
+from fastsort.particles.csdat import MAGIC, read_csdat
 
 _MAGIC = b"\x93NUMPY"
-_COMPRESSED_MAGIC = b"\x94CSDAT"
+_EARLIER_MAGIC = b"\x94CSDAT"
 _MAX_HEADER = 1 << 18
 _MAX_NESTING = 16
 # All that NumPy writes into a header, Python 2 included. What Python's parser warns of is not among it.
@@ -38,7 +39,8 @@ def read_cs(path: FilePath) -> Rows:
     Parameters
     ----------
     path : path
-        A structured array as NumPy writes it, of any version of its format.
+        A structured array as NumPy writes it, of any version of its format; or a compressed one (CSDAT), as
+        cryosparc-tools 5 writes it.
 
     Returns
     -------
@@ -53,6 +55,8 @@ def read_cs(path: FilePath) -> Rows:
     """
     with check_readable(path) as file:
         size = os.fstat(file.fileno()).st_size
+        if file.peek(len(MAGIC))[: len(MAGIC)] == MAGIC:
+            return read_csdat(memoryview(file.read()), path)
         dtype, n_rows = _read_layout(file, path, size)
         promised = file.tell() + n_rows * dtype.itemsize
         if size != promised:
@@ -70,9 +74,9 @@ def read_cs(path: FilePath) -> Rows:
 def _read_layout(file: BufferedReader, path: FilePath, size: int) -> tuple[np.dtype[Any], int]:
     """Return what a row looks like and how many there are; the file stands at the first row then."""
     start = file.read(len(_MAGIC) + 2)
-    if start.startswith(_COMPRESSED_MAGIC):
+    if start.startswith(_EARLIER_MAGIC):
         raise InputError(
-            f"{path} is compressed (CSDAT), which only cryoSPARC reads: load it with cryosparc-tools, "
+            f"{path} is compressed as an earlier cryosparc-tools than 5 does (CSDAT): load it with that one, "
             "and save it with format=NUMPY_FORMAT."
         )
     if not start.startswith(_MAGIC) or len(start) < len(_MAGIC) + 2:

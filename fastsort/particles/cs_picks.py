@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fastsort._checks import InputError
-from fastsort._types import Bools, Floats
-from fastsort.particles.cs import CsDataset, dataset_ctf, dataset_numbers, dataset_texts
+from fastsort._types import Array, Bools, Floats
+from fastsort.particles.cs import CsDataset, dataset_ctf, dataset_numbers, dataset_texts, moved_fractions
 from fastsort.particles.cs_file import read_cs, write_cs
 from fastsort.particles.picks import PickFile, check_finite
 from fastsort.particles.table import Added
@@ -49,6 +49,15 @@ class CsPicks(PickFile):
                     f"{height[row]:g} px: give the micrographs in which the particles were picked."
                 )
         return _whole_pixels(self.x * width), _whole_pixels(self.y * height)
+
+    def recentred(self, offset: Floats, new: Bools, pixel_size: float) -> dict[str, Array]:
+        """Return ``location/center_*_frac`` moved by so many pixels of the micrographs that were given."""
+        moved = offset[:, ::-1]
+        own = dataset_numbers(self.dataset, "location/micrograph_psize_A")
+        if own is not None and (own > 0).all() and np.isfinite(pixel_size):
+            # Another binning than that of the micrographs in which they were picked.
+            moved = moved * (pixel_size / own)[:, None]
+        return moved_fractions(self.dataset, moved, new)
 
     def write(self, path: str, kept: Bools, added: Added) -> None:
         """Write the dataset with some of the rows, and more fields."""

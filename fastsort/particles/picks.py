@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from fastsort._checks import InputError, check_readable
-from fastsort._types import Bools, FilePath, Floats, Indices, Numbers
+from fastsort._types import Array, Bools, FilePath, Floats, Indices, Numbers
 from fastsort.particles.files import shown
 from fastsort.particles.table import Added, Coordinates, CtfParameters, Table
 
@@ -48,6 +48,13 @@ class PickFile(ABC):
     def in_pixels(self, width: Floats, height: Floats, micrographs: list[str]) -> tuple[Floats, Floats]:
         """Return x and y in pixels of micrographs that have these sides and names, one entry a pick."""
         return self.x, self.y
+
+    def recentred(self, offset: Floats, new: Bools, pixel_size: float) -> dict[str, Array] | None:
+        """Return fields with places moved by so many pixels of this size, row first.
+
+        None where the format has no fields.
+        """
+        return None
 
     @abstractmethod
     def write(self, path: str, kept: Bools, added: Added) -> None:
@@ -155,6 +162,13 @@ class PickTable(Table):
     def has_segments(self) -> bool:
         """Whether the picks of any file follow filaments."""
         return any(file.has_segments for file in self.contents)
+
+    def recentred(self, offset: Floats, new: Bools, pixel_size: float) -> dict[str, Array]:
+        """Return the places of the picks, moved to where the particles are."""
+        parts = [file.recentred(offset[some], new[some], pixel_size) for file, some in self._of_each_file()]
+        if not parts or None in parts or len({tuple(part or ()) for part in parts}) != 1:
+            return super().recentred(offset, new, pixel_size)
+        return {name: np.concatenate([part[name] for part in parts if part]) for name in parts[0] or ()}
 
     def part_name(self, name: str) -> str:
         """Return the name of the folder."""

@@ -253,6 +253,28 @@ class Table(ABC):
         """
         raise InputError("only the particles of a STAR file can be centred for RELION: open the .star file.")
 
+    def recentred(self, offset: Floats, new: Bools, pixel_size: float) -> dict[str, Array]:
+        """Return the fields of .cs files that say where particles lie, with new values.
+
+        Parameters
+        ----------
+        offset : ndarray of float64, shape (n, 2)
+            Row and column of the particle from pixel box // 2, in pixels of its own stack or micrograph.
+        new : ndarray of bool, shape (n,)
+            Which particles get a new value; the old one of the others stays.
+        pixel_size : float
+            Of the images, in angstroms, where the table does not say; NaN if unknown.
+
+        Raises
+        ------
+        InputError
+            When the format has no such fields, or what they need is unknown.
+        """
+        raise InputError(
+            "only the particles of a STAR file or a .cs file, and picks of a .cs file, can be recentred: "
+            "give one, or leave --recentre out."
+        )
+
 
 class NamedImages(NamedTuple):
     """Where a table says that its images are.

@@ -1,4 +1,4 @@
-"""Recentring: where particles lie in their images, as RELION takes it."""
+"""Recentring: where particles lie in their images, as RELION and cryoSPARC take it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,38 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsort._checks import InputError
-from fastsort._types import Floats
+from fastsort._types import Bools, Floats
 from fastsort.particles.source import Particles
+from fastsort.particles.table import Added
 from fastsort.report.tables import formatted
+
+
+def recentred(particles: Particles, offset: npt.ArrayLike, keep: npt.ArrayLike) -> Added:
+    """Return what tells RELION or cryoSPARC how to centre each image, in the format that was opened.
+
+    Parameters
+    ----------
+    particles, offset, keep
+        As for `origin_columns`, and from a .cs file, too.
+
+    Returns
+    -------
+    added : Added
+        Labels as from `origin_columns`; or the fields that the table's `recentred` returns.
+
+    Raises
+    ------
+    InputError
+        If the format cannot say where particles lie, or something that this needs is unknown.
+    """
+    table = particles.table
+    if table.takes == "labels" and not table.has_picks:
+        return Added(labels=origin_columns(particles, offset, keep))
+    places, kept = _checked(particles, offset, keep)
+    if particles.rescaled is not None:
+        places = places * particles.rescaled[:, None]
+    new = kept & np.isfinite(places).all(axis=1)
+    return Added(fields=table.recentred(places, new, particles.pixel_size))
 
 
 def origin_columns(particles: Particles, offset: npt.ArrayLike, keep: npt.ArrayLike) -> dict[str, list[str]]:
@@ -49,12 +78,7 @@ def origin_columns(particles: Particles, offset: npt.ArrayLike, keep: npt.ArrayL
     """
     n = len(particles)
     origins = particles.table.origins()
-    places, kept = np.asarray(offset, np.float64), np.asarray(keep, bool)
-    if places.shape != (n, 2) or kept.shape != (n,):
-        raise InputError(
-            f"offset and keep must have shapes ({n}, 2) and ({n},), one entry for each image; "
-            f"got {places.shape} and {kept.shape}."
-        )
+    places, kept = _checked(particles, offset, keep)
     scale = np.ones(n) if origins.pixel_size is None else _pixel_sizes(origins.pixel_size, particles)
     if particles.rescaled is not None:
         scale = scale * particles.rescaled
@@ -66,6 +90,18 @@ def origin_columns(particles: Particles, offset: npt.ArrayLike, keep: npt.ArrayL
         words = formatted(np.where(new, values, 0), "%.6f")
         columns[label] = [word if is_new else was for word, was, is_new in zip(words, old, new, strict=True)]
     return columns
+
+
+def _checked(particles: Particles, offset: npt.ArrayLike, keep: npt.ArrayLike) -> tuple[Floats, Bools]:
+    """Refuse places that are not those of these particles."""
+    n = len(particles)
+    places, kept = np.asarray(offset, np.float64), np.asarray(keep, bool)
+    if places.shape != (n, 2) or kept.shape != (n,):
+        raise InputError(
+            f"offset and keep must have shapes ({n}, 2) and ({n},), one entry for each image; "
+            f"got {places.shape} and {kept.shape}."
+        )
+    return places, kept
 
 
 def _pixel_sizes(sizes: Floats, particles: Particles) -> Floats:

@@ -12,7 +12,7 @@ from fastsort.particles.source import Particles
 from fastsort.report.folder import MICROGRAPHS, RESULTS
 from fastsort.report.made import how_made
 from fastsort.report.micrographs import find_micrographs, write_micrographs
-from fastsort.report.recentre import origin_columns
+from fastsort.report.recentre import recentred
 from fastsort.report.tables import summarize, write_tables
 
 
@@ -41,7 +41,7 @@ def write_results(
     write_stack : bool
         As for `write_tables`.
     recentre : bool
-        Whether the STAR files give the place of each particle as its origin.
+        Whether STAR and .cs files say where each particle lies; see `recentred`.
     learned : dict, optional
         As for `write_tables`.
     score_field : bool
@@ -63,7 +63,7 @@ def write_results(
     """
     folder = Path(folder)
     micrographs = find_micrographs(particles, result)
-    origins = origin_columns(particles, result.offset, result.keep) if recentre else None
+    origins = recentred(particles, result.offset, result.keep) if recentre else None
     made = how_made(particles.files, command)
     write_tables(
         folder,

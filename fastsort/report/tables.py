@@ -7,7 +7,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import repeat
 from pathlib import Path
@@ -43,7 +43,7 @@ def write_tables(
     *,
     write_stack: bool = False,
     micrographs: MicrographTable | None = None,
-    origins: Mapping[str, Sequence[str]] | None = None,
+    origins: Added | None = None,
     learned: dict[str, Any] | None = None,
     score_field: bool = False,
     made: dict[str, Any] | None = None,
@@ -66,8 +66,8 @@ def write_tables(
         is kept there is no such file.
     micrographs : MicrographTable, optional
         As from `summarize_micrographs`.
-    origins : mapping of str to sequence of str, optional
-        As from `origin_columns`: where each particle lies, for the STAR files.
+    origins : Added, optional
+        As from `recentred`: where each particle lies.
     learned : dict, optional
         What an earlier summary says of the subspaces, where the result no longer holds them.
     score_field : bool
@@ -82,9 +82,10 @@ def write_tables(
     """
     folder = Path(folder)
     table = particles.table
+    places = origins or Added()
     added = Added(
-        {**_star_columns(particles, result), **(origins or {})} if table.takes == "labels" else {},
-        _cs_fields(result) if table.takes == "fields" and score_field else {},
+        {**_star_columns(particles, result), **places.labels} if table.takes == "labels" else {},
+        {**(_cs_fields(result) if table.takes == "fields" and score_field else {}), **places.fields},
     )
     parts = subsets(result.keep, result.rescued)
     for name, indices in parts.items():
