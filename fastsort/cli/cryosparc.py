@@ -20,6 +20,7 @@ from fastsort.cli.options import (
     DONE_BUT,
     SEED_HELP,
     Commands,
+    add_cluster,
     add_command,
     add_strictness,
     n_workers,
@@ -36,11 +37,13 @@ if TYPE_CHECKING:
 # What a job does not remember: where it runs, and what is said of it.
 _OF_THIS_CALL = {
     *("project", "workspace", "job", "output", "live", "every", "continued", "project_dir"),
-    *("url", "host", "port", "email", "jobs", "cluster", "log", "json", "quiet", "fail_if"),
+    *("url", "host", "port", "email", "jobs", "cluster", "cluster_wait", "log", "json", "quiet", "fail_if"),
 }
 # What `sort` has besides, and is the same for every job.
 _FIXED: dict[str, Any] = {
-    **dict.fromkeys(("method", "n_subspaces", "n_components", "n_peaks", "passthrough", "work"), None),
+    **dict.fromkeys(
+        ("method", "n_subspaces", "n_components", "n_peaks", "passthrough", "work", "learn_from"), None
+    ),
     **dict.fromkeys(("update", "judge_again", "relion_job", "write_stack", "keep_work", "overwrite"), False),
     "preset": "default",
 }
@@ -95,10 +98,11 @@ def add_cryosparc(commands: Commands) -> None:
     add("--working-size", type=int, metavar="PX", help="crop images to this size (default 36)")
     add("--box", type=int, metavar="PX", help="picks: size of the boxes to extract")
     add("--bright", action="store_true", help="picks: particles are bright in the micrographs")
-    add = parser.add_argument_group("run").add_argument
+    run = parser.add_argument_group("run")
+    add = run.add_argument
     add("--denoised", action="store_true", help=DENOISED_HELP)
     add("--jobs", type=n_workers, default=-1, metavar="N", help="number of workers (default -1: all cores)")
-    add("--cluster", metavar="ADDRESS", help="address of a Dask scheduler, to use its workers")
+    add_cluster(run)
     add("--seed", type=int, default=0, metavar="N", help=SEED_HELP)
     add_talk(parser, "show no progress and no summary")
 
