@@ -495,3 +495,18 @@ def test_the_tree_names_every_file():
     there = {name for name in there if name == "__init__.py" or not name.endswith("/__init__.py")}
     assert sorted(there - named) == [], "these files want a line in fastsort/README.md"
     assert sorted(named - there) == [], "these lines of fastsort/README.md have no file"
+
+
+def test_recipes_need_what_the_package_needs():
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.10 does not read TOML")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    recipes = ROOT / ".github" / "recipes"
+    run = re.search(r"\n  run:\n(.*?)\n  run_constrained:", (recipes / "meta.yaml").read_text(), re.DOTALL)[1]
+    needed = set(re.findall(r"- (\S+) (>=\S+)", run)) - {("python", project["requires-python"])}
+    report = {("matplotlib-base", ">=3.8"), ("tqdm", ">=4.65")}
+    assert needed - report == {tuple(re.split("(?=>=)", line)) for line in project["dependencies"]}
+    assert {name.split("-")[0] + version for name, version in report} == {
+        *project["optional-dependencies"]["report"]
+    }
+    extras = re.search(r"fastsort\[(\S+)\]", (recipes / "fastsort.def").read_text())[1].split(",")
+    assert {*extras} <= {*project["optional-dependencies"]}
