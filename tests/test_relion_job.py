@@ -374,3 +374,44 @@ def test_the_pipeline_adds_an_argument_when_the_command_holds_its_name(project):
     told = Path("External/job002/run.out").read_text().split()
     assert told[-2:] == ["--pipeline_control", "External/job002/"]
     assert status("External/job002") == "2"
+
+
+# The example of a scheme.
+
+SCHEME = Path(__file__).parents[1] / "benchmarks" / "relion" / "Schemes" / "fastsort"
+
+
+def test_the_scheme_is_whole():
+    star = read_star(str(SCHEME / "scheme.star"))
+
+    def column(block, label):
+        return star.block(f"scheme_{block}").column(f"_rlnScheme{label}")
+
+    kinds = {"floats": "Float", "bools": "Boolean", "strings": "String"}
+    variables = {name for block, kind in kinds.items() for name in column(block, f"{kind}VariableName")}
+    nodes = {*column("operators", "OperatorName"), *column("jobs", "JobName")}
+    for label in ("Output", "Input1", "Input2"):
+        assert {*column("operators", f"Operator{label}")} <= {*variables, "undefined"}
+    assert {*column("edges", "EdgeInputNodeName"), *column("edges", "EdgeOutputNodeName")} == nodes
+    assert {*column("edges", "EdgeOutputNodeNameIfTrue")} <= {*nodes, "undefined"}
+    assert {*column("edges", "EdgeBooleanVariable")} <= {*column("bools", "BooleanVariableName"), "undefined"}
+    (job,) = column("jobs", "JobName")
+    options = read_star(str(SCHEME / job / "job.star")).block("joboptions_values")
+    values = dict(zip(*map(options.column, options.labels), strict=True))
+    assert values["in_part"] == "$$extracted" and "extracted" in variables
+    assert values["fn_exe"] == "fastsort sort --relion-job --update"
+
+
+@needs_relion
+def test_the_job_of_the_scheme_runs_and_goes_on(project):
+    text = (SCHEME / "sort" / "job.star").read_text()
+    text = text.replace("$$extracted", "Extract/job001/particles.star")
+    Path("job.star").write_text(text.replace('"fastsort sort', f'"{project}/sorter sort'))
+    pipeliner("--addJobFromStar", "job.star")
+    job = "External/job002"
+    for _ in range(2):
+        pipeliner(*run(job))
+        assert status(job) == "2"
+    told = Path(job, "run.out").read_text().splitlines()[-1].split()
+    expected = f"sort --relion-job --update --o {job}/ --in_parts Extract/job001/particles.star --j 4"
+    assert told == expected.split()
