@@ -13,11 +13,14 @@ from collections.abc import Callable, Sequence
 from io import BufferedReader
 from operator import index
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
-from fastsort._types import Array, FilePath, Floats, Images
+    from fastsort._types import Array, FilePath, Floats, Images
+
+# NumPy is imported where an array is checked: the command looks at its arguments before it needs arrays.
 
 MIN_BOX = 16
 MAX_BOX = 1024
@@ -59,6 +62,8 @@ def check_every(name: str, values: Floats, place: Callable[[int], str], positive
         where the number is and what to do.
     positive : bool
     """
+    import numpy as np
+
     wrong = np.flatnonzero(~np.isfinite(values) | (positive & (values <= 0)))
     if len(wrong):
         row = int(wrong[0])
@@ -101,6 +106,8 @@ def check_is(value: object, kind: type, name: str, maker: str) -> None:
 
 def check_images(images: npt.ArrayLike) -> Images:
     """Return images as an owned, C-ordered, native float32 array (n, d, d); there may be none."""
+    import numpy as np
+
     array = np.asarray(images)
     _check_pixels(array)
     return np.array(array, dtype=np.float32, order="C")

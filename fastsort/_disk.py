@@ -7,8 +7,10 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
-from fastsort._types import FilePath
+if TYPE_CHECKING:
+    from fastsort._types import FilePath
 
 # The disk has no more room, or the user may have no more of it, or no file may be as large.
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import io
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import closing, redirect_stdout
@@ -170,6 +169,8 @@ def _follow(options: argparse.Namespace, server: Server) -> int:
 
 def _begin(options: argparse.Namespace, server: Server, earlier: Path | None = None) -> int:
     """Make a new job and sort, from earlier results if there are any."""
+    from tempfile import TemporaryDirectory
+
     from fastsort.particles.cs_file import write_cs
     from fastsort.report.cryosparc_job import RESULTS, TABLE, Plan, hold_home, holds_picks
 
@@ -183,7 +184,7 @@ def _begin(options: argparse.Namespace, server: Server, earlier: Path | None = N
     if not picks:
         refuse_given(options, ["box", "bright"], "with particles that were extracted")
     # All that can be wrong is found before there is a job that would fail.
-    with tempfile.TemporaryDirectory(prefix="fastsort-") as name:
+    with TemporaryDirectory(prefix="fastsort-") as name:
         table = Path(name) / TABLE
         write_cs(table, rows, range(len(rows)), {})
         particles = check_sort(_sorting(options, table, folder, picks))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from fastsort._checks import InputError
@@ -38,6 +37,8 @@ def run_guide(options: argparse.Namespace) -> None:
 
 def _find_guides() -> dict[str, Traversable]:
     """Return the guides that are shipped with the package, by name."""
+    from importlib.resources import files
+
     held = files("fastsort").joinpath("guides").iterdir()
     return {
         guide.name.removesuffix(_ENDING): guide

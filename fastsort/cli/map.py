@@ -7,7 +7,6 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from fastsort._types import Array
 from fastsort.cli.options import (
     KINDS,
     Commands,
@@ -23,6 +22,7 @@ from fastsort.cli.options import (
 from fastsort.cli.printing import drawing, print_map
 
 if TYPE_CHECKING:
+    from fastsort._types import Array
     from fastsort.classify import MapResult
     from fastsort.report.selection import Selection
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fastsort._checks import InputError
-from fastsort._types import FilePath
 from fastsort.cli.talk import add_talk
 
 if TYPE_CHECKING:
+    from fastsort._types import FilePath
     from fastsort.particles.source import Particles
 
 # Exit codes. With the third the results are whole, but some micrographs were left out or a limit was passed.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 from typing import NoReturn
 
 # Files that are sets of particles.
@@ -75,4 +74,6 @@ def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPar
 
 
 def _nearest(word: str, others: Iterable[str]) -> str | None:
+    from difflib import get_close_matches
+
     return next(iter(get_close_matches(word, list(others), 1)), None)

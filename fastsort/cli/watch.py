@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import glob
 import os
-import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -186,6 +185,8 @@ def _run_command(options: argparse.Namespace, summary: dict[str, Any]) -> None:
     }
     # Standard output is for the summaries alone where they are read by a program.
     output = 2 if options.json else None
+    import subprocess
+
     done = subprocess.run(options.on_done, shell=True, env={**os.environ, **told}, stdout=output, check=False)
     if done.returncode:
         options.talk.remark(f"the command of --on-done ended with code {done.returncode}")
