@@ -15,6 +15,8 @@ from fastsort.invariants.ring_correlation import resolved_rings
 
 # The particle's radius if it is not given, in parts of the box.
 RADIUS = 0.4
+# Where the averages are compared, in parts of that radius, but no farther than the radius above.
+WIDE = 1.5
 # The background begins here, in parts of the particle's radius.
 BACKGROUND_FROM = 1.15
 # What costs nothing in each measurement, in octaves or in parts of the radius, and what more of it costs.
@@ -60,7 +62,8 @@ class ClassRanking(NamedTuple):
         Resolution that the usual class would reach with so many members, over the resolution of this one:
         1 for a class that is as sharp as others of its size, 0 for one that has no resolution.
     likeness : ndarray of float64, shape (C,)
-        Mean correlation of the members with the average of the other half of the class.
+        Mean correlation of the members with the average of the other half of the class; on the wide disk if
+        averages of it are given.
     compactness : ndarray of float64, shape (C,)
         Median distance of all images from their median place on the map, over the same of the members.
     """
@@ -83,6 +86,7 @@ def rank_classes(
     *,
     radius: float | None = None,
     look_for_displaced: bool = True,
+    around: ClassAverages | None = None,
 ) -> ClassRanking:
     """Find which classes are junk, without labels.
 
@@ -99,6 +103,9 @@ def rank_classes(
         Radius of the particle in pixels; by default 0.4 of the box.
     look_for_displaced : bool
         Whether to compare the averages with each other (`displaced_averages`).
+    around : ClassAverages, optional
+        Averages of the same classes on a wider disk, half as large again as the particle but at most 0.4 of
+        the box in radius: `displaced` and `likeness` are measured there. By default, in the disk itself.
 
     Returns
     -------
@@ -121,6 +128,9 @@ def rank_classes(
     The score does not depend on the size of the class: its resolution is compared with that of a usual
     class of its size, and the other measurements do not grow with the size. So a rare view, which makes a
     small class that is compact and has a good average, does not count as junk.
+
+    A disk as small as the particle hides what lies beside it. Then a particle that is cut looks like a whole
+    one, whose own edge changes along the rim, and images of anything can be aligned until they agree.
 
     Examples
     --------
@@ -145,9 +155,15 @@ def rank_classes(
             f"labels must be -1 (no class) to {count - 1}; got {labels.min()} to {labels.max()}."
         )
     radius = RADIUS * box if radius is None else check_radius(radius, box)
+    wide = averages if around is None else around
+    if wide.averages.shape != averages.averages.shape:
+        raise InputError(
+            f"around must have averages of the same classes, {averages.averages.shape}; "
+            f"got {wide.averages.shape}."
+        )
     members = [np.flatnonzero(labels == k) for k in range(count)]
     size = np.array([len(chosen) for chosen in members])
-    likeness = np.nan_to_num(1 - averages.spread.astype(np.float64))
+    likeness = np.nan_to_num(1 - wide.spread.astype(np.float64))
     agreement = np.clip(averages.frc.astype(np.float64), 0, 1).sum(axis=1)
     weight = size * np.maximum(likeness * agreement, 1e-9)
     contrast = _contrast(averages, radius)
@@ -162,12 +178,18 @@ def rank_classes(
     if look_for_displaced:
         # A piece of ice fits any bright part of a particle: what is junk anyway is no measure for others.
         clarity = np.where(score > 1, 0, weight)
-        displaced = displaced_averages(averages.averages, clarity, radius)
+        reach = radius if around is None else wide_radius(radius, box)
+        displaced = displaced_averages(wide.averages, clarity, reach)
         score += _cost("displaced", displaced)
     score[size == 0] = np.inf
     return ClassRanking(
         score, score > 1, displaced, offset, strength, contrast, sharpness, likeness, compactness
     )
+
+
+def wide_radius(radius: float, box: int) -> float:
+    """Return the radius in pixels of the disk where averages are compared, of a particle of this radius."""
+    return max(radius, min(WIDE * radius, RADIUS * box))
 
 
 def _octaves(low: Array | float, high: Array | float) -> Floats:
