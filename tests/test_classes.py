@@ -590,6 +590,8 @@ def test_what_lies_around_a_narrow_disk_tells_what_is_displaced():
     assert not ranking.junk[whole] and ranking.junk[[beside, noise]].all()
     # What is returned are the averages as they were.
     np.testing.assert_array_equal(averages.averages[[whole, beside, noise]], narrow)
+    with pytest.raises(InputError, match=r"same classes, \(3, 48, 48\); got \(2, 48, 48\)"):
+        rank_classes(table, label, places, around=table._replace(averages=narrow[:2]))
     # A disk that is wide already needs no other.
     wide = best_first(as_particles(images), table, label, places, 19.0, n_jobs=1)[2]
     same(wide, rank_classes(averages, number, places, radius=19.0))
