@@ -318,7 +318,9 @@ def _among_denoised(
     method, error, found = folder.stage("denoised", divide)
     first = averages_of("first", classes.label, DENOISED_CLASSES, FIRST_AVERAGES)
     averages = averages_of("second", found.label, FIRST_AVERAGES, 1)
-    label, averages, ranking = best_first(averages, found.label, found.map.coordinates, radius)
+    label, averages, ranking = best_first(
+        working, averages, found.label, found.map.coordinates, radius, n_jobs=n_jobs
+    )
     group = np.where(ranking.junk, -1, 0)
     placed = (classes.label >= 0) & (label >= 0)
     return DenoisedClasses(

@@ -13,7 +13,7 @@ import fastsort as fs
 from fastsort import InputError
 from fastsort.invariants import members
 from fastsort.invariants.align import align_images, apply_alignment
-from fastsort.invariants.averages import class_averages
+from fastsort.invariants.averages import averages_around, class_averages
 from fastsort.invariants.ring_correlation import filter_averages, fourier_ring_correlation
 from fastsort.particles.mrc import write_stack
 from fastsort.simulate.phantoms import phantom_blobs, phantom_volume
@@ -137,6 +137,25 @@ def test_same_bits_for_two_workers_and_without_room(monkeypatch):
     for a, b, c in zip(one, two, none, strict=True):
         assert np.array_equal(a, b, equal_nan=True)
         assert np.array_equal(a, c, equal_nan=True)
+
+
+def test_averages_around_a_narrow_disk():
+    images, label, truth = views(300, 2, "elongated", snr=0.3)
+    images[2] = np.nan
+    narrow = class_averages(images, label, n_classes=3, radius=14, n_jobs=1)
+    label[:2] = -1
+    found = averages_around(fs.open_particles(images), label, narrow, 28.0, n_jobs=1)
+    assert found.size.tolist() == [148, 149, 0] and not found.averages[2].any()
+    assert agreement(found.averages[:2], truth).min() > 0.97
+    # They lie as the images do, and are not centred again.
+    aligned = apply_alignment(np.nan_to_num(images), as_alignment(narrow), n_jobs=1)
+    for k in (0, 1):
+        mean = aligned[np.flatnonzero(label == k)[3:]].mean(axis=0)
+        assert np.corrcoef(mean[disk()], found.averages[k][disk()])[0, 1] > 0.99
+    assert (found.spread[:2] < 0.7).all() and np.isnan(found.spread[2])
+    again = averages_around(fs.open_particles(images), label, narrow, 28.0, n_jobs=2)
+    for one, other in zip(found, again, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_empty_classes_of_a_stack(tmp_path):

@@ -16,10 +16,11 @@ from test_likelihood import picture
 import fastsort as fs
 from fastsort import InputError
 from fastsort.invariants.averages import ClassAverages
-from fastsort.invariants.classes import classify_images
+from fastsort.invariants.classes import best_first, classify_images
 from fastsort.invariants.displaced import displaced_averages
 from fastsort.invariants.groups import group_classes
 from fastsort.invariants.ranking import rank_classes
+from fastsort.particles.source import as_particles
 from fastsort.simulate.phantoms import phantom_blobs, phantom_volume
 
 BOX = 48
@@ -557,6 +558,43 @@ def test_an_object_beside_the_middle_counts_as_displaced():
     np.testing.assert_allclose(difference, 6 * np.maximum(found.displaced - 0.15, 0), atol=1e-9)
     for one, other in zip(found[3:], without[3:], strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def ring(centre):
+    """An oval ring with a dark fringe; its own edge lies in the rim of the disk."""
+    offset = np.arange(48) - 24
+    distance = np.hypot(1.3 * offset[:, None], (offset - centre) / 1.3)
+    return np.exp(-((distance - 8) ** 2) / 4) - 0.6 * np.exp(-((distance - 12) ** 2) / 4)
+
+
+def test_what_lies_around_a_narrow_disk_tells_what_is_displaced():
+    rng = np.random.default_rng(3)
+    # Whole particles, particles beside the middle, and noise that was aligned until it seemed to agree.
+    pictures = np.stack([ring(0), ring(10), 0.3 * ring(0)])
+    label = np.repeat(np.arange(3), 40)
+    shift = rng.integers(-2, 3, (120, 2))
+    shown = np.where(label[:, None, None] < 2, pictures[label], 0)
+    images = [np.roll(one, move, axis=(0, 1)) for one, move in zip(shown, shift, strict=True)]
+    images = np.array(images) + rng.normal(0, 0.5, shown.shape)
+    offset = np.arange(48) - 24
+    narrow = np.where(np.hypot(offset[:, None], offset) <= RADIUS, pictures, 0).astype(np.float32)
+    table, _, places = handmade([40, 40, 40])
+    frc = np.repeat(table.frc[:, :1], 25, axis=1)
+    table = table._replace(averages=narrow, frc=frc, shift=shift.astype(np.float32))
+    alone = rank_classes(table, label, places, radius=RADIUS)
+    assert alone.displaced[0] > 0.2 and alone.displaced[1] == 0 and alone.junk[:2].tolist() == [True, False]
+    number, averages, ranking = best_first(as_particles(images), table, label, places, RADIUS, n_jobs=1)
+    whole, beside, noise = number[[0, 40, 80]]
+    assert ranking.displaced[whole] == 0 and ranking.displaced[beside] > 0.2
+    assert ranking.likeness[noise] < 0.5 * ranking.likeness[whole]
+    assert not ranking.junk[whole] and ranking.junk[[beside, noise]].all()
+    # What is returned are the averages as they were.
+    np.testing.assert_array_equal(averages.averages[[whole, beside, noise]], narrow)
+    with pytest.raises(InputError, match=r"same classes, \(3, 48, 48\); got \(2, 48, 48\)"):
+        rank_classes(table, label, places, around=table._replace(averages=narrow[:2]))
+    # A disk that is wide already needs no other.
+    wide = best_first(as_particles(images), table, label, places, 19.0, n_jobs=1)[2]
+    same(wide, rank_classes(averages, number, places, radius=19.0))
 
 
 def test_what_is_displaced_does_not_depend_on_units():

@@ -33,7 +33,7 @@ _COLORS = ("class", "score", "probability", "likeness")
 def add_map(commands: Commands) -> None:
     """Add the command."""
     text = "Divide particle images into classes, average and rank the classes."
-    example = "fastsort map particles.star --diameter 128 -o map/"
+    example = "fastsort map particles.star -o map/"
     parser = add_command(commands, "map", run_map, "INPUT -o DIR ", text, example)
     add_places(parser, f"{KINDS}, or the folder of a finished map")
     add = parser.add_argument

@@ -298,6 +298,75 @@ def _summary(halves: Halves, classes: Indices, poses: _Poses, pixel_size: float)
     return ClassAverages(averages, size, spread, resolution, frc, *poses)
 
 
+def averages_around(
+    particles: Particles,
+    labels: Indices,
+    aligned: ClassAverages,
+    radius: float,
+    *,
+    n_jobs: int | None = None,
+) -> ClassAverages:
+    """Average the members of each class as they lie, on a disk that is wider than that of their averages.
+
+    Parameters
+    ----------
+    particles : Particles
+    labels : ndarray of intp, shape (n,)
+        Class of each image; -1 for none.
+    aligned : ClassAverages
+        Of C classes, with the alignment of each image.
+    radius : float
+        Of the wide disk, in pixels.
+    n_jobs : int, optional
+        Workers, as joblib counts them. Results do not depend on it.
+
+    Returns
+    -------
+    around : ClassAverages
+        Filtered, and zero outside the disk, about which they are not centred again.
+
+    Notes
+    -----
+    Images are aligned to what a narrow disk shows. There they may agree on noise, or on the part of a
+    particle that the disk cuts. What lies beyond the disk drew no image, and tells.
+    """
+    count, box = aligned.averages.shape[:2]
+    halves, poses = Halves(count, box, radius), _no_poses(len(labels))
+    members = np.flatnonzero((labels >= 0) & np.isfinite(aligned.angle))
+    if len(members):
+        slots = 2 * labels[members] + _rank(labels[members], count) % 2
+        source, batch_size = Members(particles, members), members_a_batch(box)
+        each = slots, aligned.angle[members], aligned.shift[members]
+        for sums in map_batches(_sum_in_place, source, each=each, batch_size=batch_size, n_jobs=n_jobs):
+            halves.add(sums)
+        halves.leave()
+        bank = halves.own_references()
+        parts = map_batches(_score_in_place, source, bank, each=each, batch_size=batch_size, n_jobs=n_jobs)
+        poses.score[members] = np.concatenate(list(parts))
+    around = _summary(halves, labels, poses, particles.pixel_size)
+    return around._replace(averages=averages_to_match(around) * halves.disk)
+
+
+def _sum_in_place(
+    levelled: tuple[Images, Polar], start: int, slots: Indices, angle: Singles, shift: Singles
+) -> Sums:
+    return sum_aligned(levelled[0], slots, angle, shift)
+
+
+def _score_in_place(
+    levelled: tuple[Images, Polar],
+    start: int,
+    slots: Indices,
+    angle: Singles,
+    shift: Singles,
+    bank: References,
+) -> Singles:
+    polar = levelled[1]
+    score = pose_scores(polar, bank, slots ^ 1, angle, shift)
+    score[~polar.usable] = -np.inf
+    return score
+
+
 def averages_to_match(averages: ClassAverages) -> Images:
     """Return the averages (C, d, d) filtered, but with some of the low rings, however noisy they are."""
     return filter_averages(averages.averages, usable_rings(averages.frc.astype(np.float64)))

@@ -11,13 +11,13 @@ from fastsort._brief import brief
 from fastsort._checks import InputError, check_choice, check_count, check_radius
 from fastsort._progress import Progress, part_of
 from fastsort._types import Array, Indices, Singles
-from fastsort.invariants.averages import ClassAverages
+from fastsort.invariants.averages import ClassAverages, averages_around
 from fastsort.invariants.expectation import Assignments, ClassModel
 from fastsort.invariants.features import invariant_features
 from fastsort.invariants.fit_classes import LEAST_RADIUS, FittedClasses, averages_of, fit_classes
 from fastsort.invariants.groups import group_classes
 from fastsort.invariants.map import EMBEDDINGS, ParticleMap, map_features
-from fastsort.invariants.ranking import RADIUS, ClassRanking, rank_classes
+from fastsort.invariants.ranking import RADIUS, ClassRanking, rank_classes, wide_radius
 from fastsort.invariants.ring_statistics import ring_statistics
 from fastsort.particles.source import Particles, as_particles, choose_particles
 
@@ -230,7 +230,9 @@ def find_classes(
     if progress:
         progress(N_STEPS, N_STEPS)
     averages = averages_of(fitted, particles.pixel_size)
-    label, averages, ranking = best_first(averages, fitted.assignments.label, places.coordinates, radius)
+    label, averages, ranking = best_first(
+        particles, averages, fitted.assignments.label, places.coordinates, radius, n_jobs=n_jobs
+    )
     group = group_classes(features, label, n_groups, ~ranking.junk)
     return Classification(label, fitted.assignments.probability, places, averages, ranking, group)
 
@@ -280,14 +282,24 @@ def averages_of_given(
 
 
 def best_first(
-    averages: ClassAverages, label: Indices, coordinates: Array, radius: float
+    particles: Particles,
+    averages: ClassAverages,
+    label: Indices,
+    coordinates: Array,
+    radius: float,
+    *,
+    n_jobs: int | None = None,
 ) -> tuple[Indices, ClassAverages, ClassRanking]:
     """Rank classes, and number them by their rank; there is no class left without a member.
 
     Parameters
     ----------
+    particles : Particles
+        What the averages are made of. What they show around a narrow disk counts too.
     averages, label, coordinates, radius
         As for `rank_classes`.
+    n_jobs : int, optional
+        Workers, as joblib counts them. Results do not depend on it.
 
     Returns
     -------
@@ -295,7 +307,12 @@ def best_first(
     averages : ClassAverages
     ranking : ClassRanking
     """
-    ranking = rank_classes(averages, label, coordinates, radius=radius)
+    wide = wide_radius(radius, particles.box)
+    around = None
+    # Less than a pixel more shows nothing more.
+    if wide >= radius + 1:
+        around = averages_around(particles, label, averages, wide, n_jobs=n_jobs)
+    ranking = rank_classes(averages, label, coordinates, radius=radius, around=around)
     order = np.argsort(ranking.score, kind="stable")[: int((averages.size > 0).sum())]
     label = _renumbered(label, order, len(averages.size))
     return label, _chosen(averages, order, OF_CLASSES), _chosen(ranking, order, ranking._fields)

@@ -106,12 +106,16 @@ class Halves:
 
     def settle(self, max_shift: float) -> None:
         """End a round: align the averages of the halves to each other, correlate them and centre both."""
-        halves = (self._totals / np.maximum(self._counts, 1)[:, None, None]).astype(np.float32)
-        halves = self._second_onto_first(halves, max_shift)
-        self.frc = fourier_ring_correlation(halves[0::2] * self.disk, halves[1::2] * self.disk)
+        halves = self._second_onto_first(self._means(), max_shift)
+        self._correlate(halves)
         filtered = filter_averages(self._of_both(halves), usable_rings(self.frc))
         centres = [_centre_of_mass(image, self.disk, max_shift) for image in filtered]
         self._current = shift_images(halves, np.repeat(centres, 2, axis=0))
+
+    def leave(self) -> None:
+        """End a round: correlate the averages of the halves as they lie, and move neither."""
+        self._current = self._means()
+        self._correlate(self._current)
 
     def sizes(self) -> Indices:
         """Return the number of images of each class in this round."""
@@ -122,6 +126,14 @@ class Halves:
         """Return the averages (count, d, d) of all images of each class in this round."""
         totals = self._totals.reshape(-1, 2, *self.disk.shape).sum(axis=1)
         return (totals / np.maximum(self.sizes(), 1)[:, None, None]).astype(np.float32)
+
+    def _means(self) -> Images:
+        """Return the average of either half of each class in this round."""
+        means: Images = (self._totals / np.maximum(self._counts, 1)[:, None, None]).astype(np.float32)
+        return means
+
+    def _correlate(self, halves: Images) -> None:
+        self.frc = fourier_ring_correlation(halves[0::2] * self.disk, halves[1::2] * self.disk)
 
     def _of_both(self, halves: Images) -> Array:
         """Mean of the halves of each class, weighted by their images."""

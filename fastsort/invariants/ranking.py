@@ -15,6 +15,8 @@ from fastsort.invariants.ring_correlation import resolved_rings
 
 # The particle's radius if it is not given, in parts of the box.
 RADIUS = 0.4
+# Where the averages are compared, in parts of that radius, but no farther than the radius above.
+WIDE = 1.5
 # The background begins here, in parts of the particle's radius.
 BACKGROUND_FROM = 1.15
 # What costs nothing in each measurement, in octaves or in parts of the radius, and what more of it costs.
@@ -60,7 +62,8 @@ class ClassRanking(NamedTuple):
         Resolution that the usual class would reach with so many members, over the resolution of this one:
         1 for a class that is as sharp as others of its size, 0 for one that has no resolution.
     likeness : ndarray of float64, shape (C,)
-        Mean correlation of the members with the average of the other half of the class.
+        Mean correlation of the members with the average of the other half of the class. If averages on a
+        wider disk are given, it is no more, in parts of what is usual, than on that.
     compactness : ndarray of float64, shape (C,)
         Median distance of all images from their median place on the map, over the same of the members.
     """
@@ -83,6 +86,7 @@ def rank_classes(
     *,
     radius: float | None = None,
     look_for_displaced: bool = True,
+    around: ClassAverages | None = None,
 ) -> ClassRanking:
     """Find which classes are junk, without labels.
 
@@ -99,6 +103,9 @@ def rank_classes(
         Radius of the particle in pixels; by default 0.4 of the box.
     look_for_displaced : bool
         Whether to compare the averages with each other (`displaced_averages`).
+    around : ClassAverages, optional
+        Averages of the same classes on a wider disk, half as large again as the particle but at most 0.4 of
+        the box in radius (`averages_around`). `displaced` and `likeness` are measured there too.
 
     Returns
     -------
@@ -121,6 +128,11 @@ def rank_classes(
     The score does not depend on the size of the class: its resolution is compared with that of a usual
     class of its size, and the other measurements do not grow with the size. So a rare view, which makes a
     small class that is compact and has a good average, does not count as junk.
+
+    A disk as small as the particle hides what lies beside it: a particle that is cut there looks like a whole
+    one, whose own edge changes along the rim, and images of anything can be aligned until they agree.
+    Averages around the disk tell. What counts as displaced in the disk alone must have its mass beside the
+    middle there, and members must be alike there too.
 
     Examples
     --------
@@ -145,11 +157,21 @@ def rank_classes(
             f"labels must be -1 (no class) to {count - 1}; got {labels.min()} to {labels.max()}."
         )
     radius = RADIUS * box if radius is None else check_radius(radius, box)
+    if around is not None and around.averages.shape != averages.averages.shape:
+        raise InputError(
+            f"around must have averages of the same classes, {averages.averages.shape}; "
+            f"got {around.averages.shape}."
+        )
     members = [np.flatnonzero(labels == k) for k in range(count)]
     size = np.array([len(chosen) for chosen in members])
     likeness = np.nan_to_num(1 - averages.spread.astype(np.float64))
     agreement = np.clip(averages.frc.astype(np.float64), 0, 1).sum(axis=1)
     weight = size * np.maximum(likeness * agreement, 1e-9)
+    if around is not None:
+        # Members that agree in the disk alone may have been aligned until they did.
+        beyond = np.nan_to_num(1 - around.spread.astype(np.float64))
+        usual = _weighted_median(likeness, weight) / max(_weighted_median(beyond, weight), 1e-12)
+        likeness = np.minimum(likeness, beyond * usual)
     contrast = _contrast(averages, radius)
     offset, deviation = _mass(averages, radius)
     strength = deviation / max(_weighted_median(deviation, weight), 1e-12)
@@ -163,11 +185,22 @@ def rank_classes(
         # A piece of ice fits any bright part of a particle: what is junk anyway is no measure for others.
         clarity = np.where(score > 1, 0, weight)
         displaced = displaced_averages(averages.averages, clarity, radius)
+        if around is not None:
+            # A whole particle's own edge may lie in the rim of the disk, but its mass lies in the middle.
+            wide = wide_radius(radius, box)
+            beside = _mass(around, wide)[0] * wide > FREE["offset"] * radius
+            displaced = np.where(beside, displaced, 0)
+            displaced = np.maximum(displaced, displaced_averages(around.averages, clarity, wide))
         score += _cost("displaced", displaced)
     score[size == 0] = np.inf
     return ClassRanking(
         score, score > 1, displaced, offset, strength, contrast, sharpness, likeness, compactness
     )
+
+
+def wide_radius(radius: float, box: int) -> float:
+    """Return the radius in pixels of the disk where averages are compared, of a particle of this radius."""
+    return max(radius, min(WIDE * radius, RADIUS * box))
 
 
 def _octaves(low: Array | float, high: Array | float) -> Floats:
