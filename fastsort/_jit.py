@@ -28,6 +28,9 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     The compiled code is cached on disk, unless the environment says ``FASTSORT_NUMBA_CACHE=0`` or no folder
     for the cache can be written. numba looks in ``NUMBA_CACHE_DIR``, beside the source, and in
     ``XDG_CACHE_HOME`` or ``~/.cache``; we look in the temporary folder too.
+
+    Kernels copy arrays number by number. To assign an array to a part of another compiles the text of an
+    error, too, which takes three seconds.
     """
     if os.environ.get("FASTSORT_NUMBA_CACHE", "1") != "0":
         # It raises this where it finds no folder.

@@ -205,7 +205,8 @@ def checkout(tmp_path):
 
 def save_choices(folder, command):
     """Save some choices, as the page does to which a command applies them."""
-    name = re.search(r"choices\.json (\w+)/", command)[1]
+    # The folder stands after the choices, or is the one that learns from them.
+    name = (re.search(r"choices\.json (\w+)/", command) or re.search(r"-o (\w+)/", command))[1]
     page = (folder / name / "report.html").read_text()
     images, mark = (re.search(rf'"{key}":"?(\w+)', page)[1] for key in ("n", "mark"))
     told = {"kind": "fastsort choices", "version": 1, "images": int(images), "mark": mark}

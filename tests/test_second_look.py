@@ -146,6 +146,13 @@ def test_a_whole_run_rejects_picks_on_ice(with_ice):
     assert (result.reason[on_ice] == "contamination").all()
 
 
+def test_published_rules_reject_picks_on_ice_too(with_ice):
+    """They have no threshold by which the others could be judged again."""
+    icy, on_ice, _ = with_ice
+    result = fs.sort_particles(picks_in(icy, "disks"), method="radial", preset="published", diameter=56)
+    assert np.isnan(result.threshold) and result.keep.any() and not result.keep[on_ice].any()
+
+
 def embedded(page):
     return json.loads(re.search(r'id="data">(.*?)</script>', page.read_text(), re.DOTALL)[1])
 

@@ -273,7 +273,10 @@ def cut_again(
 
 def kept_by_any(result: SortResult) -> Bools:
     """Return which images can be judged and are kept by at least one method."""
-    return np.isfinite(result.score) & (result.measurements["against"] < len(result.votes))
+    against = result.measurements.get("against")
+    # One method alone, which decides by its own rules.
+    kept = result.keep if against is None else against < len(result.votes)
+    return np.isfinite(result.score) & kept
 
 
 def passed_by(result: SortResult, threshold: float) -> Bools:

@@ -299,6 +299,8 @@ class _Chunk(NamedTuple):
     compared : _Compared
     probability : ndarray of float32, shape (pairs, angles)
         Of every class and pose of an image; they add up to 1.
+    peak : ndarray of float32, shape (pairs,)
+        Of the likeliest angle of each pair.
     of_class : ndarray of float64, shape (n, K)
     square_shift : float
         Sum of the expected squares of the shifts.
@@ -308,6 +310,7 @@ class _Chunk(NamedTuple):
     poses: _Poses
     compared: _Compared
     probability: Singles
+    peak: Singles
     of_class: Floats
     square_shift: float
 
@@ -548,19 +551,21 @@ def _weighted(on_rings: _Images, poses: _Poses, compared: _Compared, model: Clas
     highest = np.maximum.reduceat(best, first)
     probability = np.exp(likelihood - highest[image][:, None])
     total = np.add.reduceat(probability.sum(axis=1, dtype=np.float64), first)
-    probability *= (1 / total[image]).astype(np.float32)[:, None]
+    scale = (1 / total[image]).astype(np.float32)
+    probability *= scale[:, None]
+    peak = np.exp(best - highest[image]) * scale
     of_pair = probability.sum(axis=1, dtype=np.float64)
     place = image * n_classes + poses.label
     of_class = _weights_by(place, of_pair, n * n_classes).reshape(n, n_classes)
     square = _weights_by(image, of_pair * (poses.shift**2).sum(axis=1)[poses.row], n)
-    return _Chunk(on_rings, poses, compared, probability, of_class, float(square.sum()))
+    return _Chunk(on_rings, poses, compared, probability, peak, of_class, float(square.sum()))
 
 
 def _sums(chunk: _Chunk, model: ClassModel, half: int) -> ClassSums:
     """Sum the images, turned back by each angle, weighted by its probability; without the axis of halves."""
-    on_rings, poses, compared, probability, of_class, square_shift = chunk
+    on_rings, poses, compared, probability, peak, of_class, square_shift = chunk
     n, n_classes = of_class.shape
-    counted = np.flatnonzero(probability.max(axis=1) > NEGLIGIBLE)
+    counted = np.flatnonzero(peak > NEGLIGIBLE)
     turned = scipy.fft.rfft(probability[counted], axis=1, workers=1)
     references = model.references[half]
     parts = np.zeros((len(references), n_classes, 2, references.shape[1]), dtype=np.float32)
@@ -604,12 +609,12 @@ def _assigned(chunk: _Chunk, model: ClassModel, half: int, *, between: bool) -> 
 
     Shifts may lie `between` those that were compared, which takes another comparison.
     """
-    on_rings, poses, compared, probability, of_class, _ = chunk
+    on_rings, poses, compared, probability, peak, of_class, _ = chunk
     n = len(of_class)
     label = of_class.argmax(axis=1)
     likelihood = compared.likelihood
     image = poses.image[poses.row]
-    best = np.where(label[image] == poses.label, probability.max(axis=1), -1)
+    best = np.where(label[image] == poses.label, peak, -1)
     # The first of the largest in each image's pairs, which are neighbours.
     order = np.lexsort((-best, image))
     pair = order[np.searchsorted(image[order], np.arange(n))]

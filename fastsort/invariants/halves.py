@@ -51,7 +51,10 @@ def sum_aligned(images: Images, slots: Indices, angle: Singles, shift: Singles) 
 @kernel
 def _add_images(images, place, totals):
     for i in range(images.shape[0]):
-        totals[place[i]] += images[i]
+        into = totals[place[i]]
+        for y in range(into.shape[0]):
+            for x in range(into.shape[1]):
+                into[y, x] += images[i, y, x]
 
 
 class Halves:

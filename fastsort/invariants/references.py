@@ -163,4 +163,8 @@ def _normal_equations(table, cosine, sine, wave, normal):
             sums[1, 0] = sums[0, 1]
             sums[2, 0] = sums[0, 2]
             sums[2, 1] = sums[1, 2]
-            normal[v, ring] = sums / total if total > 0 else sums
+            for row in range(3):
+                for column in range(3):
+                    normal[v, ring, row, column] = (
+                        sums[row, column] / total if total > 0 else sums[row, column]
+                    )

@@ -206,7 +206,8 @@ def _insert(image, value, variant, angle, shift, strength, place):
     slot = last
     while slot > 0 and value > strength[image, slot - 1]:
         strength[image, slot] = strength[image, slot - 1]
-        place[image, slot] = place[image, slot - 1]
+        for part in range(3):
+            place[image, slot, part] = place[image, slot - 1, part]
         slot -= 1
     strength[image, slot] = value
     place[image, slot, 0] = variant

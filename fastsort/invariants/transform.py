@@ -88,7 +88,8 @@ def _rotate(coefficients, cosine, sine, mirrored, out):
             for x in range(margin):
                 wide[y, x] = row[(x - margin) % d]
                 wide[y, margin + d + x] = row[x % d]
-            wide[y, margin : margin + d] = row
+            for x in range(d):
+                wide[y, margin + x] = row[x]
         side = np.float32(-1.0 if mirrored[i] else 1.0)
         for y in range(d):
             across = np.float32(y - centre)

@@ -202,7 +202,9 @@ def _find_others(response, overlap, near, corner, other, shift, third):
     d = response.shape[1]
     rest = np.empty((d, d), dtype=np.float32)
     for i in range(response.shape[0]):
-        rest[:] = response[i]
+        for v in range(d):
+            for u in range(d):
+                rest[v, u] = response[i, v, u]
         _subtract_particle(rest, overlap, corner[i, 0], corner[i, 1], near[i])
         y, x = _highest(rest)
         other[i] = rest[y, x]
