@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, cast
+from weakref import WeakSet
 
 from fastsort._checks import check_count, check_workers
 from fastsort._process import one_blas_thread, without_warnings
@@ -32,6 +33,10 @@ class Source(Protocol):
 
     def part(self, start: int, stop: int) -> Source:
         """Return a source of a range alone, small enough to be sent to another process."""
+
+
+# Functions that this process has called: their kernels are compiled.
+_HAVE_RUN: WeakSet[Callable[..., Any]] = WeakSet()
 
 
 def map_batches(
@@ -87,12 +92,16 @@ def map_batches(
         batch_size = default_batch_size(cast("Particles", source).box)
     batches = _Batches(source, each, check_count("batch_size", batch_size))
     with one_blas_thread():
-        # The first batch runs alone, so that the kernels are compiled once and not by every worker.
-        if len(batches):
+        # The first batch ever runs alone, so that the kernels are compiled once and not by every worker. Before
+        # a cluster gets its tasks, it shows what would go wrong there.
+        alone = function not in _HAVE_RUN or active_client() is not None
+        first = int(alone and len(batches) > 0)
+        if first:
             yield _run(function, arguments, os.getpid(), batches.task(0))
+            _HAVE_RUN.add(function)
             if progress:
                 progress(batches.end(0), n)
-        rest = range(1, len(batches))
+        rest = range(first, len(batches))
         results = _run_rest(function, arguments, batches, rest, n_jobs)
         try:
             for number, result in zip(rest, results, strict=True):
