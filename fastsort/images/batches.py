@@ -92,8 +92,8 @@ def map_batches(
         batch_size = default_batch_size(cast("Particles", source).box)
     batches = _Batches(source, each, check_count("batch_size", batch_size))
     with one_blas_thread():
-        # The first batch ever runs alone, so that the kernels are compiled once and not by every worker. Before
-        # a cluster gets its tasks, it shows what would go wrong there.
+        # The first batch ever runs alone, so that the kernels are compiled once and not by every worker.
+        # Before a cluster gets its tasks, it shows what would go wrong there.
         alone = function not in _HAVE_RUN or active_client() is not None
         first = int(alone and len(batches) > 0)
         if first:
