@@ -1,19 +1,27 @@
 """Where does the time of a sort go: seconds by stage, by pass over the images and by function.
 
 python benchmarks/stages.py [--images 10000 100000] [--box 128] [--most 30]
+python benchmarks/stages.py --start
 
 The images are generated as they are read, as in scale.py; what that takes stands under "generated images".
 One worker sorts them while a profiler counts, which makes many short calls look dearer than they are.
 Kernels count like functions. A pass reads every image once, as it is or cropped; its bytes are those that
 it gets, in single precision.
+
+With --start, whole processes are timed instead: the interpreter, the import, commands that compute nothing, a
+sort of 2,000 images of 64 px, and the demo with nothing compiled and once more.
 """
 
 from __future__ import annotations
 
 import argparse
 import cProfile
+import os
 import pstats
+import subprocess
+import sys
 import tempfile
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -21,7 +29,7 @@ import numpy as np
 from scale import PIXEL_SIZE, SIMULATED, GeneratedImages
 from tables import print_machine, print_table
 
-from fastsort import simulate_particles, sort_particles
+from fastsort import simulate_particles, sort_particles, write_project
 from fastsort.images import batches
 from fastsort.particles.mrc import write_stack
 from fastsort.particles.source import Particles
@@ -31,9 +39,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--box", type=int, default=128)
+    parser.add_argument("--start", action="store_true", help="time how long commands take to start")
     parser.add_argument("--most", type=int, default=30, metavar="N", help="functions that are listed")
     options = parser.parse_args()
     print_machine()
+    if options.start:
+        print_starts()
+        return
     with tempfile.TemporaryDirectory(prefix="fastsort-stages-") as folder:
         stack = Path(folder) / "simulated.mrcs"
         images, _ = simulate_particles(SIMULATED // 2, SIMULATED // 2, snr=0.05, box=options.box, junk="all")
@@ -42,6 +54,40 @@ def main() -> None:
         sort_particles(generated(stack, 600, options.box), n_jobs=1)
         for n in options.images:
             print_profile(stack, n, options)
+
+
+def print_starts() -> None:
+    """Time whole processes, those that compute nothing nine times and a sort three times."""
+    with tempfile.TemporaryDirectory(prefix="fastsort-stages-") as folder:
+        images, truth = simulate_particles(1000, 1000, snr=0.05, junk="all", seed=1)
+        star = str(write_project(Path(folder) / "project", images, truth))
+        python, command = [sys.executable], [sys.executable, "-m", "fastsort"]
+        cache = {"NUMBA_CACHE_DIR": str(Path(folder) / "cache")}
+        demo = [*command, "demo", "--quiet", "--overwrite", "-o", str(Path(folder) / "demo")]
+        sort = [*command, "sort", star, "--quiet", "--overwrite", "-o", str(Path(folder) / "sorted")]
+        jobs = [
+            ("python", [*python, "-c", "pass"], 9, {}),
+            ("import fastsort", [*python, "-c", "import fastsort"], 9, {}),
+            ("fastsort --version", [*command, "--version"], 9, {}),
+            ("fastsort --help", [*command, "--help"], 9, {}),
+            ("fastsort info", [*command, "info", star], 9, {}),
+            ("fastsort demo, nothing compiled", demo, 1, cache),
+            ("fastsort demo, again", demo, 3, cache),
+            ("fastsort sort, 2,000 images of 64 px", sort, 3, cache),
+        ]
+        rows = []
+        for name, words, runs, more in jobs:
+            seconds = [seconds_of(words, more) for _ in range(runs)]
+            rows.append(
+                (name, f"{np.median(seconds):.2f}", f"{min(seconds):.2f} to {max(seconds):.2f}", runs)
+            )
+    print_table("Whole processes", ("what", "seconds, median", "range", "runs"), rows)
+
+
+def seconds_of(command: list[str], more: dict[str, str]) -> float:
+    begin = time.perf_counter()
+    subprocess.run(command, env={**os.environ, **more}, stdout=subprocess.DEVNULL, check=True)
+    return time.perf_counter() - begin
 
 
 def generated(stack: Path, n: int, box: int) -> Particles:
