@@ -289,11 +289,11 @@ def test_failed_report_leaves_the_old_one(project, tmp_path, monkeypatch, capsys
     folder = finished_at(tmp_path / "out", project)
     (folder / "report.png").write_text("old")
 
-    def fail(path, *_):
+    def fail(path, *_, **__):
         path.write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(drawing, "_draw_page", fail)
+    monkeypatch.setattr(drawing, "draw_page", fail)
     assert cli.main(["report", str(folder)]) == 1
     assert "No space left" in capsys.readouterr().err
     assert (folder / "report.png").read_text() == "old" and names_in(tmp_path) == ["out"]

@@ -259,7 +259,7 @@ def test_other_images_of_the_same_names_are_measured(project, images, n_changed)
 
 def test_report_refuses_images_that_are_not_those_sorted(project, images, tmp_path, capsys, monkeypatch):
     path, _, _ = project
-    monkeypatch.setattr("fastsort.report.drawing._draw_page", lambda path, *_: path.write_bytes(b""))
+    monkeypatch.setattr("fastsort.report.drawing.draw_page", lambda path, *_, **__: path.write_bytes(b""))
     folder, stack = tmp_path / "s", path.with_name("a.mrcs")
     assert cli.main(["sort", str(path), "-o", str(folder), "--jobs", "1", "--quiet"]) == 0
     later(stack)

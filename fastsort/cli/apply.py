@@ -255,10 +255,12 @@ def write_again(
     result: SortResult,
     inputs: list[str],
     told: Learned | None = None,
+    *,
+    in_place: bool = False,
 ) -> dict[str, Any]:
     """Write a finished run with another verdict, and say what it is and what was learned for it.
 
-    Returns the summary.
+    With `in_place`, it takes the place of the run itself. Returns the summary.
     """
     from fastsort.report.drawing import draw_results
     from fastsort.report.folder import results_folder
@@ -269,9 +271,7 @@ def write_again(
     inputs = [*inputs, *particles.files]
     if told is not None:
         warn_of_learned(told, options.talk.remark)
-    # `sort` learns in the folder of the run itself.
-    overwrite = options.overwrite or "learn_from" in options
-    with results_folder(options.output, overwrite=overwrite, inputs=inputs) as partial:
+    with results_folder(options.output, overwrite=options.overwrite or in_place, inputs=inputs) as partial:
         summary = write_results(
             partial,
             particles,

@@ -150,7 +150,7 @@ def _learn(options: argparse.Namespace) -> dict[str, Any]:
     refuse_all_but(options, _TO_LEARN, "with --learn-from, unless --update is given too")
     finished = open_finished(options.output, options.input, data_dir=options.data_dir)
     result, told = learn_choices(options.learn_from, finished.result, read_choices(options.learn_from))
-    return write_again(options, finished, result, [options.learn_from], told)
+    return write_again(options, finished, result, [options.learn_from], told, in_place=True)
 
 
 def _sort(folder: Path, options: argparse.Namespace) -> dict[str, Any]:

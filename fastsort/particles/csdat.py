@@ -129,6 +129,20 @@ def _texts(starts: npt.NDArray[Any], heap: bytes, name: str) -> npt.NDArray[Any]
 
 
 @kernel
+def _length(stored, at, length):
+    # A length of 15 goes on in bytes up to the first that is not full. Returns it and where it ends; -1 if
+    # the block ends before.
+    more = 255
+    while length >= 15 and more == 255:
+        if at >= len(stored):
+            return -1, at
+        more = int(stored[at])
+        at += 1
+        length += more
+    return length, at
+
+
+@kernel
 def _unpack(stored, unpacked):
     # stored: (bytes,) in LZ4's block format. Writes unpacked: (size,); returns how much was written, -1 if
     # the block is damaged.
@@ -137,16 +151,8 @@ def _unpack(stored, unpacked):
     while at < len(stored):
         token = stored[at]
         at += 1
-        length = token >> 4
-        if length == 15:
-            more = 255
-            while more == 255:
-                if at >= len(stored):
-                    return -1
-                more = stored[at]
-                at += 1
-                length += more
-        if length > len(stored) - at or length > len(unpacked) - done:
+        length, at = _length(stored, at, token >> 4)
+        if length < 0 or length > len(stored) - at or length > len(unpacked) - done:
             return -1
         for k in range(length):
             unpacked[done + k] = stored[at + k]
@@ -159,15 +165,9 @@ def _unpack(stored, unpacked):
             return -1
         back = stored[at] + (stored[at + 1] << 8)
         at += 2
-        length = token & 15
-        if length == 15:
-            more = 255
-            while more == 255:
-                if at >= len(stored):
-                    return -1
-                more = stored[at]
-                at += 1
-                length += more
+        length, at = _length(stored, at, token & 15)
+        if length < 0:
+            return -1
         length += 4
         if back == 0 or back > done or length > len(unpacked) - done:
             return -1

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastsort._checks import InputError, check_readable
-from fastsort._types import FilePath, Indices
+from fastsort._types import Bools, FilePath, Indices
 from fastsort.decide.by_hand import choose_by_hand, keep_best, mark_of, mark_of_columns
 from fastsort.decide.corrections import Learned, learn_from_choices
 from fastsort.decide.result import SortResult
@@ -212,6 +212,22 @@ def apply_to_picks(path: FilePath, result: PickResult, choices: Choices) -> Pick
 def mark_of_picks(result: PickResult) -> str:
     """Return a short mark of picks, as `mark_of` does of images."""
     return mark_of_columns(result.x, result.y, result.probability, result.keep)
+
+
+def mark_of_map(label: Indices, keep: Bools) -> str:
+    """Return a short mark of a map, as `mark_of` does of images.
+
+    Parameters
+    ----------
+    label : ndarray of int, shape (n,)
+        Classes, from 1; 0 for none.
+    keep : ndarray of bool, shape (n,)
+
+    Returns
+    -------
+    mark : str
+    """
+    return mark_of_columns(label.astype("<i8"), np.asarray(keep, bool))
 
 
 def check_same(path: FilePath, choices: Choices, n: int, mark: str) -> None:

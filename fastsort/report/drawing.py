@@ -15,6 +15,7 @@ from fastsort.report.denoised_tiles import TileDenoiser, learn_tiles
 from fastsort.report.finished import Finished
 from fastsort.report.folder import PAGE, PAGE_IMAGES, PICTURE, listed_folder
 from fastsort.report.micrographs import find_micrographs
+from fastsort.report.words import SORTED, Words
 
 
 def draw_results(
@@ -51,7 +52,8 @@ def draw_results(
     """
     folder = Path(folder)
     denoiser = learn_tiles(particles, result) if denoised else None
-    _draw_page(folder / PAGE, folder / PAGE_IMAGES, PAGE_IMAGES, particles, result, denoiser, made, n_jobs)
+    how: dict[str, Any] = {"denoiser": denoiser, "made": made, "n_jobs": n_jobs}
+    draw_page(folder / PAGE, folder / PAGE_IMAGES, PAGE_IMAGES, particles, result, **how)
     _draw_picture(folder / PICTURE, particles, result, denoiser)
 
 
@@ -109,7 +111,8 @@ def redraw(
                 _draw_picture(drawn, particles, result, denoiser)
             else:
                 drawn_images = Path(partial) / images.name
-                _draw_page(drawn, drawn_images, images.name, particles, result, denoiser, made, n_jobs)
+                how: dict[str, Any] = {"denoiser": denoiser, "made": made, "n_jobs": n_jobs}
+                draw_page(drawn, drawn_images, images.name, particles, result, **how)
                 if images.exists():
                     images.rename(Path(partial) / "earlier")
                 if drawn_images.exists():
@@ -122,16 +125,32 @@ def _images_beside(page: Path) -> Path:
     return page.with_name(f"{page.stem}_images")
 
 
-def _draw_page(
+def draw_page(
     path: Path,
     images: Path,
     address: str,
     particles: Particles,
     result: SortResult,
-    denoiser: TileDenoiser | None,
-    made: dict[str, Any] | None,
-    n_jobs: int | None,
+    *,
+    denoiser: TileDenoiser | None = None,
+    made: dict[str, Any] | None = None,
+    words: Words = SORTED,
+    mark: str | None = None,
+    n_jobs: int | None = None,
 ) -> None:
+    """Write the page of a verdict, with the micrographs that are at hand.
+
+    Parameters
+    ----------
+    path : Path
+        The page.
+    images : Path
+        A new folder for the files beside it; it is made if there are any.
+    address : str
+        Of that folder, seen from the page.
+    particles, result, denoiser, made, words, mark, n_jobs
+        As for `write_page`.
+    """
     from fastsort.report.page import page_files, write_page
     from fastsort.report.page_micrographs import micrographs_at_hand
 
@@ -147,6 +166,8 @@ def _draw_page(
         beside=listed_folder(images, names) if names else None,
         address=address,
         made=made,
+        words=words,
+        mark=mark,
         n_jobs=n_jobs,
     )
 

@@ -9,18 +9,15 @@ from typing import Any
 import numpy as np
 
 from fastsort._reasons import FLAT, REASONS, UNLIKE, VALID
-from fastsort._types import Bools, Indices
 from fastsort.classify import MapResult
-from fastsort.decide.by_hand import mark_of_columns
 from fastsort.decide.rescue import Views
 from fastsort.decide.result import SortResult
 from fastsort.decide.votes import LearnedMethods, LearnedVerdict
 from fastsort.particles.source import Particles
+from fastsort.report.choices import mark_of_map
 from fastsort.report.classes import members_of_classes, offset_in_box
-from fastsort.report.folder import PAGE, PAGE_IMAGES, listed_folder
-from fastsort.report.micrographs import find_micrographs
-from fastsort.report.page import page_files, write_page
-from fastsort.report.page_micrographs import micrographs_at_hand
+from fastsort.report.drawing import draw_page
+from fastsort.report.folder import PAGE, PAGE_IMAGES
 from fastsort.report.words import MAPPED
 
 
@@ -53,38 +50,17 @@ def draw_map_page(
     OSError
         When the disk refuses.
     """
-    judged = _as_judged(particles, result)
-    at_hand = micrographs_at_hand(particles, judged)
-    names = page_files(len(particles), particles.box, at_hand=at_hand)
-    write_page(
+    draw_page(
         folder / PAGE,
+        folder / PAGE_IMAGES,
+        PAGE_IMAGES,
         particles,
-        judged,
-        find_micrographs(particles, judged),
-        at_hand=at_hand,
-        beside=listed_folder(folder / PAGE_IMAGES, names) if names else None,
-        address=PAGE_IMAGES,
+        _as_judged(particles, result),
         made=made,
         words=MAPPED,
         mark=mark_of_map(result.classes.label + 1, result.keep),
         n_jobs=n_jobs,
     )
-
-
-def mark_of_map(label: Indices, keep: Bools) -> str:
-    """Return a short mark of a map, which tells whether choices were made on its page.
-
-    Parameters
-    ----------
-    label : ndarray of int, shape (n,)
-        Classes, from 1; 0 for none.
-    keep : ndarray of bool, shape (n,)
-
-    Returns
-    -------
-    mark : str
-    """
-    return mark_of_columns(label.astype("<i8"), np.asarray(keep, bool))
 
 
 def _as_judged(particles: Particles, result: MapResult) -> SortResult:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -28,7 +28,7 @@ from fastsort.report.words import MAPPED, SORTED, Words, one_line
 IN_ONE_FILE = 2_500
 COLUMNS = "columns.js"
 # In the order in which they are put together.
-SCRIPTS = ("state", "choices", "threshold", "images", "map", "pictures", "micrographs", "start")
+SCRIPTS = ("tools", "state", "choices", "threshold", "images", "map", "pictures", "micrographs", "start")
 _SLOT = re.compile(r"<!-- (\w+) -->")
 
 
@@ -168,7 +168,8 @@ def write_page(
             }
         ),
     }
-    Path(path).write_bytes(_fill(_template(), parts))
+    scripts = [f"page_{name}.js" for name in SCRIPTS]
+    Path(path).write_bytes(filled("page.html", ["page.css"], scripts, parts))
 
 
 def _placed(folder: Path | None, address: str, kind: str, sheets: Iterable[bytes]) -> Iterator[str]:
@@ -186,19 +187,30 @@ def _inline(png: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
-def _template() -> str:
-    """Return the page with its style and its scripts, and with a slot for each part."""
+def filled(template: str, styles: Sequence[str], scripts: Sequence[str], parts: dict[str, str]) -> bytes:
+    """Put a page together.
+
+    Parameters
+    ----------
+    template : str
+        Name of an HTML file of this room, with slots such as ``<!-- data -->``.
+    styles, scripts : sequence of str
+        Names of files, in the order in which they are put together.
+    parts : dict of str to str
+        What goes into each other slot.
+
+    Returns
+    -------
+    page : bytes
+    """
     room = files("fastsort.report")
-    template, style, *scripts = (
-        room.joinpath(name).read_text("utf-8")
-        for name in ("page.html", "page.css", *(f"page_{name}.js" for name in SCRIPTS))
+    text, style, script = (
+        "\n".join(room.joinpath(name).read_text("utf-8") for name in names)
+        for names in ([template], styles, scripts)
     )
-    return template.replace("<!-- style -->", style).replace("<!-- script -->", "\n".join(scripts))
-
-
-def _fill(template: str, parts: dict[str, str]) -> bytes:
-    """Fill all slots at once, so that a filled part is never searched for slots."""
-    return _SLOT.sub(lambda slot: parts[slot[1]], template).encode("utf-8", "replace")
+    text = text.replace("<!-- style -->", style).replace("<!-- script -->", script)
+    # All slots at once, so that a filled part is never searched for slots.
+    return _SLOT.sub(lambda slot: parts[slot[1]], text).encode("utf-8", "replace")
 
 
 def embedded(data: dict[str, Any]) -> str:

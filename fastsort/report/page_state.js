@@ -1,8 +1,5 @@
-"use strict";
 // What is known of each image, and the verdict on it now.
-const data = JSON.parse(document.getElementById("data").textContent);
-const $ = id => document.getElementById(id);
-const VALID = data.valid, RARE_VIEW = data.rare_view, N = data.n;
+const VALID = data.valid, RARE_VIEW = data.rare_view;
 const KEPT = 1, RESCUED = 2, FIXED = 4, UNUSABLE = 8;
 const KINDS = ["kept", "rejected", "rescued"];
 // Filled by readColumns, one entry an image.
@@ -11,25 +8,9 @@ const columns = {};
 const threshold = { mode: "run", probability: 0.5, best: 0 };
 let byHand, order, rank;
 
-const count = n => n.toLocaleString("en-US");
 const images = n => `${count(n)} ${n === 1 ? "image" : "images"}`;
 // The product is off by the last bits, which decide how a tie such as 51.95 is rounded.
 const percent = x => Number.isFinite(x) ? Number((100 * x).toPrecision(12)).toFixed(1) + " %" : "unknown";
-
-function element(tag, attributes, ...children) {
-  const made = tag === "svg" || tag.startsWith("svg:")
-    ? document.createElementNS("http://www.w3.org/2000/svg", tag.replace("svg:", ""))
-    : document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes || {})) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
-}
-
-function unpacked(text, Type) {
-  const letters = atob(text), bytes = new Uint8Array(letters.length);
-  for (let i = 0; i < letters.length; i++) bytes[i] = letters.charCodeAt(i);
-  return new Type(bytes.buffer);
-}
 
 function readColumns() {
   const packed = data.columns || window.fastsortColumns;
@@ -88,18 +69,4 @@ function tally() {
     if (kept) { judgedKept++; goodKept += 1 - p; }
   }
   return { run, now, kinds, chosen, changed, precision: goodKept / judgedKept, goodShare: goodKept / good };
-}
-
-// Parts of the page that are drawn again when a verdict changes.
-const drawn = [];
-let waiting = false;
-
-function update() {
-  if (waiting) return;
-  waiting = true;
-  requestAnimationFrame(() => {
-    waiting = false;
-    const found = tally();
-    drawn.forEach(draw => draw(found));
-  });
 }

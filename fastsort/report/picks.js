@@ -1,29 +1,12 @@
-"use strict";
 // The page of picks: one micrograph at a time with its places, which a person keeps and rejects.
-const data = JSON.parse(document.getElementById("data").textContent);
-const $ = id => document.getElementById(id);
-const N = data.n, UNUSABLE = 1;
+const UNUSABLE = 1;
 // Filled by readPlaces, one entry a place.
 const columns = { state: new Uint8Array(N) };
 // The page opens with the run's threshold. The number of the best is not chosen here.
 const threshold = { mode: "run", probability: data.threshold, best: 0 };
-// Parts of the page that are drawn again when a verdict changes.
-const drawn = [];
-let byHand, shownPicture = 0, active = -1, circles = new Map(), waiting = false;
+let byHand, shownPicture = 0, active = -1, circles = new Map();
 
-const count = n => n.toLocaleString("en-US");
 const images = n => `${count(n)} ${n === 1 ? "place" : "places"}`;
-
-function element(tag, attributes, ...children) {
-  const made = tag.startsWith("svg:") ? document.createElementNS("http://www.w3.org/2000/svg", tag.slice(4)) : document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes || {})) made.setAttribute(name, value);
-  made.append(...children);
-  return made;
-}
-
-function unpacked(text, Type) {
-  return new Type(Uint8Array.from(atob(text), letter => letter.charCodeAt(0)).buffer);
-}
 
 function readPlaces() {
   const packed = data.columns || window.fastsortColumns;
@@ -56,16 +39,6 @@ function tally() {
     kinds.kept += kept[micrograph];
   }
   return { kept, kinds, chosen, changed };
-}
-
-function update() {
-  if (waiting) return;
-  waiting = true;
-  requestAnimationFrame(() => {
-    waiting = false;
-    const found = tally();
-    drawn.forEach(draw => draw(found));
-  });
 }
 
 // A place goes back to the threshold's verdict where that is what is wanted.

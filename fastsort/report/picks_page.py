@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 import math
 import os
-import re
 from collections.abc import Mapping
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,14 +21,13 @@ from fastsort.pick import REASONS, PickResult
 from fastsort.report.choices import mark_of_picks
 from fastsort.report.folder import PAGE, PAGE_IMAGES, listed_folder
 from fastsort.report.micrograph_pictures import N_SHOWN, Picture, draw_micrographs, picture_data
-from fastsort.report.page import COLUMNS, embedded
+from fastsort.report.page import COLUMNS, embedded, filled
 from fastsort.report.page_data import packed
 from fastsort.report.page_html import cell, run_html
 from fastsort.report.words import one_line
 
 # With more micrographs than this, pictures and places lie in a folder beside the page.
 IN_ONE_FILE = 8
-_SLOT = re.compile(r"<!-- (\w+) -->")
 
 
 def write_picks_page(
@@ -95,18 +92,8 @@ def write_picks_page(
             {**_page_data(title, result), "columns": columns if beside is None else None},
         ),
     }
-    page = _SLOT.sub(lambda slot: parts[slot[1]], _template())
-    (folder / PAGE).write_bytes(page.encode("utf-8", "replace"))
-
-
-def _template() -> str:
-    """Return the page with its style and its scripts, and with a slot for each part."""
-    room = files("fastsort.report")
-    read = {name: room.joinpath(name).read_text("utf-8") for name in ("picks.html", "page.css", "picks.css")}
-    scripts = ("picks.js", "page_choices.js", "page_micrographs.js")
-    script = "\n".join(room.joinpath(name).read_text("utf-8") for name in scripts)
-    template = read["picks.html"].replace("<!-- style -->", f"{read['page.css']}\n{read['picks.css']}")
-    return template.replace("<!-- script -->", script)
+    scripts = ("page_tools.js", "picks.js", "page_choices.js", "page_micrographs.js")
+    (folder / PAGE).write_bytes(filled("picks.html", ("page.css", "picks.css"), scripts, parts))
 
 
 def _page_data(title: str, result: PickResult) -> dict[str, Any]:

@@ -16,10 +16,9 @@ from fastsort._types import Array, Bools, FilePath, Indices
 from fastsort.decide.result import BY_HAND
 from fastsort.particles.open import TABLES, open_table
 from fastsort.particles.table import NOTHING_ADDED, Added, NumberedImages, Table
-from fastsort.report.choices import check_same, holds_choices, read_choices
+from fastsort.report.choices import check_same, holds_choices, mark_of_map, read_choices
 from fastsort.report.folder import IMAGES, SUMMARY
 from fastsort.report.lists import read_list
-from fastsort.report.map_page import mark_of_map
 from fastsort.report.subsets import write_subset
 from fastsort.report.tables import formatted, software_versions, write_json
 
