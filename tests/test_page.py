@@ -633,6 +633,13 @@ def test_page_opens_with_the_verdict(opened):
     assert said == [f"{100 * precision:.1f} %", f"{100 * found:.1f} %"]
 
 
+@pytest.mark.parametrize("n", [8, 1000, 2000, 3999])
+def test_shares_read_the_same_before_and_after_the_script(opened, n):
+    browser, _ = opened
+    shares = browser.run(f"Array.from({{ length: {n + 1} }}, (_, k) => percent(k / {n}))")
+    assert shares == [f"{100 * k / n:.1f} %" for k in range(n + 1)]
+
+
 def test_slider_moves_the_threshold_by_keys_and_reset_brings_it_back(opened):
     browser, result = opened
     browser.run("document.getElementById('slider').focus()")

@@ -9,8 +9,13 @@ const threshold = { mode: "run", probability: 0.5, best: 0 };
 let byHand, order, rank;
 
 const images = n => `${count(n)} ${n === 1 ? "image" : "images"}`;
-// The product is off by the last bits, which decide how a tie such as 51.95 is rounded.
-const percent = x => Number.isFinite(x) ? Number((100 * x).toPrecision(12)).toFixed(1) + " %" : "unknown";
+// As Python writes it. The product is off by the last bits, which decide how 51.95 is rounded; the only ties that a
+// number can hold end in 25 or 75, and the even digit is meant, while toFixed takes the larger one.
+function percent(x) {
+  if (!Number.isFinite(x)) return "unknown";
+  const value = Number((100 * x).toPrecision(12));
+  return (value % 1 === 0.25 ? value - 0.05 : value).toFixed(1) + " %";
+}
 
 function readColumns() {
   const packed = data.columns || window.fastsortColumns;
