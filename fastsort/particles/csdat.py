@@ -136,7 +136,7 @@ def _length(stored, at, length):
     while length >= 15 and more == 255:
         if at >= len(stored):
             return -1, at
-        more = int(stored[at])
+        more = np.int64(stored[at])
         at += 1
         length += more
     return length, at
@@ -149,7 +149,7 @@ def _unpack(stored, unpacked):
     at = 0
     done = 0
     while at < len(stored):
-        token = stored[at]
+        token = np.int64(stored[at])
         at += 1
         length, at = _length(stored, at, token >> 4)
         if length < 0 or length > len(stored) - at or length > len(unpacked) - done:
