@@ -20,6 +20,8 @@ from fastsort.particles.store import ImageStore
 _BAND_BYTES = 8 << 20
 # A deviation this small, relative to the values themselves, is what rounding to single precision leaves.
 _ROUNDING = 1e-7
+# What it leaves of values below the smallest normal number, however small they are.
+_SMALLEST = float(np.finfo(np.float32).smallest_subnormal)
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,7 +242,7 @@ def _level(images, starts, stops, inverse, sign, rounding):
             for u in range(stops[v], box):
                 square += np.float64(image[v, u]) * image[v, u]
         std = np.sqrt(square / n_outside)
-        scale = 0.0 if std <= rounding * size else sign / std
+        scale = 0.0 if std <= rounding * size + _SMALLEST else sign / std
         for v in range(box):
             for u in range(box):
                 image[v, u] = image[v, u] * scale
