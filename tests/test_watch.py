@@ -44,7 +44,10 @@ def days(monkeypatch):
         things.pop(0)()
 
     monkeypatch.setattr(watch, "sleep", sleep)
-    return things, slept
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield things, slept
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def call(*arguments):
@@ -167,6 +170,9 @@ def test_signals_end_it_with_code_0(tables, tmp_path):
         while not (tmp_path / "out" / "summary.json").exists() and time.monotonic() < deadline:
             time.sleep(0.2)
         time.sleep(1.0)
+        # As from `timeout`, which sends its signal to the command and to the group that this is in.
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import glob
 import os
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,6 +92,9 @@ def run_watch(options: argparse.Namespace) -> int:
             _write_metrics(options, last)
             _run_command(options, summary)
     except KeyboardInterrupt:
+        # Some programs send two signals: the second must not turn an orderly end into an error.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
         results = f"the results of the last of {last.done:,} rounds are in {options.output}"
         talk.remark(f"stopped; {results}" if last.done else "stopped before the first round was done")
     return DONE

@@ -20,8 +20,8 @@ from fastsort.particles.store import ImageStore
 _BAND_BYTES = 8 << 20
 # A deviation this small, relative to the values themselves, is what rounding to single precision leaves.
 _ROUNDING = 1e-7
-# What it leaves of values below the smallest normal number, however small they are.
-_SMALLEST = float(np.finfo(np.float32).smallest_subnormal)
+# What it leaves of values below the smallest normal number, however small they are: the smallest number.
+_SMALLEST = 2.0**-149
 
 
 @dataclass(frozen=True, eq=False)
