@@ -315,8 +315,8 @@ def _subtract_noise(rings, weights, floor, means, amplitudes):
 
 @kernel
 def _fold(amplitudes):
-    # In place: rows of frequencies y > 0 become sums with those of -y, and these differences. Cosines have the
-    # same sign in both, and sines the other, so that each needs one half.
+    # In place: rows of frequencies y > 0 become sums with those of -y, and these become differences. Cosines
+    # have the same sign in both, and sines the other, so that each needs one half.
     n, size, width = amplitudes.shape
     for i in range(n):
         for y in range(1, (size + 1) // 2):
@@ -335,7 +335,7 @@ def _half_plane(curve: Floats, box: int, size: int) -> Singles:
 
 @lru_cache(maxsize=2)
 def _operator(box: int, max_order: int, oversampling: int, disk: str) -> tuple[Singles, Singles, Indices]:
-    """Matrices from folded |F image| to moments with cosines and sines, and which feature a sine belongs to."""
+    """Matrices from folded |F image| to moments, cosines and sines; which feature each sine belongs to."""
     order, angular = feature_index(max_order)
     sine = np.flatnonzero(angular)
     size = box * oversampling
