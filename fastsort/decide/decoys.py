@@ -148,7 +148,7 @@ def votes_on_decoys(
         ends = np.cumsum([len(made) for made in decoys.values()])[:-1]
         by_kind = {name: np.split(vote, ends) for name, vote in results.votes.items()}
         found = {kind: {name: by_kind[name][k] for name in votes} for k, kind in enumerate(kinds)}
-        clues = results.clues
+        clues = results.clues()
         return found, {} if clues is None else dict(zip(decoys, np.split(clues, ends), strict=True))
 
     junk, measured = ask(0, N_TO_LEARN, learn_seed, False)
