@@ -244,7 +244,9 @@ def explain(results: MethodResults, learned: LearnedReasons | None = None) -> Wo
         reasons = np.empty(n, np.array(REASONS).dtype)
         for start in range(0, n, AT_ONCE):
             rows = slice(start, start + AT_ONCE)
-            reasons[rows] = likeliest_reasons(results.clues(rows), learned)
+            clues = results.clues(rows)
+            assert clues is not None
+            reasons[rows] = likeliest_reasons(clues, learned)
         return reasons
     vague = REASONS[NOISE], REASONS[UNLIKE]
     suspicion, *others = (result.suspicion for result in results if result is not None)
