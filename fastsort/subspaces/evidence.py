@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -44,15 +45,28 @@ class Comparison(NamedTuple):
     log_volume: float
 
 
-def coefficients_of(images: Images, basis: PswfBasis) -> Floats:
-    """Return the coefficients (n, L) of images of the box of the basis."""
+def coefficients_of(
+    images: Images, basis: PswfBasis, places: Sequence[tuple[int, int]] = ((0, 0),)
+) -> Floats:
+    """Return the coefficients (n * k, L) of images about k places, image by image.
+
+    Parameters
+    ----------
+    images : ndarray of float32, shape (n, d, d)
+        Of the box of the basis; they continue periodically.
+    basis : PswfBasis
+    places : sequence of (row, column)
+        From the middle, in pixels.
+    """
     members = _members(basis.angular)
     functions = _on_quarter(basis, members)
-    order, centre = np.concatenate(members), np.zeros((1, 2), dtype=np.intp)
-    coefficients = np.empty((len(basis.functions), len(images)))
-    for start in range(0, len(images), FOLDED):
-        part = slice(start, start + FOLDED)
-        coefficients[order, part] = _products(images[part], centre, functions)
+    order, k = np.concatenate(members), len(places)
+    coefficients = np.empty((len(order), len(images) * k))
+    count = FOLDED // k
+    for start in range(0, len(images), count):
+        stop = start + count
+        products = _products(images[start:stop], np.array(places, dtype=np.intp), functions)
+        coefficients[order, k * start : k * stop] = products
     # Function by function in memory: all that follows asks for some functions of all images.
     return coefficients.T
 

@@ -186,11 +186,11 @@ def _learn_background(
 ) -> Shape:
     """Shape of the displaced places of ordinary images, as far as they are ordinary places, too."""
     half = images.shape[1] // 2
-    shifts = ((half, 0), (0, half), (half, half))
-    displaced = np.concatenate([coefficients_of(np.roll(images, by, (1, 2)), basis) for by in shifts])
+    places = ((-half, 0), (0, -half), (-half, -half))
+    displaced = coefficients_of(images, basis, places)
     powers = log_powers(displaced, bands)
     use = excess_distance(powers, fit_bulk(powers)) < EXCLUDED
-    use &= np.tile(ordinary, len(shifts))
+    use &= np.repeat(ordinary, len(places))
     return fit_shape(displaced, use if use.any() else ~use, blocks)
 
 
