@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -92,7 +93,7 @@ def _products(images: Images, places: Indices, functions: list[Singles]) -> Sing
     Each function is even or odd in both directions. So each image is folded twice, about every place, and
     the products need a quarter of the pixels with a quarter of the functions.
     """
-    rows = np.bincount(quarter_disk(images.shape[1] // 2).y)
+    rows = _rows(images.shape[1])
     folded = np.empty((4, len(images) * len(places), rows.sum()), dtype=np.float32)
     _fold(images, places, rows, folded)
     products = np.empty((sum(len(part) for part in functions), folded.shape[1]), dtype=np.float32)
@@ -100,6 +101,12 @@ def _products(images: Images, places: Indices, functions: list[Singles]) -> Sing
     for part, pixels, end in zip(functions, folded, ends, strict=True):
         np.matmul(part, pixels.T, out=products[end - len(part) : end])
     return products
+
+
+@lru_cache(maxsize=2)
+def _rows(box: int) -> Indices:
+    """How many pixels each row of a quarter of the disk has."""
+    return np.bincount(quarter_disk(box // 2).y)
 
 
 def frequency_bands(basis: PswfBasis) -> tuple[Indices, ...]:

@@ -235,19 +235,26 @@ def subspace_filter(
     if preset == "published":
         scores = published_scores(particles, operator, basis, numbers, work, n_jobs, seed, progress)
         return _published_result(scores, basis)
-    if learned is None:
-        sample = read_sample(particles, operator, seed)
-        if len(sample) >= 2:
-            with one_blas_thread():
+    with one_blas_thread():
+        if learned is None:
+            sample = read_sample(particles, operator, seed)
+            if len(sample) >= 2:
                 learned = learn_shapes(sample, basis, describe, numbers, n_jobs, seed)
-    if learned is None:
-        codes = np.concatenate(list(map_batches(_unfit_batch, particles, n_jobs=n_jobs, progress=progress)))
-        return _unfit_result(codes, basis)
-    comparison = compare(learned.particle, learned.background, learned.basis, learned.blocks)
-    batches = map_batches(
-        _batch, particles, operator, comparison, learned, batch_size=BATCH, n_jobs=n_jobs, progress=progress
-    )
-    return _result(_joined(batches), learned, particles.box / len(operator))
+        if learned is None:
+            batches = map_batches(_unfit_batch, particles, n_jobs=n_jobs, progress=progress)
+            return _unfit_result(np.concatenate(list(batches)), basis)
+        comparison = compare(learned.particle, learned.background, learned.basis, learned.blocks)
+        batches = map_batches(
+            _batch,
+            particles,
+            operator,
+            comparison,
+            learned,
+            batch_size=BATCH,
+            n_jobs=n_jobs,
+            progress=progress,
+        )
+        return _result(_joined(batches), learned, particles.box / len(operator))
 
 
 def check_numbers(n_subspaces: int | None, n_components: int | None, box: int) -> None:
