@@ -18,7 +18,7 @@ from fastsort._reasons import BAD_PIXELS, FLAT, VALID
 from fastsort.images import normalize
 from fastsort.images.batches import default_batch_size, map_batches
 from fastsort.images.normalize import LEAST_RAMP, inspect_pixels, normalize_background, subtract_ramps
-from fastsort.images.prepare import crop_and_normalize, prepare_images, sample_batches
+from fastsort.images.prepare import crop_and_normalize, keep_images, prepare_images, sample_batches
 
 examples = settings(max_examples=40, deadline=None)
 seeds = st.integers(0, 2**32 - 1)
@@ -134,6 +134,19 @@ def test_background_without_variance_becomes_zero():
     assert np.isfinite(images).all()
     normalize_background(before[[0, 2]], 8)
     assert std[0] > 0.5 and std[2] > 0.5
+
+
+def test_images_are_kept_in_half_precision_as_numpy_rounds_them(tmp_path):
+    any_bits = np.random.default_rng(0).integers(0, 2**32, (400, 32, 32), dtype=np.uint32).view(np.float32)
+    images = np.concatenate([any_bits, noise(1, 400, 32), 1e-5 * noise(2, 400, 32)])
+    # Ties, the smallest numbers of either kind, what is cut off, and what is no number.
+    ugly = [2.0**-25, 1.5 * 2.0**-24, 2.0**-14, 1 + 2.0**-11, 1 + 3 * 2.0**-11, 0, 65504, np.inf, np.nan]
+    images[0, 0, : len(ugly)], images[0, 1, : len(ugly)] = ugly, np.negative(ugly)
+    with np.errstate(invalid="ignore"):
+        expected = np.clip(images, -6e4, 6e4).astype(np.float16).astype(np.float32)
+    kept = keep_images(tmp_path / "kept", [images[:900], images[900:]], len(images), 32, 1.0)
+    np.testing.assert_array_equal(kept.read(0, len(images)), expected)
+    np.testing.assert_array_equal(np.signbit(kept.read(0, 1)), np.signbit(expected[:1]))
 
 
 # Ramps.

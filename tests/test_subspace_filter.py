@@ -13,7 +13,7 @@ import fastsort as fs
 from fastsort._bulk import fit_bulk
 from fastsort._threshold import balanced_threshold, valley
 from fastsort.report.accuracy import measure_accuracy
-from fastsort.subspaces.evidence import frequency_bands
+from fastsort.subspaces.evidence import coefficients_of, compare, frequency_bands, log_powers, ratios_beside
 from fastsort.subspaces.pictures import eigenimages
 from fastsort.subspaces.pswf import angular_blocks, pswf_basis, pswf_coefficients
 from fastsort.subspaces.shapes import distances, fit_shape, log_ratio, regularize
@@ -116,6 +116,28 @@ def test_a_few_strong_images_do_not_bend_a_shape():
     share = [direction @ matrix @ direction / np.trace(matrix) for matrix in (clean, robust, naive)]
     assert share[1] < 6 * share[0]
     assert share[2] > 40 * share[0]
+
+
+@pytest.mark.parametrize("box", [23, 24])
+def test_folded_images_have_the_coefficients_and_ratios_of_whole_ones(box):
+    basis = pswf_basis(box, 0.25)
+    blocks, flat = angular_blocks(basis), basis.functions.reshape(len(basis.functions), -1).astype(np.float64)
+    images = np.random.default_rng(0).normal(size=(300, box, box)).astype(np.float32)
+    images[::2, box // 2 + 1, 8:] += 1
+    rows = coefficients_of(images, basis)
+    np.testing.assert_allclose(rows, images.reshape(300, -1) @ flat.T, atol=1e-5)
+    bands = frequency_bands(basis)
+    expected = np.log([np.square(rows[:, band]).mean(axis=1) for band in bands]).T
+    np.testing.assert_allclose(log_powers(rows, bands), expected)
+
+    particle, background = (fit_shape(rows, np.arange(300) % 2 == part, blocks) for part in (0, 1))
+    ratios = ratios_beside(images, compare(particle, background, basis, blocks), 0.3, step=2)
+    away = round(0.3 * box)
+    for k, (down, right) in enumerate(((0, away), (away, 0), (0, -away), (-away, 0))):
+        beside = np.roll(images, (-down, -right), (1, 2)).reshape(300, -1) @ flat.T
+        expected = log_ratio(beside, particle, [background], blocks)
+        np.testing.assert_allclose(ratios[:, k], expected, atol=1e-3)
+    assert ratios.std() > 1
 
 
 def test_ratio_tells_shapes_apart_and_is_calibrated():

@@ -88,7 +88,8 @@ def normalize_background(images: Images, radius: float) -> tuple[Singles, Single
     """
     n, box = images.shape[:2]
     offset = np.arange(box) - box // 2
-    outside = np.flatnonzero(np.add.outer(offset**2, offset**2) > radius**2)
+    # Numbers and no list of places: sums over all pixels are vectorised.
+    outside = (np.add.outer(offset**2, offset**2) > radius**2).ravel().astype(np.float64)
     mean = np.empty(n, dtype=np.float32)
     std = np.empty(n, dtype=np.float32)
     _normalize(images.reshape(n, box * box), outside, mean, std)
@@ -213,18 +214,21 @@ def _subtract_ramps(images, places, least):
 
 @kernel
 def _normalize(flat, outside, means, stds):
-    n_outside = len(outside)
+    # outside: (d * d,), 1 outside the disk and 0 within.
+    n_outside = outside.sum()
     for i in range(flat.shape[0]):
+        image = flat[i]
         total = 0.0
-        for j in outside:
-            total += flat[i, j]
+        for j in range(len(image)):
+            total += outside[j] * image[j]
         mean = total / n_outside
         square = 0.0
-        for j in outside:
-            square += (flat[i, j] - mean) ** 2
+        for j in range(len(image)):
+            difference = image[j] - mean
+            square += outside[j] * difference * difference
         std = np.sqrt(square / n_outside)
         scale = 1 / std if std > 0 else 0.0
-        for j in range(flat.shape[1]):
-            flat[i, j] = (flat[i, j] - mean) * scale
+        for j in range(len(image)):
+            image[j] = (image[j] - mean) * scale
         means[i] = mean
         stds[i] = std

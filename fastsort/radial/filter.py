@@ -11,6 +11,7 @@ import numpy.typing as npt
 from fastsort._brief import brief
 from fastsort._checks import InputError, check_choice, check_count, check_not_empty, check_radius
 from fastsort._crop import apply_crop, crop_operator
+from fastsort._process import one_blas_thread
 from fastsort._progress import Progress
 from fastsort._reasons import (
     CONTAMINATION,
@@ -215,18 +216,19 @@ def radial_filter(
 
     operator = crop_operator(box, min(box, GRID))
     scale = box / len(operator)
-    if learned is None:
-        cropped_radius = radius and radius / scale
-        sample = read_sample(particles, operator, cropped_radius, seed)
-        learned = None if sample is None else learn_radial(sample, cropped_radius, contrast, n_jobs)
-    if learned is None:
-        batches = map_batches(_unfit_batch, particles, n_jobs=n_jobs, progress=progress)
-        contrast = "bright" if contrast == "auto" else contrast
-        return _result(_joined(batches), None, radius or 0.25 * box, contrast)
-    batches = map_batches(
-        _batch, particles, operator, learned, n_peaks, batch_size=BATCH, n_jobs=n_jobs, progress=progress
-    )
-    measured = _joined(batches)
+    with one_blas_thread():
+        if learned is None:
+            cropped_radius = radius and radius / scale
+            sample = read_sample(particles, operator, cropped_radius, seed)
+            learned = None if sample is None else learn_radial(sample, cropped_radius, contrast, n_jobs)
+        if learned is None:
+            batches = map_batches(_unfit_batch, particles, n_jobs=n_jobs, progress=progress)
+            contrast = "bright" if contrast == "auto" else contrast
+            return _result(_joined(batches), None, radius or 0.25 * box, contrast)
+        batches = map_batches(
+            _batch, particles, operator, learned, n_peaks, batch_size=BATCH, n_jobs=n_jobs, progress=progress
+        )
+        measured = _joined(batches)
     measured = measured._replace(
         nearest=measured.nearest * np.float32(scale), strongest=measured.strongest * np.float32(scale)
     )

@@ -26,7 +26,7 @@ def particle_radius(learned: LearnedShapes) -> float:
     ):
         for columns in members:
             part = functions[columns]
-            excess += np.einsum("ip,ij,jp->p", part, near - level * far, part, optimize=True)
+            excess += (part * ((near - level * far) @ part)).sum(axis=0)
     offset = np.arange(box) - box // 2
     ring = np.rint(np.hypot.outer(offset, offset).ravel()).astype(int)
     inside = ring < box // 2

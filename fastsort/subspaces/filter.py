@@ -31,7 +31,9 @@ from fastsort.images.prepare import crop_and_normalize
 from fastsort.particles.source import Particles, as_particles
 from fastsort.subspaces.appearance import mean_contrast, particle_radius
 from fastsort.subspaces.evidence import (
+    Comparison,
     coefficients_of,
+    compare,
     highest_beside,
     log_powers,
     ratios_beside,
@@ -233,18 +235,26 @@ def subspace_filter(
     if preset == "published":
         scores = published_scores(particles, operator, basis, numbers, work, n_jobs, seed, progress)
         return _published_result(scores, basis)
-    if learned is None:
-        sample = read_sample(particles, operator, seed)
-        if len(sample) >= 2:
-            with one_blas_thread():
+    with one_blas_thread():
+        if learned is None:
+            sample = read_sample(particles, operator, seed)
+            if len(sample) >= 2:
                 learned = learn_shapes(sample, basis, describe, numbers, n_jobs, seed)
-    if learned is None:
-        codes = np.concatenate(list(map_batches(_unfit_batch, particles, n_jobs=n_jobs, progress=progress)))
-        return _unfit_result(codes, basis)
-    batches = map_batches(
-        _batch, particles, operator, learned, batch_size=BATCH, n_jobs=n_jobs, progress=progress
-    )
-    return _result(_joined(batches), learned, particles.box / len(operator))
+        if learned is None:
+            batches = map_batches(_unfit_batch, particles, n_jobs=n_jobs, progress=progress)
+            return _unfit_result(np.concatenate(list(batches)), basis)
+        comparison = compare(learned.particle, learned.background, learned.basis, learned.blocks)
+        batches = map_batches(
+            _batch,
+            particles,
+            operator,
+            comparison,
+            learned,
+            batch_size=BATCH,
+            n_jobs=n_jobs,
+            progress=progress,
+        )
+        return _result(_joined(batches), learned, particles.box / len(operator))
 
 
 def check_numbers(n_subspaces: int | None, n_components: int | None, box: int) -> None:
@@ -252,7 +262,9 @@ def check_numbers(n_subspaces: int | None, n_components: int | None, box: int) -
     check_counts(n_subspaces, n_components, len(pswf_basis(min(box, GRID), BANDLIMIT).functions))
 
 
-def _batch(images: Images, start: int, operator: Singles, learned: LearnedShapes) -> _Measurements:
+def _batch(
+    images: Images, start: int, operator: Singles, comparison: Comparison, learned: LearnedShapes
+) -> _Measurements:
     codes = inspect_pixels(images).codes
     judged = codes == VALID
     images = crop_and_normalize(images, operator)
@@ -263,7 +275,7 @@ def _batch(images: Images, start: int, operator: Singles, learned: LearnedShapes
     powers = log_powers(coefficients, learned.bands)
     excess = ((powers - learned.usual) / learned.spread).max(axis=1)
     score += _penalty(excess, EXCESS)
-    nearby = ratios_beside(images, learned.basis, learned.particle, learned.background, learned.blocks)
+    nearby = ratios_beside(images, comparison)
     beside = np.stack(highest_beside(nearby), axis=1)
     usual, spread = learned.beside.T
     score += _penalty((beside - usual) / spread, BESIDE).sum(axis=1)
@@ -277,6 +289,7 @@ def _batch(images: Images, start: int, operator: Singles, learned: LearnedShapes
         score[doubtful],
         excess[doubtful],
         spectral_slope(powers[doubtful]),
+        comparison,
         learned,
     )
     score[~judged] = np.inf
@@ -296,7 +309,13 @@ def _penalty(deviations: Floats, free: float) -> Floats:
 
 
 def _reasons(
-    images: Images, nearby: Floats, score: Floats, excess: Floats, slope: Floats, learned: LearnedShapes
+    images: Images,
+    nearby: Floats,
+    score: Floats,
+    excess: Floats,
+    slope: Floats,
+    comparison: Comparison,
+    learned: LearnedShapes,
 ) -> Codes:
     """Why images would be rejected, should their scores be above the threshold."""
     codes = np.full(len(images), NOISE, dtype=np.int8)
@@ -305,9 +324,7 @@ def _reasons(
     # The background's deviation is 1, so the slope of the spectrum says how much an image shows: that of
     # noise is flatter than that of particles. What shows more than noise need not be stronger than particles.
     codes[slope > learned.steep] = UNLIKE
-    far = ratios_beside(
-        images, learned.basis, learned.particle, learned.background, learned.blocks, ASIDE, step=2
-    )
+    far = ratios_beside(images, comparison, ASIDE, step=2)
     near, aside = nearby.max(axis=1), far.max(axis=1)
     beside = np.maximum(near, aside) > np.maximum(-score, 0) + CLEARLY
     codes[beside] = np.where(near >= aside, OFF_CENTRE, PARTIAL)[beside]

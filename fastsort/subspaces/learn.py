@@ -14,7 +14,9 @@ from fastsort.images.picks import N_LEARNED_FROM, picked_noise
 from fastsort.images.prepare import sample_batches
 from fastsort.particles.source import Particles
 from fastsort.subspaces.evidence import (
+    Comparison,
     coefficients_of,
+    compare,
     frequency_bands,
     highest_beside,
     log_powers,
@@ -148,7 +150,7 @@ def learn_shapes(
     others = [background] if picked is None else [background, picked]
     particle, use, picked_share = _learn_particle(centred, powers, outlying, others, blocks)
     usual, spread, steep = _usual_power(powers[use])
-    beside = _usual_beside(images[use], basis, particle, background, blocks)
+    beside = _usual_beside(images[use], compare(particle, background, basis, blocks))
     subspaces, described = no_subspaces(basis), None
     if describe:
         rows = centred[use].astype(np.float32)
@@ -184,11 +186,11 @@ def _learn_background(
 ) -> Shape:
     """Shape of the displaced places of ordinary images, as far as they are ordinary places, too."""
     half = images.shape[1] // 2
-    shifts = ((half, 0), (0, half), (half, half))
-    displaced = np.concatenate([coefficients_of(np.roll(images, by, (1, 2)), basis) for by in shifts])
+    places = ((-half, 0), (0, -half), (-half, -half))
+    displaced = coefficients_of(images, basis, places)
     powers = log_powers(displaced, bands)
     use = excess_distance(powers, fit_bulk(powers)) < EXCLUDED
-    use &= np.tile(ordinary, len(shifts))
+    use &= np.repeat(ordinary, len(places))
     return fit_shape(displaced, use if use.any() else ~use, blocks)
 
 
@@ -276,12 +278,9 @@ def _usual_power(powers: Floats) -> tuple[Floats, Floats, float]:
     return bulk.mean, spread, float(np.median(spectral_slope(powers)))
 
 
-def _usual_beside(
-    images: Images, basis: PswfBasis, particle: Shape, background: Shape, blocks: Blocks
-) -> Floats:
+def _usual_beside(images: Images, comparison: Comparison) -> Floats:
     """What particles show beside the centre, and how much that scatters."""
-    parts = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
-    ratios = np.concatenate([ratios_beside(part, basis, particle, background, blocks) for part in parts])
+    ratios = ratios_beside(images, comparison)
     return np.array([_median_and_spread(values) for values in highest_beside(ratios)])
 
 

@@ -62,7 +62,8 @@ def fit_shape(coefficients: Floats, use: Bools, blocks: Blocks) -> Shape:
     Four rounds towards Tyler's estimate (Ann. Statist. 15, 1987): each image is weighted by the
     inverse of its Mahalanobis distance, so that a strong image counts no more than a weak one.
     """
-    rows = coefficients[use]
+    # Function by function in memory, as they are used.
+    rows = np.compress(use, coefficients.T, axis=1).T
     weights = np.ones(len(rows))
     for _ in range(N_ROUNDS):
         shape = _weighted_shape(rows, weights, blocks)
@@ -74,10 +75,9 @@ def distances(coefficients: Floats, shape: Shape, blocks: Blocks) -> Floats:
     """Squared Mahalanobis distances of images (n, L)."""
     total = np.zeros(len(coefficients))
     for m, (members, whitener) in enumerate(zip(blocks, shape.whiteners, strict=True)):
-        for columns in members:
-            part = coefficients[:, columns]
-            white = (part - shape.mean if m == 0 else part) @ whitener
-            total += np.einsum("ij,ij->i", white, white)
+        part = coefficients.T[members]
+        white = whitener.T @ (part - shape.mean[:, None] if m == 0 else part)
+        total += np.square(white, out=white).sum(axis=(0, 1))
     return total
 
 
@@ -188,13 +188,12 @@ def _is_chance(values: Floats, edge: Floats | float) -> Bools:
 
 def _weighted_shape(rows: Floats, weights: Floats, blocks: Blocks) -> Shape:
     total = weights.sum()
-    mean = weights @ rows[:, blocks[0][0]] / total
+    mean = rows.T[blocks[0][0]] @ weights / total
     covariances = []
     for m, members in enumerate(blocks):
-        covariance = np.zeros((members.shape[1], members.shape[1]))
-        for columns in members:
-            part = rows[:, columns] - mean if m == 0 else rows[:, columns]
-            covariance += (part * weights[:, None]).T @ part
+        part = rows.T[members]
+        part = part - mean[:, None] if m == 0 else part
+        covariance = ((part * weights) @ part.transpose(0, 2, 1)).sum(axis=0)
         covariances.append(covariance / (total * len(members)))
     width = rows.shape[1]
     power = sum(len(m) * float(np.trace(c)) for m, c in zip(blocks, covariances, strict=True)) / width
