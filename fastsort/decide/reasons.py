@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
+import scipy.optimize
 
 from fastsort._reasons import CONTAMINATION, MULTIPLE, NOISE, OFF_CENTRE, PARTIAL, REASONS, UNLIKE
 from fastsort._types import Floats, Indices, Words
@@ -33,11 +34,8 @@ CLEAR, CLEARER = 0.2, 0.5
 POWER = 7
 # Measurements beyond these quantiles of those of the decoys tell no more.
 EXTREME = 0.005
-# Price of the squares of the weights, against the mean logarithm of the likelihood; that of the constants,
-# which only holds their sum, since it decides nothing.
-PRICE, FREE = 0.003, 1e-9
-# The most steps, and the least that one gains unless it is the last.
-N_STEPS, SETTLED = 100, 1e-10
+# Price of the squares of the weights, against the mean logarithm of the likelihood; and the most steps.
+PRICE, N_STEPS = 0.003, 300
 
 
 class LearnedReasons(NamedTuple):
@@ -147,32 +145,19 @@ def _probabilities(rows: Floats, weights: Floats) -> Floats:
 
 
 def _fit(rows: Floats, which: Indices, weight: Floats, k: int) -> Floats:
-    """Return the weights (p + 1, k) that make it likeliest which reason each row has, by Newton's method."""
-    n, p = rows.shape
+    """Return the weights (p + 1, k) that make it likeliest which reason each row has."""
+    shape = rows.shape[1], k
     truth = np.eye(k)[which]
-    price = np.full((p, 1), PRICE)
-    price[-1] = FREE
 
-    def loss(weights: Floats) -> tuple[float, Floats]:
+    def loss(flat: Floats) -> tuple[float, Floats]:
+        weights = flat.reshape(shape)
         probability = _probabilities(rows, weights)
+        free = np.concatenate([weights[:-1], np.zeros((1, k))])
         value = -(weight * np.log((probability * truth).sum(axis=1) + 1e-300)).sum()
-        return float(value + 0.5 * (price * weights**2).sum()), probability
+        slope = rows.T @ ((probability - truth) * weight[:, None]) + PRICE * free
+        return float(value + 0.5 * PRICE * (free**2).sum()), slope.ravel()
 
-    weights = np.zeros((p, k))
-    value, probability = loss(weights)
-    for _ in range(N_STEPS):
-        slope = rows.T @ ((probability - truth) * weight[:, None]) + price * weights
-        shares = (rows[:, :, None] * probability[:, None, :]).reshape(n, p * k)
-        curve = np.diag(np.repeat(price, k)) - shares.T @ (shares * weight[:, None])
-        for j in range(k):
-            curve.reshape(p, k, p, k)[:, j, :, j] += rows.T @ (rows * (probability[:, [j]] * weight[:, None]))
-        step = np.linalg.solve(curve, slope.ravel()).reshape(p, k)
-        before = value
-        value, probability = loss(weights - step)
-        while value > before and np.abs(step).max() > SETTLED:
-            step *= 0.5
-            value, probability = loss(weights - step)
-        weights -= step
-        if before - value < SETTLED:
-            break
+    start = np.zeros(shape[0] * k)
+    best = scipy.optimize.minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": N_STEPS}).x
+    weights: Floats = best.reshape(shape)
     return weights
