@@ -159,7 +159,7 @@ def test_power_is_where_the_clues_have_it():
     one, two = rng.normal(size=(2, 5)), rng.normal(size=(5, 2))
     radial = SimpleNamespace(peak=one[0], second_peak=one[0], nearest=two, strongest=two, score=one[0])
     subspaces = SimpleNamespace(score=one[0], excess=np.arange(5.0) ** 2, beside=two)
-    clues = MethodResults(radial, subspaces, None).clues
+    clues = MethodResults(radial, subspaces, None).clues()
     assert clues.shape == (5, 10)
     np.testing.assert_allclose(clues[:, POWER], np.arange(5))
 

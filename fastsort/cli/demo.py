@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from fastsort.cli.beside import compiling_beside
 from fastsort.cli.options import SEED_HELP, Commands, add_command
 from fastsort.cli.printing import print_accuracy
 from fastsort.cli.simulate import write_simulation
@@ -38,7 +39,8 @@ def run_demo(options: argparse.Namespace) -> None:
 
     folder = check_output_folder(options.output, options.overwrite)
     simulation = plan_particles(N_IMAGES, N_IMAGES, snr=0.05, junk="all", seed=options.seed)
-    star = write_simulation(folder / "simulated", simulation, options)
-    result, _ = sort_into(folder / "sorted", open_particles(star), options, seed=options.seed, n_jobs=-1)
+    with compiling_beside():
+        star = write_simulation(folder / "simulated", simulation, options)
+        result, _ = sort_into(folder / "sorted", open_particles(star), options, seed=options.seed, n_jobs=-1)
     print_accuracy(simulation.truth, result)
     print(f"page: {folder / 'sorted' / 'report.html'}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastsort._checks import InputError
 from fastsort.cli.apply import write_again
+from fastsort.cli.beside import compiling_beside
 from fastsort.cli.limits import how_passed, read_limit
 from fastsort.cli.options import (
     DENOISED_HELP,
@@ -160,7 +161,7 @@ def _sort(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     particles = check_sort(options)
     work = work_folder_of(options)
     parameters = {name: getattr(options, name) for name in _PARAMETERS}
-    with resumable(work, options.keep_work):
+    with compiling_beside(), resumable(work, options.keep_work):
         # Until the results are whole: they may need more room than there is.
         parameters["keep_work"] = True
         _, summary = sort_into(folder, particles, options, work=work, n_jobs=options.jobs, **parameters)

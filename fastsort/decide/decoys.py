@@ -149,9 +149,10 @@ def votes_on_decoys(
     ends = np.cumsum([len(part) for part in made])[:-1]
     by_kind = {name: np.split(vote, ends) for name, vote in results.votes.items()}
     measured: dict[str, list[Floats]] = {}
-    if results.clues is not None:
-        for kind, clues in zip(kinds, np.split(results.clues, ends), strict=True):
-            measured.setdefault(kind, []).append(clues)
+    clues = results.clues()
+    if clues is not None:
+        for kind, found in zip(kinds, np.split(clues, ends), strict=True):
+            measured.setdefault(kind, []).append(found)
     first = len(junk) + len(more)
     return DecoyVotes(
         {name: np.concatenate(by_kind[name][: len(junk)]) for name in votes},

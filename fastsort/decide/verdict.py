@@ -476,8 +476,9 @@ def _conclude(
     keep = passed & ~duplicate & ~outside
     rescued = rare & ~keep & ~duplicate & ~outside
     reason = np.where(keep, REASONS[VALID], suspicion)
-    reason = np.where(rescued, REASONS[RARE_VIEW], np.where(duplicate, REASONS[DUPLICATE], reason))
-    reason = np.where(outside, REASONS[OUTSIDE], reason)
+    reason[duplicate] = REASONS[DUPLICATE]
+    reason[rescued] = REASONS[RARE_VIEW]
+    reason[outside] = REASONS[OUTSIDE]
     if not learned.decoys:
         return keep, reason, rescued, None
     decoys = {} if np.isnan(threshold) else learned.decoys

@@ -26,6 +26,8 @@ from fastsort.subspaces.learn import LearnedShapes
 METHODS = ("radial", "subspaces", "invariants")
 # Time that the methods take, in parts of that of all three.
 TIMES = {"radial": 0.25, "subspaces": 0.5, "invariants": 0.25}
+# Images whose reasons are found at a time: the memory that it takes should not grow with the set.
+AT_ONCE = 1 << 15
 
 
 class LearnedMethods(NamedTuple):
@@ -114,21 +116,22 @@ class MethodResults(NamedTuple):
         rejected = [~result.keep for result in self if result is not None]
         return np.sum(rejected, axis=0, dtype=np.int8)
 
-    @property
-    def clues(self) -> Floats | None:
+    def clues(self, rows: slice = slice(None)) -> Floats | None:
         """What tells the reasons apart, shape (n, 10); None where a method was not asked that measures it."""
         radial, subspaces = self.radial, self.subspaces
         if radial is None or subspaces is None:
             return None
         # Ratios of likelihoods grow with the square of what an image shows.
-        ratios = np.column_stack([radial.score, subspaces.score, subspaces.excess, subspaces.beside])
+        scores = radial.score[rows], subspaces.score[rows], subspaces.excess[rows]
+        ratios = np.column_stack([*scores, subspaces.beside[rows]])
+        nearest, strongest = radial.nearest[rows], radial.strongest[rows]
         return np.column_stack(
             [
-                radial.peak,
-                radial.second_peak,
-                np.hypot(*radial.nearest.T),
-                np.hypot(*radial.strongest.T),
-                np.abs(radial.strongest).max(axis=1),
+                radial.peak[rows],
+                radial.second_peak[rows],
+                np.hypot(*nearest.T),
+                np.hypot(*strongest.T),
+                np.abs(strongest).max(axis=1),
                 np.sign(ratios) * np.sqrt(np.abs(ratios)),
             ]
         ).astype(np.float64)
@@ -239,9 +242,15 @@ def explain(results: MethodResults, learned: LearnedReasons | None = None) -> Wo
     with more power in a band of frequencies than any particle has is contamination, unless it shows a single
     peak off the centre: such a particle lies partly where the background was measured.
     """
-    clues = results.clues
-    if learned is not None and clues is not None:
-        return likeliest_reasons(clues, learned)
+    if learned is not None and results.radial is not None and results.subspaces is not None:
+        n = len(results.radial.score)
+        reasons = np.empty(n, np.array(REASONS).dtype)
+        for start in range(0, n, AT_ONCE):
+            rows = slice(start, start + AT_ONCE)
+            clues = results.clues(rows)
+            assert clues is not None
+            reasons[rows] = likeliest_reasons(clues, learned)
+        return reasons
     vague = REASONS[NOISE], REASONS[UNLIKE]
     suspicion, *others = (result.suspicion for result in results if result is not None)
     for other in others:

@@ -247,8 +247,9 @@ def _check_ctf(ctf: Auto | CtfParameters | None, particles: Particles) -> CtfPar
 def features_of(images: Images, start: int, plan: FeaturePlan) -> Singles:
     """Features of a batch of images (n, d, d), which are overwritten; `start` is the place of the first."""
     box, size = plan.box, plan.box * plan.oversampling
-    operator, sine = _operator(box, plan.max_order, plan.oversampling, plan.disk)
-    products = np.empty((len(images), len(operator)), dtype=np.float32)
+    cosines, sines, paired = _operator(box, plan.max_order, plan.oversampling, plan.disk)
+    even = cosines.shape[1]
+    products = np.empty((len(images), len(cosines) + len(sines)), dtype=np.float32)
     gain = None if plan.gain is None else _half_plane(plan.gain, box, size)
     subtract_background(images)
     chunk = max(1, AMPLITUDE_BYTES // (4 * size * (size // 2 + 1)))
@@ -269,9 +270,12 @@ def features_of(images: Images, start: int, plan: FeaturePlan) -> Singles:
                 ctf = plan.ctf.of(own)
                 transfer = np.abs(contrast_transfer(ctf, size, plan.pixel_size))
                 amplitudes *= transfer / (transfer * transfer + np.float32(WIENER))
-            products[part] = amplitudes.reshape(len(amplitudes), -1) @ operator.T
-    features = np.abs(products[:, : len(operator) - len(sine)])
-    features[:, sine] = np.hypot(features[:, sine], products[:, len(operator) - len(sine) :])
+            _fold(amplitudes)
+            flat = amplitudes.reshape(len(amplitudes), -1)
+            np.matmul(flat[:, :even], cosines.T, out=products[part, : len(cosines)])
+            np.matmul(flat[:, even:], sines.T, out=products[part, len(cosines) :])
+    features = np.abs(products[:, : len(cosines)])
+    features[:, paired] = np.hypot(features[:, paired], products[:, len(cosines) :])
     features[~np.isfinite(products).all(axis=1)] = np.nan
     if plan.unit:
         norm = np.sqrt(np.einsum("ij,ij->i", features, features, dtype=np.float64))
@@ -309,14 +313,29 @@ def _subtract_noise(rings, weights, floor, means, amplitudes):
             amplitudes[i, k] -= means[rings[k]]
 
 
+@kernel
+def _fold(amplitudes):
+    # In place: rows of frequencies y > 0 become sums with those of -y, and these become differences. Cosines
+    # have the same sign in both, and sines the other, so that each needs one half.
+    n, size, width = amplitudes.shape
+    for i in range(n):
+        for y in range(1, (size + 1) // 2):
+            above = amplitudes[i, y]
+            below = amplitudes[i, size - y]
+            for x in range(width):
+                one, other = above[x], below[x]
+                above[x] = one + other
+                below[x] = other - one
+
+
 def _half_plane(curve: Floats, box: int, size: int) -> Singles:
     """Spread a curve over the half plane; constant beyond its end."""
     return np.interp(plane_radius(size) * box / size, np.arange(len(curve)), curve).astype(np.float32)
 
 
 @lru_cache(maxsize=2)
-def _operator(box: int, max_order: int, oversampling: int, disk: str) -> tuple[Singles, Indices]:
-    """Matrix from |F image| to moments, cosines before sines; and which feature each sine belongs to."""
+def _operator(box: int, max_order: int, oversampling: int, disk: str) -> tuple[Singles, Singles, Indices]:
+    """Matrices from folded |F image| to moments, cosines and sines; which feature each sine belongs to."""
     order, angular = feature_index(max_order)
     sine = np.flatnonzero(angular)
     size = box * oversampling
@@ -326,8 +345,14 @@ def _operator(box: int, max_order: int, oversampling: int, disk: str) -> tuple[S
     weights = multiplicity(size) / size**2
     weights[0, 0] = 0
     rows *= weights.astype(np.float32)
-    rows.flags.writeable = False
-    return rows.reshape(len(rows), -1), sine
+    half = size // 2 + 1
+    cosines, sines = (
+        np.ascontiguousarray(part.reshape(len(part), -1))
+        for part in (rows[: len(order), :half], rows[len(order) :, half:])
+    )
+    for matrix in (cosines, sines):
+        matrix.flags.writeable = False
+    return cosines, sines, sine
 
 
 def _continuous_rows(rows: Singles, box: int, order: Indices, angular: Indices) -> None:

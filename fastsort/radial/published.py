@@ -14,6 +14,8 @@ from fastsort._types import Codes, Images, Singles
 
 # Standard deviations of the five Gaussians, in parts of the filter's width.
 WIDTHS = (0.05, 0.15, 0.25, 0.35, 0.45)
+# Products of a column and a row that their sum is made of.
+RANK = 4
 # What the kernel sees in an image, and the reasons for it. The kernel is given the reasons: numba keeps
 # compiled code in a file and does not notice when a number of another module changes.
 SOUND, NOT_FINITE, CONSTANT, SCATTERED, AT_THE_RIM = range(5)
@@ -68,9 +70,8 @@ def gaussian_sum_correlation(images: npt.ArrayLike) -> Images:
     .. [1] Kapnulin, Heimowitz, Sharon, "Outlier removal in cryo-EM via radial profiles" (2024).
     """
     images = check_images(images)
-    taps = gaussian_taps(images.shape[1])
     maps: Images = np.empty_like(images)
-    _correlate_stack(images, taps, maps)
+    _correlate_stack(images, len(WIDTHS), *_factors(images.shape[1]), maps)
     return maps
 
 
@@ -80,6 +81,24 @@ def gaussian_taps(box: int) -> Singles:
     position = np.arange(width) - (width - 1) / 2
     taps = np.exp(-0.5 * (position / (np.array(WIDTHS)[:, None] * width)) ** 2)
     return (taps / taps.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _factors(box: int) -> tuple[Singles, int]:
+    """Return the sum of the Gaussians as a sum of four products of a column and a row, and its width k.
+
+    A factor is symmetric, so that half of it is enough, shape (4, (k + 1) // 2). A pixel in its middle, which
+    both halves share, has half of its weight. A fifth product would be 1e-6 of the whole, as little as
+    rounding.
+    """
+    taps = gaussian_taps(box).astype(np.float64)
+    width = taps.shape[1]
+    values, vectors = np.linalg.eigh(taps.T @ taps)
+    factors = (vectors * np.sqrt(np.maximum(values, 0)))[: (width + 1) // 2, -RANK:].T
+    if width % 2:
+        factors[:, -1] /= 2
+    padded = np.zeros((RANK, (width + 1) // 2), dtype=np.float32)
+    padded[-len(factors) :] = factors
+    return padded, width
 
 
 def published_measurements(images: Images, radius: float, n_peaks: int) -> PublishedMeasurements:
@@ -103,9 +122,11 @@ def published_measurements(images: Images, radius: float, n_peaks: int) -> Publi
     peaks = np.empty(n, dtype=np.float32)
     heights = np.empty(n, dtype=np.float32)
     centres = np.empty((n, 2), dtype=np.float32)
-    taps = gaussian_taps(images.shape[1])
+    factors = _factors(images.shape[1])
     reasons = np.array(REASON_CODES, dtype=np.int8)
-    _judge_stack(images, taps, radius, n_peaks, reasons, codes, counts, peaks, heights, centres)
+    _judge_stack(
+        images, len(WIDTHS), *factors, radius, n_peaks, reasons, codes, counts, peaks, heights, centres
+    )
     return PublishedMeasurements(codes, counts, peaks, heights, centres)
 
 
@@ -130,22 +151,22 @@ def cluster_peaks(maps: Singles, radius: float, n_peaks: int) -> npt.NDArray[np.
 
 
 @kernel
-def _correlate_stack(images, taps, maps):
+def _correlate_stack(images, n_gaussians, factors, width, maps):
     d = images.shape[1]
-    padded = np.empty((d, d + taps.shape[1] - 1), dtype=np.float32)
-    rows = np.empty((d + taps.shape[1] - 1, d), dtype=np.float32)
+    padded, rows, total = _scratch(d, width)
     for i in range(images.shape[0]):
         mean = _mean(images[i])
-        _correlate(images[i], mean, taps, padded, rows, maps[i])
-        maps[i] += len(taps) * mean
+        _correlate(images[i], mean, factors, width, padded, rows, total, maps[i])
+        maps[i] += np.float32(n_gaussians * mean)
 
 
 @kernel
-def _judge_stack(images, taps, radius, n_peaks, reasons, codes, counts, peaks, heights, centres):
-    # images (n, d, d), taps (5, k), reasons (5,); writes the outputs, which have one entry per image.
+def _judge_stack(
+    images, n_gaussians, factors, width, radius, n_peaks, reasons, codes, counts, peaks, heights, centres
+):
+    # images (n, d, d), factors (4, (k + 1) // 2), reasons (5,); writes the outputs, one entry an image.
     d = images.shape[1]
-    padded = np.empty((d, d + taps.shape[1] - 1), dtype=np.float32)
-    rows = np.empty((d + taps.shape[1] - 1, d), dtype=np.float32)
+    padded, rows, total = _scratch(d, width)
     correlation = np.empty((d, d), dtype=np.float32)
     values = np.empty(n_peaks, dtype=np.float32)
     points = np.empty((n_peaks, 2), dtype=np.int64)
@@ -163,10 +184,10 @@ def _judge_stack(images, taps, radius, n_peaks, reasons, codes, counts, peaks, h
         if fault != SOUND:
             continue
         mean = _mean(images[i])
-        _correlate(images[i], mean, taps, padded, rows, correlation)
+        _correlate(images[i], mean, factors, width, padded, rows, total, correlation)
         _highest(correlation, values, points)
         n_clusters = _cluster(points, radius, minimum, labels, queue)
-        peaks[i] = values[0] + len(taps) * mean
+        peaks[i] = values[0] + n_gaussians * mean
         heights[i] = _height(correlation, values[0])
         codes[i] = reasons[_verdict(points, labels, n_clusters, radius, minimum, d, counts[i], centres[i])]
 
@@ -188,12 +209,14 @@ def _cluster_stack(maps, radius, n_peaks, counts):
 
 @kernel
 def _mean(image):
-    total = 0.0
+    # Column by column: such sums are vectorised.
+    sums = np.zeros(image.shape[1], dtype=np.float32)
     for y in range(image.shape[0]):
-        row = np.float32(0)
         for x in range(image.shape[1]):
-            row += image[y, x]
-        total += row
+            sums[x] += image[y, x]
+    total = 0.0
+    for x in range(image.shape[1]):
+        total += sums[x]
     return np.float32(total / image.size)
 
 
@@ -203,57 +226,81 @@ def _height(correlation, highest):
     scale = abs(highest - mean)
     if scale == 0:
         return np.float32(0)
-    square = 0.0
+    squares = np.zeros(correlation.shape[1], dtype=np.float32)
     for y in range(correlation.shape[0]):
         for x in range(correlation.shape[1]):
             # Divided before it is squared: images may have any scale.
-            square += ((correlation[y, x] - mean) / scale) ** 2
+            value = (correlation[y, x] - mean) / scale
+            squares[x] += value * value
+    square = 0.0
+    for x in range(correlation.shape[1]):
+        square += squares[x]
     return np.float32(1 / np.sqrt(square / correlation.size))
 
 
 @kernel
 def _pixel_fault(image):
-    low = image[0, 0]
-    high = image[0, 0]
+    # Zero, or a NaN where a pixel is a NaN or infinite.
+    spoilt = np.zeros(image.shape[1], dtype=np.float32)
+    differing = np.zeros(image.shape[1], dtype=np.int32)
     for y in range(image.shape[0]):
         for x in range(image.shape[1]):
-            if not abs(image[y, x]) < np.inf:
-                return NOT_FINITE
-            low = min(low, image[y, x])
-            high = max(high, image[y, x])
-    return CONSTANT if low == high else SOUND
+            spoilt[x] += np.float32(0) * image[y, x]
+            differing[x] |= image[y, x] != image[0, 0]
+    any_differs = False
+    for x in range(image.shape[1]):
+        if spoilt[x] != 0:
+            return NOT_FINITE
+        any_differs = any_differs or differing[x] != 0
+    return SOUND if any_differs else CONSTANT
 
 
 @kernel
-def _correlate(image, mean, taps, padded, rows, out):
-    # A two-dimensional Gaussian is a product of two: five pairs of short passes cost less than one
-    # pass over k x k taps, and a pass along whole rows is vectorised.
+def _scratch(d, k):
+    # Padding beyond the last pixel is read, but not used.
+    padded = np.zeros((d + 1) * (d + k - 1), dtype=np.float32)
+    total = np.empty(d * (d + k - 1), dtype=np.float32)
+    return padded, np.empty((d + k - 1) ** 2, dtype=np.float32), total
+
+
+@kernel
+def _correlate(image, mean, factors, k, padded, rows, total, out):
+    # For each factor, one pass along the rows and one along the columns. Pixels at equal distance from the
+    # middle of a factor are added first. The padded image is one long row: what is computed across the ends
+    # of its rows is never used, and long loops over few arrays are vectorised.
     d = image.shape[0]
-    k = taps.shape[1]
     before = k - 1 - k // 2
+    width = d + k - 1
+    size = d * width
     for y in range(d):
-        for x in range(d + k - 1):
-            padded[y, x] = image[y, (x - before) % d] - mean
+        row = padded[y * width : (y + 1) * width]
         for x in range(d):
-            out[y, x] = 0
-    for g in range(taps.shape[0]):
-        for y in range(d):
-            row = rows[y + before]
-            for x in range(d):
-                row[x] = 0
-            for t in range(k):
-                weight = taps[g, t]
-                for x in range(d):
-                    row[x] += weight * padded[y, x + t]
-        for y in range(before):
-            rows[y] = rows[y + d]
-        for y in range(before + d, d + k - 1):
-            rows[y] = rows[y - d]
-        for y in range(d):
-            for t in range(k):
-                weight = taps[g, t]
-                for x in range(d):
-                    out[y, x] += weight * rows[y + t, x]
+            row[before + x] = image[y, x] - mean
+        for x in range(before):
+            row[x] = row[x + d]
+        for x in range(before + d, width):
+            row[x] = row[x - d]
+    for j in range(size):
+        total[j] = 0
+    for factor in factors:
+        passed = rows[before * width : before * width + size]
+        for j in range(size):
+            passed[j] = 0
+        for t in range(len(factor)):
+            left, right = padded[t:], padded[k - 1 - t :]
+            for j in range(size):
+                passed[j] += factor[t] * (left[j] + right[j])
+        for j in range(before * width):
+            rows[j] = rows[j + size]
+        for j in range(before * width + size, rows.size):
+            rows[j] = rows[j - size]
+        for t in range(len(factor)):
+            above, below = rows[t * width :], rows[(k - 1 - t) * width :]
+            for j in range(size):
+                total[j] += factor[t] * (above[j] + below[j])
+    for y in range(d):
+        for x in range(d):
+            out[y, x] = total[y * width + x]
 
 
 @kernel
