@@ -13,7 +13,7 @@ import fastsort as fs
 from fastsort import InputError
 from fastsort.invariants import members
 from fastsort.invariants.align import align_images, apply_alignment
-from fastsort.invariants.averages import averages_around, class_averages
+from fastsort.invariants.averages import averages_around, averages_from_poses, class_averages
 from fastsort.invariants.ring_correlation import filter_averages, fourier_ring_correlation
 from fastsort.particles.mrc import write_stack
 from fastsort.simulate.phantoms import phantom_blobs, phantom_volume
@@ -154,6 +154,29 @@ def test_averages_around_a_narrow_disk():
         assert np.corrcoef(mean[disk()], found.averages[k][disk()])[0, 1] > 0.99
     assert (found.spread[:2] < 0.7).all() and np.isnan(found.spread[2])
     again = averages_around(fs.open_particles(images), label, narrow, 28.0, n_jobs=2)
+    for one, other in zip(found, again, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_averages_from_poses_that_one_reference_gave():
+    rng = np.random.default_rng(0)
+    images, _, truth = views(120, 1, "elongated", snr=0.3)
+    noise = rng.normal(0, images.std(), (120, BOX, BOX)).astype(np.float32)
+    particles, label = fs.open_particles(np.concatenate([images, noise])), np.repeat([0, 1], 120)
+    # Noise that is aligned to noise shows it.
+    start = [
+        align_images(some, some[0] if k else truth[0], n_jobs=1) for k, some in enumerate((images, noise))
+    ]
+    angle, shift = (np.concatenate([getattr(pose, name) for pose in start]) for name in ("angle", "shift"))
+    angle[5] = np.nan
+    options = {"n_iterations": 4, "max_shift": 8.0, "radius": 25.0}
+    found = averages_from_poses(particles, label, angle, shift, 3, n_jobs=1, **options)
+    assert found.size.tolist() == [119, 120, 0] and not np.isfinite(found.score[5])
+    assert agreement(found.averages[:1], truth)[0] > 0.95
+    # Not where the halves are aligned each to its own average.
+    assert np.abs(found.frc[1, 14:]).mean() < 0.2 and found.frc[0, :10].mean() > 0.8
+    assert found.spread[0] < found.spread[1]
+    again = averages_from_poses(particles, label, angle, shift, 3, n_jobs=2, **options)
     for one, other in zip(found, again, strict=True):
         np.testing.assert_array_equal(one, other)
 

@@ -41,8 +41,9 @@ from fastsort.report.denoised_tiles import denoised_tiles, learn_tiles
 from fastsort.report.lists import read_list
 from fastsort.report.page import page_files, write_page
 from fastsort.report.page_data import shown_order
-from fastsort.report.page_tiles import grey_png, sheet_png, side_of
+from fastsort.report.page_tiles import sheet_png, side_of
 from fastsort.report.plots import draw_report
+from fastsort.report.png import png_of
 from fastsort.report.tiles import average_tiles, read_tiles
 from fastsort.simulate import simulate_particles, write_project
 
@@ -176,9 +177,10 @@ class Elements(HTMLParser):
         self.found.append((tag, dict(attrs)))
 
 
-def test_png_is_what_was_put_in():
-    pixels = np.random.default_rng(0).integers(0, 256, (13, 29), dtype=np.uint8)
-    decoded = imread(io.BytesIO(grey_png(pixels)), format="png")
+@pytest.mark.parametrize("shape", [(13, 29), (13, 29, 3)])
+def test_png_is_what_was_put_in(shape):
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    decoded = imread(io.BytesIO(png_of(pixels)), format="png")
     np.testing.assert_array_equal(np.rint(255 * decoded), pixels)
 
 

@@ -224,10 +224,8 @@ def _fit_both(score: Floats, decoys: Mapping[str, Floats]) -> tuple[_Scale, _Fit
     scale = _Scale(0.5 * (edges[1:] + edges[:-1]), float(edges[1] - edges[0]), count)
     shapes = np.array([_smooth(values, edges) for values in kinds])
     typical = min(float(np.median(known)), float(np.quantile(score, 0.97)))
-    free, without = (
-        max((_fit(scale, shapes, score, typical, start, more) for start in STARTS), key=_likelihood)
-        for more in (True, False)
-    )
+    fits = _fits(scale, shapes, score, typical)
+    free, without = (max(some, key=_likelihood) for some in (fits[: len(STARTS)], fits[len(STARTS) :]))
     needed = GAIN if free.separation >= SEPARATE else math.inf
     doubtful = free.share > RARE and free.separation < WELL_SEPARATE
     counted = without if doubtful and free.likelihood < without.likelihood + needed else free
@@ -268,63 +266,59 @@ def _smooth(values: Floats, edges: Floats) -> Floats:
     return density / (density.sum() * step)
 
 
-def _fit(
-    scale: _Scale, shapes: Floats, score: Floats, typical: float, start: tuple[float, float], free: bool
-) -> _Fit:
-    """Fit the mixture from one start; unless `free`, all junk is like some decoy, or has any score."""
+def _fits(scale: _Scale, shapes: Floats, score: Floats, typical: float) -> list[_Fit]:
+    """Fit the mixture from every start: with junk that no decoy shows, then without any."""
     x, count, n = scale.middle, scale.counts, scale.counts.sum()
-    quantile, junk = start
-    peak = float(np.quantile(score, quantile))
-    lower = upper = max(peak - float(np.quantile(score, 0.02 if quantile < 0.3 else 0.16)), 0.3)
-    other, width = typical, max(0.5 * float(score.std()), 0.3)
-    shares = np.concatenate(
-        [[1 - junk], np.full(len(shapes), 0.6 * junk / len(shapes)), [0.3 * junk * free, 0.1 * junk]]
-    )
+    quantile, junk = np.tile(STARTS, (2, 1)).T[:, :, None]
+    free = np.repeat([1.0, 0.0], len(STARTS))[:, None]
+    peak = np.quantile(score, quantile)
+    lower = upper = np.maximum(peak - np.quantile(score, np.where(quantile < 0.3, 0.02, 0.16)), 0.3)
+    other, width = np.full_like(peak, typical), np.full_like(peak, max(0.5 * float(score.std()), 0.3))
+    particles, unknown, rest = 1 - junk, 0.3 * junk * free, 0.1 * junk
+    of_kinds = np.repeat(0.6 * junk / len(shapes), len(shapes), axis=1)
     for _ in range(N_ROUNDS):
-        rest = x > peak + WIDTHS_TO_REST * upper
-        densities = np.vstack(
-            [
-                _split_normal(x, peak, lower, upper),
-                shapes,
-                np.exp(-0.5 * ((x - other) / width) ** 2) / (width * math.sqrt(2 * math.pi)),
-                rest / max(rest.sum() * scale.step, 1e-9),
-            ]
-        )
-        densities *= shares[:, None]
-        total = densities.sum(axis=0) + 1e-300
-        members = densities / total * count
-        shares = members.sum(axis=1) / n
-        peak, lower, upper = _split_normal_of(x, members[0], peak, lower, upper)
-        amount = members[-2].sum() + 1e-9
-        other = max(float((members[-2] @ x) / amount), peak + ABOVE * upper)
-        width = math.sqrt(float(members[-2] @ (x - other) ** 2) / amount)
-        width = min(max(width, 0.5 * lower), (other - peak) / AWAY)
-    likelihood = float((count * np.log(total)).sum())
-    probability = 1 - densities[0] / total
+        good = particles * _split_normal(x, peak, lower, upper)
+        bad = np.exp(-0.5 * ((x - other) / width) ** 2) / (width * math.sqrt(2 * math.pi))
+        above = x > peak + WIDTHS_TO_REST * upper
+        flat = above / np.maximum(above.sum(axis=1, keepdims=True) * scale.step, 1e-9)
+        total = good + of_kinds @ shapes + unknown * bad + rest * flat + 1e-300
+        pull = count / total
+        members, others = good * pull, unknown * bad * pull
+        of_kinds = of_kinds * (pull @ shapes.T) / n
+        particles, unknown = (part.sum(axis=1, keepdims=True) / n for part in (members, others))
+        rest = rest * (flat * pull).sum(axis=1, keepdims=True) / n
+        peak, lower, upper = _split_normal_of(x, members, peak)
+        amount = others.sum(axis=1, keepdims=True) + 1e-9
+        other = np.maximum((others @ x)[:, None] / amount, peak + ABOVE * upper)
+        width = np.sqrt((others * (x - other) ** 2).sum(axis=1, keepdims=True) / amount)
+        width = np.minimum(np.maximum(width, 0.5 * lower), (other - peak) / AWAY)
+    likelihood = (count * np.log(total)).sum(axis=1)
+    probability = 1 - good / total
     # Below the peak nothing looks more like a particle than at it.
-    probability[x < peak] = probability[min(int(np.searchsorted(x, peak)), len(x) - 1)]
-    rising = np.maximum.accumulate(probability)
-    return _Fit(likelihood, peak, lower, upper, other, width, float(shares[-2]), shares[1:-2], rising)
+    at_peak = np.minimum(np.searchsorted(x, peak), len(x) - 1)
+    probability = np.where(x < peak, np.take_along_axis(probability, at_peak, axis=1), probability)
+    rising = np.maximum.accumulate(probability, axis=1)
+    columns = (likelihood, peak, lower, upper, other, width, unknown)
+    numbers = zip(*(column.ravel().tolist() for column in columns), strict=True)
+    return [_Fit(*row, *arrays) for row, *arrays in zip(numbers, of_kinds, rising, strict=True)]
 
 
 def _likelihood(fit: _Fit) -> float:
     return fit.likelihood
 
 
-def _split_normal(x: Floats, peak: float, lower: float, upper: float) -> Floats:
+def _split_normal(x: Floats, peak: Floats, lower: Floats, upper: Floats) -> Floats:
     density: Floats = np.exp(-0.5 * ((x - peak) / np.where(x < peak, lower, upper)) ** 2)
     return density * (2 / (lower + upper) / math.sqrt(2 * math.pi))
 
 
-def _split_normal_of(
-    x: Floats, weight: Floats, peak: float, lower: float, upper: float
-) -> tuple[float, float, float]:
-    """One step towards the likeliest peak and widths of weighted scores."""
+def _split_normal_of(x: Floats, weight: Floats, peak: Floats) -> tuple[Floats, Floats, Floats]:
+    """One step towards the likeliest peaks and widths (k, 1) of scores with weights (k, number of scores)."""
     below = x < peak
-    left = float((weight * below) @ (peak - x) ** 2) ** (1 / 3)
-    right = float((weight * ~below) @ (x - peak) ** 2) ** (1 / 3)
-    size = math.sqrt((left + right) / (float(weight.sum()) + 1e-9))
-    lower, upper = max(left * size, NARROWEST), max(right * size, NARROWEST)
-    lower, upper = min(lower, LOWER * upper), min(upper, UPPER * lower)
+    square = weight * (x - peak) ** 2
+    left, right = (np.cbrt((square * side).sum(axis=1, keepdims=True)) for side in (below, ~below))
+    size = np.sqrt((left + right) / (weight.sum(axis=1, keepdims=True) + 1e-9))
+    lower, upper = np.maximum(left * size, NARROWEST), np.maximum(right * size, NARROWEST)
+    lower, upper = np.minimum(lower, LOWER * upper), np.minimum(upper, UPPER * lower)
     pull = weight / np.where(below, lower**2, upper**2)
-    return float((pull @ x) / (pull.sum() + 1e-12)), lower, upper
+    return (pull @ x)[:, None] / (pull.sum(axis=1, keepdims=True) + 1e-12), lower, upper

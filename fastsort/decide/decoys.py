@@ -132,31 +132,32 @@ def votes_on_decoys(
     rng = np.random.default_rng(order_seed)
     particles, any_images = rng.permutation(confident(votes)), rng.permutation(judged)
 
-    def ask(
-        part: int, number: int, source: np.random.SeedSequence, good: bool
-    ) -> tuple[dict[str, dict[str, Floats]], dict[str, Floats]]:
-        # Votes on each kind, and what was measured of these and of the kinds that teach the reasons only.
+    def sources(part: int, number: int) -> tuple[Images, Images]:
+        # Images of particles, and any images.
         chosen = (np.sort(indices[part::2][:number]) for indices in (particles, any_images))
         images, others = (working.read(indices) for indices in chosen)
-        decoys = make_decoys(images, others, np.random.default_rng(source), number, good=good)
-        kinds = list(decoys)
-        if not good:
-            rng = np.random.default_rng(reason_seed)
-            decoys |= make_decoys_of_reasons(images, others, rng, N_OF_REASONS)
-        together = np.concatenate(list(decoys.values()))
-        results = ask_methods(together, list(votes), learned=learned, n_jobs=n_jobs)
-        ends = np.cumsum([len(made) for made in decoys.values()])[:-1]
-        by_kind = {name: np.split(vote, ends) for name, vote in results.votes.items()}
-        found = {kind: {name: by_kind[name][k] for name in votes} for k, kind in enumerate(kinds)}
-        clues = results.clues()
-        return found, {} if clues is None else dict(zip(decoys, np.split(clues, ends), strict=True))
+        return images, others
 
-    junk, measured = ask(0, N_TO_LEARN, learn_seed, False)
-    tested, more = ask(min(1, len(particles) - 1), N_TO_TEST, test_seed, True)
-    for kind, clues in more.items():
-        measured[kind] = np.concatenate([measured[kind], clues]) if kind in measured else clues
+    to_learn = sources(0, N_TO_LEARN)
+    junk = make_decoys(*to_learn, np.random.default_rng(learn_seed), N_TO_LEARN)
+    more = make_decoys_of_reasons(*to_learn, np.random.default_rng(reason_seed), N_OF_REASONS)
+    to_test = sources(min(1, len(particles) - 1), N_TO_TEST)
+    tested = make_decoys(*to_test, np.random.default_rng(test_seed), N_TO_TEST, good=True)
+    kinds, made = zip(*(item for part in (junk, more, tested) for item in part.items()), strict=True)
+    # All at once: what is done once a call takes as long as what is done for hundreds of images.
+    results = ask_methods(np.concatenate(made), list(votes), learned=learned, n_jobs=n_jobs)
+    ends = np.cumsum([len(part) for part in made])[:-1]
+    by_kind = {name: np.split(vote, ends) for name, vote in results.votes.items()}
+    measured: dict[str, list[Floats]] = {}
+    clues = results.clues()
+    if clues is not None:
+        for kind, found in zip(kinds, np.split(clues, ends), strict=True):
+            measured.setdefault(kind, []).append(found)
+    first = len(junk) + len(more)
     return DecoyVotes(
-        {name: np.concatenate([kind[name] for kind in junk.values()]) for name in votes}, tested, measured
+        {name: np.concatenate(by_kind[name][: len(junk)]) for name in votes},
+        {kind: {name: by_kind[name][first + k] for name in votes} for k, kind in enumerate(tested)},
+        {kind: np.concatenate(parts) for kind, parts in measured.items()},
     )
 
 

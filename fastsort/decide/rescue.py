@@ -18,7 +18,7 @@ from fastsort.decide.decoys import make_decoys
 from fastsort.images.batches import map_batches
 from fastsort.images.crop import fourier_crop
 from fastsort.invariants.align import match_to_references
-from fastsort.invariants.averages import ClassAverages, averages_to_match, class_averages
+from fastsort.invariants.averages import ClassAverages, averages_from_poses, averages_to_match
 from fastsort.invariants.features import invariant_features
 from fastsort.invariants.fit_classes import LEAST_RADIUS, FittedClasses, averages_of, fit_classes
 from fastsort.invariants.ranking import RADIUS, ClassRanking, rank_classes
@@ -49,6 +49,8 @@ NO_PARTICLE = ("scrambled", "noise", "picked noise", "background")
 RARE = 0.2
 # Where the usual class of kept images resolves fewer rings than this, junk is as sharp.
 RESOLVED = 5
+# Rounds in which the halves of the classes, which have been aligned together, are aligned apart.
+N_ROUNDS = 4
 # How far members may be moved to align them, in parts of the box: a particle is near the middle.
 REACH = 0.06
 
@@ -107,11 +109,16 @@ class _Classes(NamedTuple):
     Attributes
     ----------
     label : ndarray of intp, shape (m,)
+    angle : ndarray of float32, shape (m,)
+    shift : ndarray of float32, shape (m, 2)
+        How each image lies on the average of its class, as in `Alignment`.
     means : ndarray of float64, shape (C, k)
     first : int
     """
 
     label: Indices
+    angle: Singles
+    shift: Singles
     means: Floats
     first: int
 
@@ -151,10 +158,10 @@ def find_views(
     Notes
     -----
     At most 300 kept and 600 rejected images, evenly spread over the scores, get `invariant_features`.
-    Classes are found by likelihood (`fit_classes`), separately for kept and for rejected images; each is
-    aligned and averaged in two halves. A class of rejected images is a rare view if
-    it is as good as the usual class of kept images: as sharp for its size, as like its members, and as
-    empty outside the particle's disk (`rank_classes`, where the size of a class does not count). Where the
+    Classes are found by likelihood (`fit_classes`), separately for kept and for rejected images. From the
+    poses that this finds, each is aligned and averaged in two halves. A class of rejected images is a rare
+    view if it is as good as the usual class of kept images: as sharp for its size, as like its members, and
+    as empty outside the particle's disk (`rank_classes`, where the size of a class does not count). Where the
     classes of kept images are not resolved, there is nothing to compare with.
 
     Junk makes such classes too: two particles, or one beside the middle, or ice, average to something
@@ -191,13 +198,16 @@ def find_views(
     fitted = [likeliest]
     if len(of_rejected):
         fitted.append(_likeliest_of_rejected(of_rejected, radius, n_jobs, seed))
-    classes = _classes(places, fitted)
-    averages = class_averages(
-        images,
+    classes = _classes(places, fitted, working.box)
+    averages = averages_from_poses(
+        as_particles(images),
         classes.label,
-        n_classes=len(classes.means),
+        classes.angle,
+        classes.shift,
+        len(classes.means),
+        n_iterations=N_ROUNDS,
         max_shift=REACH * working.box,
-        radius=radius,
+        radius=working.box // 2 if radius is None else radius,
         n_jobs=n_jobs,
         progress=progress,
     )
@@ -269,9 +279,13 @@ def _likeliest_of_rejected(
     return _likeliest(small, within, EFFORT_REJECTED, n_jobs, seed)
 
 
-def _classes(places: Floats, fitted: list[FittedClasses]) -> _Classes:
+def _classes(places: Floats, fitted: list[FittedClasses], box: int) -> _Classes:
     """Number the classes of kept and of rejected images as one, and find where their members lie."""
     first = len(fitted[0].averages)
+    angle = np.concatenate([part.assignments.angle for part in fitted])
+    shift = np.concatenate(
+        [part.assignments.shift * np.float32(box / part.averages.shape[1]) for part in fitted]
+    )
     label = np.concatenate(
         [part.assignments.label + start for part, start in zip(fitted, (0, first), strict=False)]
     )
@@ -281,7 +295,7 @@ def _classes(places: Floats, fitted: list[FittedClasses]) -> _Classes:
     # A class without members lies nowhere.
     with np.errstate(invalid="ignore"):
         means = sums / np.bincount(label, minlength=count)[:, None]
-    return _Classes(label, means, first)
+    return _Classes(label, angle, shift, means, first)
 
 
 def _as_good(averages: ClassAverages, ranking: ClassRanking, first: int) -> Bools:

@@ -160,22 +160,55 @@ def class_averages(
             seeds = find_seeds(particles, classes, count, limit, halves.disk, n_jobs)
         else:
             seeds = np.repeat(given, 2, axis=0)
-        passes = _Passes(
-            Members(particles, members),
-            members,
-            # Two slots a class, one after the other: the half of each member.
-            2 * classes[members] + _rank(classes[members], count) % 2,
-            members_a_batch(box),
-            limit,
-            n_iterations + 1,
-            n_jobs,
-            progress,
-        )
-        for done in range(n_iterations):
-            bank = halves.own_references() if done else halves.first_references(seeds)
-            _align_halves(passes, bank, done, halves, poses)
-        _place_all(passes, halves, poses)
+        passes = _passes(particles, members, classes, count, limit, n_iterations, n_jobs, progress)
+        passes.align(halves.first_references(seeds), halves, poses)
     return _summary(halves, classes, poses, particles.pixel_size)
+
+
+def averages_from_poses(
+    particles: Particles,
+    labels: Indices,
+    angle: Singles,
+    shift: Singles,
+    count: int,
+    *,
+    n_iterations: int,
+    max_shift: float,
+    radius: float,
+    n_jobs: int | None = None,
+    progress: Progress | None = None,
+) -> ClassAverages:
+    """Average classes whose members are aligned already, and align the members to that.
+
+    Parameters
+    ----------
+    particles : Particles
+    labels : ndarray of intp, shape (n,)
+        Class of each image; -1 for none.
+    angle : ndarray of float32, shape (n,)
+    shift : ndarray of float32, shape (n, 2)
+        As of an `Alignment`; NaN for images that cannot be aligned.
+    count : int
+        Classes.
+    n_iterations, max_shift, radius, n_jobs, progress
+        As for `class_averages`, whose rounds begin with these averages.
+
+    Returns
+    -------
+    classes : ClassAverages
+    """
+    halves, poses = Halves(count, particles.box, radius), _no_poses(len(labels))
+    members = np.flatnonzero((labels >= 0) & np.isfinite(angle))
+    if len(members):
+        passes = _passes(particles, members, labels, count, max_shift, n_iterations, n_jobs, progress)
+        each = passes.slots, angle[members], shift[members]
+        for sums in map_batches(
+            _sum_in_place, passes.source, each=each, batch_size=passes.batch_size, n_jobs=n_jobs
+        ):
+            halves.add(sums)
+        halves.settle(max_shift)
+        passes.align(halves.own_references(), halves, poses)
+    return _summary(halves, labels, poses, particles.pixel_size)
 
 
 class _Poses(NamedTuple):
@@ -247,6 +280,28 @@ class _Passes(NamedTuple):
             stop = start + len(poses.angle)
             yield self.members[start:stop], poses, sums
             start = stop
+
+    def align(self, bank: References, halves: Halves, poses: _Poses) -> None:
+        """Align the members in all rounds, in the first one to these references, and write their poses."""
+        for done in range(self.number - 1):
+            _align_halves(self, halves.own_references() if done else bank, done, halves, poses)
+        _place_all(self, halves, poses)
+
+
+def _passes(
+    particles: Particles,
+    members: Indices,
+    classes: Indices,
+    count: int,
+    max_shift: float,
+    n_iterations: int,
+    n_jobs: int | None,
+    progress: Progress | None,
+) -> _Passes:
+    # Two slots a class, one after the other: the half of each member.
+    slots = 2 * classes[members] + _rank(classes[members], count) % 2
+    source, batch_size = Members(particles, members), members_a_batch(particles.box)
+    return _Passes(source, members, slots, batch_size, max_shift, n_iterations + 1, n_jobs, progress)
 
 
 def _align_halves(passes: _Passes, bank: References, done: int, halves: Halves, poses: _Poses) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastsort._types import Array, FilePath, Floats, Images, Indices
 from fastsort.invariants.classes import Classification
-from fastsort.report.canvas import HEADING, MARGIN, add_panel, new_figure, write, write_heading
+from fastsort.report.canvas import HEADING, MARGIN, add_panel, new_figure, save_figure, write, write_heading
 from fastsort.report.class_looks import (
     GREY,
     JUNK_SHAPE,
@@ -121,7 +121,7 @@ def draw_map(
     write_heading(figure, totals(classes), _origin(classes, pixel_size))
     notes = _notes(classes, view, len(shown), n_pictures)
     write(figure, WIDTH - MARGIN, _MAP_HEIGHT - 16, notes, ha="right", fontsize=10, color="0.3")
-    figure.savefig(path, format="png")
+    save_figure(figure, path)
 
 
 def _view(coordinates: Array, width: int, height: int) -> _View:

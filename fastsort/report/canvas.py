@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from fastsort._types import FilePath
 from fastsort.report.layout import WIDTH
+from fastsort.report.png import png_of
 
 MARGIN, HEADING = 32, 92
 
@@ -17,6 +22,13 @@ def new_figure(height: int) -> Any:
     figure = Figure(figsize=(WIDTH / 100, height / 100), dpi=100, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+def save_figure(figure: Any, path: FilePath) -> None:
+    """Draw a figure and write it as PNG."""
+    figure.canvas.draw()
+    # All of it is opaque.
+    Path(path).write_bytes(png_of(np.asarray(figure.canvas.buffer_rgba())[..., :3]))
 
 
 def add_panel(figure: Any, place: tuple[int, int, int, int]) -> Any:

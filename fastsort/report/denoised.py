@@ -15,7 +15,7 @@ from fastsort.denoising.risk import inscribed_disk
 from fastsort.particles.mrc import write_stack
 from fastsort.particles.open import open_particles
 from fastsort.particles.source import Particles, evenly_spaced
-from fastsort.report.canvas import HEADING, MARGIN, add_panel, new_figure, write, write_heading
+from fastsort.report.canvas import HEADING, MARGIN, add_panel, new_figure, save_figure, write, write_heading
 from fastsort.report.folder import DENOISED, DENOISED_STACK, SUMMARY
 from fastsort.report.layout import WIDTH
 from fastsort.report.tables import software_versions, write_json
@@ -157,7 +157,7 @@ def draw_denoised(
         label = f"{ratio:.2g}" if np.isfinite(ratio) else "not denoised"
         write(figure, left + side + 1, top + side + 18, label, fontsize=11, ha="center")
     write(figure, MARGIN, height - 10, WARNING, fontsize=11, color="0.3")
-    figure.savefig(path, format="png")
+    save_figure(figure, path)
 
 
 def spread_over(strength: Floats, number: int) -> Indices:

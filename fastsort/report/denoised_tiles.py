@@ -16,7 +16,8 @@ from fastsort.denoising.covariance import (
 )
 from fastsort.images.crop import fourier_crop
 from fastsort.particles.source import Particles, as_particles, evenly_spaced
-from fastsort.report.tiles import BYTES_AT_ONCE, SIDE, Greys, common_tiles, flip_as_sorted, scale_of_greys
+from fastsort.report.png import Greys
+from fastsort.report.tiles import BYTES_AT_ONCE, SIDE, common_tiles, flip_as_sorted, scale_of_greys
 
 # Images from which the covariance is learned, at most: they are held in memory at the size of a tile.
 N_LEARNED = 4096

@@ -16,8 +16,7 @@ from fastsort.picking.learn import REACH, LearnedPicks
 from fastsort.picking.look import levelled
 from fastsort.picking.planes import level
 from fastsort.report.page_data import packed
-from fastsort.report.page_tiles import grey_png
-from fastsort.report.tiles import Greys
+from fastsort.report.png import Greys, png_of
 
 # So many micrographs are shown, no larger than this in pixels of the picture.
 N_SHOWN, LARGEST = 100, 900
@@ -97,7 +96,7 @@ def _draw(
     small = smooth[::step, ::step]
     area = "" if bad is None else _outline(bad[::step, ::step])
     height, width = small.shape
-    return Picture(grey_png(_greys(small)), area, height, width, 1 / (binning * step))
+    return Picture(png_of(_greys(small)), area, height, width, 1 / (binning * step))
 
 
 def picture_data(picture: Picture, src: str, x: Floats, y: Floats, across: float) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastsort._types import FilePath, Floats, Images
 from fastsort.invariants.classes import Classification
-from fastsort.report.canvas import HEADING, MARGIN, add_panel, new_figure, write_heading
+from fastsort.report.canvas import HEADING, MARGIN, add_panel, new_figure, save_figure, write_heading
 from fastsort.report.class_looks import GREY, class_tiles, readable_on, style_of, totals
 from fastsort.report.layout import WIDTH
 
@@ -80,7 +80,7 @@ def draw_classes(path: FilePath, classes: Classification, pixel_size: float, not
         _draw_scale(axes, box * pixel_size, side)
     # Each picture has changed the limits.
     axes.set(xlim=(0, WIDTH), ylim=(height, 0))
-    figure.savefig(path, format="png")
+    save_figure(figure, path)
 
 
 def montage_columns(count: int) -> int:

@@ -17,7 +17,8 @@ from fastsort.decide.copies import CONTENT, STAMP
 from fastsort.decide.rescue import Views
 from fastsort.decide.result import SortResult
 from fastsort.particles.source import Particles
-from fastsort.report.tiles import SIDE, Greys, average_tiles
+from fastsort.report.png import Greys
+from fastsort.report.tiles import SIDE, average_tiles
 from fastsort.report.words import Words, one_line
 
 MAX_CLASSES = 96

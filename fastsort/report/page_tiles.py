@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import struct
 import tempfile
-import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -15,7 +13,8 @@ from fastsort.images.batches import map_batches
 from fastsort.particles.source import Particles
 from fastsort.particles.table import CtfParameters
 from fastsort.report.denoised_tiles import TileDenoiser, denoised_tiles
-from fastsort.report.tiles import Greys, blur_of, ctf_as_sorted, flipped_tiles
+from fastsort.report.png import Greys, png_of
+from fastsort.report.tiles import blur_of, ctf_as_sorted, flipped_tiles
 
 # Tiles on a sheet, in rows and columns. A browser loads only the sheets that it shows.
 ROWS = 8
@@ -120,33 +119,9 @@ def sheet_png(tiles: Greys, columns: int = ROWS) -> bytes:
         A single black pixel where there is no tile.
     """
     if len(tiles) == 0:
-        return grey_png(np.zeros((1, 1), dtype=np.uint8))
+        return png_of(np.zeros((1, 1), dtype=np.uint8))
     size = tiles.shape[1]
     rows = -(-len(tiles) // columns)
     sheet = np.zeros((rows * columns, size, size), dtype=np.uint8)
     sheet[: len(tiles)] = tiles
-    return grey_png(sheet.reshape(rows, columns, size, size).swapaxes(1, 2).reshape(rows * size, -1))
-
-
-def grey_png(pixels: Greys) -> bytes:
-    """Encode a grey picture.
-
-    Parameters
-    ----------
-    pixels : ndarray of uint8, shape (height, width)
-
-    Returns
-    -------
-    png : bytes
-    """
-    height, width = pixels.shape
-    # Filter 1 of the format: each pixel minus the one to its left, which compresses better.
-    lines = np.empty((height, 1 + width), dtype=np.uint8)
-    lines[:, 0] = 1
-    lines[:, 1:] = np.diff(pixels, axis=1, prepend=np.uint8(0))
-    header = struct.pack(">2I5B", width, height, 8, 0, 0, 0, 0)
-    chunks = {b"IHDR": header, b"IDAT": zlib.compress(lines.tobytes(), 6), b"IEND": b""}
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks.items()
-    )
+    return png_of(sheet.reshape(rows, columns, size, size).swapaxes(1, 2).reshape(rows * size, -1))

@@ -12,10 +12,12 @@ from fastsort._types import Bools, FilePath, Floats, Images, Indices, Singles
 from fastsort._version import __version__
 from fastsort.decide.result import SortResult
 from fastsort.particles.source import Particles
+from fastsort.report.canvas import new_figure, save_figure
 from fastsort.report.denoised_tiles import TileDenoiser, denoised_tiles
 from fastsort.report.layout import COLUMNS, GAP, LABEL, TILE, WIDTH
 from fastsort.report.learned import N_PAIRS, draw_learned, learned_height
-from fastsort.report.tiles import Greys, flip_as_sorted, read_tiles
+from fastsort.report.png import Greys
+from fastsort.report.tiles import flip_as_sorted, read_tiles
 from fastsort.report.words import diameter_words, flip_words
 
 N_TILES = 24
@@ -49,12 +51,8 @@ def draw_report(
     OSError
         When the disk refuses.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     height = _HEIGHT + (0 if result.subspaces is None else learned_height(result.subspaces))
-    figure = Figure(figsize=(WIDTH / 100, height / 100), dpi=100, facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure(height)
     # The upper part has the same size with and without a lower part.
     scale = _HEIGHT / height
 
@@ -77,7 +75,7 @@ def draw_report(
         _draw_montage(upper(0.02, bottom, 0.96, 0.195), title, indices, tiles, particles.box, result)
     if result.subspaces is not None:
         draw_learned(lower, result.subspaces, *_best_kept(particles, result))
-    figure.savefig(path, format="png")
+    save_figure(figure, path)
 
 
 def _write_title(figure: Any, scale: float, particles: Particles, result: SortResult) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from fastsort._types import Bools, Floats, Images, Indices
 from fastsort.decide.result import SortResult
@@ -15,15 +13,15 @@ from fastsort.images.ctf import phase_flip
 from fastsort.images.prepare import ctf_to_flip
 from fastsort.particles.source import Particles
 from fastsort.particles.table import CtfParameters
-
-Greys: TypeAlias = npt.NDArray[np.uint8]
-"""Grey values from 0, black, to 255, white."""
+from fastsort.report.png import Greys
 
 # Side of a tile in pixels, where the box is not smaller.
 SIDE = 64
 # Noise compresses badly, and nobody sees the lowest bits of a grey value.
 _GREY_STEP = 4
 BYTES_AT_ONCE = 1 << 25
+# Sums of pixels below this do not overflow.
+_LARGE = 1e20
 # Percentiles of the pixels that become black and white.
 _DARKEST, _BRIGHTEST = 1, 99.7
 
@@ -88,8 +86,10 @@ def flipped_tiles(
     -------
     tiles : ndarray of uint8, shape (k, size, size)
     """
-    images = _finite(images)
-    return _tiles(images if ctf is None else phase_flip(images, ctf, pixel_size), size, blur)
+    box = images.shape[1]
+    small = fourier_crop(_finite(images), size)
+    # As the working images were made: after the crop, a flip takes little time.
+    return _tiles(small if ctf is None else phase_flip(small, ctf, pixel_size * box / size), blur)
 
 
 def flip_as_sorted(images: Images, particles: Particles, result: SortResult, indices: Indices) -> Images:
@@ -136,7 +136,7 @@ def average_tiles(averages: Images) -> Greys:
     size = min(averages.shape[1], SIDE)
     if len(averages) == 0:
         return np.empty((0, size, size), dtype=np.uint8)
-    return _tiles(_finite(averages), size, 0.0)
+    return _tiles(fourier_crop(_finite(averages), size), 0.0)
 
 
 def scale_of_greys(images: Images) -> tuple[float, float]:
@@ -205,15 +205,18 @@ def stretch_contrast(images: Images, darkest: float, brightest: float, inside: B
 
 
 def _finite(images: Images) -> Images:
-    """Return images without infinite pixels, each divided by its largest value: none overflows later."""
+    """Return images without infinite pixels, and with such values that none overflows later."""
+    largest = np.maximum(images.max(axis=(1, 2)), -images.min(axis=(1, 2)))
+    if ((largest > 1 / _LARGE) & (largest < _LARGE)).all():
+        return images
     images = np.where(np.isfinite(images), images, np.float32(0))
     largest = np.abs(images).max(axis=(1, 2), keepdims=True)
     return images / np.where(largest > 0, largest, np.float32(1))
 
 
-def _tiles(images: Images, size: int, sigma: float) -> Greys:
+def _tiles(images: Images, sigma: float) -> Greys:
     from scipy.ndimage import gaussian_filter
 
-    images = gaussian_filter(fourier_crop(images, size), (0, sigma, sigma), mode="nearest")
+    images = gaussian_filter(images, (0, sigma, sigma), mode="nearest")
     shares = stretch_contrast(images, _DARKEST, _BRIGHTEST)
     return (np.rint(shares * (255 // _GREY_STEP)) * _GREY_STEP).astype(np.uint8)
