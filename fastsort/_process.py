@@ -6,10 +6,12 @@ Callers in several threads overlap, so the first caller saves the settings and t
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 _counting = threading.Lock()
@@ -32,10 +34,8 @@ def one_blas_thread() -> Iterator[None]:
     bits of the result. The limits of `threadpoolctl` cannot overlap: the end of the first would give BLAS its
     threads back too early, and the end of the second would leave it with one for ever.
     """
-    from threadpoolctl import ThreadpoolController
-
-    # Looked for each time, because libraries may have been loaded since.
-    libraries = ThreadpoolController().select(user_api="blas").lib_controllers
+    # Looked for again when modules were imported since, which may have loaded libraries.
+    libraries = _blas_libraries(len(sys.modules))
     caller, own = object(), []
     with _counting:
         _blas_callers.add(caller)
@@ -58,6 +58,14 @@ def one_blas_thread() -> Iterator[None]:
             _blas_callers.discard(caller)
             if not _blas_callers:
                 _restore_threads()
+
+
+@lru_cache(maxsize=1)
+def _blas_libraries(n_modules: int) -> list[Any]:
+    from threadpoolctl import ThreadpoolController
+
+    libraries: list[Any] = ThreadpoolController().select(user_api="blas").lib_controllers
+    return libraries
 
 
 @contextmanager
