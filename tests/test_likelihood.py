@@ -292,8 +292,10 @@ class Case:
 def test_likelihoods_of_poses(with_ctf):
     case = Case(with_ctf)
     images = expectation._on_rings(case.images, case.terms, case.model, N_RINGS)
-    poses = expectation._coarse_poses(3, case.model, N_RINGS)
-    found = expectation._compare(images, poses, case.model, 0, N_RINGS).likelihood
+    poses = expectation._coarse_poses(3, case.model)
+    compared = expectation._compare(images, poses, expectation._search(case.model, 0, N_RINGS))
+    found = expectation._heights(compared.products) + compared.offset[:, None]
+    np.testing.assert_allclose(compared.best, found.max(axis=1), rtol=1e-5)
     assert found.shape == (3 * 5 * 2, case.n_angles)
     rng = np.random.default_rng(1)
     image = poses.image[poses.row]
@@ -317,7 +319,7 @@ def test_sums_and_assignments(with_ctf):
     case = Case(with_ctf)
     sums, found = expect(case.images, None, case.terms, case.model)
     plain = [case.sums(i) for i in range(3)]
-    shifts = {tuple(np.round(s, 4)) for s in expectation._coarse_poses(1, case.model, N_RINGS).shift}
+    shifts = {tuple(np.round(s, 4)) for s in expectation._coarse_poses(1, case.model).shift}
     assert shifts == {tuple(np.round(s, 4)) for s in case.shifts}
     # Neither is any pose or class certain, nor are all the same.
     assert all(10 / one.posterior.size < one.posterior.max() < 0.7 for one in plain)
@@ -379,11 +381,10 @@ def test_a_pose_is_found_on_all_rings_as_on_a_grid_of_fine_steps():
     model = model_of_pictures()
     images = pictures(*planted(6), snr=1.0)
     both = expectation._on_rings(images, None, model, 15)
-    rough = expectation._coarse_poses(6, model, 15)
-    poses = expectation._fine_poses(
-        expectation._compare(both, rough, model, 0, model.coarse), rough, model, 15
-    )
-    assert (np.diff(poses.image) >= 0).all() and (np.diff(poses.row) >= 0).all()
+    rough = expectation._coarse_poses(6, model)
+    compared = expectation._compare(both, rough, expectation._search(model, 0, model.coarse))
+    poses = expectation._fine_poses(compared, rough, model, 15)
+    assert (np.diff(poses.image) >= 0).all()
     # Steps of at most half a period of the outermost ring, evenly around the places of the first search.
     first = np.unique(rough.shift[:, 0])
     fine = np.unique(np.round(poses.shift[:, 0], 6))
@@ -690,8 +691,8 @@ def test_the_coarse_search_drops_hardly_any_pose_that_wins(monkeypatch):
     n_rings = model.references.shape[2]
     assert n_rings == 15 > model.coarse
     on_all = expectation._on_rings(images, None, model, n_rings)
-    rough = expectation._coarse_poses(n, model, n_rings)
-    compared = expectation._compare(on_all, rough, model, 0, model.coarse)
+    rough = expectation._coarse_poses(n, model)
+    compared = expectation._compare(on_all, rough, expectation._search(model, 0, model.coarse))
 
     def known(poses):
         return list(
@@ -708,7 +709,7 @@ def test_the_coarse_search_drops_hardly_any_pose_that_wins(monkeypatch):
     poses = expectation._fine_poses(compared, rough, model, n_rings)
     every = known(poses)
     assert len(kept) < 0.5 * len(every)
-    best = expectation._compare(on_all, poses, model, 0, n_rings).likelihood.max(axis=1)
+    best = expectation._compare(on_all, poses, expectation._search(model, 0, n_rings)).best
     winners = {}
     for pose, value in zip(every, best, strict=True):
         if value > winners.get(pose[0], (None, -np.inf))[1]:

@@ -205,13 +205,8 @@ def sample_rings(images: Images, rings: Rings, taps: Taps, mask: Singles | None 
     spectra = np.empty((len(images), 2, rings.n_rings, len(taps.first_row) // rings.n_rings), np.float32)
     crop = _crop(box, rings.box) if box > rings.box else None
     fall_off = rings.fall_off if crop is None else np.ones(box, dtype=np.float32)
-    outside = _outside(box)
     for start in range(0, len(images), CHUNK):
-        some = images[start : start + CHUNK]
-        canvas = np.empty(some.shape, dtype=np.float32)
-        level = np.empty((len(some), 2), dtype=np.float64)
-        _measure(some, level)
-        _level(some, level, outside, fall_off, canvas)
+        canvas = levelled(images[start : start + CHUNK], fall_off)
         if mask is not None:
             canvas *= mask
         if crop is not None:
@@ -221,6 +216,15 @@ def sample_rings(images: Images, rings: Rings, taps: Taps, mask: Singles | None 
         plane = scipy.fft.fft(half, rings.padded, axis=1, workers=1, overwrite_x=True)
         _resample(plane, rings.phase, *taps, spectra[start : start + CHUNK])
     return spectra
+
+
+def levelled(images: Images, factor: Singles) -> Images:
+    """Give images deviation 1, and their background mean 0; multiply both axes with a factor, shape (d,)."""
+    canvas = np.empty(images.shape, dtype=np.float32)
+    level = np.empty((len(images), 2), dtype=np.float64)
+    _measure(images, level)
+    _level(images, level, _outside(images.shape[1]), factor, canvas)
+    return canvas
 
 
 @lru_cache(maxsize=32)
@@ -246,9 +250,8 @@ def _measure(images, level):
 
 
 @kernel
-def _level(images, level, outside, fall_off, canvas):
-    # canvas (n, d, d): the background, outside the circle, at 0, and in advance undone what the
-    # interpolation will do to the axes.
+def _level(images, level, outside, factor, canvas):
+    # canvas (n, d, d): the background, outside the circle, at 0, and both axes times a factor.
     d = images.shape[1]
     for i in range(images.shape[0]):
         flat = images[i].ravel()
@@ -259,10 +262,10 @@ def _level(images, level, outside, fall_off, canvas):
         mean = level[i, 0]
         scale = level[i, 1]
         for y in range(d):
-            along = fall_off[y]
+            along = factor[y]
             for x in range(d):
                 value = np.float32((images[i, y, x] - mean) * scale) - base
-                canvas[i, y, x] = value * along * fall_off[x]
+                canvas[i, y, x] = value * along * factor[x]
 
 
 @kernel
