@@ -215,10 +215,10 @@ def ctf_of(defocus):
 
 def windowed(image, window):
     """Deviation 1, the corners at 0, and nothing outside the window."""
-    image = (image - image.mean()) / image.std()
-    offset = np.arange(BOX) - BOX // 2
-    corner = np.add.outer(offset**2, offset**2) > (BOX // 2) ** 2
-    return (image - image[corner].mean()) * soft_disk(BOX, window)
+    image, box = (image - image.mean()) / image.std(), len(image)
+    offset = np.arange(box) - box // 2
+    corner = np.add.outer(offset**2, offset**2) > (box // 2) ** 2
+    return (image - image[corner].mean()) * soft_disk(box, window)
 
 
 class Case:
@@ -374,6 +374,85 @@ def test_images_as_they_lie(with_ctf):
     power = sum((np.abs(samples) ** 2).mean(axis=1) for samples in case.samples)
     np.testing.assert_allclose(sums.residue, power, rtol=3e-3)
     assert sums.counts.tolist() == [[0, 3]] and sums.n_images == 3
+
+
+@pytest.mark.parametrize("n_indices", [1, 2, 3, 14, 41])
+def test_quarters_of_a_turn_hold_all_angles(n_indices):
+    rng = np.random.default_rng(n_indices)
+    products = rng.normal(size=(n_indices, 2, 700)).astype(np.float32)
+    index = expectation._even_first(n_indices)
+    assert sorted(index) == list(range(n_indices))
+    n_angles = expectation._n_angles(n_indices)
+    assert n_angles >= expectation.ANGLES * n_indices
+    turns = np.exp(2j * np.pi * np.outer(index, np.arange(n_angles)) / n_angles)
+    factor = np.where(index > 0, 2, 1)[:, None]
+    exact = ((factor * (products[:, 0] + 1j * products[:, 1])).T @ turns).real
+    np.testing.assert_allclose(expectation._heights(products), exact, atol=1e-4)
+    # Probabilities, and their sums with cosines and sines.
+    tables = expectation._turns(n_indices)
+    parts = np.stack(
+        [table @ some for table, some in zip(tables, expectation._quarters(products), strict=True)]
+    )
+    owner, label, row = rng.integers(0, 5, 700), rng.integers(0, 3, 700), rng.integers(0, 20, 700)
+    # Some pairs are so unlikely that nothing is left of them in single precision.
+    offset = -rng.choice([0.0, 3.0, 200.0], 700).astype(np.float32)
+    best, highest = np.empty(700, dtype=np.float32), np.full(5, -np.inf, dtype=np.float32)
+    expectation._find_best(parts, offset, owner, best, highest)
+    np.testing.assert_allclose(best, exact.max(axis=1) + offset, atol=1e-4)
+    np.testing.assert_allclose(highest, [best[owner == i].max() for i in range(5)])
+    of_class, of_row = np.zeros((5, 3)), np.zeros(20)
+    expectation._weigh(parts, offset, highest, owner, row, label, of_class, of_row)
+    probability = np.exp(exact + (offset - highest[owner])[:, None])
+    for found, places in ((of_class.ravel(), 3 * owner + label), (of_row, row)):
+        plain = np.bincount(places, probability.sum(axis=1), len(found))
+        np.testing.assert_allclose(found, plain, rtol=1e-4, atol=1e-30)
+    turned = np.empty_like(products)
+    back = expectation._turns_back(n_indices)
+    for into, table, part in zip(expectation._quarters(turned), back, parts, strict=True):
+        into[:] = table @ part
+    plain = (probability @ turns.T).T
+    np.testing.assert_allclose(turned[:, 0] + 1j * turned[:, 1], plain, atol=1e-4 * np.abs(plain).max())
+
+
+@pytest.mark.parametrize(("box", "n_rings"), [(24, 11), (32, 6), (33, 16)])
+def test_small_images_are_sampled_exactly(box, n_rings):
+    images = np.random.default_rng(box).normal(size=(3, box, box)).astype(np.float32)
+    model = model_of(np.zeros((1, 3, n_rings, 2)), 1.0, window=0.45 * box)._replace(box=box)
+    found = expectation._sampled(images, model, n_rings)
+    directions = -np.pi / 2 + np.pi * np.arange(rings_of(box).n_angles) / rings_of(box).n_angles
+    assert found.shape == (2, len(directions), n_rings, 3)
+    for i in range(3):
+        exact = naive.on_rings(windowed(images[i], model.window), n_rings, directions)
+        assert relative(found[0, :, :, i] + 1j * found[1, :, :, i], exact.T) < 1e-5
+
+
+@pytest.mark.parametrize("n_rings", [6, 12])
+def test_larger_images_are_sampled_as_small_ones(monkeypatch, n_rings):
+    images = pictures(*planted(6))
+    model = model_of(np.zeros((1, 3, n_rings, 2)), 1.0)
+    exact = expectation._sampled(images, model, n_rings)
+    monkeypatch.setattr(expectation, "DIRECT", 0)
+    usual = expectation._sampled(images, model, n_rings)
+    assert usual.shape == exact.shape
+    assert relative(usual, exact) < 3e-3
+
+
+def test_samples_are_seen_through_the_transfer_function():
+    rings, n_rings = rings_of(BOX), 12
+    changed = {"defocus_v": np.array([8e3, 2e4, 3.6e4]), "defocus_angle": np.full(3, 30.0)}
+    terms = phase_terms(ctf_of([9e3, 2e4, 4e4])._replace(**changed), 2.0)
+    samples = np.random.default_rng(0).normal(size=(2, rings.n_angles, n_rings, 3)).astype(np.float32)
+    seen, transfer = samples.copy(), np.empty((3, n_rings), dtype=np.float32)
+    expectation._see_through(seen, transfer, terms, rings.cosine, rings.sine, BOX)
+    x, y = (
+        np.multiply.outer(d.astype(float), np.arange(1, n_rings + 1) / BOX)
+        for d in (rings.cosine, rings.sine)
+    )
+    for i, (xx, yy, xy, fourth, constant) in enumerate(terms):
+        turns = xx * x**2 + yy * y**2 + xy * x * y - fourth * (x**2 + y**2) ** 2 + constant
+        expected = np.abs(np.sin(np.pi * turns))
+        np.testing.assert_allclose(seen[..., i], samples[..., i] * expected, atol=1e-5)
+        np.testing.assert_allclose(transfer[i], (expected**2).mean(axis=0), rtol=1e-5)
 
 
 def test_a_pose_is_found_on_all_rings_as_on_a_grid_of_fine_steps():

@@ -36,6 +36,8 @@ DIRECT = 2_000_000
 CHUNK = 32
 # Pairs at once in the kernels.
 _BLOCK = 512
+# Of a power series of cos(pi x) in x ** 2, for x from -1/2 to 1/2.
+_COSINE = tuple((-(math.pi**2)) ** k / math.factorial(2 * k) for k in range(8))
 # Of a power series of 2 ** x for x from -1/2 to 1/2.
 _POWERS = (1.0, 6.9314718e-1, 2.4022651e-1, 5.5504109e-2, 9.6181291e-3, 1.3333558e-3, 1.5403530e-4)
 
@@ -463,20 +465,37 @@ def _see_through(spectra, transfer, terms, cosine, sine, box):
     # spectra (2, A, R, n) are multiplied with the magnitude of the contrast transfer function; transfer
     # (n, R) becomes the mean of its square.
     n_angles = cosine.size
+    n = transfer.shape[0]
+    total = np.empty(n)
     for ring in range(spectra.shape[2]):
-        for i in range(spectra.shape[3]):
-            total = 0.0
-            for j in range(n_angles):
-                x = cosine[j] * (ring + 1) / box
-                y = sine[j] * (ring + 1) / box
-                square = x * x + y * y
+        for i in range(n):
+            total[i] = 0
+        for j in range(n_angles):
+            x = cosine[j] * (ring + 1) / box
+            y = sine[j] * (ring + 1) / box
+            square = x * x + y * y
+            real = spectra[0, j, ring]
+            imaginary = spectra[1, j, ring]
+            for i in range(n):
                 turns = terms[i, 0] * x * x + terms[i, 1] * y * y + terms[i, 2] * x * y
                 turns += terms[i, 4] - terms[i, 3] * square * square
-                value = abs(math.sin(math.pi * turns))
-                spectra[0, j, ring, i] *= value
-                spectra[1, j, ring, i] *= value
-                total += value * value
-            transfer[i, ring] = total / n_angles
+                # |sin(pi turns)| is the cosine of what the turns are away from the middle of two whole ones.
+                away = turns - np.floor(turns) - 0.5
+                value = _cosine(away * away)
+                real[i] *= value
+                imaginary[i] *= value
+                total[i] += value * value
+        for i in range(n):
+            transfer[i, ring] = total[i] / n_angles
+
+
+@inlined
+def _cosine(square):
+    # Of a phase of at most half a turn, by the square of what it is in half turns.
+    value = _COSINE[-1]
+    for k in range(len(_COSINE) - 2, -1, -1):
+        value = value * square + _COSINE[k]
+    return value
 
 
 def _coarse_poses(n_images: int, model: ClassModel) -> _Poses:
@@ -543,8 +562,12 @@ def _search(model: ClassModel, half: int, n_rings: int) -> _Search:
     references = model.references[half, _even_first(n_indices), :n_rings]
     certainty = _certainty(model, n_rings)
     weighted = (references * certainty[:, None]).swapaxes(1, 2)
-    real, imaginary = weighted.real, weighted.imag
-    weights = np.block([[real, imaginary], [-imaginary, real]])
+    n_classes = weighted.shape[1]
+    weights = np.empty((n_indices, 2, n_classes, 2, n_rings), dtype=np.float32)
+    weights[:, 0, :, 0] = weights[:, 1, :, 1] = weighted.real
+    weights[:, 0, :, 1] = weighted.imag
+    weights[:, 1, :, 0] = -weighted.imag
+    weights = weights.reshape(n_indices, 2 * n_classes, 2 * n_rings)
     cost = (0.5 * certainty)[:, None] * _power(references)
     known = np.log(np.maximum(model.shares, 1e-12))
     return _Search(n_rings, weights, cost, known, model.deviation, model.box)
