@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import fastsort as fs
 from fastsort.images.ctf import contrast_transfer, phase_terms
-from fastsort.invariants import expectation, fit_classes
+from fastsort.invariants import expansion, expectation, fit_classes
 from fastsort.invariants.align import Alignment, apply_alignment
 from fastsort.invariants.bessel import disk_basis, draw_averages
 from fastsort.invariants.expectation import ClassModel, add_sums, as_they_lie, expect, no_sums
@@ -105,6 +105,10 @@ def model_of_pictures(n_halves=1, noise=0.02, n_rings=15):
     found = maximize(sums, None, np.full(n_rings, 1e-6), np.full(n_rings, 1e3), basis)
     references = np.repeat(on_rings(found.coefficients, basis)[None], n_halves, axis=0)
     return model_of(references, noise)
+
+
+def on_rings_of(images, terms, model, n_rings):
+    return expansion.put_on_rings(images, terms, model.box, model.window, n_rings)
 
 
 def correlation(one, other, radius=RADIUS, box=BOX):
@@ -291,7 +295,7 @@ class Case:
 @pytest.mark.parametrize("with_ctf", [False, True])
 def test_likelihoods_of_poses(with_ctf):
     case = Case(with_ctf)
-    images = expectation._on_rings(case.images, case.terms, case.model, N_RINGS)
+    images = on_rings_of(case.images, case.terms, case.model, N_RINGS)
     poses = expectation._coarse_poses(3, case.model)
     compared = expectation._compare(images, poses, expectation._search(case.model, 0, N_RINGS))
     found = expectation._heights(compared.products) + compared.offset[:, None]
@@ -380,13 +384,12 @@ def test_images_as_they_lie(with_ctf):
 def test_quarters_of_a_turn_hold_all_angles(n_indices):
     rng = np.random.default_rng(n_indices)
     products = rng.normal(size=(n_indices, 2, 700)).astype(np.float32)
-    index = expectation._even_first(n_indices)
+    index = expansion.even_first(n_indices)
     assert sorted(index) == list(range(n_indices))
     n_angles = expectation._n_angles(n_indices)
     assert n_angles >= expectation.ANGLES * n_indices
     turns = np.exp(2j * np.pi * np.outer(index, np.arange(n_angles)) / n_angles)
-    factor = np.where(index > 0, 2, 1)[:, None]
-    exact = ((factor * (products[:, 0] + 1j * products[:, 1])).T @ turns).real
+    exact = products[:, 0].T @ turns.real + products[:, 1].T @ turns.imag
     np.testing.assert_allclose(expectation._heights(products), exact, atol=1e-4)
     # Probabilities, and their sums with cosines and sines.
     tables = expectation._turns(n_indices)
@@ -407,9 +410,8 @@ def test_quarters_of_a_turn_hold_all_angles(n_indices):
         plain = np.bincount(places, probability.sum(axis=1), len(found))
         np.testing.assert_allclose(found, plain, rtol=1e-4, atol=1e-30)
     turned = np.empty_like(products)
-    back = expectation._turns_back(n_indices)
-    for into, table, part in zip(expectation._quarters(turned), back, parts, strict=True):
-        into[:] = table @ part
+    for into, table, part in zip(expectation._quarters(turned), tables, parts, strict=True):
+        into[:] = table.T @ part
     plain = (probability @ turns.T).T
     np.testing.assert_allclose(turned[:, 0] + 1j * turned[:, 1], plain, atol=1e-4 * np.abs(plain).max())
 
@@ -417,22 +419,21 @@ def test_quarters_of_a_turn_hold_all_angles(n_indices):
 @pytest.mark.parametrize(("box", "n_rings"), [(24, 11), (32, 6), (33, 16)])
 def test_small_images_are_sampled_exactly(box, n_rings):
     images = np.random.default_rng(box).normal(size=(3, box, box)).astype(np.float32)
-    model = model_of(np.zeros((1, 3, n_rings, 2)), 1.0, window=0.45 * box)._replace(box=box)
-    found = expectation._sampled(images, model, n_rings)
+    window = 0.45 * box
+    found = expansion._sampled(images, box, window, n_rings)
     directions = -np.pi / 2 + np.pi * np.arange(rings_of(box).n_angles) / rings_of(box).n_angles
     assert found.shape == (2, len(directions), n_rings, 3)
     for i in range(3):
-        exact = naive.on_rings(windowed(images[i], model.window), n_rings, directions)
+        exact = naive.on_rings(windowed(images[i], window), n_rings, directions)
         assert relative(found[0, :, :, i] + 1j * found[1, :, :, i], exact.T) < 1e-5
 
 
 @pytest.mark.parametrize("n_rings", [6, 12])
 def test_larger_images_are_sampled_as_small_ones(monkeypatch, n_rings):
-    images = pictures(*planted(6))
-    model = model_of(np.zeros((1, 3, n_rings, 2)), 1.0)
-    exact = expectation._sampled(images, model, n_rings)
-    monkeypatch.setattr(expectation, "DIRECT", 0)
-    usual = expectation._sampled(images, model, n_rings)
+    images, box, window = pictures(*planted(6)), BOX, 14.0
+    exact = expansion._sampled(images, box, window, n_rings)
+    monkeypatch.setattr(expansion, "DIRECT", 0)
+    usual = expansion._sampled(images, box, window, n_rings)
     assert usual.shape == exact.shape
     assert relative(usual, exact) < 3e-3
 
@@ -443,7 +444,7 @@ def test_samples_are_seen_through_the_transfer_function():
     terms = phase_terms(ctf_of([9e3, 2e4, 4e4])._replace(**changed), 2.0)
     samples = np.random.default_rng(0).normal(size=(2, rings.n_angles, n_rings, 3)).astype(np.float32)
     seen, transfer = samples.copy(), np.empty((3, n_rings), dtype=np.float32)
-    expectation._see_through(seen, transfer, terms, rings.cosine, rings.sine, BOX)
+    expansion._see_through(seen, transfer, terms, rings.cosine, rings.sine, BOX)
     x, y = (
         np.multiply.outer(d.astype(float), np.arange(1, n_rings + 1) / BOX)
         for d in (rings.cosine, rings.sine)
@@ -459,7 +460,7 @@ def test_a_pose_is_found_on_all_rings_as_on_a_grid_of_fine_steps():
     """The second search compares every class and shift near what the first has found, on all rings."""
     model = model_of_pictures()
     images = pictures(*planted(6), snr=1.0)
-    both = expectation._on_rings(images, None, model, 15)
+    both = on_rings_of(images, None, model, 15)
     rough = expectation._coarse_poses(6, model)
     compared = expectation._compare(both, rough, expectation._search(model, 0, model.coarse))
     poses = expectation._fine_poses(compared, rough, model, 15)
@@ -769,7 +770,7 @@ def test_the_coarse_search_drops_hardly_any_pose_that_wins(monkeypatch):
     model = models[-1]
     n_rings = model.references.shape[2]
     assert n_rings == 15 > model.coarse
-    on_all = expectation._on_rings(images, None, model, n_rings)
+    on_all = on_rings_of(images, None, model, n_rings)
     rough = expectation._coarse_poses(n, model)
     compared = expectation._compare(on_all, rough, expectation._search(model, 0, model.coarse))
 

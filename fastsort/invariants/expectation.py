@@ -17,8 +17,16 @@ import numpy as np
 from fastsort._jit import inlined, kernel
 from fastsort._types import Array, Floats, Images, Indices, Singles
 from fastsort.invariants.bessel import Complexes
-from fastsort.invariants.references import soft_disk
-from fastsort.invariants.rings import Taps, levelled, rings_of, sample_rings, usable_images
+from fastsort.invariants.expansion import (
+    RingImages,
+    at_all_shifts,
+    at_own_shifts,
+    even_first,
+    expand_in_angle,
+    phases_of_shifts,
+    put_on_rings,
+)
+from fastsort.invariants.rings import usable_images
 
 # What the coarse search finds less likely than the best by so many nats is dropped.
 DROPPED = 7.0
@@ -28,16 +36,10 @@ FINE_STEPS = 2.0
 ANGLES = 2.1
 # Particles farther from the middle than so many deviations are not looked for.
 FARTHEST = 4.0
-# Images are cropped to so many rings more than are needed, if that makes them smaller than this part of them.
-BEYOND, SMALLER = 4, 0.8
-# Images with at most so many pixels, times their samples, are multiplied with waves: it beats a transform.
-DIRECT = 2_000_000
 # Images at once: what lies between two steps should stay in the processor's cache.
 CHUNK = 32
 # Pairs at once in the kernels.
 _BLOCK = 512
-# Of a power series of cos(pi x) in x ** 2, for x from -1/2 to 1/2.
-_COSINE = tuple((-(math.pi**2)) ** k / math.factorial(2 * k) for k in range(8))
 # Of a power series of 2 ** x for x from -1/2 to 1/2.
 _POWERS = (1.0, 6.9314718e-1, 2.4022651e-1, 5.5504109e-2, 9.6181291e-3, 1.3333558e-3, 1.5403530e-4)
 
@@ -238,31 +240,15 @@ def as_they_lie(images: Images, terms: Floats | None, model: ClassModel, label: 
     if not len(rows):
         return sums
     n_indices, n_rings = model.references.shape[1:3]
-    on_rings = _on_rings(images[rows], None if terms is None else terms[rows], model, n_rings)
-    expanded = _expanded(on_rings.spectra, n_indices)
+    on_rings = put_on_rings(
+        images[rows], None if terms is None else terms[rows], model.box, model.window, n_rings
+    )
+    expanded = expand_in_angle(on_rings.spectra, n_indices)
     real, imaginary = expanded.sum(axis=3, dtype=np.float64).swapaxes(0, 1)
-    sums.products[0, _even_first(n_indices), :, label] = real + 1j * imaginary
+    sums.products[0, even_first(n_indices), :, label] = real + 1j * imaginary
     sums.weights[0, :, label] = on_rings.transfer.sum(axis=0)
     sums.counts[0, label] = len(rows)
     return sums._replace(residue=on_rings.power.sum(axis=0), n_images=len(rows))
-
-
-class _Images(NamedTuple):
-    """A chunk of images on rings.
-
-    Attributes
-    ----------
-    spectra : ndarray of float32, shape (2, A, R, n)
-        Real and imaginary parts, times the contrast transfer function.
-    transfer : ndarray of float32, shape (n, R)
-        Mean of its squares on each ring.
-    power : ndarray of float64, shape (n, R)
-        Of the images on each ring.
-    """
-
-    spectra: Singles
-    transfer: Singles
-    power: Floats
 
 
 class _Poses(NamedTuple):
@@ -297,7 +283,8 @@ class _Search(NamedTuple):
     ----------
     n_rings : int
     weights : ndarray of float32, shape (M, 2 K, 2 R)
-        What real and imaginary parts of images are multiplied with. Even indices come first.
+        What real and imaginary parts of images are multiplied with, to be multiplied with cosines and sines
+        then. Even indices come first.
     cost : ndarray of float64, shape (R, K)
         What the power of each average takes from its likelihood.
     known : ndarray of float64, shape (K,)
@@ -325,7 +312,7 @@ class _Compared(NamedTuple):
     expanded : ndarray of float32, shape (M, 2, R, rows)
         Images at their shifts, times the contrast transfer function, expanded in the angle.
     products : ndarray of float32, shape (M, 2, pairs)
-        With the references.
+        With the references, for cosines and sines of the angles.
     parts : ndarray of float32, shape (4, angles, pairs)
         Of the logarithm of the likelihood, for the first quarter of a turn.
     offset : ndarray of float32, shape (pairs,)
@@ -349,7 +336,7 @@ class _Chunk(NamedTuple):
 
     Attributes
     ----------
-    on_rings : _Images
+    on_rings : RingImages
     search : _Search
     poses : _Poses
     compared : _Compared
@@ -361,7 +348,7 @@ class _Chunk(NamedTuple):
         Sum of the expected squares of the shifts.
     """
 
-    on_rings: _Images
+    on_rings: RingImages
     search: _Search
     poses: _Poses
     compared: _Compared
@@ -381,121 +368,18 @@ def _chunks(
         searches = [_search(model, number, some) for some in sorted({min(model.coarse, n_rings), n_rings})]
         for first in range(0, len(members), CHUNK):
             rows = members[first : first + CHUNK]
-            on_rings = _on_rings(images[rows], None if terms is None else terms[rows], model, n_rings)
+            of_rows = None if terms is None else terms[rows]
+            on_rings = put_on_rings(images[rows], of_rows, model.box, model.window, n_rings)
             yield number, rows, _compared_with_all(on_rings, model, searches)
 
 
-def _compared_with_all(on_rings: _Images, model: ClassModel, searches: list[_Search]) -> _Chunk:
+def _compared_with_all(on_rings: RingImages, model: ClassModel, searches: list[_Search]) -> _Chunk:
     poses = _coarse_poses(len(on_rings.transfer), model)
     compared = _compare(on_rings, poses, searches[0])
     for search in searches[1:]:
         poses = _fine_poses(compared, poses, model, search.n_rings)
         compared = _compare(on_rings, poses, search)
     return _weighted(on_rings, poses, compared, searches[-1])
-
-
-def _on_rings(images: Images, terms: Floats | None, model: ClassModel, n_rings: int) -> _Images:
-    rings = rings_of(model.box)
-    spectra = _sampled(images, model, n_rings)
-    power = (spectra**2).sum(axis=0).mean(axis=0, dtype=np.float64).T
-    transfer = np.ones((len(images), n_rings), dtype=np.float32)
-    if terms is not None:
-        _see_through(spectra, transfer, terms, rings.cosine, rings.sine, model.box)
-    return _Images(spectra, transfer, power)
-
-
-def _sampled(images: Images, model: ClassModel, n_rings: int) -> Singles:
-    """Sample the first rings of images: (2, A, R, n)."""
-    n_angles = rings_of(model.box).n_angles
-    if 2 * n_rings * n_angles * model.box**2 <= DIRECT:
-        return _sampled_directly(images, model, n_rings)
-    # From smaller images where these show so many rings.
-    box = min(2 * (n_rings + BEYOND), model.box)
-    if box > SMALLER * model.box:
-        box = model.box
-    rings = rings_of(box, n_angles)._replace(n_rings=n_rings)
-    first, taps = slice(n_rings * n_angles), rings.image_taps
-    taps = Taps(
-        taps.first_row[first], taps.first_column[first], taps.row_weight[first], taps.column_weight[first]
-    )
-    spectra = sample_rings(images, rings, taps, _window(model.box, model.window))
-    # The transform of fewer pixels sums fewer.
-    return np.ascontiguousarray(spectra.transpose(1, 3, 2, 0)) * np.float32((model.box / box) ** 2)
-
-
-def _sampled_directly(images: Images, model: ClassModel, n_rings: int) -> Singles:
-    pixel, opposite, waves = _waves(model.box, model.window, n_rings)
-    flat = levelled(images, np.ones(model.box, dtype=np.float32)).reshape(len(images), -1)
-    one, other = flat[:, pixel], flat[:, opposite]
-    samples = np.stack([wave @ both.T for wave, both in zip(waves, (one + other, one - other), strict=True)])
-    return samples.reshape(2, -1, n_rings, len(images))
-
-
-@lru_cache(maxsize=8)
-def _window(box: int, radius: float) -> Singles:
-    return soft_disk(box, radius)
-
-
-@lru_cache(maxsize=8)
-def _waves(box: int, radius: float, n_rings: int) -> tuple[Indices, Indices, Singles]:
-    """Pixels of half of the window, those opposite, and waves (2, A R, pixels): cosines and sines.
-
-    Sums of opposite pixels, times cosines, are the real parts of samples; their differences, times sines, are
-    the imaginary parts.
-    """
-    rings, mask = rings_of(box), _window(box, radius).ravel()
-    middle = box // 2 * (box + 1)
-    pixel = np.flatnonzero(mask[middle:]) + middle
-    weight = mask[pixel]
-    weight[0] /= 2
-    ring = np.arange(1, n_rings + 1)
-    phase = 2 * np.pi / box * (np.arange(box) - box // 2)
-    along_y, along_x = (
-        np.exp(-1j * np.outer(np.outer(direction, ring), phase)).astype(np.complex64)
-        for direction in (rings.sine, rings.cosine)
-    )
-    y, x = np.divmod(pixel, box)
-    waves = along_y[:, y] * along_x[:, x] * weight
-    waves *= np.tile(np.sqrt(ring), rings.n_angles).astype(np.float32)[:, None]
-    return pixel, 2 * middle - pixel, np.stack([waves.real, waves.imag])
-
-
-@kernel
-def _see_through(spectra, transfer, terms, cosine, sine, box):
-    # spectra (2, A, R, n) are multiplied with the magnitude of the contrast transfer function; transfer
-    # (n, R) becomes the mean of its square.
-    n_angles = cosine.size
-    n = transfer.shape[0]
-    total = np.empty(n)
-    for ring in range(spectra.shape[2]):
-        for i in range(n):
-            total[i] = 0
-        for j in range(n_angles):
-            x = cosine[j] * (ring + 1) / box
-            y = sine[j] * (ring + 1) / box
-            square = x * x + y * y
-            real = spectra[0, j, ring]
-            imaginary = spectra[1, j, ring]
-            for i in range(n):
-                turns = terms[i, 0] * x * x + terms[i, 1] * y * y + terms[i, 2] * x * y
-                turns += terms[i, 4] - terms[i, 3] * square * square
-                # |sin(pi turns)| is the cosine of what the turns are away from the middle of two whole ones.
-                away = turns - np.floor(turns) - 0.5
-                value = _cosine(away * away)
-                real[i] *= value
-                imaginary[i] *= value
-                total[i] += value * value
-        for i in range(n):
-            transfer[i, ring] = total[i] / n_angles
-
-
-@inlined
-def _cosine(square):
-    # Of a phase of at most half a turn, by the square of what it is in half turns.
-    value = _COSINE[-1]
-    for k in range(len(_COSINE) - 2, -1, -1):
-        value = value * square + _COSINE[k]
-    return value
 
 
 def _coarse_poses(n_images: int, model: ClassModel) -> _Poses:
@@ -528,8 +412,6 @@ def _grid(
     line = np.arange(-int(farthest / step + 1e-9), int(farthest / step + 1e-9) + 1) * step
     shifts = np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)
     shifts = shifts[np.hypot(shifts[:, 0], shifts[:, 1]) <= farthest + 1e-9]
-    phase = _first_ring(shifts, box, n_rings, n_indices)[:, None]
-    phase = phase * np.arange(1, n_rings + 1, dtype=np.float32)[:, None]
     image = np.repeat(np.arange(n_images), len(shifts))
     return _Poses(
         image,
@@ -538,54 +420,35 @@ def _grid(
         np.repeat(np.arange(n_classes), len(image)),
         np.tile(image, n_classes),
         None,
-        np.stack([np.cos(phase), np.sin(phase)]),
+        phases_of_shifts(shifts, box, n_rings, n_indices),
     )
-
-
-def _first_ring(shifts: Floats, box: int, n_rings: int, n_indices: int) -> Singles:
-    """Phases of shifts on the first ring, at as many angles as so many rings need: (A, shifts)."""
-    rings, every = rings_of(box), _every(box, n_rings, n_indices)
-    directions = np.stack([rings.sine[::every], rings.cosine[::every]], axis=1)
-    return directions @ (2 * np.pi / box * shifts).astype(np.float32).T
-
-
-def _every(box: int, n_rings: int, n_indices: int) -> int:
-    """Fewer angles are enough for few rings: return which of them are used, the first of every so many."""
-    n_angles = rings_of(box).n_angles
-    # They must hold all that lies within the inscribed circle.
-    most = max(n_angles // math.ceil(max(math.pi * n_rings, n_indices)), 1)
-    return next(step for step in range(most, 0, -1) if n_angles % step == 0)
 
 
 def _search(model: ClassModel, half: int, n_rings: int) -> _Search:
     n_indices = _indices_within(model.references.shape[1], n_rings, model.references.shape[2])
-    references = model.references[half, _even_first(n_indices), :n_rings]
+    references = model.references[half, even_first(n_indices), :n_rings]
     certainty = _certainty(model, n_rings)
     weighted = (references * certainty[:, None]).swapaxes(1, 2)
     n_classes = weighted.shape[1]
+    # All indices but 0, which is the first, count for those with the other sign, too.
+    weighted[1:] *= 2
     weights = np.empty((n_indices, 2, n_classes, 2, n_rings), dtype=np.float32)
-    weights[:, 0, :, 0] = weights[:, 1, :, 1] = weighted.real
-    weights[:, 0, :, 1] = weighted.imag
-    weights[:, 1, :, 0] = -weighted.imag
+    weights[:, 0, :, 0], weights[:, 0, :, 1] = weighted.real, weighted.imag
+    weights[:, 1, :, 0], weights[:, 1, :, 1] = weighted.imag, -weighted.real
     weights = weights.reshape(n_indices, 2 * n_classes, 2 * n_rings)
     cost = (0.5 * certainty)[:, None] * _power(references)
     known = np.log(np.maximum(model.shares, 1e-12))
     return _Search(n_rings, weights, cost, known, model.deviation, model.box)
 
 
-def _compare(on_rings: _Images, poses: _Poses, search: _Search) -> _Compared:
+def _compare(on_rings: RingImages, poses: _Poses, search: _Search) -> _Compared:
     """Compare the first rings of images at some shifts with some classes at all angles."""
     n_indices, n_rings = len(search.weights), search.n_rings
     n, n_rows, n_pairs = len(on_rings.transfer), len(poses.image), len(poses.owner)
-    few = np.ascontiguousarray(on_rings.spectra[:, :: _every(search.box, n_rings, n_indices), :n_rings])
-    moved = np.empty((*few.shape[:3], n_rows), dtype=np.float32)
     if poses.phases is not None:
-        _move_all(few, poses.phases, moved.reshape(*few.shape, -1))
+        expanded = at_all_shifts(on_rings, poses.phases, n_indices)
     else:
-        phase = _first_ring(poses.shift, search.box, n_rings, n_indices)
-        first = np.searchsorted(poses.image, np.arange(n + 1))
-        _move(few, first, np.cos(phase), np.sin(phase), moved)
-    expanded = _expanded(moved, n_indices)
+        expanded = at_own_shifts(on_rings, poses.image, poses.shift, search.box, n_rings, n_indices)
     products = np.matmul(search.weights, expanded.reshape(n_indices, -1, n_rows))
     products = products.reshape(n_indices, 2, -1)
     known = search.known - on_rings.transfer[:, :n_rings] @ search.cost
@@ -604,34 +467,17 @@ def _compare(on_rings: _Images, poses: _Poses, search: _Search) -> _Compared:
 
 
 def _quarters(values: Singles) -> list[Singles]:
-    """Real and imaginary parts (M, 2, pairs) at even and at odd indices."""
+    """Parts of (M, 2, pairs) for cosines and sines, of even and of odd indices."""
     n_even = (len(values) + 1) // 2
     return [some[:, part] for some in (values[:n_even], values[n_even:]) for part in (0, 1)]
 
 
 @lru_cache(maxsize=64)
 def _turns(n_indices: int) -> tuple[Singles, ...]:
-    """Cosines and sines of the first quarter of a turn, (angles, indices), to make likelihoods.
-
-    Two for even and two for odd indices.
-    """
-    index = _even_first(n_indices)
+    """Cosines and sines of a quarter of a turn: two tables (angles, indices) for even, two for odd."""
     angle = 2 * math.pi * np.arange(_n_angles(n_indices) // 4 + 1) / _n_angles(n_indices)
-    phase = np.outer(angle, index)
-    # Those for the index with the other sign are complex conjugates.
-    factor = np.where(index > 0, 2, 1)
-    n_even = (n_indices + 1) // 2
-    tables = [table * factor for table in (np.cos(phase), -np.sin(phase))]
-    return tuple(
-        np.ascontiguousarray(table[:, some], dtype=np.float32)
-        for some in (slice(n_even), slice(n_even, None))
-        for table in tables
-    )
-
-
-def _even_first(n_indices: int) -> Indices:
-    """Return the angular indices, those first that half a turn does not change."""
-    return np.concatenate([np.arange(0, n_indices, 2), np.arange(1, n_indices, 2)])
+    phases = (np.outer(angle, index) for index in (np.arange(0, n_indices, 2), np.arange(1, n_indices, 2)))
+    return tuple(wave(phase).astype(np.float32) for phase in phases for wave in (np.cos, np.sin))
 
 
 def _indices_within(n_indices: int, n_rings: int, all_rings: int) -> int:
@@ -673,76 +519,6 @@ def _find_best(parts, offset, owner, best, highest):
         highest[owner[pair]] = max(highest[owner[pair]], best[pair])
 
 
-def _expanded(moved: Singles, n_indices: int) -> Singles:
-    """Expand samples (2, A, R, rows) in the angle: (M, 2, R, rows), even indices first."""
-    _, n_angles, n_rings, n_rows = moved.shape
-    expanded = np.empty((2 * n_indices, n_rings * n_rows), dtype=np.float32)
-    n_even = (n_indices + 1) // 2
-    for table, samples, some in zip(
-        _angular(n_angles, n_indices), moved, (expanded[: 2 * n_even], expanded[2 * n_even :]), strict=True
-    ):
-        np.matmul(table, samples.reshape(n_angles, -1), out=some)
-    return expanded.reshape(n_indices, 2, n_rings, n_rows)
-
-
-@kernel
-def _move_all(spectra, phases, moved):
-    # moved (2, A, R, n, shifts): spectra (2, A, R, n) of images brought back by shifts; phases (2, A, R,
-    # shifts) are cosines and sines.
-    for j in range(spectra.shape[1]):
-        for ring in range(spectra.shape[2]):
-            cosine = phases[0, j, ring]
-            sine = phases[1, j, ring]
-            for i in range(spectra.shape[3]):
-                x = spectra[0, j, ring, i]
-                y = spectra[1, j, ring, i]
-                real = moved[0, j, ring, i]
-                imaginary = moved[1, j, ring, i]
-                for s in range(cosine.size):
-                    real[s] = x * cosine[s] - y * sine[s]
-                    imaginary[s] = x * sine[s] + y * cosine[s]
-
-
-@kernel
-def _move(spectra, first, cosine, sine, moved):
-    # moved (2, A, R, rows): the same where each image has rows of its own, from first[i] to first[i + 1];
-    # cosines and sines (A, rows) are those of the first ring.
-    n_rows = moved.shape[3]
-    turn = np.empty((2, n_rows), dtype=np.float32)
-    for j in range(spectra.shape[1]):
-        for row in range(n_rows):
-            turn[0, row] = 1
-            turn[1, row] = 0
-        for ring in range(spectra.shape[2]):
-            for row in range(n_rows):
-                a = turn[0, row] * cosine[j, row] - turn[1, row] * sine[j, row]
-                b = turn[0, row] * sine[j, row] + turn[1, row] * cosine[j, row]
-                turn[0, row] = a
-                turn[1, row] = b
-            for i in range(spectra.shape[3]):
-                x = spectra[0, j, ring, i]
-                y = spectra[1, j, ring, i]
-                for row in range(first[i], first[i + 1]):
-                    moved[0, j, ring, row] = x * turn[0, row] - y * turn[1, row]
-                    moved[1, j, ring, row] = x * turn[1, row] + y * turn[0, row]
-
-
-@lru_cache(maxsize=64)
-def _angular(n_angles: int, n_indices: int) -> tuple[Singles, Singles]:
-    """Matrices from samples on half a ring to coefficients: even indices from real parts, odd from imaginary.
-
-    On the other half of the ring the samples are complex conjugate. The factors i^m make the coefficients
-    of `DiskBasis` real.
-    """
-    angle = -math.pi / 2 + math.pi * np.arange(n_angles) / n_angles
-    index = np.arange(n_indices)
-    table = np.exp(-1j * np.outer(angle, index)) * 1j**index / n_angles
-    table[:, 1::2] *= 1j
-    parts = np.stack([table.T.real, table.T.imag], axis=1).astype(np.float32)
-    even, odd = (np.ascontiguousarray(parts[part::2].reshape(-1, n_angles)) for part in (0, 1))
-    return even, odd
-
-
 def _fine_poses(coarse: _Compared, poses: _Poses, model: ClassModel, n_rings: int) -> _Poses:
     """Keep classes and shifts that the coarse search finds likely, and divide the shifts more finely."""
     kept = coarse.best > coarse.highest[poses.owner] - DROPPED
@@ -758,7 +534,7 @@ def _fine_poses(coarse: _Compared, poses: _Poses, model: ClassModel, n_rings: in
     return _Poses(image, shift, row, label, image[row], label * len(image) + row, None)
 
 
-def _weighted(on_rings: _Images, poses: _Poses, compared: _Compared, search: _Search) -> _Chunk:
+def _weighted(on_rings: RingImages, poses: _Poses, compared: _Compared, search: _Search) -> _Chunk:
     """Turn likelihoods into probabilities."""
     n, n_classes = len(on_rings.transfer), len(search.known)
     of_class, of_row = np.zeros((n, n_classes)), np.zeros(len(poses.image))
@@ -867,8 +643,8 @@ def _added(sums: _RawSums, chunk: _Chunk, half: int) -> _RawSums:
     n_indices, _, _, n_rows = compared.expanded.shape
     # Cosines and sines, weighted by the probabilities.
     turned = np.empty((n_indices, 2, len(poses.owner)), dtype=np.float32)
-    for into, table, part in zip(_quarters(turned), _turns_back(n_indices), compared.parts, strict=True):
-        np.matmul(table, part, out=into)
+    for into, table, part in zip(_quarters(turned), _turns(n_indices), compared.parts, strict=True):
+        np.matmul(table.T, part, out=into)
     if poses.column is not None:
         some, turned = turned, np.zeros((n_indices, 2, n_classes * n_rows), dtype=np.float32)
         turned[:, :, poses.column] = some
@@ -887,7 +663,7 @@ def _finished(sums: _RawSums, model: ClassModel) -> ClassSums:
     parts = sums.products.reshape(halves, n_indices, 2, n_classes, 2, n_rings)
     found = parts[:, :, 0, :, 0] - parts[:, :, 1, :, 1] + 1j * (parts[:, :, 0, :, 1] + parts[:, :, 1, :, 0])
     products = np.empty(references.shape, dtype=np.complex128)
-    products[:, _even_first(n_indices)] = found.swapaxes(2, 3)
+    products[:, even_first(n_indices)] = found.swapaxes(2, 3)
     explained = (references.conj() * products).real
     explained[:, 1:] *= 2
     left = sums.power - 2 * explained.sum(axis=(0, 1, 3))
@@ -898,23 +674,9 @@ def _finished(sums: _RawSums, model: ClassModel) -> ClassSums:
 def _power(references: Complexes) -> Floats:
     """Power of averages (..., M, R, K), on each ring."""
     power = np.abs(references) ** 2
-    # The first index is 0; all others count for those with the other sign, too.
+    # As in the search, all indices but 0 count twice.
     power[..., 1:, :, :] *= 2
     return power.sum(axis=-3)
-
-
-@lru_cache(maxsize=64)
-def _turns_back(n_indices: int) -> tuple[Singles, ...]:
-    """The same tables (indices, angles) for sums of probabilities."""
-    index = _even_first(n_indices)
-    n_even = (n_indices + 1) // 2
-    angle = 2 * math.pi * np.arange(_n_angles(n_indices) // 4 + 1) / _n_angles(n_indices)
-    phase = np.outer(index, angle)
-    return tuple(
-        table[some].astype(np.float32)
-        for some in (slice(n_even), slice(n_even, None))
-        for table in (np.cos(phase), np.sin(phase))
-    )
 
 
 def _assigned(chunk: _Chunk, model: ClassModel, half: int, *, between: bool) -> Assignments:
@@ -925,7 +687,7 @@ def _assigned(chunk: _Chunk, model: ClassModel, half: int, *, between: bool) -> 
     on_rings, search, poses, compared, scale, of_class, _ = chunk
     n = len(of_class)
     label = of_class.argmax(axis=1)
-    pair = np.empty(n, dtype=np.intp)
+    pair = np.zeros(n, dtype=np.intp)
     _likeliest(compared.best, poses.owner, poses.label, label, pair)
     row = poses.row[pair]
     heights = _heights(compared.products[:, :, pair])
@@ -934,7 +696,7 @@ def _assigned(chunk: _Chunk, model: ClassModel, half: int, *, between: bool) -> 
     turn = 2 * np.pi * place / heights.shape[1]
     other = model.references[half ^ 1 if len(model.references) == 2 else half]
     n_indices, n_rings, _ = other.shape
-    index = _even_first(n_indices)
+    index = even_first(n_indices)
     certainty = _certainty(model, n_rings)
     factor = np.exp(1j * index[:, None] * turn).astype(np.complex64)
     factor[1:] *= 2
@@ -964,7 +726,9 @@ def _assigned(chunk: _Chunk, model: ClassModel, half: int, *, between: bool) -> 
 @kernel
 def _likeliest(best, owner, label, chosen, pair):
     # pair (n): the first of the best pairs of each image with its chosen class.
-    highest = np.full(pair.size, np.float32(-np.inf))
+    highest = np.empty(pair.size, dtype=np.float32)
+    for i in range(pair.size):
+        highest[i] = -np.inf
     for k in range(owner.size):
         i = owner[k]
         if label[k] == chosen[i] and best[k] > highest[i]:
@@ -994,7 +758,7 @@ def _beside(likelihood: Singles, place: Indices) -> Floats:
 
 
 def _beside_shift(
-    on_rings: _Images,
+    on_rings: RingImages,
     shift: Floats,
     label: Indices,
     place: Indices,
