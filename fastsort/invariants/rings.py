@@ -325,15 +325,13 @@ def usable_images(images: Images) -> Bools:
 def _find_usable(images, usable):
     for i in range(images.shape[0]):
         flat = images[i].ravel()
-        low = flat[0]
-        high = flat[0]
         # A sum of magnitudes is not finite as soon as one of them is not.
         total = 0.0
+        unlike_first = 0
         for j in range(flat.size):
-            low = min(low, flat[j])
-            high = max(high, flat[j])
+            unlike_first += flat[j] != flat[0]
             total += abs(flat[j])
-        usable[i] = total < np.inf and high > low
+        usable[i] = total < np.inf and unlike_first > 0
 
 
 def normalize_spectra(spectra: Singles) -> None:
