@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import fastsort as fs
 from fastsort.images.ctf import contrast_transfer, phase_terms
-from fastsort.invariants import expectation, fit_classes
+from fastsort.invariants import expansion, expectation, fit_classes
 from fastsort.invariants.align import Alignment, apply_alignment
 from fastsort.invariants.bessel import disk_basis, draw_averages
 from fastsort.invariants.expectation import ClassModel, add_sums, as_they_lie, expect, no_sums
@@ -105,6 +105,10 @@ def model_of_pictures(n_halves=1, noise=0.02, n_rings=15):
     found = maximize(sums, None, np.full(n_rings, 1e-6), np.full(n_rings, 1e3), basis)
     references = np.repeat(on_rings(found.coefficients, basis)[None], n_halves, axis=0)
     return model_of(references, noise)
+
+
+def on_rings_of(images, terms, model, n_rings):
+    return expansion.put_on_rings(images, terms, model.box, model.window, n_rings)
 
 
 def correlation(one, other, radius=RADIUS, box=BOX):
@@ -215,10 +219,10 @@ def ctf_of(defocus):
 
 def windowed(image, window):
     """Deviation 1, the corners at 0, and nothing outside the window."""
-    image = (image - image.mean()) / image.std()
-    offset = np.arange(BOX) - BOX // 2
-    corner = np.add.outer(offset**2, offset**2) > (BOX // 2) ** 2
-    return (image - image[corner].mean()) * soft_disk(BOX, window)
+    image, box = (image - image.mean()) / image.std(), len(image)
+    offset = np.arange(box) - box // 2
+    corner = np.add.outer(offset**2, offset**2) > (box // 2) ** 2
+    return (image - image[corner].mean()) * soft_disk(box, window)
 
 
 class Case:
@@ -291,9 +295,11 @@ class Case:
 @pytest.mark.parametrize("with_ctf", [False, True])
 def test_likelihoods_of_poses(with_ctf):
     case = Case(with_ctf)
-    images = expectation._on_rings(case.images, case.terms, case.model, N_RINGS)
-    poses = expectation._coarse_poses(3, case.model, N_RINGS)
-    found = expectation._compare(images, poses, case.model, 0, N_RINGS).likelihood
+    images = on_rings_of(case.images, case.terms, case.model, N_RINGS)
+    poses = expectation._coarse_poses(3, case.model)
+    compared = expectation._compare(images, poses, expectation._search(case.model, 0, N_RINGS))
+    found = expectation._heights(compared.products) + compared.offset[:, None]
+    np.testing.assert_allclose(compared.best, found.max(axis=1), rtol=1e-5)
     assert found.shape == (3 * 5 * 2, case.n_angles)
     rng = np.random.default_rng(1)
     image = poses.image[poses.row]
@@ -317,7 +323,7 @@ def test_sums_and_assignments(with_ctf):
     case = Case(with_ctf)
     sums, found = expect(case.images, None, case.terms, case.model)
     plain = [case.sums(i) for i in range(3)]
-    shifts = {tuple(np.round(s, 4)) for s in expectation._coarse_poses(1, case.model, N_RINGS).shift}
+    shifts = {tuple(np.round(s, 4)) for s in expectation._coarse_poses(1, case.model).shift}
     assert shifts == {tuple(np.round(s, 4)) for s in case.shifts}
     # Neither is any pose or class certain, nor are all the same.
     assert all(10 / one.posterior.size < one.posterior.max() < 0.7 for one in plain)
@@ -374,16 +380,91 @@ def test_images_as_they_lie(with_ctf):
     assert sums.counts.tolist() == [[0, 3]] and sums.n_images == 3
 
 
+@pytest.mark.parametrize("n_indices", [1, 2, 3, 14, 41])
+def test_quarters_of_a_turn_hold_all_angles(n_indices):
+    rng = np.random.default_rng(n_indices)
+    products = rng.normal(size=(n_indices, 2, 700)).astype(np.float32)
+    index = expansion.even_first(n_indices)
+    assert sorted(index) == list(range(n_indices))
+    n_angles = expectation._n_angles(n_indices)
+    assert n_angles >= expectation.ANGLES * n_indices
+    turns = np.exp(2j * np.pi * np.outer(index, np.arange(n_angles)) / n_angles)
+    exact = products[:, 0].T @ turns.real + products[:, 1].T @ turns.imag
+    np.testing.assert_allclose(expectation._heights(products), exact, atol=1e-4)
+    # Probabilities, and their sums with cosines and sines.
+    tables = expectation._turns(n_indices)
+    parts = np.stack(
+        [table @ some for table, some in zip(tables, expectation._quarters(products), strict=True)]
+    )
+    owner, label, row = rng.integers(0, 5, 700), rng.integers(0, 3, 700), rng.integers(0, 20, 700)
+    # Some pairs are so unlikely that nothing is left of them in single precision.
+    offset = -rng.choice([0.0, 3.0, 200.0], 700).astype(np.float32)
+    best, highest = np.empty(700, dtype=np.float32), np.full(5, -np.inf, dtype=np.float32)
+    expectation._find_best(parts, offset, owner, best, highest)
+    np.testing.assert_allclose(best, exact.max(axis=1) + offset, atol=1e-4)
+    np.testing.assert_allclose(highest, [best[owner == i].max() for i in range(5)])
+    of_class, of_row = np.zeros((5, 3)), np.zeros(20)
+    expectation._weigh(parts, offset, highest, owner, row, label, of_class, of_row)
+    probability = np.exp(exact + (offset - highest[owner])[:, None])
+    for found, places in ((of_class.ravel(), 3 * owner + label), (of_row, row)):
+        plain = np.bincount(places, probability.sum(axis=1), len(found))
+        np.testing.assert_allclose(found, plain, rtol=1e-4, atol=1e-30)
+    turned = np.empty_like(products)
+    for into, table, part in zip(expectation._quarters(turned), tables, parts, strict=True):
+        into[:] = table.T @ part
+    plain = (probability @ turns.T).T
+    np.testing.assert_allclose(turned[:, 0] + 1j * turned[:, 1], plain, atol=1e-4 * np.abs(plain).max())
+
+
+@pytest.mark.parametrize(("box", "n_rings"), [(24, 11), (32, 6), (33, 16)])
+def test_small_images_are_sampled_exactly(box, n_rings):
+    images = np.random.default_rng(box).normal(size=(3, box, box)).astype(np.float32)
+    window = 0.45 * box
+    found = expansion._sampled(images, box, window, n_rings)
+    directions = -np.pi / 2 + np.pi * np.arange(rings_of(box).n_angles) / rings_of(box).n_angles
+    assert found.shape == (2, len(directions), n_rings, 3)
+    for i in range(3):
+        exact = naive.on_rings(windowed(images[i], window), n_rings, directions)
+        assert relative(found[0, :, :, i] + 1j * found[1, :, :, i], exact.T) < 1e-5
+
+
+@pytest.mark.parametrize("n_rings", [6, 12])
+def test_larger_images_are_sampled_as_small_ones(monkeypatch, n_rings):
+    images, box, window = pictures(*planted(6)), BOX, 14.0
+    exact = expansion._sampled(images, box, window, n_rings)
+    monkeypatch.setattr(expansion, "DIRECT", 0)
+    usual = expansion._sampled(images, box, window, n_rings)
+    assert usual.shape == exact.shape
+    assert relative(usual, exact) < 3e-3
+
+
+def test_samples_are_seen_through_the_transfer_function():
+    rings, n_rings = rings_of(BOX), 12
+    changed = {"defocus_v": np.array([8e3, 2e4, 3.6e4]), "defocus_angle": np.full(3, 30.0)}
+    terms = phase_terms(ctf_of([9e3, 2e4, 4e4])._replace(**changed), 2.0)
+    samples = np.random.default_rng(0).normal(size=(2, rings.n_angles, n_rings, 3)).astype(np.float32)
+    seen, transfer = samples.copy(), np.empty((3, n_rings), dtype=np.float32)
+    expansion._see_through(seen, transfer, terms, rings.cosine, rings.sine, BOX)
+    x, y = (
+        np.multiply.outer(d.astype(float), np.arange(1, n_rings + 1) / BOX)
+        for d in (rings.cosine, rings.sine)
+    )
+    for i, (xx, yy, xy, fourth, constant) in enumerate(terms):
+        turns = xx * x**2 + yy * y**2 + xy * x * y - fourth * (x**2 + y**2) ** 2 + constant
+        expected = np.abs(np.sin(np.pi * turns))
+        np.testing.assert_allclose(seen[..., i], samples[..., i] * expected, atol=1e-5)
+        np.testing.assert_allclose(transfer[i], (expected**2).mean(axis=0), rtol=1e-5)
+
+
 def test_a_pose_is_found_on_all_rings_as_on_a_grid_of_fine_steps():
     """The second search compares every class and shift near what the first has found, on all rings."""
     model = model_of_pictures()
     images = pictures(*planted(6), snr=1.0)
-    both = expectation._on_rings(images, None, model, 15)
-    rough = expectation._coarse_poses(6, model, 15)
-    poses = expectation._fine_poses(
-        expectation._compare(both, rough, model, 0, model.coarse), rough, model, 15
-    )
-    assert (np.diff(poses.image) >= 0).all() and (np.diff(poses.row) >= 0).all()
+    both = on_rings_of(images, None, model, 15)
+    rough = expectation._coarse_poses(6, model)
+    compared = expectation._compare(both, rough, expectation._search(model, 0, model.coarse))
+    poses = expectation._fine_poses(compared, rough, model, 15)
+    assert (np.diff(poses.image) >= 0).all()
     # Steps of at most half a period of the outermost ring, evenly around the places of the first search.
     first = np.unique(rough.shift[:, 0])
     fine = np.unique(np.round(poses.shift[:, 0], 6))
@@ -689,9 +770,9 @@ def test_the_coarse_search_drops_hardly_any_pose_that_wins(monkeypatch):
     model = models[-1]
     n_rings = model.references.shape[2]
     assert n_rings == 15 > model.coarse
-    on_all = expectation._on_rings(images, None, model, n_rings)
-    rough = expectation._coarse_poses(n, model, n_rings)
-    compared = expectation._compare(on_all, rough, model, 0, model.coarse)
+    on_all = on_rings_of(images, None, model, n_rings)
+    rough = expectation._coarse_poses(n, model)
+    compared = expectation._compare(on_all, rough, expectation._search(model, 0, model.coarse))
 
     def known(poses):
         return list(
@@ -708,7 +789,7 @@ def test_the_coarse_search_drops_hardly_any_pose_that_wins(monkeypatch):
     poses = expectation._fine_poses(compared, rough, model, n_rings)
     every = known(poses)
     assert len(kept) < 0.5 * len(every)
-    best = expectation._compare(on_all, poses, model, 0, n_rings).likelihood.max(axis=1)
+    best = expectation._compare(on_all, poses, expectation._search(model, 0, n_rings)).best
     winners = {}
     for pose, value in zip(every, best, strict=True):
         if value > winners.get(pose[0], (None, -np.inf))[1]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, cast
@@ -179,12 +180,15 @@ def _run_rest(
 ) -> Iterator[Any]:
     """Choose who runs the batches after the first: the caller, local workers or a cluster."""
     import joblib
+    from joblib.parallel import ThreadingBackend, get_active_backend
 
     home, tasks = os.getpid(), map(batches.task, rest)
     client = None if n_jobs == 1 else active_client()
     if len(rest) <= 1 or (client is None and joblib.effective_n_jobs(n_jobs) == 1):
         # Setting up workers takes longer than a small batch, and one batch has nobody to share with.
         return (_run(function, arguments, home, task) for task in _announced(tasks))
+    if client is None and isinstance(get_active_backend(prefer="threads")[0], ThreadingBackend):
+        return _in_threads(function, arguments, home, _announced(tasks), joblib.effective_n_jobs(n_jobs))
     options: dict[str, Any] = {"n_jobs": n_jobs, "prefer": "threads"}
     if client is not None:
         if not carries_pixels(pack_task(*batches.task(rest[0])), batches.size):
@@ -196,6 +200,30 @@ def _run_rest(
         joblib.delayed(_run)(function, arguments, home, task) for task in _announced(tasks)
     )
     return results
+
+
+def _in_threads(
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+    home: int,
+    tasks: Iterator[_Task],
+    n_workers: int,
+) -> Iterator[Any]:
+    """Run tasks in threads of this process, at most two for each worker ahead of what was yielded.
+
+    joblib would look for results every 10 ms, in which a worker gets a small batch done.
+    """
+    ahead: deque[Future[Any]] = deque()
+    with ThreadPoolExecutor(n_workers) as pool:
+        try:
+            for task in tasks:
+                ahead.append(pool.submit(_run, function, arguments, home, task))
+                if len(ahead) > 2 * n_workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _announced(tasks: Iterable[_Task]) -> Iterator[_Task]:

@@ -13,13 +13,20 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-import scipy.fft
 
-from fastsort._jit import kernel
+from fastsort._jit import inlined, kernel
 from fastsort._types import Array, Floats, Images, Indices, Singles
 from fastsort.invariants.bessel import Complexes
-from fastsort.invariants.references import soft_disk
-from fastsort.invariants.rings import rings_of, sample_rings, usable_images
+from fastsort.invariants.expansion import (
+    RingImages,
+    at_all_shifts,
+    at_own_shifts,
+    even_first,
+    expand_in_angle,
+    phases_of_shifts,
+    put_on_rings,
+)
+from fastsort.invariants.rings import usable_images
 
 # What the coarse search finds less likely than the best by so many nats is dropped.
 DROPPED = 7.0
@@ -29,12 +36,12 @@ FINE_STEPS = 2.0
 ANGLES = 2.1
 # Particles farther from the middle than so many deviations are not looked for.
 FARTHEST = 4.0
-# Images are cropped to so many rings more than are needed, if that makes them smaller than this part of them.
-BEYOND, SMALLER = 4, 0.8
-# Pairs of a row and a class, none of whose angles is likelier than this, add nothing to the averages.
-NEGLIGIBLE = 1e-6
 # Images at once: what lies between two steps should stay in the processor's cache.
 CHUNK = 32
+# Pairs at once in the kernels.
+_BLOCK = 512
+# Of a power series of 2 ** x for x from -1/2 to 1/2.
+_POWERS = (1.0, 6.9314718e-1, 2.4022651e-1, 5.5504109e-2, 9.6181291e-3, 1.3333558e-3, 1.5403530e-4)
 
 
 class ClassModel(NamedTuple):
@@ -143,20 +150,20 @@ def expect(
         Images that are flat or hold a NaN or an infinity do not count.
     assignments : Assignments
     """
-    sums = no_sums(model.references.shape)
+    sums = _no_raw_sums(model)
     found = no_assignments(len(images))
     for number, rows, chunk in _chunks(images, half, terms, model):
-        sums = _add(sums, _sums(chunk, model, number), number)
+        sums = _added(sums, chunk, number)
         write_assignments(found, rows, _assigned(chunk, model, number, between=True))
-    return sums, found
+    return _finished(sums, model), found
 
 
 def sum_up(images: Images, half: Indices | None, terms: Floats | None, model: ClassModel) -> ClassSums:
     """Return the sums that `expect` finds, without any assignments."""
-    sums = no_sums(model.references.shape)
+    sums = _no_raw_sums(model)
     for number, _, chunk in _chunks(images, half, terms, model):
-        sums = _add(sums, _sums(chunk, model, number), number)
-    return sums
+        sums = _added(sums, chunk, number)
+    return _finished(sums, model)
 
 
 def assign(images: Images, half: Indices, model: ClassModel) -> Assignments:
@@ -233,42 +240,15 @@ def as_they_lie(images: Images, terms: Floats | None, model: ClassModel, label: 
     if not len(rows):
         return sums
     n_indices, n_rings = model.references.shape[1:3]
-    on_rings = _on_rings(images[rows], None if terms is None else terms[rows], model, n_rings)
-    still = _Poses(np.arange(len(rows)), np.zeros((len(rows), 2)), *np.empty((2, 0), dtype=np.intp))
-    expanded = _expanded(on_rings, still, model.box, n_indices, n_rings)
-    real, imaginary = expanded.sum(axis=2).swapaxes(0, 1)
-    sums.products[0, :, :, label] = real + 1j * imaginary
+    on_rings = put_on_rings(
+        images[rows], None if terms is None else terms[rows], model.box, model.window, n_rings
+    )
+    expanded = expand_in_angle(on_rings.spectra, n_indices)
+    real, imaginary = expanded.sum(axis=3, dtype=np.float64).swapaxes(0, 1)
+    sums.products[0, even_first(n_indices), :, label] = real + 1j * imaginary
     sums.weights[0, :, label] = on_rings.transfer.sum(axis=0)
     sums.counts[0, label] = len(rows)
     return sums._replace(residue=on_rings.power.sum(axis=0), n_images=len(rows))
-
-
-def _add(sums: ClassSums, part: ClassSums, half: int) -> ClassSums:
-    sums.products[half] += part.products
-    sums.weights[half] += part.weights
-    sums.counts[half] += part.counts
-    sums.residue[:] += part.residue
-    return sums._replace(
-        square_shift=sums.square_shift + part.square_shift, n_images=sums.n_images + part.n_images
-    )
-
-
-class _Images(NamedTuple):
-    """A chunk of images on rings.
-
-    Attributes
-    ----------
-    spectra : ndarray of float32, shape (n, 2, R, A)
-        Real and imaginary parts, times the contrast transfer function.
-    transfer : ndarray of float32, shape (n, R)
-        Mean of its squares on each ring.
-    power : ndarray of float64, shape (n, R)
-        Of the images on each ring.
-    """
-
-    spectra: Singles
-    transfer: Singles
-    power: Floats
 
 
 class _Poses(NamedTuple):
@@ -279,14 +259,76 @@ class _Poses(NamedTuple):
     image : ndarray of intp, shape (rows,)
         In ascending order.
     shift : ndarray of float64, shape (rows, 2)
-    row, label : ndarray of intp, shape (pairs,)
-        Rows in ascending order.
+    row, label, owner : ndarray of intp, shape (pairs,)
+        The owner is the image.
+    column : ndarray of intp, shape (pairs,), or None
+        Where each pair is among all pairs, class by class; None where these are all.
+    phases : ndarray of float32, shape (2, A, R, shifts), or None
+        Cosines and sines of the shifts, where they are the same for every image.
     """
 
     image: Indices
     shift: Floats
     row: Indices
     label: Indices
+    owner: Indices
+    column: Indices | None
+    phases: Singles | None
+
+
+class _Search(NamedTuple):
+    """The first rings of a model, as images are compared with them.
+
+    Attributes
+    ----------
+    n_rings : int
+    weights : ndarray of float32, shape (M, 2 K, 2 R)
+        What real and imaginary parts of images are multiplied with, to be multiplied with cosines and sines
+        then. Even indices come first.
+    cost : ndarray of float64, shape (R, K)
+        What the power of each average takes from its likelihood.
+    known : ndarray of float64, shape (K,)
+        Logarithm of the shares.
+    deviation : float
+    box : int
+    """
+
+    n_rings: int
+    weights: Singles
+    cost: Floats
+    known: Floats
+    deviation: float
+    box: int
+
+
+class _Compared(NamedTuple):
+    """Poses of a chunk compared with the references; even indices come first.
+
+    The likelihood of an angle, of the angle turned by half a turn, and of both with the other sign are made
+    of the same four parts, which are the sums over even and over odd indices of cosines and of sines.
+
+    Attributes
+    ----------
+    expanded : ndarray of float32, shape (M, 2, R, rows)
+        Images at their shifts, times the contrast transfer function, expanded in the angle.
+    products : ndarray of float32, shape (M, 2, pairs)
+        With the references, for cosines and sines of the angles.
+    parts : ndarray of float32, shape (4, angles, pairs)
+        Of the logarithm of the likelihood, for the first quarter of a turn.
+    offset : ndarray of float32, shape (pairs,)
+        What is to be added for the class and the shift, less a constant of each image.
+    best : ndarray of float32, shape (pairs,)
+        The likelihood at the likeliest angle.
+    highest : ndarray of float32, shape (n,)
+        The likeliest pose of each image.
+    """
+
+    expanded: Singles
+    products: Singles
+    parts: Singles
+    offset: Singles
+    best: Singles
+    highest: Singles
 
 
 class _Chunk(NamedTuple):
@@ -294,23 +336,23 @@ class _Chunk(NamedTuple):
 
     Attributes
     ----------
-    on_rings : _Images
+    on_rings : RingImages
+    search : _Search
     poses : _Poses
     compared : _Compared
-    probability : ndarray of float32, shape (pairs, angles)
-        Of every class and pose of an image; they add up to 1.
-    peak : ndarray of float32, shape (pairs,)
-        Of the likeliest angle of each pair.
+        Its parts are now those of probabilities: what the cosines and sines are multiplied with in the sums.
+    scale : ndarray of float64, shape (n,)
+        What makes the probabilities of each image add up to 1.
     of_class : ndarray of float64, shape (n, K)
     square_shift : float
         Sum of the expected squares of the shifts.
     """
 
-    on_rings: _Images
+    on_rings: RingImages
+    search: _Search
     poses: _Poses
     compared: _Compared
-    probability: Singles
-    peak: Singles
+    scale: Floats
     of_class: Floats
     square_shift: float
 
@@ -320,121 +362,122 @@ def _chunks(
 ) -> Iterator[tuple[int, Indices, _Chunk]]:
     """Yield the usable images chunk by chunk: their half, which they are, and how they compare."""
     usable = usable_images(images)
-    n_halves = len(model.references)
+    n_halves, _, n_rings, _ = model.references.shape
     for number in range(n_halves):
         members = np.flatnonzero(usable if n_halves == 1 else usable & (half == number))
+        searches = [_search(model, number, some) for some in sorted({min(model.coarse, n_rings), n_rings})]
         for first in range(0, len(members), CHUNK):
             rows = members[first : first + CHUNK]
             of_rows = None if terms is None else terms[rows]
-            yield number, rows, _compared_with_all(images[rows], of_rows, model, number)
+            on_rings = put_on_rings(images[rows], of_rows, model.box, model.window, n_rings)
+            yield number, rows, _compared_with_all(on_rings, model, searches)
 
 
-def _compared_with_all(images: Images, terms: Floats | None, model: ClassModel, half: int) -> _Chunk:
-    n_rings = model.references.shape[2]
-    on_rings = _on_rings(images, terms, model, n_rings)
-    poses = _coarse_poses(len(images), model, n_rings)
-    if n_rings > model.coarse:
-        poses = _fine_poses(_compare(on_rings, poses, model, half, model.coarse), poses, model, n_rings)
-    return _weighted(on_rings, poses, _compare(on_rings, poses, model, half, n_rings), model)
+def _compared_with_all(on_rings: RingImages, model: ClassModel, searches: list[_Search]) -> _Chunk:
+    poses = _coarse_poses(len(on_rings.transfer), model)
+    compared = _compare(on_rings, poses, searches[0])
+    for search in searches[1:]:
+        poses = _fine_poses(compared, poses, model, search.n_rings)
+        compared = _compare(on_rings, poses, search)
+    return _weighted(on_rings, poses, compared, searches[-1])
 
 
-def _on_rings(images: Images, terms: Floats | None, model: ClassModel, n_rings: int) -> _Images:
-    rings = rings_of(model.box)
-    spectra = _sampled(images, model, n_rings)
-    power = (spectra**2).sum(axis=1).mean(axis=2, dtype=np.float64)
-    transfer = np.ones((len(images), n_rings), dtype=np.float32)
-    if terms is not None:
-        _see_through(spectra, transfer, terms, rings.cosine, rings.sine, model.box)
-    return _Images(spectra, transfer, power)
-
-
-def _sampled(images: Images, model: ClassModel, n_rings: int) -> Singles:
-    """Sample the first rings of images, from smaller ones where these show so many rings."""
-    box = min(2 * (n_rings + BEYOND), model.box)
-    if box > SMALLER * model.box:
-        box = model.box
-    rings = rings_of(box, rings_of(model.box).n_angles)
-    window = soft_disk(model.box, model.window)
-    spectra = sample_rings(images, rings, rings.image_taps, window)[:, :, :n_rings]
-    # The transform of fewer pixels sums fewer.
-    return np.ascontiguousarray(spectra) * np.float32((model.box / box) ** 2)
-
-
-@kernel
-def _see_through(spectra, transfer, terms, cosine, sine, box):
-    # spectra (n, 2, R, A) are multiplied with the magnitude of the contrast transfer function; transfer
-    # (n, R) becomes the mean of its square.
-    n_angles = cosine.size
-    for i in range(spectra.shape[0]):
-        for ring in range(spectra.shape[2]):
-            total = 0.0
-            for j in range(n_angles):
-                x = cosine[j] * (ring + 1) / box
-                y = sine[j] * (ring + 1) / box
-                square = x * x + y * y
-                turns = terms[i, 0] * x * x + terms[i, 1] * y * y + terms[i, 2] * x * y
-                turns += terms[i, 4] - terms[i, 3] * square * square
-                value = abs(math.sin(math.pi * turns))
-                spectra[i, 0, ring, j] *= value
-                spectra[i, 1, ring, j] *= value
-                total += value * value
-            transfer[i, ring] = total / n_angles
-
-
-def _coarse_poses(n_images: int, model: ClassModel, n_rings: int) -> _Poses:
+def _coarse_poses(n_images: int, model: ClassModel) -> _Poses:
     """All classes at all shifts of a grid."""
-    step = model.box / (model.steps * min(n_rings, model.coarse))
+    _, n_indices, all_rings, n_classes = model.references.shape
+    n_rings = min(model.coarse, all_rings)
+    step = model.box / (model.steps * n_rings)
     farthest = min(model.reach, FARTHEST * model.deviation + 0.5 * step)
-    line = np.arange(-int(farthest / step + 1e-9), int(farthest / step + 1e-9) + 1) * step
-    shifts = np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)
-    shifts = shifts[np.hypot(shifts[:, 0], shifts[:, 1]) <= farthest + 1e-9]
-    n_rows, n_classes = n_images * len(shifts), model.references.shape[3]
-    return _Poses(
-        np.repeat(np.arange(n_images), len(shifts)),
-        np.tile(shifts, (n_images, 1)),
-        np.repeat(np.arange(n_rows), n_classes),
-        np.tile(np.arange(n_classes), n_rows),
+    return _grid(
+        n_images,
+        n_classes,
+        step,
+        farthest,
+        model.box,
+        n_rings,
+        _indices_within(n_indices, n_rings, all_rings),
     )
 
 
-class _Compared(NamedTuple):
-    """Poses of a chunk compared with the references.
+@lru_cache(maxsize=4)
+def _grid(
+    n_images: int,
+    n_classes: int,
+    step: float,
+    farthest: float,
+    box: int,
+    n_rings: int,
+    n_indices: int,
+) -> _Poses:
+    line = np.arange(-int(farthest / step + 1e-9), int(farthest / step + 1e-9) + 1) * step
+    shifts = np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)
+    shifts = shifts[np.hypot(shifts[:, 0], shifts[:, 1]) <= farthest + 1e-9]
+    image = np.repeat(np.arange(n_images), len(shifts))
+    return _Poses(
+        image,
+        np.tile(shifts, (n_images, 1)),
+        np.tile(np.arange(len(image)), n_classes),
+        np.repeat(np.arange(n_classes), len(image)),
+        np.tile(image, n_classes),
+        None,
+        phases_of_shifts(shifts, box, n_rings, n_indices),
+    )
 
-    Attributes
-    ----------
-    expanded : ndarray of float32, shape (M, 2, rows, R)
-        Images at their shifts, times the contrast transfer function, expanded in the angle.
-    likelihood : ndarray of float32, shape (pairs, angles)
-        Logarithm, with the prior, less a constant of each image.
-    """
 
-    expanded: Singles
-    likelihood: Singles
-
-
-def _compare(on_rings: _Images, poses: _Poses, model: ClassModel, half: int, n_rings: int) -> _Compared:
-    """Compare the first rings of images at some shifts with some classes at all angles."""
+def _search(model: ClassModel, half: int, n_rings: int) -> _Search:
     n_indices = _indices_within(model.references.shape[1], n_rings, model.references.shape[2])
-    references = model.references[half, :n_indices, :n_rings]
-    expanded = _expanded(on_rings, poses, model.box, n_indices, n_rings)
+    references = model.references[half, even_first(n_indices), :n_rings]
     certainty = _certainty(model, n_rings)
-    weighted = references.conj() * certainty[:, None]
-    # Real and imaginary parts of the products side by side.
-    products = np.matmul(expanded[:, 0], np.concatenate([weighted.real, weighted.imag], axis=2))
-    products += np.matmul(expanded[:, 1], np.concatenate([-weighted.imag, weighted.real], axis=2))
-    angles = _n_angles(n_indices)
-    chosen = np.empty((len(poses.row), n_indices), dtype=np.complex64)
-    _choose(products, poses.row, poses.label, chosen)
-    likelihood = scipy.fft.irfft(chosen, angles, axis=1, workers=1)
-    likelihood *= np.float32(angles)
-    power = np.abs(references) ** 2
-    power[1:] *= 2
-    cost = (on_rings.transfer[:, :n_rings] * (0.5 * certainty)) @ power.sum(axis=0)
-    image = poses.image[poses.row]
-    offset = np.log(np.maximum(model.shares, 1e-12))[poses.label] - cost[image, poses.label]
-    offset -= ((poses.shift**2).sum(axis=1) / (2 * model.deviation**2))[poses.row]
-    likelihood += offset.astype(np.float32)[:, None]
-    return _Compared(expanded, likelihood)
+    weighted = (references * certainty[:, None]).swapaxes(1, 2)
+    n_classes = weighted.shape[1]
+    # All indices but 0, which is the first, count for those with the other sign, too.
+    weighted[1:] *= 2
+    weights = np.empty((n_indices, 2, n_classes, 2, n_rings), dtype=np.float32)
+    weights[:, 0, :, 0], weights[:, 0, :, 1] = weighted.real, weighted.imag
+    weights[:, 1, :, 0], weights[:, 1, :, 1] = weighted.imag, -weighted.real
+    weights = weights.reshape(n_indices, 2 * n_classes, 2 * n_rings)
+    cost = (0.5 * certainty)[:, None] * _power(references)
+    known = np.log(np.maximum(model.shares, 1e-12))
+    return _Search(n_rings, weights, cost, known, model.deviation, model.box)
+
+
+def _compare(on_rings: RingImages, poses: _Poses, search: _Search) -> _Compared:
+    """Compare the first rings of images at some shifts with some classes at all angles."""
+    n_indices, n_rings = len(search.weights), search.n_rings
+    n, n_rows, n_pairs = len(on_rings.transfer), len(poses.image), len(poses.owner)
+    if poses.phases is not None:
+        expanded = at_all_shifts(on_rings, poses.phases, n_indices)
+    else:
+        expanded = at_own_shifts(on_rings, poses.image, poses.shift, search.box, n_rings, n_indices)
+    products = np.matmul(search.weights, expanded.reshape(n_indices, -1, n_rows))
+    products = products.reshape(n_indices, 2, -1)
+    known = search.known - on_rings.transfer[:, :n_rings] @ search.cost
+    square = (poses.shift**2).sum(axis=1) / (2 * search.deviation**2)
+    offset = (known.T[:, poses.image] - square).astype(np.float32).ravel()
+    if poses.column is not None:
+        products, offset = products[:, :, poses.column], offset[poses.column]
+    tables = _turns(n_indices)
+    parts = np.empty((4, len(tables[0]), n_pairs), dtype=np.float32)
+    for part, table, some in zip(parts, tables, _quarters(products), strict=True):
+        np.matmul(table, some, out=part)
+    best = np.empty(n_pairs, dtype=np.float32)
+    highest = np.full(n, -np.inf, dtype=np.float32)
+    _find_best(parts, offset, poses.owner, best, highest)
+    return _Compared(expanded, products, parts, offset, best, highest)
+
+
+def _quarters(values: Singles) -> list[Singles]:
+    """Parts of (M, 2, pairs) for cosines and sines, of even and of odd indices."""
+    n_even = (len(values) + 1) // 2
+    return [some[:, part] for some in (values[:n_even], values[n_even:]) for part in (0, 1)]
+
+
+@lru_cache(maxsize=64)
+def _turns(n_indices: int) -> tuple[Singles, ...]:
+    """Cosines and sines of a quarter of a turn: two tables (angles, indices) for even, two for odd."""
+    angle = 2 * math.pi * np.arange(_n_angles(n_indices) // 4 + 1) / _n_angles(n_indices)
+    phases = (np.outer(angle, index) for index in (np.arange(0, n_indices, 2), np.arange(1, n_indices, 2)))
+    return tuple(wave(phase).astype(np.float32) for phase in phases for wave in (np.cos, np.sin))
 
 
 def _indices_within(n_indices: int, n_rings: int, all_rings: int) -> int:
@@ -443,7 +486,8 @@ def _indices_within(n_indices: int, n_rings: int, all_rings: int) -> int:
 
 
 def _n_angles(n_indices: int) -> int:
-    return scipy.fft.next_fast_len(math.ceil(ANGLES * n_indices), real=True)
+    """Angles that are compared: of each, also the opposite one and both with the other sign."""
+    return 4 * math.ceil(ANGLES * n_indices / 4)
 
 
 def _certainty(model: ClassModel, n_rings: int) -> Singles:
@@ -453,82 +497,31 @@ def _certainty(model: ClassModel, n_rings: int) -> Singles:
 
 
 @kernel
-def _choose(products, row, label, chosen):
-    # chosen (pairs, M): products (M, rows, 2 K) of each pair of a row and a class.
-    n_classes = products.shape[2] // 2
-    for m in range(products.shape[0]):
-        for pair in range(row.size):
-            one = products[m, row[pair]]
-            chosen[pair, m] = complex(one[label[pair]], one[n_classes + label[pair]])
-
-
-def _expanded(on_rings: _Images, poses: _Poses, box: int, n_indices: int, n_rings: int) -> Singles:
-    """Move images by their shifts and expand them in the angle: (M, 2, rows, R)."""
-    rings = rings_of(box)
-    # Fewer angles are enough for few rings; they must hold all that lies within the inscribed circle.
-    enough = math.ceil(max(math.pi * n_rings, n_indices))
-    most = max(rings.n_angles // enough, 1)
-    every = next(step for step in range(most, 0, -1) if rings.n_angles % step == 0)
-    cosine, sine = (np.ascontiguousarray(values[::every]) for values in (rings.cosine, rings.sine))
-    n_rows = len(poses.image)
-    moved = np.empty((n_rows, n_rings, 2, len(cosine)), dtype=np.float32)
-    few = np.ascontiguousarray(on_rings.spectra[:, :, :n_rings, ::every])
-    _move(few, poses.image, poses.shift, cosine, sine, 2 * np.pi / box, moved)
-    flat = moved.reshape(-1, 2, len(cosine))
-    expanded = np.empty((n_indices, 2, n_rows, n_rings), dtype=np.float32)
-    for part, table in enumerate(_angular(len(cosine), n_indices)):
-        expanded[part::2] = (table @ flat[:, part].T).reshape(-1, 2, n_rows, n_rings)
-    return expanded
-
-
-@kernel
-def _move(spectra, image, shift, cosine, sine, wave, moved):
-    # moved (rows, R, 2, A): spectra of images brought back by their shifts, real and imaginary parts.
-    n_angles = cosine.size
-    step = np.empty((2, n_angles), dtype=np.float32)
-    turn = np.empty((2, n_angles), dtype=np.float32)
-    for row in range(image.size):
-        for j in range(n_angles):
-            phase = wave * (cosine[j] * shift[row, 1] + sine[j] * shift[row, 0])
-            step[0, j] = math.cos(phase)
-            step[1, j] = math.sin(phase)
-            turn[0, j] = 1
-            turn[1, j] = 0
-        for ring in range(spectra.shape[2]):
-            re = spectra[image[row], 0, ring]
-            im = spectra[image[row], 1, ring]
-            for j in range(n_angles):
-                a = turn[0, j] * step[0, j] - turn[1, j] * step[1, j]
-                b = turn[0, j] * step[1, j] + turn[1, j] * step[0, j]
-                turn[0, j] = a
-                turn[1, j] = b
-                moved[row, ring, 0, j] = re[j] * a - im[j] * b
-                moved[row, ring, 1, j] = re[j] * b + im[j] * a
-
-
-@lru_cache(maxsize=16)
-def _angular(n_angles: int, n_indices: int) -> tuple[Singles, Singles]:
-    """Matrices from samples on half a ring to coefficients: even indices from real parts, odd from imaginary.
-
-    On the other half of the ring the samples are complex conjugate. The factors i^m make the coefficients
-    of `DiskBasis` real.
-    """
-    angle = -math.pi / 2 + math.pi * np.arange(n_angles) / n_angles
-    index = np.arange(n_indices)
-    table = np.exp(-1j * np.outer(angle, index)) * 1j**index / n_angles
-    table[:, 1::2] *= 1j
-    parts = np.stack([table.T.real, table.T.imag], axis=1).astype(np.float32)
-    even, odd = (np.ascontiguousarray(parts[part::2].reshape(-1, n_angles)) for part in (0, 1))
-    return even, odd
+def _find_best(parts, offset, owner, best, highest):
+    # best (pairs): the largest sum of the four parts (4, angles, pairs), each with every sign that it has
+    # at the four angles, and of the offset; highest (n): the largest of each image.
+    n_pairs = best.size
+    for first in range(0, n_pairs, _BLOCK):
+        some = best[first : first + _BLOCK]
+        for pair in range(some.size):
+            some[pair] = -np.inf
+        for j in range(parts.shape[1]):
+            a = parts[0, j, first : first + _BLOCK]
+            b = parts[1, j, first : first + _BLOCK]
+            c = parts[2, j, first : first + _BLOCK]
+            d = parts[3, j, first : first + _BLOCK]
+            for pair in range(some.size):
+                one = a[pair] + b[pair] + abs(c[pair] + d[pair])
+                other = a[pair] - b[pair] + abs(c[pair] - d[pair])
+                some[pair] = max(some[pair], max(one, other))
+    for pair in range(n_pairs):
+        best[pair] += offset[pair]
+        highest[owner[pair]] = max(highest[owner[pair]], best[pair])
 
 
 def _fine_poses(coarse: _Compared, poses: _Poses, model: ClassModel, n_rings: int) -> _Poses:
     """Keep classes and shifts that the coarse search finds likely, and divide the shifts more finely."""
-    best = coarse.likelihood.max(axis=1)
-    image = poses.image[poses.row]
-    highest = np.full(int(poses.image[-1]) + 1, -np.inf, dtype=np.float32)
-    np.maximum.at(highest, image, best)
-    kept = best > highest[image] - DROPPED
+    kept = coarse.best > coarse.highest[poses.owner] - DROPPED
     rows, place = np.unique(poses.row[kept], return_inverse=True)
     coarse_step = model.box / (model.steps * model.coarse)
     parts = math.ceil(coarse_step * FINE_STEPS * n_rings / model.box)
@@ -537,71 +530,153 @@ def _fine_poses(coarse: _Compared, poses: _Poses, model: ClassModel, n_rings: in
     shift = (poses.shift[rows][:, None] + offsets).reshape(-1, 2)
     row = (place[:, None] * len(offsets) + np.arange(len(offsets))).ravel()
     label = np.repeat(poses.label[kept], len(offsets))
-    order = np.argsort(row, kind="stable")
-    return _Poses(np.repeat(poses.image[rows], len(offsets)), shift, row[order], label[order])
+    image = np.repeat(poses.image[rows], len(offsets))
+    return _Poses(image, shift, row, label, image[row], label * len(image) + row, None)
 
 
-def _weighted(on_rings: _Images, poses: _Poses, compared: _Compared, model: ClassModel) -> _Chunk:
+def _weighted(on_rings: RingImages, poses: _Poses, compared: _Compared, search: _Search) -> _Chunk:
     """Turn likelihoods into probabilities."""
-    likelihood = compared.likelihood
-    n, n_classes = len(on_rings.spectra), model.references.shape[3]
-    image = poses.image[poses.row]
-    first = np.searchsorted(image, np.arange(n))
-    best = likelihood.max(axis=1)
-    highest = np.maximum.reduceat(best, first)
-    probability = np.exp(likelihood - highest[image][:, None])
-    total = np.add.reduceat(probability.sum(axis=1, dtype=np.float64), first)
-    scale = (1 / total[image]).astype(np.float32)
-    probability *= scale[:, None]
-    peak = np.exp(best - highest[image]) * scale
-    of_pair = probability.sum(axis=1, dtype=np.float64)
-    place = image * n_classes + poses.label
-    of_class = _weights_by(place, of_pair, n * n_classes).reshape(n, n_classes)
-    square = _weights_by(image, of_pair * (poses.shift**2).sum(axis=1)[poses.row], n)
-    return _Chunk(on_rings, poses, compared, probability, peak, of_class, float(square.sum()))
-
-
-def _sums(chunk: _Chunk, model: ClassModel, half: int) -> ClassSums:
-    """Sum the images, turned back by each angle, weighted by its probability; without the axis of halves."""
-    on_rings, poses, compared, probability, peak, of_class, square_shift = chunk
-    n, n_classes = of_class.shape
-    counted = np.flatnonzero(peak > NEGLIGIBLE)
-    turned = scipy.fft.rfft(probability[counted], axis=1, workers=1)
-    references = model.references[half]
-    parts = np.zeros((len(references), n_classes, 2, references.shape[1]), dtype=np.float32)
-    _add_up(compared.expanded, turned, poses.row[counted], poses.label[counted], parts)
-    real, imaginary = parts.transpose(2, 0, 3, 1)
-    products = real + 1j * imaginary
-    weights = on_rings.transfer.astype(np.float64).T @ of_class
-    power = np.abs(references) ** 2
-    explained = (references.conj() * products).real
-    power[1:] *= 2
-    explained[1:] *= 2
-    residue = on_rings.power.sum(axis=0) - 2 * explained.sum(axis=(0, 2))
-    residue += (weights * power.sum(axis=0)).sum(axis=1)
-    return ClassSums(products, weights, of_class.sum(axis=0), residue, square_shift, n)
+    n, n_classes = len(on_rings.transfer), len(search.known)
+    of_class, of_row = np.zeros((n, n_classes)), np.zeros(len(poses.image))
+    _weigh(
+        compared.parts,
+        compared.offset,
+        compared.highest,
+        poses.owner,
+        poses.row,
+        poses.label,
+        of_class,
+        of_row,
+    )
+    scale = 1 / of_class.sum(axis=1)
+    square = (of_row * scale[poses.image]) @ (poses.shift**2).sum(axis=1)
+    return _Chunk(on_rings, search, poses, compared, scale, of_class * scale[:, None], float(square))
 
 
 @kernel
-def _add_up(expanded, turned, row, label, parts):
-    # parts (M, K, 2, R): to each class are added its rows of expanded (M, 2, rows, R), times the complex
-    # conjugates of turned (pairs, M).
-    n_rings = expanded.shape[3]
-    for m in range(expanded.shape[0]):
-        for pair in range(row.size):
-            real = turned[pair, m].real
-            imaginary = turned[pair, m].imag
-            image_real = expanded[m, 0, row[pair]]
-            image_imaginary = expanded[m, 1, row[pair]]
-            into = parts[m, label[pair]]
-            for ring in range(n_rings):
-                into[0, ring] += image_real[ring] * real + image_imaginary[ring] * imaginary
-                into[1, ring] += image_imaginary[ring] * real - image_real[ring] * imaginary
+def _weigh(parts, offset, highest, owner, row, label, of_class, of_row):
+    # of_class (n, K), of_row (rows): sums over all angles of exp(likelihood - highest of the image). In place
+    # of the parts (4, angles, pairs) come the sums of these to multiply cosines and sines of even and odd
+    # indices with.
+    n_angles = parts.shape[1]
+    high = np.empty(_BLOCK, dtype=np.float32)
+    total = np.empty(_BLOCK, dtype=np.float32)
+    for first in range(0, owner.size, _BLOCK):
+        some = total[: min(_BLOCK, owner.size - first)]
+        for pair in range(some.size):
+            some[pair] = 0
+            high[pair] = highest[owner[first + pair]] - offset[first + pair]
+        for j in range(n_angles):
+            # At the ends of the quarter, two of the four angles are the same.
+            weight = np.float32(0.5 if j == 0 or j == n_angles - 1 else 1)
+            a = parts[0, j, first : first + _BLOCK]
+            b = parts[1, j, first : first + _BLOCK]
+            c = parts[2, j, first : first + _BLOCK]
+            d = parts[3, j, first : first + _BLOCK]
+            for pair in range(some.size):
+                plus = a[pair] + b[pair] - high[pair]
+                minus = a[pair] - b[pair] - high[pair]
+                one = weight * _exp(plus + (c[pair] + d[pair]))
+                opposite = weight * _exp(plus - (c[pair] + d[pair]))
+                mirrored = weight * _exp(minus + (c[pair] - d[pair]))
+                both = weight * _exp(minus - (c[pair] - d[pair]))
+                a[pair] = one + opposite + mirrored + both
+                b[pair] = one + opposite - mirrored - both
+                c[pair] = one - opposite + mirrored - both
+                d[pair] = one - opposite - mirrored + both
+                some[pair] += one + opposite + mirrored + both
+        for pair in range(some.size):
+            of_class[owner[first + pair], label[first + pair]] += some[pair]
+            of_row[row[first + pair]] += some[pair]
 
 
-def _weights_by(place: Indices, weights: Floats, count: int) -> Floats:
-    """Add up weights by their places."""
-    return np.bincount(place, weights, count).astype(np.float64)
+@inlined
+def _exp(x):
+    # To single precision, where x <= 0; library functions would be called one by one.
+    turns = max(x, np.float32(-87)) * np.float32(1 / math.log(2))
+    whole = np.floor(turns + np.float32(0.5))
+    rest = turns - whole
+    value = np.float32(_POWERS[-1])
+    for k in range(len(_POWERS) - 2, -1, -1):
+        value = value * rest + np.float32(_POWERS[k])
+    return value * np.int32((np.int32(whole) + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
+class _RawSums(NamedTuple):
+    """What is added up chunk by chunk; of `products` the cosine and sine parts with both parts of images.
+
+    Attributes
+    ----------
+    products : ndarray of float64, shape (H, M, 2 K, 2 R)
+    weights : ndarray of float64, shape (H, R, K)
+    counts : ndarray of float64, shape (H, K)
+    power : ndarray of float64, shape (R,)
+        Of the images.
+    square_shift : float
+    n_images : int
+    """
+
+    products: Floats
+    weights: Floats
+    counts: Floats
+    power: Floats
+    square_shift: float
+    n_images: int
+
+
+def _no_raw_sums(model: ClassModel) -> _RawSums:
+    halves, n_indices, n_rings, n_classes = model.references.shape
+    return _RawSums(
+        np.zeros((halves, n_indices, 2 * n_classes, 2 * n_rings)),
+        np.zeros((halves, n_rings, n_classes)),
+        np.zeros((halves, n_classes)),
+        np.zeros(n_rings),
+        0.0,
+        0,
+    )
+
+
+def _added(sums: _RawSums, chunk: _Chunk, half: int) -> _RawSums:
+    """Add the images, turned back by each angle, weighted by its probability."""
+    on_rings, _, poses, compared, scale, of_class, square_shift = chunk
+    n, n_classes = of_class.shape
+    n_indices, _, _, n_rows = compared.expanded.shape
+    # Cosines and sines, weighted by the probabilities.
+    turned = np.empty((n_indices, 2, len(poses.owner)), dtype=np.float32)
+    for into, table, part in zip(_quarters(turned), _turns(n_indices), compared.parts, strict=True):
+        np.matmul(table.T, part, out=into)
+    if poses.column is not None:
+        some, turned = turned, np.zeros((n_indices, 2, n_classes * n_rows), dtype=np.float32)
+        turned[:, :, poses.column] = some
+    images = compared.expanded * scale.astype(np.float32)[poses.image]
+    images = images.reshape(n_indices, -1, n_rows).swapaxes(1, 2)
+    sums.products[half] += np.matmul(turned.reshape(n_indices, -1, n_rows), images)
+    sums.weights[half] += on_rings.transfer.T @ of_class
+    sums.counts[half] += of_class.sum(axis=0)
+    sums.power[:] += on_rings.power.sum(axis=0)
+    return sums._replace(square_shift=sums.square_shift + square_shift, n_images=sums.n_images + n)
+
+
+def _finished(sums: _RawSums, model: ClassModel) -> ClassSums:
+    references = model.references
+    halves, n_indices, n_rings, n_classes = references.shape
+    parts = sums.products.reshape(halves, n_indices, 2, n_classes, 2, n_rings)
+    found = parts[:, :, 0, :, 0] - parts[:, :, 1, :, 1] + 1j * (parts[:, :, 0, :, 1] + parts[:, :, 1, :, 0])
+    products = np.empty(references.shape, dtype=np.complex128)
+    products[:, even_first(n_indices)] = found.swapaxes(2, 3)
+    explained = (references.conj() * products).real
+    explained[:, 1:] *= 2
+    left = sums.power - 2 * explained.sum(axis=(0, 1, 3))
+    left += (sums.weights * _power(references)).sum(axis=(0, 2))
+    return ClassSums(products, sums.weights, sums.counts, left, sums.square_shift, sums.n_images)
+
+
+def _power(references: Complexes) -> Floats:
+    """Power of averages (..., M, R, K), on each ring."""
+    power = np.abs(references) ** 2
+    # As in the search, all indices but 0 count twice.
+    power[..., 1:, :, :] *= 2
+    return power.sum(axis=-3)
 
 
 def _assigned(chunk: _Chunk, model: ClassModel, half: int, *, between: bool) -> Assignments:
@@ -609,45 +684,68 @@ def _assigned(chunk: _Chunk, model: ClassModel, half: int, *, between: bool) -> 
 
     Shifts may lie `between` those that were compared, which takes another comparison.
     """
-    on_rings, poses, compared, probability, peak, of_class, _ = chunk
+    on_rings, search, poses, compared, scale, of_class, _ = chunk
     n = len(of_class)
     label = of_class.argmax(axis=1)
-    likelihood = compared.likelihood
-    image = poses.image[poses.row]
-    best = np.where(label[image] == poses.label, peak, -1)
-    # The first of the largest in each image's pairs, which are neighbours.
-    order = np.lexsort((-best, image))
-    pair = order[np.searchsorted(image[order], np.arange(n))]
-    row, place = poses.row[pair], probability[pair].argmax(axis=1)
-    n_angles = probability.shape[1]
-    turn = 2 * np.pi * place / n_angles
+    pair = np.zeros(n, dtype=np.intp)
+    _likeliest(compared.best, poses.owner, poses.label, label, pair)
+    row = poses.row[pair]
+    heights = _heights(compared.products[:, :, pair])
+    place = heights.argmax(axis=1)
+    height = heights[np.arange(n), place] + compared.offset[pair]
+    turn = 2 * np.pi * place / heights.shape[1]
     other = model.references[half ^ 1 if len(model.references) == 2 else half]
-    certainty = _certainty(model, other.shape[1])
-    factor = np.exp(1j * np.arange(len(other))[:, None] * turn).astype(np.complex64)
+    n_indices, n_rings, _ = other.shape
+    index = even_first(n_indices)
+    certainty = _certainty(model, n_rings)
+    factor = np.exp(1j * index[:, None] * turn).astype(np.complex64)
     factor[1:] *= 2
-    expected = other[:, :, label].transpose(0, 2, 1).conj()
+    expected = other[index][:, :, label].conj()
     # The reference, turned like the image, against the image.
-    real, imaginary = compared.expanded[:, :, row].swapaxes(0, 1)
-    overlap = (factor[:, :, None] * expected * (real + 1j * imaginary)).real.sum(axis=0) @ certainty
-    power = np.abs(expected) ** 2
-    power[1:] *= 2
-    seen = (power.sum(axis=0) * on_rings.transfer) @ certainty
+    real, imaginary = compared.expanded[:, :, :, row].swapaxes(0, 1)
+    overlap = certainty @ (factor[:, None] * expected * (real + 1j * imaginary)).real.sum(axis=0)
+    seen = (_power(expected).T * on_rings.transfer) @ certainty
     norm = np.sqrt(seen * (on_rings.power @ certainty))
     score = np.divide(overlap, norm, out=np.full(n, np.nan), where=norm > 0)
     # The image is its reference turned by this angle; an alignment turns it back.
-    angle = np.degrees(-turn - 2 * np.pi / n_angles * _beside(likelihood[pair], place))
+    angle = np.degrees(-turn - 2 * np.pi / heights.shape[1] * _beside(heights, place))
     angle -= 360 * np.round(angle / 360)
     shift = poses.shift[row]
     if between:
-        shift = shift + _beside_shift(on_rings, shift, label, place, likelihood[pair, place], model, half)
+        shift = shift + _beside_shift(on_rings, shift, label, place, height, search)
     return Assignments(
         label,
         of_class.max(axis=1).astype(np.float32),
         angle.astype(np.float32),
         shift.astype(np.float32),
-        probability[pair, place],
+        (np.exp(height - compared.highest) * scale).astype(np.float32),
         score.astype(np.float32),
     )
+
+
+@kernel
+def _likeliest(best, owner, label, chosen, pair):
+    # pair (n): the first of the best pairs of each image with its chosen class.
+    highest = np.empty(pair.size, dtype=np.float32)
+    for i in range(pair.size):
+        highest[i] = -np.inf
+    for k in range(owner.size):
+        i = owner[k]
+        if label[k] == chosen[i] and best[k] > highest[i]:
+            highest[i] = best[k]
+            pair[i] = k
+
+
+def _heights(products: Singles) -> Singles:
+    """Likelihoods at all angles, (pairs, angles), of products (M, 2, pairs), but for the offset."""
+    a, b, c, d = (
+        table @ some for table, some in zip(_turns(len(products)), _quarters(products), strict=True)
+    )
+    quarter = a + b + (c + d)
+    opposite = a + b - (c + d)
+    mirrored, both = a - b + (c - d), a - b - (c - d)
+    # The quarters, one after the other, each without its last angle.
+    return np.concatenate([quarter[:-1], both[:0:-1], opposite[:-1], mirrored[:0:-1]]).T
 
 
 def _beside(likelihood: Singles, place: Indices) -> Floats:
@@ -660,33 +758,29 @@ def _beside(likelihood: Singles, place: Indices) -> Floats:
 
 
 def _beside_shift(
-    on_rings: _Images,
+    on_rings: RingImages,
     shift: Floats,
     label: Indices,
     place: Indices,
     height: Singles,
-    model: ClassModel,
-    half: int,
+    search: _Search,
 ) -> Floats:
     """Where beside shifts (n, 2) the likelihood peaks, in one class at one angle of each image: (n, 2).
 
     The `height` of the likelihood at these shifts is known.
     """
-    n, n_rings = len(shift), model.references.shape[2]
+    n = len(shift)
     # At most this far from the grid of the search.
-    step = model.box / (2 * FINE_STEPS * n_rings)
+    step = search.box / (2 * FINE_STEPS * search.n_rings)
     around = step * np.array([(-1, 0), (1, 0), (0, -1), (0, 1)])
     count = len(around)
-    rows = np.arange(n * count)
-    near = _Poses(
-        np.repeat(np.arange(n), count),
-        (shift[:, None] + around).reshape(-1, 2),
-        rows,
-        np.repeat(label, count),
-    )
-    likelihood = _compare(on_rings, near, model, half, n_rings).likelihood
-    sides = likelihood[rows, np.repeat(place, count)].reshape(n, count).astype(np.float64)
-    above, below, left, right = sides.T
+    rows, image = np.arange(n * count), np.repeat(np.arange(n), count)
+    label = np.repeat(label, count)
+    shift = (shift[:, None] + around).reshape(-1, 2)
+    near = _Poses(image, shift, rows, label, image, label * len(rows) + rows, None)
+    compared = _compare(on_rings, near, search)
+    sides = _heights(compared.products)[rows, np.repeat(place, count)] + compared.offset
+    above, below, left, right = sides.reshape(n, count).T.astype(np.float64)
     middle = height.astype(np.float64)
     peaks = np.stack([_peak(above, middle, below), _peak(left, middle, right)], axis=1)
     return step * np.clip(peaks, -1, 1)

@@ -355,10 +355,15 @@ class _Fit:
         found = no_assignments(len(self.order))
         for number in range(N_HALVES):
             sums, start = no_sums(model.references.shape), 0
-            for part, assigned in self.pass_over(_expect, self.order, model, ALL_BATCH, half_of[self.order]):
+            # Where the images belong is asked in the last round alone.
+            function = _expect if number == N_HALVES - 1 else _sum_up
+            for result in self.pass_over(function, self.order, model, ALL_BATCH, half_of[self.order]):
+                stop = min(start + ALL_BATCH, len(self.order))
+                part = result
+                if function is _expect:
+                    part, assigned = result
+                    write_assignments(found, self.order[start:stop], assigned)
                 sums = add_sums(sums, part)
-                stop = start + len(assigned.label)
-                write_assignments(found, self.order[start:stop], assigned)
                 start = stop
                 if progress:
                     progress(number * len(self.order) + stop, N_HALVES * len(self.order))

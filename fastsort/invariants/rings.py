@@ -205,13 +205,8 @@ def sample_rings(images: Images, rings: Rings, taps: Taps, mask: Singles | None 
     spectra = np.empty((len(images), 2, rings.n_rings, len(taps.first_row) // rings.n_rings), np.float32)
     crop = _crop(box, rings.box) if box > rings.box else None
     fall_off = rings.fall_off if crop is None else np.ones(box, dtype=np.float32)
-    outside = _outside(box)
     for start in range(0, len(images), CHUNK):
-        some = images[start : start + CHUNK]
-        canvas = np.empty(some.shape, dtype=np.float32)
-        level = np.empty((len(some), 2), dtype=np.float64)
-        _measure(some, level)
-        _level(some, level, outside, fall_off, canvas)
+        canvas = levelled(images[start : start + CHUNK], fall_off)
         if mask is not None:
             canvas *= mask
         if crop is not None:
@@ -221,6 +216,15 @@ def sample_rings(images: Images, rings: Rings, taps: Taps, mask: Singles | None 
         plane = scipy.fft.fft(half, rings.padded, axis=1, workers=1, overwrite_x=True)
         _resample(plane, rings.phase, *taps, spectra[start : start + CHUNK])
     return spectra
+
+
+def levelled(images: Images, factor: Singles) -> Images:
+    """Give images deviation 1, and their background mean 0; multiply both axes with a factor, shape (d,)."""
+    canvas = np.empty(images.shape, dtype=np.float32)
+    level = np.empty((len(images), 2), dtype=np.float64)
+    _measure(images, level)
+    _level(images, level, _outside(images.shape[1]), factor, canvas)
+    return canvas
 
 
 @lru_cache(maxsize=32)
@@ -246,9 +250,8 @@ def _measure(images, level):
 
 
 @kernel
-def _level(images, level, outside, fall_off, canvas):
-    # canvas (n, d, d): the background, outside the circle, at 0, and in advance undone what the
-    # interpolation will do to the axes.
+def _level(images, level, outside, factor, canvas):
+    # canvas (n, d, d): the background, outside the circle, at 0, and both axes times a factor.
     d = images.shape[1]
     for i in range(images.shape[0]):
         flat = images[i].ravel()
@@ -259,10 +262,10 @@ def _level(images, level, outside, fall_off, canvas):
         mean = level[i, 0]
         scale = level[i, 1]
         for y in range(d):
-            along = fall_off[y]
+            along = factor[y]
             for x in range(d):
                 value = np.float32((images[i, y, x] - mean) * scale) - base
-                canvas[i, y, x] = value * along * fall_off[x]
+                canvas[i, y, x] = value * along * factor[x]
 
 
 @kernel
@@ -297,14 +300,15 @@ def _resample(plane, phase, first_row, first_column, row_weight, column_weight, 
                 x = margin + first_column[point]
                 total = np.float32(0)
                 other = np.float32(0)
-                for tap in range(_TAPS):
+                # Columns outside: the compiler takes all four of a row at once.
+                for k in range(_TAPS):
                     a = np.float32(0)
                     b = np.float32(0)
-                    for k in range(_TAPS):
-                        a += column_weight[point, k] * real[y + tap, x + k]
-                        b += column_weight[point, k] * imaginary[y + tap, x + k]
-                    total += row_weight[point, tap] * a
-                    other += row_weight[point, tap] * b
+                    for tap in range(_TAPS):
+                        a += row_weight[point, tap] * real[y + tap, x + k]
+                        b += row_weight[point, tap] * imaginary[y + tap, x + k]
+                    total += column_weight[point, k] * a
+                    other += column_weight[point, k] * b
                 spectra[i, 0, ring, angle] = weight * total
                 spectra[i, 1, ring, angle] = weight * other
                 point += 1
@@ -321,15 +325,13 @@ def usable_images(images: Images) -> Bools:
 def _find_usable(images, usable):
     for i in range(images.shape[0]):
         flat = images[i].ravel()
-        low = flat[0]
-        high = flat[0]
         # A sum of magnitudes is not finite as soon as one of them is not.
         total = 0.0
+        unlike_first = 0
         for j in range(flat.size):
-            low = min(low, flat[j])
-            high = max(high, flat[j])
+            unlike_first += flat[j] != flat[0]
             total += abs(flat[j])
-        usable[i] = total < np.inf and high > low
+        usable[i] = total < np.inf and unlike_first > 0
 
 
 def normalize_spectra(spectra: Singles) -> None:

@@ -1,0 +1,303 @@
+"""Images on rings: seen through their contrast transfer function, moved, and expanded in the angle.
+
+Angular indices come in an order of their own, all even ones first: they are made of the real parts of samples
+on half a ring, and the odd ones of the imaginary parts.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from fastsort._jit import inlined, kernel
+from fastsort._types import Floats, Images, Indices, Singles
+from fastsort.invariants.references import soft_disk
+from fastsort.invariants.rings import Taps, levelled, rings_of, sample_rings
+
+# Images are cropped to so many rings more than are needed, if that makes them smaller than this part of them.
+BEYOND, SMALLER = 4, 0.8
+# Images with at most so many pixels, times their samples, are multiplied with waves: it beats a transform.
+DIRECT = 2_000_000
+# Of a power series of cos(pi x) in x ** 2, for x from -1/2 to 1/2.
+_COSINE = (
+    1.0,
+    -4.93480220054,
+    4.05871212642,
+    -1.33526276885,
+    0.235330630359,
+    -0.02580689139,
+    0.0019295743094,
+    -0.000104638104925,
+)
+
+
+class RingImages(NamedTuple):
+    """A few images on rings.
+
+    Attributes
+    ----------
+    spectra : ndarray of float32, shape (2, A, R, n)
+        Real and imaginary parts, times the contrast transfer function.
+    transfer : ndarray of float32, shape (n, R)
+        Mean of its squares on each ring.
+    power : ndarray of float64, shape (n, R)
+        Of the images on each ring.
+    """
+
+    spectra: Singles
+    transfer: Singles
+    power: Floats
+
+
+def put_on_rings(images: Images, terms: Floats | None, box: int, window: float, n_rings: int) -> RingImages:
+    """Sample the first rings of images, within a window, seen through their contrast transfer function.
+
+    Parameters
+    ----------
+    images : ndarray of float32, shape (n, box, box)
+    terms : ndarray of float64, shape (n, 5), optional
+        From `phase_terms`; by default the transfer function is 1.
+    box : int
+    window : float
+        Radius in pixels of the disk that is used.
+    n_rings : int
+
+    Returns
+    -------
+    on_rings : RingImages
+    """
+    rings = rings_of(box)
+    spectra = _sampled(images, box, window, n_rings)
+    power = (spectra**2).sum(axis=0).mean(axis=0, dtype=np.float64).T
+    transfer = np.ones((len(images), n_rings), dtype=np.float32)
+    if terms is not None:
+        _see_through(spectra, transfer, terms, rings.cosine, rings.sine, box)
+    return RingImages(spectra, transfer, power)
+
+
+def _sampled(images: Images, box: int, window: float, n_rings: int) -> Singles:
+    """Sample the first rings of images: (2, A, R, n)."""
+    n_angles = rings_of(box).n_angles
+    if 2 * n_rings * n_angles * box**2 <= DIRECT:
+        return _sampled_directly(images, box, window, n_rings)
+    # From smaller images where these show so many rings.
+    size = min(2 * (n_rings + BEYOND), box)
+    if size > SMALLER * box:
+        size = box
+    rings = rings_of(size, n_angles)._replace(n_rings=n_rings)
+    first, taps = slice(n_rings * n_angles), rings.image_taps
+    taps = Taps(
+        taps.first_row[first], taps.first_column[first], taps.row_weight[first], taps.column_weight[first]
+    )
+    spectra = sample_rings(images, rings, taps, _window(box, window))
+    # The transform of fewer pixels sums fewer.
+    return np.ascontiguousarray(spectra.transpose(1, 3, 2, 0)) * np.float32((box / size) ** 2)
+
+
+def _sampled_directly(images: Images, box: int, window: float, n_rings: int) -> Singles:
+    pixel, opposite, waves = _waves(box, window, n_rings)
+    flat = levelled(images, np.ones(box, dtype=np.float32)).reshape(len(images), -1)
+    one, other = flat[:, pixel], flat[:, opposite]
+    samples = np.stack([wave @ both.T for wave, both in zip(waves, (one + other, one - other), strict=True)])
+    return samples.reshape(2, -1, n_rings, len(images))
+
+
+@lru_cache(maxsize=8)
+def _window(box: int, radius: float) -> Singles:
+    return soft_disk(box, radius)
+
+
+@lru_cache(maxsize=8)
+def _waves(box: int, radius: float, n_rings: int) -> tuple[Indices, Indices, Singles]:
+    """Pixels of half of the window, those opposite, and waves (2, A R, pixels): cosines and sines.
+
+    Sums of opposite pixels, times cosines, are the real parts of samples; their differences, times sines, are
+    the imaginary parts.
+    """
+    rings, mask = rings_of(box), _window(box, radius).ravel()
+    middle = box // 2 * (box + 1)
+    pixel = np.flatnonzero(mask[middle:]) + middle
+    weight = mask[pixel]
+    weight[0] /= 2
+    ring = np.arange(1, n_rings + 1)
+    phase = 2 * np.pi / box * (np.arange(box) - box // 2)
+    along_y, along_x = (
+        np.exp(-1j * np.outer(np.outer(direction, ring), phase)).astype(np.complex64)
+        for direction in (rings.sine, rings.cosine)
+    )
+    y, x = np.divmod(pixel, box)
+    waves = along_y[:, y] * along_x[:, x] * weight
+    waves *= np.tile(np.sqrt(ring), rings.n_angles).astype(np.float32)[:, None]
+    return pixel, 2 * middle - pixel, np.stack([waves.real, waves.imag])
+
+
+@kernel
+def _see_through(spectra, transfer, terms, cosine, sine, box):
+    # spectra (2, A, R, n) are multiplied with the magnitude of the contrast transfer function; transfer
+    # (n, R) becomes the mean of its square.
+    n_angles = cosine.size
+    n = transfer.shape[0]
+    total = np.empty(n)
+    for ring in range(spectra.shape[2]):
+        for i in range(n):
+            total[i] = 0
+        for j in range(n_angles):
+            x = cosine[j] * (ring + 1) / box
+            y = sine[j] * (ring + 1) / box
+            square = x * x + y * y
+            real = spectra[0, j, ring]
+            imaginary = spectra[1, j, ring]
+            for i in range(n):
+                turns = terms[i, 0] * x * x + terms[i, 1] * y * y + terms[i, 2] * x * y
+                turns += terms[i, 4] - terms[i, 3] * square * square
+                # |sin(pi turns)| is the cosine of what the turns are away from the middle of two whole ones.
+                away = turns - np.floor(turns) - 0.5
+                value = _cosine(away * away)
+                real[i] *= value
+                imaginary[i] *= value
+                total[i] += value * value
+        for i in range(n):
+            transfer[i, ring] = total[i] / n_angles
+
+
+@inlined
+def _cosine(square):
+    # Of a phase of at most half a turn, by the square of what it is in half turns.
+    value = _COSINE[-1]
+    for k in range(len(_COSINE) - 2, -1, -1):
+        value = value * square + _COSINE[k]
+    return value
+
+
+def even_first(n_indices: int) -> Indices:
+    """Return the angular indices, those first that half a turn does not change."""
+    return np.concatenate([np.arange(0, n_indices, 2), np.arange(1, n_indices, 2)])
+
+
+def phases_of_shifts(shifts: Floats, box: int, n_rings: int, n_indices: int) -> Singles:
+    """Cosines and sines of shifts (S, 2), with as many angles as so many rings need: (2, A, R, S)."""
+    phase = _first_ring(shifts, box, n_rings, n_indices)[:, None]
+    phase = phase * np.arange(1, n_rings + 1, dtype=np.float32)[:, None]
+    return np.stack([np.cos(phase), np.sin(phase)])
+
+
+def at_all_shifts(on_rings: RingImages, phases: Singles, n_indices: int) -> Singles:
+    """Move every image by the same shifts and expand it in the angle: (M, 2, R, n x S)."""
+    _, n_angles, n_rings, n_shifts = phases.shape
+    few = _first_samples(on_rings, on_rings.spectra.shape[1] // n_angles, n_rings)
+    moved = np.empty((*few.shape, n_shifts), dtype=np.float32)
+    _move_all(few, phases, moved)
+    return expand_in_angle(moved.reshape(2, n_angles, n_rings, -1), n_indices)
+
+
+def at_own_shifts(
+    on_rings: RingImages, image: Indices, shift: Floats, box: int, n_rings: int, n_indices: int
+) -> Singles:
+    """Move images by shifts of their own and expand them in the angle: (M, 2, R, rows).
+
+    Parameters
+    ----------
+    on_rings : RingImages
+    image : ndarray of intp, shape (rows,)
+        In ascending order.
+    shift : ndarray of float64, shape (rows, 2)
+    box, n_rings, n_indices : int
+    """
+    few = _first_samples(on_rings, _every(box, n_rings, n_indices), n_rings)
+    phase = _first_ring(shift, box, n_rings, n_indices)
+    first = np.searchsorted(image, np.arange(few.shape[3] + 1))
+    moved = np.empty((*few.shape[:3], len(image)), dtype=np.float32)
+    _move(few, first, np.cos(phase), np.sin(phase), moved)
+    return expand_in_angle(moved, n_indices)
+
+
+def _first_samples(on_rings: RingImages, every: int, n_rings: int) -> Singles:
+    return np.ascontiguousarray(on_rings.spectra[:, ::every, :n_rings])
+
+
+def _first_ring(shifts: Floats, box: int, n_rings: int, n_indices: int) -> Singles:
+    """Phases of shifts on the first ring, at as many angles as so many rings need: (A, shifts)."""
+    rings, every = rings_of(box), _every(box, n_rings, n_indices)
+    directions = np.stack([rings.sine[::every], rings.cosine[::every]], axis=1)
+    return directions @ (2 * np.pi / box * shifts).astype(np.float32).T
+
+
+def _every(box: int, n_rings: int, n_indices: int) -> int:
+    """Fewer angles are enough for few rings: return which of them are used, the first of every so many."""
+    n_angles = rings_of(box).n_angles
+    # They must hold all that lies within the inscribed circle.
+    most = max(n_angles // math.ceil(max(math.pi * n_rings, n_indices)), 1)
+    return next(step for step in range(most, 0, -1) if n_angles % step == 0)
+
+
+@kernel
+def _move_all(spectra, phases, moved):
+    # moved (2, A, R, n, shifts): spectra (2, A, R, n) of images brought back by shifts; phases (2, A, R,
+    # shifts) are cosines and sines.
+    for j in range(spectra.shape[1]):
+        for ring in range(spectra.shape[2]):
+            cosine = phases[0, j, ring]
+            sine = phases[1, j, ring]
+            for i in range(spectra.shape[3]):
+                x = spectra[0, j, ring, i]
+                y = spectra[1, j, ring, i]
+                real = moved[0, j, ring, i]
+                imaginary = moved[1, j, ring, i]
+                for s in range(cosine.size):
+                    real[s] = x * cosine[s] - y * sine[s]
+                    imaginary[s] = x * sine[s] + y * cosine[s]
+
+
+@kernel
+def _move(spectra, first, cosine, sine, moved):
+    # moved (2, A, R, rows): the same where each image has rows of its own, from first[i] to first[i + 1];
+    # cosines and sines (A, rows) are those of the first ring.
+    n_rows = moved.shape[3]
+    turn = np.empty((2, n_rows), dtype=np.float32)
+    for j in range(spectra.shape[1]):
+        for row in range(n_rows):
+            turn[0, row] = 1
+            turn[1, row] = 0
+        for ring in range(spectra.shape[2]):
+            for row in range(n_rows):
+                a = turn[0, row] * cosine[j, row] - turn[1, row] * sine[j, row]
+                b = turn[0, row] * sine[j, row] + turn[1, row] * cosine[j, row]
+                turn[0, row] = a
+                turn[1, row] = b
+            for i in range(spectra.shape[3]):
+                x = spectra[0, j, ring, i]
+                y = spectra[1, j, ring, i]
+                for row in range(first[i], first[i + 1]):
+                    moved[0, j, ring, row] = x * turn[0, row] - y * turn[1, row]
+                    moved[1, j, ring, row] = x * turn[1, row] + y * turn[0, row]
+
+
+def expand_in_angle(samples: Singles, n_indices: int) -> Singles:
+    """Expand samples (2, A, R, rows) in the angle: (M, 2, R, rows), real and imaginary parts."""
+    _, n_angles, n_rings, n_rows = samples.shape
+    expanded = np.empty((2 * n_indices, n_rings * n_rows), dtype=np.float32)
+    n_even = (n_indices + 1) // 2
+    for table, part, into in zip(
+        _angular(n_angles, n_indices), samples, (expanded[: 2 * n_even], expanded[2 * n_even :]), strict=True
+    ):
+        np.matmul(table, part.reshape(n_angles, -1), out=into)
+    return expanded.reshape(n_indices, 2, n_rings, n_rows)
+
+
+@lru_cache(maxsize=64)
+def _angular(n_angles: int, n_indices: int) -> tuple[Singles, Singles]:
+    """Matrices from samples on half a ring to coefficients: even indices from real parts, odd from imaginary.
+
+    On the other half of the ring the samples are complex conjugate. The factors i^m make the coefficients
+    of `DiskBasis` real.
+    """
+    angle = -math.pi / 2 + math.pi * np.arange(n_angles) / n_angles
+    index = np.arange(n_indices)
+    table = np.exp(-1j * np.outer(angle, index)) * 1j**index / n_angles
+    table[:, 1::2] *= 1j
+    parts = np.stack([table.T.real, table.T.imag], axis=1).astype(np.float32)
+    even, odd = (np.ascontiguousarray(parts[part::2].reshape(-1, n_angles)) for part in (0, 1))
+    return even, odd
