@@ -187,16 +187,15 @@ def _run_rest(
     if len(rest) <= 1 or (client is None and joblib.effective_n_jobs(n_jobs) == 1):
         # Setting up workers takes longer than a small batch, and one batch has nobody to share with.
         return (_run(function, arguments, home, task) for task in _announced(tasks))
-    if client is None and isinstance(get_active_backend(prefer="threads")[0], ThreadingBackend):
-        return _in_threads(function, arguments, home, _announced(tasks), joblib.effective_n_jobs(n_jobs))
-    options: dict[str, Any] = {"n_jobs": n_jobs, "prefer": "threads"}
     if client is not None:
         if not carries_pixels(pack_task(*batches.task(rest[0])), batches.size):
             packed = (pack_task(*task) for task in tasks)
             return map_on_cluster(client, function, arguments, packed, len(rest))
         # Images in memory are not sent to the cluster: threads of this process take them.
-        options = {"n_jobs": -1, "backend": "threading"}
-    results: Iterator[Any] = joblib.Parallel(**options, return_as="generator")(
+        return _in_threads(function, arguments, home, _announced(tasks), joblib.cpu_count())
+    if isinstance(get_active_backend(prefer="threads")[0], ThreadingBackend):
+        return _in_threads(function, arguments, home, _announced(tasks), joblib.effective_n_jobs(n_jobs))
+    results: Iterator[Any] = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(
         joblib.delayed(_run)(function, arguments, home, task) for task in _announced(tasks)
     )
     return results
