@@ -89,9 +89,15 @@ def test_junk_comes_last(volume):
     # Two particles side by side look like one of two equal lobes.
     assert roc_auc_score(~truth.label, score) >= (0.9 if volume == "two-lobed" else 0.95)
     assert (score <= 1)[truth.label].mean() >= 0.94
-    # Doubles, a seventh of the junk, may make a class of their own that nothing but its look gives away; off
-    # the middle, one lobe looks like a particle, too: 0.6 to 0.9 over seeds.
-    assert (score > 1)[~truth.label].mean() >= (0.55 if volume == "two-lobed" else 0.8)
+    found = (score > 1)[~truth.label].mean()
+    if volume != "two-lobed":
+        # Doubles, a seventh of the junk, may make a class of their own that nothing but its look gives away.
+        assert found >= 0.8
+        return
+    # Off the middle, one lobe looks like a particle, too, so that what is found scatters with the seed.
+    results = [classify(images, seed=seed) for seed in (1, 2, 3)]
+    others = [(each.ranking.score[each.label] > 1)[~truth.label].mean() for each in results]
+    assert np.mean([found, *others]) >= 0.7
 
 
 @pytest.mark.slow
