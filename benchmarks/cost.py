@@ -27,11 +27,14 @@ from tables import print_machine, print_table
 import fastsort as fs
 from fastsort.particles.mrc import write_stack
 from fastsort.particles.source import Particles
+from fastsort.pick import N_LEARNED_FROM
 from fastsort.simulate import simulate_micrographs
 
 WORKERS = (1, 2)
 # Runs that are shorter than this are repeated.
 SHORT, RUNS = 10.0, 3
+# Sets of more images are not given to one worker.
+ALONE = 100_000
 # A prediction should be as close as this.
 WANTED = 0.15
 # What the last table is for, and bytes a second of a parallel file system.
@@ -115,8 +118,8 @@ def commands_in(folder: Path) -> dict[str, Command]:
                 # A round of the fit takes so many images for each class, and compares each with all.
                 "two classes": lambda n, k: k**2,
             },
-            [(2_000, 10), (2_000, 40), (10_000, 10), (10_000, 40)],
-            [(4_000, 20), (20_000, 20), (10_000, 60)],
+            [(1_000, 8), (1_000, 24), (4_000, 8), (4_000, 24)],
+            [(2_000, 16), (6_000, 12), (3_000, 30)],
             lambda n, k: generated(folder, n, 64),
             lambda images, size, workers: fs.classify_particles(images, n_classes=size[1], n_jobs=workers),
             (1_000_000, 100),
@@ -141,11 +144,11 @@ def commands_in(folder: Path) -> dict[str, Command]:
             ("micrographs", "side, px"),
             {
                 "the run": lambda n, side: 1,
-                "a micrograph": lambda n, side: n,
+                "1,000,000 pixels to learn from": lambda n, side: min(n, N_LEARNED_FROM) * side**2 / 1e6,
                 "1,000,000 pixels": lambda n, side: n * side**2 / 1e6,
             },
-            [(8, 1024), (48, 1024), (8, 3072), (24, 3072)],
-            [(16, 2048), (48, 2048), (12, 4096)],
+            [(8, 1024), (48, 1024), (8, 2048), (48, 2048)],
+            [(16, 1024), (24, 2048), (8, 3072)],
             partial(micrographs, folder),
             lambda paths, size, workers: fs.pick_particles(paths, diameter=160.0, n_jobs=workers),
             (10_000, 4096),
@@ -189,13 +192,14 @@ def predict(name: str, command: Command, largest: int) -> list[str]:
     for workers in WORKERS:
         # Kernels are compiled, and libraries loaded, before anything is measured.
         command.run(sources[sizes[0]], sizes[0], workers)
-        measured = {size: seconds(partial(command.run, sources[size], size, workers)) for size in sizes}
+        chosen = [size for size in sizes if workers > 1 or size[0] <= ALONE]
+        measured = {size: seconds(partial(command.run, sources[size], size, workers)) for size in chosen}
         matrix = np.array([terms_of(command, size) for size in command.fitted])
         times = np.array([measured[size] for size in command.fitted])
         # Relative errors count, and nothing costs less than nothing.
         cost = nnls(matrix / times[:, None], np.ones(len(times)))[0]
         costs.append(cost)
-        for size in sizes:
+        for size in chosen:
             expected = float(terms_of(command, size) @ cost)
             apart = expected / measured[size] - 1
             fitted = "fitted" if size in command.fitted else "" if abs(apart) <= WANTED else "SHORT"

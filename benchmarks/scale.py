@@ -1,4 +1,4 @@
-"""How large may a set be: time and memory from 10,000 to 1,000,000 particles, and on paper beyond.
+"""How large may a set be: time and memory from 10,000 to 1,000,000 particles.
 
 python benchmarks/scale.py [--images 10000 100000 1000000] [--box 128] [--workers 2] [--work FOLDER]
                            [--classes K]
@@ -27,7 +27,6 @@ from tables import print_machine, print_table
 from fastsort import classify_particles, simulate_particles, sort_particles
 from fastsort._jit import kernel
 from fastsort._types import Images, Indices
-from fastsort.images.batches import default_batch_size
 from fastsort.particles.mrc import read_header, read_sections, write_stack
 from fastsort.particles.source import Particles
 from fastsort.particles.store import ImageStore
@@ -36,13 +35,6 @@ PIXEL_SIZE = 2.0
 SIMULATED = 2000
 # Larger sets run once.
 REPEATED = 100_000
-# What the model on paper is for.
-BEYOND, BEYOND_BOX, BEYOND_CORES = 10_000_000, 400, 64
-# Bytes a second that a parallel file system gives; bytes of a working image; how often these are read, and
-# how many at a time; bytes of a task and of what comes back for an image; seconds that a scheduler takes for
-# a task.
-FILE_SYSTEM, WORKING_IMAGE, PASSES, WORKING_BATCH = 5e9, 36 * 36 * 2, 4, 512
-TASK_BYTES, ANSWER_BYTES, TASK_SECONDS = 3000, 150, 2e-4
 
 
 class GeneratedImages(ImageStore):
@@ -119,9 +111,6 @@ def main() -> None:
         print_classes(found, options)
         return
     print_measured(found, options)
-    largest, smallest = max(found), min(found)
-    grown = (found[largest][0]["peak"] - found[smallest][0]["peak"]) * 1e6 / max(1, largest - smallest)
-    print_model(found[largest][0], largest, grown, options)
 
 
 def run(stack: Path, n: int, options: argparse.Namespace) -> dict[str, float]:
@@ -230,49 +219,6 @@ def print_classes(found: dict[int, list[dict[str, float]]], options: argparse.Na
         f"(median of {options.runs} up to {REPEATED:,})",
         ("images", "seconds", "read and crop", "map", "times the first", "MB before", "peak MB"),
         rows,
-    )
-
-
-def print_model(measured: dict[str, float], n: int, grown: float, options: argparse.Namespace) -> None:
-    """Say what a set far larger would take: from what was measured, and what every image must take."""
-    # Reading and cropping take time for every pixel, the methods for every working image.
-    pixels = (BEYOND_BOX / options.box) ** 2
-    crop, measure, decide = (measured[name] / n for name in ("read and crop", "measure", "decide"))
-    stored = BEYOND * BEYOND_BOX**2
-    tasks = BEYOND / default_batch_size(BEYOND_BOX) + PASSES * BEYOND / WORKING_BATCH
-    cores = options.workers / BEYOND_CORES
-    working = BEYOND * WORKING_IMAGE
-    rows = [
-        ["read once, 2 bytes a pixel", f"{stored * 2 / 1e12:.1f} TB", stored * 2 / FILE_SYSTEM],
-        ["read once, 4 bytes a pixel", f"{stored * 4 / 1e12:.1f} TB", stored * 4 / FILE_SYSTEM],
-        [
-            f"crop and normalise, {BEYOND_CORES} cores",
-            f"{crop * 1e6 * pixels * options.workers:.0f} us an image and core",
-            BEYOND * crop * pixels * cores,
-        ],
-        [
-            f"measure, {BEYOND_CORES} cores",
-            f"{measure * 1e6 * options.workers:.0f} us an image and core",
-            BEYOND * measure * cores,
-        ],
-        ["decide, mostly on the head", f"{decide * 1e6:.0f} us an image", BEYOND * decide],
-        [
-            f"working images, written once and read {PASSES} times",
-            f"{working * (1 + PASSES) / 1e9:.0f} GB",
-            working * (1 + PASSES) / FILE_SYSTEM,
-        ],
-        [
-            "tasks and their answers on the network",
-            f"{(tasks * TASK_BYTES + BEYOND * ANSWER_BYTES) / 1e9:.1f} GB, {tasks / 1e6:.1f} million tasks",
-            tasks * TASK_SECONDS,
-        ],
-        ["memory of the head", f"{grown * BEYOND / 1e9 + measured['before'] / 1e3:.1f} GB", None],
-    ]
-    print_table(
-        f"On paper: {BEYOND:,} particles of {BEYOND_BOX} px, {BEYOND_CORES} cores, "
-        f"a file system of {FILE_SYSTEM / 1e9:.0f} GB/s",
-        ("what", "how much", "minutes"),
-        [[what, amount, "" if seconds is None else f"{seconds / 60:.1f}"] for what, amount, seconds in rows],
     )
 
 
