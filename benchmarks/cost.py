@@ -25,6 +25,7 @@ from scipy.optimize import nnls
 from tables import print_machine, print_table
 
 import fastsort as fs
+from fastsort.denoise import JUDGED_PIXELS
 from fastsort.particles.mrc import write_stack
 from fastsort.particles.source import Particles
 from fastsort.pick import N_LEARNED_FROM
@@ -129,12 +130,13 @@ def commands_in(folder: Path) -> dict[str, Command]:
             ("images", "box, px"),
             {
                 "the run": lambda n, box: 1,
+                "1,000 pixels of images that tell the error": lambda n, box: (
+                    min(n * box**2, JUDGED_PIXELS) / 1e3
+                ),
                 "1,000 pixels": lambda n, box: n * box**2 / 1e3,
-                # Coefficients of the covariance grow with the pixels of an image.
-                "100,000 pixels and rows": lambda n, box: n * box**3 / 1e5,
             },
-            [(1_000, 48), (4_000, 48), (1_000, 96), (4_000, 96)],
-            [(2_000, 64), (8_000, 64), (2_000, 128)],
+            [(4_000, 48), (4_000, 96), (16_000, 64)],
+            [(2_000, 64), (8_000, 64), (2_000, 128), (20_000, 96)],
             partial(generated, folder),
             lambda images, size, workers: fs.denoise_images(images, method="covariance", n_jobs=workers),
             (1_000_000, 256),

@@ -77,24 +77,35 @@ def _cache_in(folder: str) -> Iterator[None]:
 @contextmanager
 def told_of_compiling(say: Callable[[str], None]) -> Iterator[None]:
     """Say once that kernels are being compiled, as soon as one is that is not in the cache."""
-    with event.install_listener("numba:compile", _Told(say)):
+
+    def tell(kept: bool) -> None:
+        if kept:
+            say("compiling (the first time after an installation), for up to half a minute")
+        else:
+            say("compiling; no folder can be written to keep this for the next time: set NUMBA_CACHE_DIR")
+
+    with at_first_compiling(tell):
         yield
 
 
-class _Told(event.Listener):
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say: Callable[[str], None] | None = say
+@contextmanager
+def at_first_compiling(act: Callable[[bool], None]) -> Iterator[None]:
+    """Call a function once, as soon as a kernel is compiled, with whether that is kept in the cache."""
+    with event.install_listener("numba:compile", _First(act)):
+        yield
+
+
+class _First(event.Listener):
+    def __init__(self, act: Callable[[bool], None]) -> None:
+        self.act: Callable[[bool], None] | None = act
 
     def on_start(self, event: Any) -> None:
         kernel = event.data["dispatcher"]
         # Other libraries compile their own, some of them every time.
-        if self.say is None or not kernel.py_func.__module__.startswith("fastsort."):
+        if self.act is None or not kernel.py_func.__module__.startswith("fastsort."):
             return
-        say, self.say = self.say, None
-        if kernel._cache.cache_path is None:
-            say("compiling; no folder can be written to keep this for the next time: set NUMBA_CACHE_DIR")
-        else:
-            say("compiling (the first time after an installation), for about half a minute")
+        act, self.act = self.act, None
+        act(kernel._cache.cache_path is not None)
 
     def on_end(self, event: Any) -> None:
         pass

@@ -30,7 +30,7 @@ with beside.compiling_beside():
     inspect_pixels(np.ones((2, 16, 16), np.float32))
     if sys.argv[1] == "wait":
         started[0].wait(300)
-print(len(started), started[0].returncode)
+print(len(started), started[0].returncode if started else 0)
 """
 
 
@@ -51,6 +51,13 @@ def test_a_missing_kernel_starts_one_process_that_ends_with_the_context(wait, tm
         assert len(kept) > 20
     else:
         assert code < 0 and time.monotonic() - begin < 60
+
+
+def test_nothing_is_started_where_no_kernel_is_kept():
+    environment = {**os.environ, "FASTSORT_NUMBA_CACHE": "0"}
+    command = [sys.executable, "-c", COMPILE, "leave"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout.split() == ["0", "0"], done.stderr
 
 
 def test_nothing_is_started_where_all_kernels_are_at_hand(monkeypatch):

@@ -19,17 +19,17 @@ def compiling_beside() -> Iterator[None]:
     """Start the process as soon as a kernel is not in the cache, and end it with the context."""
     import joblib
 
-    from fastsort._jit import told_of_compiling
+    from fastsort._jit import at_first_compiling
 
     with ExitStack() as ending:
 
-        def start(_: str) -> None:
-            if joblib.cpu_count() > 1:
+        def start(kept: bool) -> None:
+            if kept and joblib.cpu_count() > 1:
                 command, nowhere = [sys.executable, "-m", __name__], subprocess.DEVNULL
                 process = subprocess.Popen(command, stdin=nowhere, stdout=nowhere, stderr=nowhere)
                 ending.callback(_end, process)
 
-        with told_of_compiling(start):
+        with at_first_compiling(start):
             yield
 
 
