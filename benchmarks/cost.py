@@ -122,7 +122,9 @@ def commands_in(folder: Path) -> dict[str, Command]:
             [(1_000, 8), (1_000, 24), (4_000, 8), (4_000, 24)],
             [(2_000, 16), (6_000, 12), (3_000, 30)],
             lambda n, k: generated(folder, n, 64),
-            lambda images, size, workers: fs.classify_particles(images, n_classes=size[1], n_jobs=workers),
+            lambda images, size, workers: fs.classify_particles(
+                images, n_classes=size[1], embedding="pca", n_jobs=workers
+            ),
             (1_000_000, 100),
             lambda n, k: 4 * n * 64**2,
         ),
