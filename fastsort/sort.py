@@ -8,6 +8,7 @@ import numpy as np
 
 from fastsort._checks import check_is, check_workers
 from fastsort._crop import crop_operator
+from fastsort._process import one_blas_thread
 from fastsort._progress import Progress, part_of
 from fastsort._reasons import VALID
 from fastsort._types import Array, FilePath
@@ -164,7 +165,8 @@ def sort_particles(
     if work is not None:
         mark = fingerprint("sort", particles, settings.voting, learned and learned.weights)
     times = [time.perf_counter()]
-    with work_folder(work, fingerprint=mark, keep=keep_work) as folder:
+    # What is learned multiplies small matrices, where threads of BLAS wait longer than they compute.
+    with one_blas_thread(), work_folder(work, fingerprint=mark, keep=keep_work) as folder:
         working, pixels, content = prepare_images(
             images,
             operator,

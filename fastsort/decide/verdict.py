@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastsort._checks import InputError
-from fastsort._process import one_blas_thread
 from fastsort._progress import Progress, part_of
 from fastsort._reasons import DUPLICATE, OFF_CENTRE, OUTSIDE, RARE_VIEW, REASONS, VALID, reason_names
 from fastsort._types import Array, Bools, Floats, Indices, Singles, Words
@@ -105,11 +104,9 @@ def decide(
     scale = np.float32(particles.box / working.box)
     if settings.method is not None:
         return _decide_by_one(results, suspicion, measurements, scale)
-    # Threads of BLAS would wait for each other longer than they compute.
-    with one_blas_thread():
-        return _decide_by_all(
-            particles, working, results, settings, rows, suspicion, measurements, scale, earlier, progress
-        )
+    return _decide_by_all(
+        particles, working, results, settings, rows, suspicion, measurements, scale, earlier, progress
+    )
 
 
 def _decide_by_one(

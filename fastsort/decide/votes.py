@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastsort._brief import brief
-from fastsort._process import one_blas_thread
 from fastsort._progress import Progress, part_of
 from fastsort._reasons import CONTAMINATION, NOISE, OFF_CENTRE, REASONS, UNLIKE
 from fastsort._types import Codes, FilePath, Floats, Images, Words
@@ -211,9 +210,7 @@ def ask_methods(
         if name == "invariants" and radius is None and results["radial"] is not None:
             # The radial filter has found how large the particle is.
             compute.keywords["radius"] = results["radial"].radius
-        # What is learned multiplies small matrices, where threads of BLAS wait longer than they compute.
-        with one_blas_thread():
-            results[name] = stage(name, compute) if stage else compute()
+        results[name] = stage(name, compute) if stage else compute()
     return MethodResults(**results)
 
 

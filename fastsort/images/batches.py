@@ -213,16 +213,16 @@ def _in_threads(
     joblib would look for results every 10 ms, in which a worker gets a small batch done.
     """
     ahead: deque[Future[Any]] = deque()
-    with ThreadPoolExecutor(n_workers) as pool:
-        try:
-            for task in tasks:
-                ahead.append(pool.submit(_run, function, arguments, home, task))
-                if len(ahead) > 2 * n_workers:
-                    yield ahead.popleft().result()
-            while ahead:
+    pool = ThreadPoolExecutor(n_workers)
+    try:
+        for task in tasks:
+            ahead.append(pool.submit(_run, function, arguments, home, task))
+            if len(ahead) > 2 * n_workers:
                 yield ahead.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _announced(tasks: Iterable[_Task]) -> Iterator[_Task]:

@@ -356,12 +356,12 @@ class _Fit:
         for number in range(N_HALVES):
             sums, start = no_sums(model.references.shape), 0
             # Where the images belong is asked in the last round alone.
-            function = _expect if number == N_HALVES - 1 else _sum_up
+            last = number == N_HALVES - 1
+            function = _expect if last else _sum_up
             for result in self.pass_over(function, self.order, model, ALL_BATCH, half_of[self.order]):
                 stop = min(start + ALL_BATCH, len(self.order))
-                part = result
-                if function is _expect:
-                    part, assigned = result
+                part, assigned = result if last else (result, None)
+                if assigned is not None:
                     write_assignments(found, self.order[start:stop], assigned)
                 sums = add_sums(sums, part)
                 start = stop

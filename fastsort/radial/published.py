@@ -71,7 +71,7 @@ def gaussian_sum_correlation(images: npt.ArrayLike) -> Images:
     """
     images = check_images(images)
     maps: Images = np.empty_like(images)
-    _correlate_stack(images, len(WIDTHS), *_factors(images.shape[1]), maps)
+    _correlate_stack(images, *_factors(images.shape[1]), maps)
     return maps
 
 
@@ -124,9 +124,7 @@ def published_measurements(images: Images, radius: float, n_peaks: int) -> Publi
     centres = np.empty((n, 2), dtype=np.float32)
     factors = _factors(images.shape[1])
     reasons = np.array(REASON_CODES, dtype=np.int8)
-    _judge_stack(
-        images, len(WIDTHS), *factors, radius, n_peaks, reasons, codes, counts, peaks, heights, centres
-    )
+    _judge_stack(images, *factors, radius, n_peaks, reasons, codes, counts, peaks, heights, centres)
     return PublishedMeasurements(codes, counts, peaks, heights, centres)
 
 
@@ -151,19 +149,17 @@ def cluster_peaks(maps: Singles, radius: float, n_peaks: int) -> npt.NDArray[np.
 
 
 @kernel
-def _correlate_stack(images, n_gaussians, factors, width, maps):
+def _correlate_stack(images, factors, width, maps):
     d = images.shape[1]
     padded, rows, total = _scratch(d, width)
     for i in range(images.shape[0]):
         mean = _mean(images[i])
         _correlate(images[i], mean, factors, width, padded, rows, total, maps[i])
-        maps[i] += np.float32(n_gaussians * mean)
+        maps[i] += np.float32(len(WIDTHS) * mean)
 
 
 @kernel
-def _judge_stack(
-    images, n_gaussians, factors, width, radius, n_peaks, reasons, codes, counts, peaks, heights, centres
-):
+def _judge_stack(images, factors, width, radius, n_peaks, reasons, codes, counts, peaks, heights, centres):
     # images (n, d, d), factors (4, (k + 1) // 2), reasons (5,); writes the outputs, one entry an image.
     d = images.shape[1]
     padded, rows, total = _scratch(d, width)
@@ -187,7 +183,7 @@ def _judge_stack(
         _correlate(images[i], mean, factors, width, padded, rows, total, correlation)
         _highest(correlation, values, points)
         n_clusters = _cluster(points, radius, minimum, labels, queue)
-        peaks[i] = values[0] + n_gaussians * mean
+        peaks[i] = values[0] + len(WIDTHS) * mean
         heights[i] = _height(correlation, values[0])
         codes[i] = reasons[_verdict(points, labels, n_clusters, radius, minimum, d, counts[i], centres[i])]
 
