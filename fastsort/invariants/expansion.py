@@ -71,7 +71,8 @@ def put_on_rings(images: Images, terms: Floats | None, box: int, window: float, 
     """
     rings = rings_of(box)
     spectra = _sampled(images, box, window, n_rings)
-    power = (spectra**2).sum(axis=0).mean(axis=0, dtype=np.float64).T
+    power = np.empty((len(images), n_rings))
+    _sum_power(spectra, power)
     transfer = np.ones((len(images), n_rings), dtype=np.float32)
     if terms is not None:
         _see_through(spectra, transfer, terms, rings.cosine, rings.sine, box)
@@ -100,8 +101,8 @@ def _sampled(images: Images, box: int, window: float, n_rings: int) -> Singles:
 def _sampled_directly(images: Images, box: int, window: float, n_rings: int) -> Singles:
     pixel, opposite, waves = _waves(box, window, n_rings)
     flat = levelled(images, np.ones(box, dtype=np.float32)).reshape(len(images), -1)
-    one, other = flat[:, pixel], flat[:, opposite]
-    samples = np.stack([wave @ both.T for wave, both in zip(waves, (one + other, one - other), strict=True)])
+    samples = np.empty((2, waves.shape[1], len(images)), dtype=np.float32)
+    _multiply_waves(flat, pixel, opposite, waves, samples)
     return samples.reshape(2, -1, n_rings, len(images))
 
 
@@ -131,7 +132,36 @@ def _waves(box: int, radius: float, n_rings: int) -> tuple[Indices, Indices, Sin
     y, x = np.divmod(pixel, box)
     waves = along_y[:, y] * along_x[:, x] * weight
     waves *= np.tile(np.sqrt(ring), rings.n_angles).astype(np.float32)[:, None]
-    return pixel, 2 * middle - pixel, np.stack([waves.real, waves.imag])
+    return pixel, 2 * middle - pixel, np.ascontiguousarray([waves.real, waves.imag])
+
+
+@kernel
+def _multiply_waves(flat, pixel, opposite, waves, samples):
+    # flat (n, pixels of the box), waves (2, A R, pixels of half the window); writes samples (2, A R, n).
+    folded = np.empty((2, flat.shape[0], pixel.size), dtype=np.float32)
+    for i in range(flat.shape[0]):
+        for k in range(pixel.size):
+            folded[0, i, k] = flat[i, pixel[k]] + flat[i, opposite[k]]
+            folded[1, i, k] = flat[i, pixel[k]] - flat[i, opposite[k]]
+    for part in range(2):
+        np.dot(waves[part], folded[part].T, samples[part])
+
+
+@kernel
+def _sum_power(spectra, power):
+    # power (n, R): the mean over all angles of the squares of spectra (2, A, R, n).
+    n_angles = spectra.shape[1]
+    total = np.empty(spectra.shape[3])
+    for ring in range(spectra.shape[2]):
+        for i in range(total.size):
+            total[i] = 0
+        for j in range(n_angles):
+            real = spectra[0, j, ring]
+            imaginary = spectra[1, j, ring]
+            for i in range(total.size):
+                total[i] += real[i] * real[i] + imaginary[i] * imaginary[i]
+        for i in range(total.size):
+            power[i, ring] = total[i] / n_angles
 
 
 @kernel
@@ -279,12 +309,16 @@ def expand_in_angle(samples: Singles, n_indices: int) -> Singles:
     """Expand samples (2, A, R, rows) in the angle: (M, 2, R, rows), real and imaginary parts."""
     _, n_angles, n_rings, n_rows = samples.shape
     expanded = np.empty((2 * n_indices, n_rings * n_rows), dtype=np.float32)
-    n_even = (n_indices + 1) // 2
-    for table, part, into in zip(
-        _angular(n_angles, n_indices), samples, (expanded[: 2 * n_even], expanded[2 * n_even :]), strict=True
-    ):
-        np.matmul(table, part.reshape(n_angles, -1), out=into)
+    even, odd = np.split(expanded, [2 * ((n_indices + 1) // 2)])
+    _expand(samples.reshape(2, n_angles, -1), *_angular(n_angles, n_indices), even, odd)
     return expanded.reshape(n_indices, 2, n_rings, n_rows)
+
+
+@kernel
+def _expand(samples, even_table, odd_table, even, odd):
+    # One call for both: each takes and gives back the interpreter's lock.
+    np.dot(even_table, samples[0], even)
+    np.dot(odd_table, samples[1], odd)
 
 
 @lru_cache(maxsize=64)

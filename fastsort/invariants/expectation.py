@@ -261,8 +261,8 @@ class _Poses(NamedTuple):
     shift : ndarray of float64, shape (rows, 2)
     row, label, owner : ndarray of intp, shape (pairs,)
         The owner is the image.
-    column : ndarray of intp, shape (pairs,), or None
-        Where each pair is among all pairs, class by class; None where these are all.
+    column : ndarray of intp, shape (pairs,)
+        Where each pair is among all pairs, class by class; empty where these are all.
     phases : ndarray of float32, shape (2, A, R, shifts), or None
         Cosines and sines of the shifts, where they are the same for every image.
     """
@@ -272,7 +272,7 @@ class _Poses(NamedTuple):
     row: Indices
     label: Indices
     owner: Indices
-    column: Indices | None
+    column: Indices
     phases: Singles | None
 
 
@@ -282,7 +282,7 @@ class _Search(NamedTuple):
     Attributes
     ----------
     n_rings : int
-    weights : ndarray of float32, shape (M, 2 K, 2 R)
+    weights : ndarray of float32, shape (2, M, K, 2 R)
         What real and imaginary parts of images are multiplied with, to be multiplied with cosines and sines
         then. Even indices come first.
     cost : ndarray of float64, shape (R, K)
@@ -311,7 +311,7 @@ class _Compared(NamedTuple):
     ----------
     expanded : ndarray of float32, shape (M, 2, R, rows)
         Images at their shifts, times the contrast transfer function, expanded in the angle.
-    products : ndarray of float32, shape (M, 2, pairs)
+    products : ndarray of float32, shape (2, M, pairs)
         With the references, for cosines and sines of the angles.
     parts : ndarray of float32, shape (4, angles, pairs)
         Of the logarithm of the likelihood, for the first quarter of a turn.
@@ -344,8 +344,8 @@ class _Chunk(NamedTuple):
     scale : ndarray of float64, shape (n,)
         What makes the probabilities of each image add up to 1.
     of_class : ndarray of float64, shape (n, K)
-    square_shift : float
-        Sum of the expected squares of the shifts.
+    of_row : ndarray of float64, shape (rows,)
+        Not scaled yet.
     """
 
     on_rings: RingImages
@@ -354,7 +354,7 @@ class _Chunk(NamedTuple):
     compared: _Compared
     scale: Floats
     of_class: Floats
-    square_shift: float
+    of_row: Floats
 
 
 def _chunks(
@@ -419,7 +419,7 @@ def _grid(
         np.tile(np.arange(len(image)), n_classes),
         np.repeat(np.arange(n_classes), len(image)),
         np.tile(image, n_classes),
-        None,
+        np.empty(0, dtype=np.intp),
         phases_of_shifts(shifts, box, n_rings, n_indices),
     )
 
@@ -432,10 +432,10 @@ def _search(model: ClassModel, half: int, n_rings: int) -> _Search:
     n_classes = weighted.shape[1]
     # All indices but 0, which is the first, count for those with the other sign, too.
     weighted[1:] *= 2
-    weights = np.empty((n_indices, 2, n_classes, 2, n_rings), dtype=np.float32)
-    weights[:, 0, :, 0], weights[:, 0, :, 1] = weighted.real, weighted.imag
-    weights[:, 1, :, 0], weights[:, 1, :, 1] = weighted.imag, -weighted.real
-    weights = weights.reshape(n_indices, 2 * n_classes, 2 * n_rings)
+    weights = np.empty((2, n_indices, n_classes, 2, n_rings), dtype=np.float32)
+    weights[0, :, :, 0], weights[0, :, :, 1] = weighted.real, weighted.imag
+    weights[1, :, :, 0], weights[1, :, :, 1] = weighted.imag, -weighted.real
+    weights = weights.reshape(2, n_indices, n_classes, 2 * n_rings)
     cost = (0.5 * certainty)[:, None] * _power(references)
     known = np.log(np.maximum(model.shares, 1e-12))
     return _Search(n_rings, weights, cost, known, model.deviation, model.box)
@@ -443,33 +443,58 @@ def _search(model: ClassModel, half: int, n_rings: int) -> _Search:
 
 def _compare(on_rings: RingImages, poses: _Poses, search: _Search) -> _Compared:
     """Compare the first rings of images at some shifts with some classes at all angles."""
-    n_indices, n_rings = len(search.weights), search.n_rings
-    n, n_rows, n_pairs = len(on_rings.transfer), len(poses.image), len(poses.owner)
+    n_indices, n_rings = search.weights.shape[1], search.n_rings
+    n_rows, n_pairs = len(poses.image), len(poses.owner)
     if poses.phases is not None:
         expanded = at_all_shifts(on_rings, poses.phases, n_indices)
     else:
         expanded = at_own_shifts(on_rings, poses.image, poses.shift, search.box, n_rings, n_indices)
-    products = np.matmul(search.weights, expanded.reshape(n_indices, -1, n_rows))
-    products = products.reshape(n_indices, 2, -1)
-    known = search.known - on_rings.transfer[:, :n_rings] @ search.cost
-    square = (poses.shift**2).sum(axis=1) / (2 * search.deviation**2)
-    offset = (known.T[:, poses.image] - square).astype(np.float32).ravel()
-    if poses.column is not None:
-        products, offset = products[:, :, poses.column], offset[poses.column]
     tables = _turns(n_indices)
+    products = np.empty((2, n_indices, n_pairs), dtype=np.float32)
     parts = np.empty((4, len(tables[0]), n_pairs), dtype=np.float32)
-    for part, table, some in zip(parts, tables, _quarters(products), strict=True):
-        np.matmul(table, some, out=part)
-    best = np.empty(n_pairs, dtype=np.float32)
-    highest = np.full(n, -np.inf, dtype=np.float32)
+    _multiply(expanded.reshape(n_indices, -1, n_rows), search.weights, poses.column, products)
+    _at_all_angles(*_quarters(products), *tables, parts)
+    offset, best = np.empty((2, n_pairs), dtype=np.float32)
+    variance = search.deviation**2
+    pairs = poses.row, poses.label, poses.owner
+    _find_offset(on_rings.transfer, search.cost, search.known, poses.shift, variance, *pairs, offset)
+    highest = np.full(len(on_rings.transfer), -np.inf, dtype=np.float32)
     _find_best(parts, offset, poses.owner, best, highest)
     return _Compared(expanded, products, parts, offset, best, highest)
 
 
 def _quarters(values: Singles) -> list[Singles]:
-    """Parts of (M, 2, pairs) for cosines and sines, of even and of odd indices."""
-    n_even = (len(values) + 1) // 2
-    return [some[:, part] for some in (values[:n_even], values[n_even:]) for part in (0, 1)]
+    """Parts of (2, M, pairs) for cosines and sines, of even and of odd indices."""
+    n_even = (values.shape[1] + 1) // 2
+    return [*values[:, :n_even], *values[:, n_even:]]
+
+
+# Products of matrices stand in kernels: each of them called alone would give back the interpreter's lock and
+# wait for it again, which takes as long as a small product.
+@kernel
+def _multiply(expanded, weights, column, products):
+    # expanded (M, 2 R, rows), weights (2, M, K, 2 R); writes those of products (2, M, K * rows) that the
+    # columns name, or all where there are none.
+    n_classes, n_rows = weights.shape[2], expanded.shape[2]
+    every = np.empty((n_classes, n_rows), dtype=np.float32)
+    for part in range(2):
+        for m in range(len(expanded)):
+            if column.size == 0:
+                np.dot(weights[part, m], expanded[m], products[part, m].reshape(n_classes, n_rows))
+                continue
+            np.dot(weights[part, m], expanded[m], every)
+            flat = every.ravel()
+            for pair in range(column.size):
+                products[part, m, pair] = flat[column[pair]]
+
+
+@kernel
+def _at_all_angles(a, b, c, d, of_a, of_b, of_c, of_d, parts):
+    # Products of the quarters (indices, pairs) with their tables (angles, indices): parts (4, angles, pairs).
+    np.dot(of_a, a, parts[0])
+    np.dot(of_b, b, parts[1])
+    np.dot(of_c, c, parts[2])
+    np.dot(of_d, d, parts[3])
 
 
 @lru_cache(maxsize=64)
@@ -494,6 +519,21 @@ def _certainty(model: ClassModel, n_rings: int) -> Singles:
     """Independent samples on each ring, over the power of the noise."""
     rings = np.arange(1, n_rings + 1)
     return (2 * np.pi * rings / model.noise[:n_rings]).astype(np.float32)
+
+
+@kernel
+def _find_offset(transfer, cost, known, shift, variance, row, label, owner, offset):
+    # offset (pairs): by class, with the transfer (n, R) that its cost (R, K) was seen through, and by shift.
+    of_class = np.empty((len(transfer), known.size))
+    for i in range(len(transfer)):
+        for k in range(known.size):
+            of_class[i, k] = known[k]
+            for ring in range(len(cost)):
+                of_class[i, k] -= transfer[i, ring] * cost[ring, k]
+    for pair in range(offset.size):
+        y = shift[row[pair], 0]
+        x = shift[row[pair], 1]
+        offset[pair] = of_class[owner[pair], label[pair]] - (y * y + x * x) / (2 * variance)
 
 
 @kernel
@@ -549,8 +589,7 @@ def _weighted(on_rings: RingImages, poses: _Poses, compared: _Compared, search: 
         of_row,
     )
     scale = 1 / of_class.sum(axis=1)
-    square = (of_row * scale[poses.image]) @ (poses.shift**2).sum(axis=1)
-    return _Chunk(on_rings, search, poses, compared, scale, of_class * scale[:, None], float(square))
+    return _Chunk(on_rings, search, poses, compared, scale, of_class * scale[:, None], of_row)
 
 
 @kernel
@@ -607,7 +646,7 @@ class _RawSums(NamedTuple):
 
     Attributes
     ----------
-    products : ndarray of float64, shape (H, M, 2 K, 2 R)
+    products : ndarray of float64, shape (H, 2, M, K, 2 R)
     weights : ndarray of float64, shape (H, R, K)
     counts : ndarray of float64, shape (H, K)
     power : ndarray of float64, shape (R,)
@@ -627,7 +666,7 @@ class _RawSums(NamedTuple):
 def _no_raw_sums(model: ClassModel) -> _RawSums:
     halves, n_indices, n_rings, n_classes = model.references.shape
     return _RawSums(
-        np.zeros((halves, n_indices, 2 * n_classes, 2 * n_rings)),
+        np.zeros((halves, 2, n_indices, n_classes, 2 * n_rings)),
         np.zeros((halves, n_rings, n_classes)),
         np.zeros((halves, n_classes)),
         np.zeros(n_rings),
@@ -638,30 +677,60 @@ def _no_raw_sums(model: ClassModel) -> _RawSums:
 
 def _added(sums: _RawSums, chunk: _Chunk, half: int) -> _RawSums:
     """Add the images, turned back by each angle, weighted by its probability."""
-    on_rings, _, poses, compared, scale, of_class, square_shift = chunk
-    n, n_classes = of_class.shape
+    on_rings, _, poses, compared, scale, of_class, of_row = chunk
     n_indices, _, _, n_rows = compared.expanded.shape
     # Cosines and sines, weighted by the probabilities.
-    turned = np.empty((n_indices, 2, len(poses.owner)), dtype=np.float32)
-    for into, table, part in zip(_quarters(turned), _turns(n_indices), compared.parts, strict=True):
-        np.matmul(table.T, part, out=into)
-    if poses.column is not None:
-        some, turned = turned, np.zeros((n_indices, 2, n_classes * n_rows), dtype=np.float32)
-        turned[:, :, poses.column] = some
-    images = compared.expanded * scale.astype(np.float32)[poses.image]
-    images = images.reshape(n_indices, -1, n_rows).swapaxes(1, 2)
-    sums.products[half] += np.matmul(turned.reshape(n_indices, -1, n_rows), images)
+    turned = np.empty((2, n_indices, len(poses.owner)), dtype=np.float32)
+    _sum_angles(*_quarters(turned), *_turns(n_indices), compared.parts)
+    expanded = compared.expanded.reshape(n_indices, -1, n_rows)
+    scales = scale.astype(np.float32)[poses.image]
+    _add_products(turned, poses.column, expanded, scales, sums.products[half])
     sums.weights[half] += on_rings.transfer.T @ of_class
     sums.counts[half] += of_class.sum(axis=0)
     sums.power[:] += on_rings.power.sum(axis=0)
-    return sums._replace(square_shift=sums.square_shift + square_shift, n_images=sums.n_images + n)
+    square = (of_row * scale[poses.image]) @ (poses.shift**2).sum(axis=1)
+    return sums._replace(square_shift=sums.square_shift + float(square), n_images=sums.n_images + len(scale))
+
+
+@kernel
+def _sum_angles(a, b, c, d, of_a, of_b, of_c, of_d, parts):
+    # The way back: quarters (indices, pairs) from parts (4, angles, pairs), with the same tables.
+    np.dot(of_a.T, parts[0], a)
+    np.dot(of_b.T, parts[1], b)
+    np.dot(of_c.T, parts[2], c)
+    np.dot(of_d.T, parts[3], d)
+
+
+@kernel
+def _add_products(turned, column, expanded, scale, sums):
+    # turned (2, M, pairs), expanded (M, 2 R, rows), scale (rows); adds to sums (2, M, K, 2 R).
+    _, n_indices, n_classes, n_samples = sums.shape
+    n_rows = scale.size
+    images = np.empty((n_rows, n_samples), dtype=np.float32)
+    every = np.zeros((n_classes, n_rows), dtype=np.float32)
+    flat = every.ravel()
+    product = np.empty((n_classes, n_samples), dtype=np.float32)
+    for m in range(n_indices):
+        for sample in range(n_samples):
+            for row in range(n_rows):
+                images[row, sample] = expanded[m, sample, row] * scale[row]
+        for part in range(2):
+            if column.size == 0:
+                np.dot(turned[part, m].reshape(n_classes, n_rows), images, product)
+            else:
+                for pair in range(column.size):
+                    flat[column[pair]] = turned[part, m, pair]
+                np.dot(every, images, product)
+            for label in range(n_classes):
+                for sample in range(n_samples):
+                    sums[part, m, label, sample] += product[label, sample]
 
 
 def _finished(sums: _RawSums, model: ClassModel) -> ClassSums:
     references = model.references
     halves, n_indices, n_rings, n_classes = references.shape
-    parts = sums.products.reshape(halves, n_indices, 2, n_classes, 2, n_rings)
-    found = parts[:, :, 0, :, 0] - parts[:, :, 1, :, 1] + 1j * (parts[:, :, 0, :, 1] + parts[:, :, 1, :, 0])
+    cosines, sines = sums.products.reshape(halves, 2, n_indices, n_classes, 2, n_rings).swapaxes(0, 1)
+    found = cosines[..., 0, :] - sines[..., 1, :] + 1j * (cosines[..., 1, :] + sines[..., 0, :])
     products = np.empty(references.shape, dtype=np.complex128)
     products[:, even_first(n_indices)] = found.swapaxes(2, 3)
     explained = (references.conj() * products).real
@@ -689,24 +758,16 @@ def _assigned(chunk: _Chunk, model: ClassModel, half: int, *, between: bool) -> 
     label = of_class.argmax(axis=1)
     pair = np.zeros(n, dtype=np.intp)
     _likeliest(compared.best, poses.owner, poses.label, label, pair)
-    row = poses.row[pair]
-    heights = _heights(compared.products[:, :, pair])
+    heights = _heights(compared.products, pair)
     place = heights.argmax(axis=1)
     height = heights[np.arange(n), place] + compared.offset[pair]
-    turn = 2 * np.pi * place / heights.shape[1]
+    row, turn = poses.row[pair], 2 * np.pi / heights.shape[1] * place
     other = model.references[half ^ 1 if len(model.references) == 2 else half]
-    n_indices, n_rings, _ = other.shape
-    index = even_first(n_indices)
-    certainty = _certainty(model, n_rings)
-    factor = np.exp(1j * index[:, None] * turn).astype(np.complex64)
-    factor[1:] *= 2
-    expected = other[index][:, :, label].conj()
-    # The reference, turned like the image, against the image.
-    real, imaginary = compared.expanded[:, :, :, row].swapaxes(0, 1)
-    overlap = certainty @ (factor[:, None] * expected * (real + 1j * imaginary)).real.sum(axis=0)
-    seen = (_power(expected).T * on_rings.transfer) @ certainty
-    norm = np.sqrt(seen * (on_rings.power @ certainty))
-    score = np.divide(overlap, norm, out=np.full(n, np.nan), where=norm > 0)
+    index = even_first(len(other))
+    certainty = _certainty(model, other.shape[1])
+    score = np.empty(n, dtype=np.float32)
+    seen = on_rings.transfer, on_rings.power
+    _correlate(compared.expanded, row, label, turn, other[index], index, certainty, *seen, score)
     # The image is its reference turned by this angle; an alignment turns it back.
     angle = np.degrees(-turn - 2 * np.pi / heights.shape[1] * _beside(heights, place))
     angle -= 360 * np.round(angle / 360)
@@ -719,7 +780,7 @@ def _assigned(chunk: _Chunk, model: ClassModel, half: int, *, between: bool) -> 
         angle.astype(np.float32),
         shift.astype(np.float32),
         (np.exp(height - compared.highest) * scale).astype(np.float32),
-        score.astype(np.float32),
+        score,
     )
 
 
@@ -736,16 +797,65 @@ def _likeliest(best, owner, label, chosen, pair):
             pair[i] = k
 
 
-def _heights(products: Singles) -> Singles:
-    """Likelihoods at all angles, (pairs, angles), of products (M, 2, pairs), but for the offset."""
-    a, b, c, d = (
-        table @ some for table, some in zip(_turns(len(products)), _quarters(products), strict=True)
-    )
-    quarter = a + b + (c + d)
-    opposite = a + b - (c + d)
-    mirrored, both = a - b + (c - d), a - b - (c - d)
-    # The quarters, one after the other, each without its last angle.
-    return np.concatenate([quarter[:-1], both[:0:-1], opposite[:-1], mirrored[:0:-1]]).T
+@kernel
+def _correlate(expanded, row, label, turn, references, index, certainty, transfer, power, score):
+    # score (n): correlation of images, which are rows of expanded (M, 2, R, rows), with references (M, R, K)
+    # that are turned like them.
+    n_indices, n_rings, _ = references.shape
+    for i in range(score.size):
+        overlap = 0.0
+        expected = 0.0
+        for m in range(n_indices):
+            # All indices but 0 count for those with the other sign, too.
+            times = 1.0 if index[m] == 0 else 2.0
+            cosine = math.cos(index[m] * turn[i])
+            sine = math.sin(index[m] * turn[i])
+            for ring in range(n_rings):
+                value = references[m, ring, label[i]]
+                real = value.real * cosine + value.imag * sine
+                imaginary = value.real * sine - value.imag * cosine
+                both = real * expanded[m, 0, ring, row[i]] - imaginary * expanded[m, 1, ring, row[i]]
+                square = value.real * value.real + value.imag * value.imag
+                overlap += times * certainty[ring] * both
+                expected += times * certainty[ring] * transfer[i, ring] * square
+        there = 0.0
+        for ring in range(n_rings):
+            there += certainty[ring] * power[i, ring]
+        norm = np.sqrt(expected * there)
+        score[i] = overlap / norm if norm > 0 else np.nan
+
+
+def _heights(products: Singles, pair: Indices) -> Singles:
+    """Likelihoods at all angles of some pairs of products (2, M, pairs), (n, angles), but for the offset."""
+    n_indices = products.shape[1]
+    heights = np.empty((len(pair), _n_angles(n_indices)), dtype=np.float32)
+    _find_heights(*_quarters(products), *_turns(n_indices), pair, heights)
+    return heights
+
+
+@kernel
+def _find_heights(a, b, c, d, of_a, of_b, of_c, of_d, pair, heights):
+    # As `_at_all_angles`, for some pairs, with each sign that the parts have at the four angles.
+    n_angles = heights.shape[1]
+    quarter = n_angles // 4
+    for i in range(pair.size):
+        for j in range(quarter + 1):
+            cosines = np.float32(0)
+            sines = np.float32(0)
+            for m in range(len(a)):
+                cosines += of_a[j, m] * a[m, pair[i]]
+                sines += of_b[j, m] * b[m, pair[i]]
+            odd_cosines = np.float32(0)
+            odd_sines = np.float32(0)
+            for m in range(len(c)):
+                odd_cosines += of_c[j, m] * c[m, pair[i]]
+                odd_sines += of_d[j, m] * d[m, pair[i]]
+            plus = odd_cosines + odd_sines
+            minus = odd_cosines - odd_sines
+            heights[i, j] = cosines + sines + plus
+            heights[i, 2 * quarter + j] = cosines + sines - plus
+            heights[i, 2 * quarter - j] = cosines - sines - minus
+            heights[i, (n_angles - j) % n_angles] = cosines - sines + minus
 
 
 def _beside(likelihood: Singles, place: Indices) -> Floats:
@@ -779,7 +889,7 @@ def _beside_shift(
     shift = (shift[:, None] + around).reshape(-1, 2)
     near = _Poses(image, shift, rows, label, image, label * len(rows) + rows, None)
     compared = _compare(on_rings, near, search)
-    sides = _heights(compared.products)[rows, np.repeat(place, count)] + compared.offset
+    sides = _heights(compared.products, rows)[rows, np.repeat(place, count)] + compared.offset
     above, below, left, right = sides.reshape(n, count).T.astype(np.float64)
     middle = height.astype(np.float64)
     peaks = np.stack([_peak(above, middle, below), _peak(left, middle, right)], axis=1)

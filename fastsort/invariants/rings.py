@@ -221,9 +221,7 @@ def sample_rings(images: Images, rings: Rings, taps: Taps, mask: Singles | None 
 def levelled(images: Images, factor: Singles) -> Images:
     """Give images deviation 1, and their background mean 0; multiply both axes with a factor, shape (d,)."""
     canvas = np.empty(images.shape, dtype=np.float32)
-    level = np.empty((len(images), 2), dtype=np.float64)
-    _measure(images, level)
-    _level(images, level, _outside(images.shape[1]), factor, canvas)
+    _level(images, _outside(images.shape[1]), factor, canvas)
     return canvas
 
 
@@ -233,8 +231,10 @@ def _crop(box: int, size: int) -> Singles:
 
 
 @kernel
-def _measure(images, level):
-    # level (n, 2): mean of each image, and 1 over its deviation; 0 where it is flat.
+def _level(images, outside, factor, canvas):
+    # canvas (n, d, d): deviation 1, the background, outside the circle, at 0, and both axes times a factor;
+    # 0 where an image is flat.
+    d = images.shape[1]
     for i in range(images.shape[0]):
         flat = images[i].ravel()
         total = 0.0
@@ -245,22 +245,11 @@ def _measure(images, level):
         for j in range(flat.size):
             difference = flat[j] - mean
             square += difference * difference
-        level[i, 0] = mean
-        level[i, 1] = 1 / np.sqrt(square / flat.size) if square > 0 else 0.0
-
-
-@kernel
-def _level(images, level, outside, factor, canvas):
-    # canvas (n, d, d): the background, outside the circle, at 0, and both axes times a factor.
-    d = images.shape[1]
-    for i in range(images.shape[0]):
-        flat = images[i].ravel()
+        scale = 1 / np.sqrt(square / flat.size) if square > 0 else 0.0
         total = 0.0
         for j in outside:
-            total += flat[j] - level[i, 0]
-        base = np.float32(total / len(outside) * level[i, 1])
-        mean = level[i, 0]
-        scale = level[i, 1]
+            total += flat[j] - mean
+        base = np.float32(total / len(outside) * scale)
         for y in range(d):
             along = factor[y]
             for x in range(d):
