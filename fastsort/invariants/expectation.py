@@ -36,8 +36,8 @@ FINE_STEPS = 2.0
 ANGLES = 2.1
 # Particles farther from the middle than so many deviations are not looked for.
 FARTHEST = 4.0
-# Images at once: what lies between two steps should stay in the processor's cache.
-CHUNK = 32
+# Images at once, times shifts: what lies between two steps should stay in the processor's cache.
+ROWS = 640
 # Pairs at once in the kernels.
 _BLOCK = 512
 # Of a power series of 2 ** x for x from -1/2 to 1/2.
@@ -363,11 +363,12 @@ def _chunks(
     """Yield the usable images chunk by chunk: their half, which they are, and how they compare."""
     usable = usable_images(images)
     n_halves, _, n_rings, _ = model.references.shape
+    count = max(1, ROWS // len(_coarse_poses(1, model).shift))
     for number in range(n_halves):
         members = np.flatnonzero(usable if n_halves == 1 else usable & (half == number))
         searches = [_search(model, number, some) for some in sorted({min(model.coarse, n_rings), n_rings})]
-        for first in range(0, len(members), CHUNK):
-            rows = members[first : first + CHUNK]
+        for first in range(0, len(members), count):
+            rows = members[first : first + count]
             of_rows = None if terms is None else terms[rows]
             on_rings = put_on_rings(images[rows], of_rows, model.box, model.window, n_rings)
             yield number, rows, _compared_with_all(on_rings, model, searches)
@@ -399,7 +400,7 @@ def _coarse_poses(n_images: int, model: ClassModel) -> _Poses:
     )
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _grid(
     n_images: int,
     n_classes: int,
@@ -706,21 +707,21 @@ def _add_products(turned, column, expanded, scale, sums):
     # turned (2, M, pairs), expanded (M, 2 R, rows), scale (rows); adds to sums (2, M, K, 2 R).
     _, n_indices, n_classes, n_samples = sums.shape
     n_rows = scale.size
-    images = np.empty((n_rows, n_samples), dtype=np.float32)
+    images = np.empty((n_samples, n_rows), dtype=np.float32)
     every = np.zeros((n_classes, n_rows), dtype=np.float32)
     flat = every.ravel()
     product = np.empty((n_classes, n_samples), dtype=np.float32)
     for m in range(n_indices):
         for sample in range(n_samples):
             for row in range(n_rows):
-                images[row, sample] = expanded[m, sample, row] * scale[row]
+                images[sample, row] = expanded[m, sample, row] * scale[row]
         for part in range(2):
             if column.size == 0:
-                np.dot(turned[part, m].reshape(n_classes, n_rows), images, product)
+                np.dot(turned[part, m].reshape(n_classes, n_rows), images.T, product)
             else:
                 for pair in range(column.size):
                     flat[column[pair]] = turned[part, m, pair]
-                np.dot(every, images, product)
+                np.dot(every, images.T, product)
             for label in range(n_classes):
                 for sample in range(n_samples):
                     sums[part, m, label, sample] += product[label, sample]
