@@ -221,16 +221,20 @@ def sort_particles(
                 contrast=results.contrast,
                 phase_flipped=ctf is not None,
             )
+        votes, found_contrast = results.votes, results.contrast
+        subspaces = results.subspaces if method is not None else None
+    # Words take as much memory as all that was measured: what they do not need is let go of first.
+    del results, working, pixels
     times.append(time.perf_counter())
     result = SortResult(
-        **verdict._asdict(),
-        votes=results.votes,
+        **verdict.in_words(),
+        votes=votes,
         diameter=diameter_px * particles.pixel_size,
         diameter_px=diameter_px,
         diameter_estimated=diameter is None,
-        contrast=results.contrast,
+        contrast=found_contrast,
         phase_flipped=ctf is not None,
-        subspaces=results.subspaces if method is not None else None,
+        subspaces=subspaces,
         parameters=settings.parameters,
         seconds={**dict(zip(STAGES, np.diff(times).tolist(), strict=True)), "total": times[-1] - times[0]},
         box=particles.box,

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastsort as fs
+from fastsort._reasons import reason_names
 from fastsort.decide.decoys import (
     GOOD,
     JUNK,
@@ -257,7 +258,7 @@ def test_methods_against_an_image_are_counted(asked):
 def test_radial_explains_first_and_others_where_it_sees_but_noise(asked):
     found = asked[1]
     excess = found.subspaces.excess > EXCESS
-    reasons = explain(found)
+    reasons = reason_names(explain(found))
     for i, reason in enumerate(reasons):
         says = [result.suspicion[i] for result in found]
         named = next((word for word in says if word not in ("noise", "unlike")), None)

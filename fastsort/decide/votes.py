@@ -10,8 +10,8 @@ import numpy as np
 
 from fastsort._brief import brief
 from fastsort._progress import Progress, part_of
-from fastsort._reasons import CONTAMINATION, NOISE, OFF_CENTRE, REASONS, UNLIKE
-from fastsort._types import Codes, FilePath, Floats, Images, Words
+from fastsort._reasons import CONTAMINATION, NOISE, OFF_CENTRE, UNLIKE
+from fastsort._types import Codes, FilePath, Floats, Images
 from fastsort.decide.combine import weighted
 from fastsort.decide.reasons import LearnedReasons, likeliest_reasons
 from fastsort.invariants.filter import InvariantResult, LearnedClasses, invariant_filter
@@ -223,8 +223,8 @@ def _in_turn(methods: Sequence[str]) -> Iterator[tuple[str, float, float]]:
             done += TIMES[name]
 
 
-def explain(results: MethodResults, learned: LearnedReasons | None = None) -> Words:
-    """Say why each image would be rejected, should it be.
+def explain(results: MethodResults, learned: LearnedReasons | None = None) -> Codes:
+    """Say why each image would be rejected, should it be, in codes of reasons.
 
     Parameters
     ----------
@@ -241,18 +241,18 @@ def explain(results: MethodResults, learned: LearnedReasons | None = None) -> Wo
     """
     if learned is not None and results.radial is not None and results.subspaces is not None:
         n = len(results.radial.score)
-        reasons = np.empty(n, np.array(REASONS).dtype)
+        reasons = np.empty(n, np.int8)
         for start in range(0, n, AT_ONCE):
             rows = slice(start, start + AT_ONCE)
             clues = results.clues(rows)
             assert clues is not None
             reasons[rows] = likeliest_reasons(clues, learned)
         return reasons
-    vague = REASONS[NOISE], REASONS[UNLIKE]
-    suspicion, *others = (result.suspicion for result in results if result is not None)
+    suspicion, *others = (result.suspicion_code for result in results if result is not None)
     for other in others:
-        suspicion = np.where(np.isin(suspicion, vague) & (other != REASONS[UNLIKE]), other, suspicion)
+        vague = (suspicion == NOISE) | (suspicion == UNLIKE)
+        suspicion = np.where(vague & (other != UNLIKE), other, suspicion)
     if results.subspaces is not None:
-        strong = (results.subspaces.excess > EXCESS) & (suspicion != REASONS[OFF_CENTRE])
-        suspicion = np.where(strong, REASONS[CONTAMINATION], suspicion)
+        strong = (results.subspaces.excess > EXCESS) & (suspicion != OFF_CENTRE)
+        suspicion = np.where(strong, np.int8(CONTAMINATION), suspicion)
     return suspicion
