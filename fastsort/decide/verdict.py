@@ -485,7 +485,9 @@ def _conclude(
         return keep, reason, rescued, None
     decoys = {} if np.isnan(threshold) else learned.decoys
     # For images over the edge of their micrograph the score decides nothing; copies of an image are one.
-    counted = ~(outside | copy)
+    counted: Any = ~(outside | copy)
+    if counted.all():
+        counted = slice(None)
     errors = estimate_errors(
         keep[counted],
         junk_probability[counted],
@@ -493,6 +495,6 @@ def _conclude(
         learned.shares,
         other=probability_by_odds(score[counted]),
         apart=told_apart(decoys),
-        hump=second_hump(score[counted & np.isfinite(score)], decoys),
+        hump=second_hump(score[counted][np.isfinite(score[counted])], decoys),
     )
     return keep, reason, rescued, errors

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastsort._brief import brief
+from fastsort._parts import parts
 from fastsort._progress import Progress, part_of
 from fastsort._reasons import CONTAMINATION, NOISE, OFF_CENTRE, UNLIKE
 from fastsort._types import Codes, FilePath, Floats, Images
@@ -25,8 +26,6 @@ from fastsort.subspaces.learn import LearnedShapes
 METHODS = ("radial", "subspaces", "invariants")
 # Time that the methods take, in parts of that of all three.
 TIMES = {"radial": 0.25, "subspaces": 0.5, "invariants": 0.25}
-# Images whose reasons are found at a time: the memory that it takes should not grow with the set.
-AT_ONCE = 1 << 15
 
 
 class LearnedMethods(NamedTuple):
@@ -107,6 +106,16 @@ class MethodResults(NamedTuple):
             None if self.radial is None else self.radial.learned,
             None if self.subspaces is None else self.subspaces.learned,
             None if self.invariants is None else self.invariants.learned,
+        )
+
+    def to_decide_together(self) -> MethodResults:
+        """Return what counts where all methods decide: without what each of them says of probabilities."""
+        nothing = np.empty(0)
+        return MethodResults(
+            self.radial and self.radial._replace(junk_probability=nothing),
+            self.subspaces
+            and self.subspaces._replace(junk_probability=nothing, factor=nothing, log_likelihood=nothing),
+            self.invariants and self.invariants._replace(junk_probability=nothing),
         )
 
     @property
@@ -240,10 +249,8 @@ def explain(results: MethodResults, learned: LearnedReasons | None = None) -> Co
     peak off the centre: such a particle lies partly where the background was measured.
     """
     if learned is not None and results.radial is not None and results.subspaces is not None:
-        n = len(results.radial.score)
-        reasons = np.empty(n, np.int8)
-        for start in range(0, n, AT_ONCE):
-            rows = slice(start, start + AT_ONCE)
+        reasons = np.empty(len(results.radial.score), np.int8)
+        for rows in parts(len(reasons)):
             clues = results.clues(rows)
             assert clues is not None
             reasons[rows] = likeliest_reasons(clues, learned)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from fastsort._brief import brief
 from fastsort._bulk import Bulk
 from fastsort._checks import InputError, check_count, check_not_empty, check_radius
 from fastsort._crop import crop_operator
+from fastsort._parts import in_parts
 from fastsort._progress import Progress, part_of
 from fastsort._reasons import NOISE, UNLIKE, VALID, reason_names, suspected, verdict_in_words
 from fastsort._threshold import MIN_JUDGED, fit_scores, junk_probability
@@ -228,7 +230,7 @@ def _result(codes: Codes, score: Floats, learned: LearnedClasses | None) -> Inva
     probability = np.where(judged, np.nan, 1.0)
     if learned is not None and judged.sum() >= MIN_JUDGED:
         model = fit_scores(score[judged], learned.displaced_scores)
-        probability[judged] = junk_probability(score[judged], model)
+        probability[judged] = in_parts(partial(junk_probability, model=model), score[judged])
         threshold = model.threshold
         keep = score <= threshold
     elif learned is None:

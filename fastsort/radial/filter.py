@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from fastsort._brief import brief
 from fastsort._checks import InputError, check_choice, check_count, check_not_empty, check_radius
 from fastsort._crop import apply_crop, crop_operator
+from fastsort._parts import in_parts
 from fastsort._process import one_blas_thread
 from fastsort._progress import Progress
 from fastsort._reasons import (
@@ -343,7 +345,7 @@ def _result(
     keep = judged
     if judged.sum() >= MIN_JUDGED and learned is not None:
         model = fit_scores(measured.score[judged], learned.displaced_scores)
-        probability[judged] = junk_probability(measured.score[judged], model)
+        probability[judged] = in_parts(partial(junk_probability, model=model), measured.score[judged])
         threshold = model.threshold
         keep = measured.score <= threshold
     return RadialResult(
