@@ -269,6 +269,17 @@ def test_radial_explains_first_and_others_where_it_sees_but_noise(asked):
     assert {"off-centre", "noise"} <= set(reasons)
 
 
+def test_what_counts_where_all_decide_takes_little_memory(asked):
+    found = asked[1]
+    together = found.to_decide_together()
+    arrays = [value for result in together for value in result if isinstance(value, np.ndarray)]
+    assert sum(array.nbytes for array in arrays) <= 80 * len(found.radial.keep)
+    np.testing.assert_array_equal(explain(together), explain(found))
+    np.testing.assert_array_equal(together.clues(), found.clues())
+    np.testing.assert_array_equal(together.against, found.against)
+    assert list(together.votes) == list(found.votes) and together.contrast == found.contrast
+
+
 @pytest.mark.parametrize("names", [METHODS, ("radial", "invariants")])
 def test_votes_on_decoys_are_those_of_the_seed(asked, names):
     particles, found = asked
