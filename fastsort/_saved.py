@@ -18,6 +18,7 @@ import numpy as np
 
 from fastsort._checks import InputError, check_readable
 from fastsort._disk import on_disk
+from fastsort._reasons import reason_codes
 from fastsort._types import Array, FilePath
 from fastsort._version import __version__
 
@@ -66,7 +67,7 @@ SAVED_TYPES = {
     "particle-map": "fastsort.invariants.map:ParticleMap",
     "pixel-statistics": "fastsort.images.normalize:PixelStatistics",
 }
-FORMAT = 2
+FORMAT = 3
 _STRUCTURE = "structure"
 _KINDS = "biufcSU"
 
@@ -82,11 +83,26 @@ class _Former(NamedTuple):
         For types as they are called now: fields that had other names, and what they are called now.
     keys : dict of str to str
         The same of keys in dicts.
+    words : dict of str to str
+        For types as they are called now: a field that holds codes of reasons, for which files have words.
+    implied : dict of str to tuple of str
+        For types as they are called now: fields in files that follow from the others now.
     """
 
     types: dict[str, str]
     fields: dict[str, dict[str, str]]
     keys: dict[str, str]
+    words: dict[str, str]
+    implied: dict[str, tuple[str, ...]]
+
+
+# Results of the methods had reasons in words up to format 2.
+_WORDS = dict.fromkeys(("radial-result", "subspace-result", "invariant-result"), "suspicion_code")
+_IMPLIED = {
+    "radial-result": ("reason", "centre"),
+    "subspace-result": ("reason",),
+    "invariant-result": ("reason",),
+}
 
 
 # Files of version 0.1.0 name the modules in which the types stood.
@@ -119,16 +135,25 @@ _FORMER = {
         fields={
             "sort-result": {"cut": "threshold", "judge": "learned"},
             "learned-verdict": {"learned": "methods"},
-            "radial-result": {"cut": "threshold"},
+            "radial-result": {"cut": "threshold", "suspicion": "suspicion_code"},
             "learned-radial": {"height": "typical_height", "second": "second_height"},
             "standardized-model": {"model": "arrays"},
-            "subspace-result": {"cut": "threshold"},
-            "invariant-result": {"cut": "threshold"},
+            "subspace-result": {"cut": "threshold", "suspicion": "suspicion_code"},
+            "invariant-result": {"cut": "threshold", "suspicion": "suspicion_code"},
         },
         # A kind of decoys.
         keys={"surroundings": "background"},
+        words=_WORDS,
+        implied=_IMPLIED,
     ),
-    FORMAT: _Former(types={name: name for name in SAVED_TYPES}, fields={}, keys={}),
+    2: _Former(
+        types={name: name for name in SAVED_TYPES},
+        fields={name: {"suspicion": field} for name, field in _WORDS.items()},
+        keys={},
+        words=_WORDS,
+        implied=_IMPLIED,
+    ),
+    FORMAT: _Former({name: name for name in SAVED_TYPES}, {}, {}, {}, {}),
 }
 
 
@@ -286,6 +311,10 @@ def _decode(node: Any, arrays: Mapping[str, Array], former: _Former) -> Any:
             name = former.types[written]
             keys = _renamed(items, former.fields.get(name, {}))
             fields = {keys[key]: _decode(item, arrays, former) for key, item in items.items()}
+            for field in former.implied.get(name, ()):
+                del fields[field]
+            if name in former.words:
+                fields[former.words[name]] = reason_codes(fields[former.words[name]])
             kind = _saved_type(name)
             # A field with a default is younger than the type, so files may lack it.
             odd = (set(fields) ^ set(kind._fields)) - set(kind._field_defaults)

@@ -191,6 +191,8 @@ def sort_particles(
             progress=part_of(progress, READ, MEASURED, n),
             **settings.of_methods,
         )
+        if settings.method is None:
+            results = results.to_decide_together()
         times.append(time.perf_counter())
         decided = part_of(progress, MEASURED, 1.0, n)
         copies = named.followed_by(same)
@@ -221,16 +223,21 @@ def sort_particles(
                 contrast=results.contrast,
                 phase_flipped=ctf is not None,
             )
+        votes, found_contrast = results.votes, results.contrast
+        subspaces = results.subspaces if method is not None else None
+        content = content[named.of]
+    # Words take as much memory as all that was measured: what they do not need is let go of first.
+    del results, working, pixels
     times.append(time.perf_counter())
     result = SortResult(
-        **verdict._asdict(),
-        votes=results.votes,
+        **verdict.in_words(),
+        votes=votes,
         diameter=diameter_px * particles.pixel_size,
         diameter_px=diameter_px,
         diameter_estimated=diameter is None,
-        contrast=results.contrast,
+        contrast=found_contrast,
         phase_flipped=ctf is not None,
-        subspaces=results.subspaces if method is not None else None,
+        subspaces=subspaces,
         parameters=settings.parameters,
         seconds={**dict(zip(STAGES, np.diff(times).tolist(), strict=True)), "total": times[-1] - times[0]},
         box=particles.box,
@@ -238,7 +245,7 @@ def sort_particles(
     )
     result = spread(result, copies, particles)
     result = look_again(particles, result, check_errors=earlier is None, n_jobs=n_jobs)
-    result.measurements.update({CONTENT: content[named.of], STAMP: stamps})
+    result.measurements.update({CONTENT: content, STAMP: stamps})
     result = result._replace(doubts=(*particles.doubts, *doubts_of_copies(particles, copies.copy)))
     if progress:
         progress(n, n)

@@ -24,7 +24,7 @@ from fastsort import (
 )
 from fastsort.decide.copies import COLUMNS
 from fastsort.images.content import content_of, read_content, stamps_of
-from fastsort.images.copies import copies_by_content, doubts_of_copies
+from fastsort.images.copies import copies_by_content, copies_of, doubts_of_copies
 from fastsort.particles.mrc import write_stack
 from fastsort.report.classes import write_map
 
@@ -156,6 +156,13 @@ def test_copies_by_content_are_those_of_the_first():
     found = copies_by_content(content, np.array([True, True, True, False, True, True]))
     assert found.distinct.tolist() == [0, 1, 3, 5] and found.of.tolist() == [0, 1, 0, 2, 1, 3]
     assert found.copy.tolist() == [False, False, True, False, True, False]
+
+
+@pytest.mark.parametrize("first", [[], [0], [0, 1, 2], [0, 0, 0], [0, 1, 0, 3, 1, 0]])
+def test_copies_of_the_first_of_each(first):
+    found = copies_of(np.array(first, np.intp))
+    for array, expected in zip(found, np.unique(first, return_inverse=True), strict=True):
+        assert array.dtype == np.intp and array.tolist() == expected.tolist()
 
 
 @pytest.mark.slow

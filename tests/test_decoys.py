@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastsort as fs
+from fastsort._reasons import reason_names
 from fastsort.decide.decoys import (
     GOOD,
     JUNK,
@@ -257,7 +258,7 @@ def test_methods_against_an_image_are_counted(asked):
 def test_radial_explains_first_and_others_where_it_sees_but_noise(asked):
     found = asked[1]
     excess = found.subspaces.excess > EXCESS
-    reasons = explain(found)
+    reasons = reason_names(explain(found))
     for i, reason in enumerate(reasons):
         says = [result.suspicion[i] for result in found]
         named = next((word for word in says if word not in ("noise", "unlike")), None)
@@ -266,6 +267,17 @@ def test_radial_explains_first_and_others_where_it_sees_but_noise(asked):
     assert excess.any()
     assert reasons[3] == reasons[50] == "flat"
     assert {"off-centre", "noise"} <= set(reasons)
+
+
+def test_what_counts_where_all_decide_takes_little_memory(asked):
+    found = asked[1]
+    together = found.to_decide_together()
+    arrays = [value for result in together for value in result if isinstance(value, np.ndarray)]
+    assert sum(array.nbytes for array in arrays) <= 80 * len(found.radial.keep)
+    np.testing.assert_array_equal(explain(together), explain(found))
+    np.testing.assert_array_equal(together.clues(), found.clues())
+    np.testing.assert_array_equal(together.against, found.against)
+    assert list(together.votes) == list(found.votes) and together.contrast == found.contrast
 
 
 @pytest.mark.parametrize("names", [METHODS, ("radial", "invariants")])

@@ -9,6 +9,7 @@ import naive
 import numpy as np
 import pytest
 
+from fastsort._reasons import NOISE, OFF_CENTRE
 from fastsort.decide.diameter import (
     FREQUENCIES,
     GRID,
@@ -50,7 +51,7 @@ def estimate(images, pixel_size=1.0, *, particles=None, junk=0.0, contrast="brig
         working,
         np.ones(n, dtype=bool),
         np.full(n, junk),
-        np.full(n, "noise"),
+        np.full(n, NOISE, np.int8),
         contrast=contrast,
         phase_flipped=flipped,
     )
@@ -192,7 +193,7 @@ def test_images_off_the_centre_do_not_count(ball):
     normalize_background(images, 18)
     working = open_particles(images)
     keep = np.ones(2 * N, dtype=bool)
-    suspicion = np.repeat(["noise", "off-centre"], N)
+    suspicion = np.repeat(np.array([NOISE, OFF_CENTRE], np.int8), N)
     options = {"contrast": "bright", "phase_flipped": False}
     found = estimate_diameter(working, working, keep, np.zeros(2 * N), suspicion, **options)
     assert found == pytest.approx(estimate(ball[0]), rel=1e-6)

@@ -226,7 +226,37 @@ def test_results_of_0_1_0_are_written_in_the_format_of_today(old_result, tmp_pat
     assert_same(round_trip(tmp_path, old_result), old_result)
     with np.load(tmp_path / "value") as arrays:
         text = arrays["structure"].tobytes()
-    assert json.loads(text)["format"] == 2 and b"fastsort." not in text
+    assert json.loads(text)["format"] == _saved.FORMAT and b"fastsort." not in text
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_older_files_have_the_reasons_of_methods_in_words(images, tmp_path, number):
+    radial = radial_room.radial_filter(images[150:250], 9)._replace(learned=None)
+    subspaces = subspaces_room.subspace_filter(images[150:250], describe=False)
+    subspaces = subspaces._replace(learned=None, model=None, basis=None)
+    rest = {name: getattr(subspaces, name) for name in InvariantResult._fields}
+    written = {new: old for old, new in _saved._FORMER[number].types.items()}
+    for result in (radial, subspaces, InvariantResult(**rest)):
+        assert {"valid", "noise"} <= set(result.reason) and "valid" not in result.suspicion
+        save(tmp_path / "value", result)
+        with np.load(tmp_path / "value") as file:
+            arrays = dict(file)
+        value = json.loads(arrays.pop("structure").tobytes())["value"]
+        fields = value["fields"]["dict"]
+        del fields["suspicion_code"]
+        more = ("reason", "suspicion", "centre") if result is radial else ("reason", "suspicion")
+        for name in more:
+            fields[name], arrays[name] = {"array": name}, getattr(result, name)
+        value["named"] = written[value["named"]]
+        write(tmp_path / "value", {**whole(value), "format": number}, **arrays)
+        found = load(tmp_path / "value")
+        assert_same(found, result)
+        for name in more:
+            assert_same(getattr(found, name), arrays[name])
+        arrays["suspicion"][0] = "none"
+        write(tmp_path / "value", {**whole(value), "format": number}, **arrays)
+        with pytest.raises(InputError, match="'none' is no reason"):
+            load(tmp_path / "value")
 
 
 def test_images_are_not_sorted_with_what_0_1_0_learned(old_result, tmp_path):

@@ -19,8 +19,7 @@ COLUMNS = ("keep", "score", "reason", "suspicion", "rescued", "junk_probability"
 _OF_SUBSPACES = (
     "keep",
     "score",
-    "reason",
-    "suspicion",
+    "suspicion_code",
     "junk_probability",
     "factor",
     "log_likelihood",

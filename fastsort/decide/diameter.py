@@ -14,8 +14,8 @@ import scipy.special
 from fastsort._checks import InputError
 from fastsort._crop import apply_crop, crop_operator
 from fastsort._process import one_blas_thread
-from fastsort._reasons import OFF_CENTRE, REASONS
-from fastsort._types import Bools, Floats, Images, Indices, Words
+from fastsort._reasons import OFF_CENTRE
+from fastsort._types import Bools, Codes, Floats, Images, Indices
 from fastsort.images.ctf import phase_terms
 from fastsort.particles.source import Particles
 
@@ -93,7 +93,7 @@ def estimate_diameter(
     working: Particles,
     keep: Bools,
     junk_probability: Floats,
-    suspicion: Words,
+    suspicion: Codes,
     *,
     contrast: str,
     phase_flipped: bool,
@@ -107,7 +107,7 @@ def estimate_diameter(
     working : Particles
         Their working images.
     keep, junk_probability, suspicion
-        The verdict, as in `SortResult`.
+        The verdict, as in `SortResult`, but suspicions as codes.
     contrast : {"bright", "dark", "unknown"}
     phase_flipped : bool
         Whether the phases of the working images were flipped.
@@ -132,7 +132,7 @@ def estimate_diameter(
     high-pass filters leave are taken for mass. Such a filter is supposed where the fit is much better with
     it. Where the defocus is not known, contrast transfer functions compete in the same way.
     """
-    used = np.flatnonzero(keep & (suspicion != REASONS[OFF_CENTRE]))
+    used = np.flatnonzero(keep & (suspicion != OFF_CENTRE))
     # Fewer than 50 images have no probabilities at all.
     if len(used) < FEWEST or not 1 - junk_probability[used].mean() >= LEAST_PURE:
         return math.nan

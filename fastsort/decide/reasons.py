@@ -10,7 +10,7 @@ import numpy as np
 import scipy.optimize
 
 from fastsort._reasons import CONTAMINATION, MULTIPLE, NOISE, OFF_CENTRE, PARTIAL, REASONS, UNLIKE
-from fastsort._types import Floats, Indices, Words
+from fastsort._types import Codes, Floats, Indices
 from fastsort.decide.calibrate import GOOD
 
 # What each kind of decoy shows. Two kinds are left out: "noise", whose spectrum is that of whole images, so
@@ -80,11 +80,13 @@ def learn_reasons(measured: Mapping[str, Floats]) -> LearnedReasons | None:
     Examples
     --------
     >>> import numpy as np
+    >>> from fastsort._reasons import REASONS
     >>> from fastsort.decide.reasons import SHOWN, learn_reasons, likeliest_reasons
     >>> rng = np.random.default_rng(0)
     >>> measured = {kind: rng.normal(9 * np.eye(12)[code], size=(99, 12)) for kind, code in SHOWN.items()}
     >>> learned = learn_reasons(measured)
-    >>> [str(likeliest_reasons(measured[kind], learned)[0]) for kind in ("partial", "multiple", "particle")]
+    >>> kinds = "partial", "multiple", "particle"
+    >>> [REASONS[likeliest_reasons(measured[kind], learned)[0]] for kind in kinds]
     ['partial', 'multiple', 'unlike']
     """
     if not set(SHOWN) <= set(measured):
@@ -110,8 +112,8 @@ def learn_reasons(measured: Mapping[str, Floats]) -> LearnedReasons | None:
     return LearnedReasons(reasons, low, high, mean, deviation, weights, most_power)
 
 
-def likeliest_reasons(measured: Floats, learned: LearnedReasons) -> Words:
-    """Name the reason of each image, and "unlike" where none is much likelier than all others.
+def likeliest_reasons(measured: Floats, learned: LearnedReasons) -> Codes:
+    """Return the reason of each image, and UNLIKE where none is much likelier than all others.
 
     Parameters
     ----------
@@ -120,17 +122,17 @@ def likeliest_reasons(measured: Floats, learned: LearnedReasons) -> Words:
 
     Returns
     -------
-    reasons : ndarray of str, shape (n,)
-        "unlike" for images with a measurement that is not finite.
+    reasons : ndarray of int8, shape (n,)
+        UNLIKE for images with a measurement that is not finite.
     """
     standard = (np.clip(measured, learned.low, learned.high) - learned.mean) / learned.deviation
     probability = _probabilities(_with_constant(standard), learned.weights)
     second, first = np.sort(probability, axis=1)[:, -2:].T
-    names = np.array(learned.reasons)[probability.argmax(axis=1)]
-    doubtful = (names == REASONS[CONTAMINATION]) & ~(measured[:, POWER] > learned.most_power)
+    codes = np.array([REASONS.index(name) for name in learned.reasons], np.int8)[probability.argmax(axis=1)]
+    doubtful = (codes == CONTAMINATION) & ~(measured[:, POWER] > learned.most_power)
     enough = np.where(doubtful, CLEARER, CLEAR)
     named = np.isfinite(measured).all(axis=1) & (first - second > enough)
-    return np.where(named, names, REASONS[UNLIKE])
+    return np.where(named, codes, np.int8(UNLIKE))
 
 
 def _with_constant(standard: Floats) -> Floats:

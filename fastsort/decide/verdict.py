@@ -9,8 +9,8 @@ import numpy as np
 
 from fastsort._checks import InputError
 from fastsort._progress import Progress, part_of
-from fastsort._reasons import DUPLICATE, OFF_CENTRE, OUTSIDE, RARE_VIEW, REASONS, VALID, reason_names
-from fastsort._types import Array, Bools, Floats, Indices, Singles, Words
+from fastsort._reasons import DUPLICATE, OFF_CENTRE, OUTSIDE, RARE_VIEW, VALID, reason_names
+from fastsort._types import Array, Bools, Codes, Floats, Indices, Singles
 from fastsort.decide.calibrate import mixture_shares, probability_by_odds, second_hump, told_apart
 from fastsort.decide.combine import (
     OFFSET,
@@ -44,15 +44,17 @@ WEIGHING = 0.3
 LEAST_OF_A_KIND = 0.1
 # Boxes whose sides in angstroms differ by less than this part are of one scale.
 SAME_SCALE = 1e-2
+# Stands for the reason of images that are rejected for what is suspected of them.
+AS_SUSPECTED = -1
 
 
 class Verdict(NamedTuple):
-    """What is decided about every image; the attributes are those of `SortResult`."""
+    """What is decided about every image; the attributes are those of `SortResult`, but reasons are codes."""
 
     keep: Bools
     score: Floats
-    reason: Words
-    suspicion: Words
+    reason: Codes
+    suspicion: Codes
     rescued: Bools
     junk_probability: Floats
     offset: Singles
@@ -61,6 +63,14 @@ class Verdict(NamedTuple):
     errors: EstimatedErrors | None
     views: Views | None
     learned: LearnedVerdict
+
+    def in_words(self) -> dict[str, Any]:
+        """Return all fields as those of `SortResult`."""
+        return {
+            **self._asdict(),
+            "reason": reason_names(self.reason),
+            "suspicion": reason_names(self.suspicion),
+        }
 
 
 def decide(
@@ -99,7 +109,7 @@ def decide(
     verdict : Verdict
         Of one method, without errors, views and decoys.
     """
-    suspicion = np.where(pixels.codes == VALID, explain(results), reason_names(pixels.codes))
+    suspicion = np.where(pixels.codes == VALID, explain(results), pixels.codes)
     measurements = _measurements(particles, rows, pixels, results)
     scale = np.float32(particles.box / working.box)
     if settings.method is not None:
@@ -110,14 +120,14 @@ def decide(
 
 
 def _decide_by_one(
-    results: MethodResults, suspicion: Words, measurements: dict[str, Array], scale: np.float32
+    results: MethodResults, suspicion: Codes, measurements: dict[str, Array], scale: np.float32
 ) -> Verdict:
     """Return the verdict of the one method that was asked."""
     result = next(result for result in results if result is not None)
     weights = {**dict.fromkeys(results.votes, 1.0), OFFSET: 0.0}
     learned = LearnedVerdict(results.learned, weights, {}, (np.nan, np.nan))
-    keep, reason, rescued, errors = _conclude(
-        result.keep, result.threshold, result.score, result.junk_probability, suspicion, measurements, learned
+    keep, decided, rescued, errors = _conclude(
+        result.keep, result.threshold, result.score, result.junk_probability, measurements, learned
     )
     offset = np.full((len(keep), 2), np.nan, dtype=np.float32)
     if results.radial is not None:
@@ -125,7 +135,7 @@ def _decide_by_one(
     return Verdict(
         keep=keep,
         score=result.score,
-        reason=reason,
+        reason=np.where(decided == AS_SUSPECTED, suspicion, decided),
         suspicion=suspicion,
         rescued=rescued,
         junk_probability=result.junk_probability,
@@ -144,7 +154,7 @@ def _decide_by_all(
     results: MethodResults,
     settings: Settings,
     rows: Indices,
-    suspicion: Words,
+    suspicion: Codes,
     measurements: dict[str, Array],
     scale: np.float32,
     earlier: SortResult | None,
@@ -167,7 +177,7 @@ def _decide_by_all(
         score = _scores_in_the_middle(combination, working, suspicion, radial, learned, n_jobs)
         junk_probability = _interpolated(score, combination.score, junk_probability)
         # What is more like a particle in the middle is a particle beside it, whatever it resembles else.
-        suspicion = np.where(score < combination.score, REASONS[OFF_CENTRE], suspicion)
+        suspicion = np.where(score < combination.score, np.int8(OFF_CENTRE), suspicion)
     passed = np.isfinite(score) if np.isnan(threshold) else score <= threshold
     # The classes correct the amplitudes, whoever flipped the phases; nobody has where a user says "no".
     ctf = particles.ctf.of(rows) if particles.ctf and settings.phase_flip != "no" else None
@@ -186,15 +196,15 @@ def _decide_by_all(
         "duplicate": find_all_duplicates(particles, settings.duplicate_distance, score, rows),
         "rare_view": rare,
     }
-    keep, reason, rescued, errors = _conclude(
-        passed, threshold, score, junk_probability, suspicion, measurements, learned
+    keep, decided, rescued, errors = _conclude(
+        passed, threshold, score, junk_probability, measurements, learned
     )
-    central = keep & (suspicion != REASONS[OFF_CENTRE])
+    central = keep & (suspicion != OFF_CENTRE)
     offset = np.where(central[:, None], radial.nearest, radial.strongest)
     return Verdict(
         keep=keep,
         score=score,
-        reason=reason,
+        reason=np.where(decided == AS_SUSPECTED, suspicion, decided),
         suspicion=suspicion,
         rescued=rescued,
         junk_probability=junk_probability,
@@ -303,15 +313,10 @@ def with_verdict(result: SortResult, passed: Bools, threshold: float) -> SortRes
     result : SortResult
         With another `keep`, `reason`, `rescued`, `threshold` and `errors`.
     """
-    keep, reason, rescued, errors = _conclude(
-        passed,
-        threshold,
-        result.score,
-        result.junk_probability,
-        result.suspicion,
-        result.measurements,
-        result.learned,
+    keep, decided, rescued, errors = _conclude(
+        passed, threshold, result.score, result.junk_probability, result.measurements, result.learned
     )
+    reason = np.where(decided == AS_SUSPECTED, result.suspicion, reason_names(decided))
     return result._replace(keep=keep, reason=reason, rescued=rescued, threshold=threshold, errors=errors)
 
 
@@ -439,15 +444,16 @@ def _interpolated(score: Floats, scores: Floats, probability: Floats) -> Floats:
 def _scores_in_the_middle(
     combination: Combination,
     working: Particles,
-    suspicion: Words,
+    suspicion: Codes,
     radial: RadialResult,
     learned: LearnedVerdict,
     n_jobs: int | None,
 ) -> Floats:
     """Give rejected off-centre particles the score that they have in the middle, if that is lower."""
-    score, off_centre = combination.score.copy(), REASONS[OFF_CENTRE]
+    score = combination.score.copy()
     rejected = (score > combination.threshold) & np.isfinite(score)
-    moved = np.flatnonzero(rejected & ((suspicion == off_centre) | (radial.suspicion == off_centre)))
+    off_centre = (suspicion == OFF_CENTRE) | (radial.suspicion_code == OFF_CENTRE)
+    moved = np.flatnonzero(rejected & off_centre)
     in_the_middle = centred_scores(working, moved, radial.strongest[moved], radial.radius, learned, n_jobs)
     score[moved] = np.minimum(score[moved], in_the_middle)
     return score
@@ -458,11 +464,10 @@ def _conclude(
     threshold: float,
     score: Floats,
     junk_probability: Floats,
-    suspicion: Words,
     measurements: dict[str, Array],
     learned: LearnedVerdict,
-) -> tuple[Bools, Words, Bools, EstimatedErrors | None]:
-    """Set rare views aside, reject what no score decides, and give every image its reason.
+) -> tuple[Bools, Codes, Bools, EstimatedErrors | None]:
+    """Set rare views aside, reject what no score decides, and find the reasons that no suspicion gives.
 
     Returns which images are kept, the reasons, which images are rescued, and the errors.
     """
@@ -472,15 +477,17 @@ def _conclude(
     )
     keep = passed & ~duplicate & ~outside
     rescued = rare & ~keep & ~duplicate & ~outside
-    reason = np.where(keep, REASONS[VALID], suspicion)
-    reason[duplicate] = REASONS[DUPLICATE]
-    reason[rescued] = REASONS[RARE_VIEW]
-    reason[outside] = REASONS[OUTSIDE]
+    reason = np.where(keep, np.int8(VALID), np.int8(AS_SUSPECTED))
+    reason[duplicate] = DUPLICATE
+    reason[rescued] = RARE_VIEW
+    reason[outside] = OUTSIDE
     if not learned.decoys:
         return keep, reason, rescued, None
     decoys = {} if np.isnan(threshold) else learned.decoys
     # For images over the edge of their micrograph the score decides nothing; copies of an image are one.
-    counted = ~(outside | copy)
+    counted: Any = ~(outside | copy)
+    if counted.all():
+        counted = slice(None)
     errors = estimate_errors(
         keep[counted],
         junk_probability[counted],
@@ -488,6 +495,6 @@ def _conclude(
         learned.shares,
         other=probability_by_odds(score[counted]),
         apart=told_apart(decoys),
-        hump=second_hump(score[counted & np.isfinite(score)], decoys),
+        hump=second_hump(score[counted][np.isfinite(score[counted])], decoys),
     )
     return keep, reason, rescued, errors

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastsort._brief import brief
+from fastsort._parts import parts
 from fastsort._progress import Progress, part_of
-from fastsort._reasons import CONTAMINATION, NOISE, OFF_CENTRE, REASONS, UNLIKE
-from fastsort._types import Codes, FilePath, Floats, Images, Words
+from fastsort._reasons import CONTAMINATION, NOISE, OFF_CENTRE, UNLIKE
+from fastsort._types import Codes, FilePath, Floats, Images
 from fastsort.decide.combine import weighted
 from fastsort.decide.reasons import LearnedReasons, likeliest_reasons
 from fastsort.invariants.filter import InvariantResult, LearnedClasses, invariant_filter
@@ -25,8 +26,6 @@ from fastsort.subspaces.learn import LearnedShapes
 METHODS = ("radial", "subspaces", "invariants")
 # Time that the methods take, in parts of that of all three.
 TIMES = {"radial": 0.25, "subspaces": 0.5, "invariants": 0.25}
-# Images whose reasons are found at a time: the memory that it takes should not grow with the set.
-AT_ONCE = 1 << 15
 
 
 class LearnedMethods(NamedTuple):
@@ -107,6 +106,16 @@ class MethodResults(NamedTuple):
             None if self.radial is None else self.radial.learned,
             None if self.subspaces is None else self.subspaces.learned,
             None if self.invariants is None else self.invariants.learned,
+        )
+
+    def to_decide_together(self) -> MethodResults:
+        """Return what counts where all methods decide: without what each of them says of probabilities."""
+        nothing = np.empty(0)
+        return MethodResults(
+            self.radial and self.radial._replace(junk_probability=nothing),
+            self.subspaces
+            and self.subspaces._replace(junk_probability=nothing, factor=nothing, log_likelihood=nothing),
+            self.invariants and self.invariants._replace(junk_probability=nothing),
         )
 
     @property
@@ -223,8 +232,8 @@ def _in_turn(methods: Sequence[str]) -> Iterator[tuple[str, float, float]]:
             done += TIMES[name]
 
 
-def explain(results: MethodResults, learned: LearnedReasons | None = None) -> Words:
-    """Say why each image would be rejected, should it be.
+def explain(results: MethodResults, learned: LearnedReasons | None = None) -> Codes:
+    """Say why each image would be rejected, should it be, in codes of reasons.
 
     Parameters
     ----------
@@ -240,19 +249,17 @@ def explain(results: MethodResults, learned: LearnedReasons | None = None) -> Wo
     peak off the centre: such a particle lies partly where the background was measured.
     """
     if learned is not None and results.radial is not None and results.subspaces is not None:
-        n = len(results.radial.score)
-        reasons = np.empty(n, np.array(REASONS).dtype)
-        for start in range(0, n, AT_ONCE):
-            rows = slice(start, start + AT_ONCE)
+        reasons = np.empty(len(results.radial.score), np.int8)
+        for rows in parts(len(reasons)):
             clues = results.clues(rows)
             assert clues is not None
             reasons[rows] = likeliest_reasons(clues, learned)
         return reasons
-    vague = REASONS[NOISE], REASONS[UNLIKE]
-    suspicion, *others = (result.suspicion for result in results if result is not None)
+    suspicion, *others = (result.suspicion_code for result in results if result is not None)
     for other in others:
-        suspicion = np.where(np.isin(suspicion, vague) & (other != REASONS[UNLIKE]), other, suspicion)
+        vague = (suspicion == NOISE) | (suspicion == UNLIKE)
+        suspicion = np.where(vague & (other != UNLIKE), other, suspicion)
     if results.subspaces is not None:
-        strong = (results.subspaces.excess > EXCESS) & (suspicion != REASONS[OFF_CENTRE])
-        suspicion = np.where(strong, REASONS[CONTAMINATION], suspicion)
+        strong = (results.subspaces.excess > EXCESS) & (suspicion != OFF_CENTRE)
+        suspicion = np.where(strong, np.int8(CONTAMINATION), suspicion)
     return suspicion

@@ -33,12 +33,14 @@ class Copies(NamedTuple):
 
     def followed_by(self, more: Copies) -> Copies:
         """Return the copies among all images, where `more` are those among the distinct ones."""
+        if len(more.distinct) == len(self.distinct):
+            return self
         return Copies(self.distinct[more.distinct], more.of[self.of])
 
 
 def copies_by_name(particles: Particles) -> Copies:
     """Find images that are the same pixels of the same file; nothing is read."""
-    return Copies(*np.unique(particles.store.first_named(), return_inverse=True))
+    return copies_of(particles.store.first_named())
 
 
 def copies_by_content(content: Contents, judged: Bools) -> Copies:
@@ -56,7 +58,15 @@ def copies_by_content(content: Contents, judged: Bools) -> Copies:
     rows = np.flatnonzero(judged)
     _, earliest, which = np.unique(content[rows], return_index=True, return_inverse=True)
     first[rows] = rows[earliest[which]]
-    return Copies(*np.unique(first, return_inverse=True))
+    return copies_of(first)
+
+
+def copies_of(first: Indices) -> Copies:
+    """Return which images are distinct, where `first` is the first that is the same as each, shape (n,)."""
+    own = first == np.arange(len(first))
+    distinct = np.flatnonzero(own)
+    # Where all are distinct, as in most sets, one array says both.
+    return Copies(distinct, distinct if len(distinct) == len(own) else (np.cumsum(own) - 1)[first])
 
 
 def doubts_of_copies(particles: Particles, copy: Bools) -> tuple[str, ...]:
@@ -73,6 +83,8 @@ def doubts_of_copies(particles: Particles, copy: Bools) -> tuple[str, ...]:
     doubts : tuple of str
         One line, or none where no more images are copies than the names say.
     """
+    if not copy.any():
+        return ()
     distinct = len(copies_by_name(particles).distinct)
     more = int(copy.sum()) - (len(particles) - distinct)
     if more <= 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -10,12 +11,14 @@ from fastsort._brief import brief
 from fastsort._bulk import Bulk
 from fastsort._checks import InputError, check_count, check_not_empty, check_radius
 from fastsort._crop import crop_operator
+from fastsort._parts import in_parts
 from fastsort._progress import Progress, part_of
-from fastsort._reasons import NOISE, UNLIKE, VALID, reason_names, suspicions
+from fastsort._reasons import NOISE, UNLIKE, VALID, reason_names, suspected, verdict_in_words
 from fastsort._threshold import MIN_JUDGED, fit_scores, junk_probability
 from fastsort._types import Array, Bools, Codes, Floats, Images, Indices, Singles, Words
 from fastsort.images.batches import map_batches
 from fastsort.images.content import content_of
+from fastsort.images.joined import join_batches
 from fastsort.images.normalize import inspect_pixels
 from fastsort.images.prepare import crop_and_normalize
 from fastsort.invariants.expectation import ClassModel, assign
@@ -85,10 +88,11 @@ class InvariantResult(NamedTuple):
     score : ndarray of float64, shape (n,)
         Larger for junk: the score of the image's class, less the image's likeness to its average, in
         deviations from the usual. Infinite for images that cannot be judged.
-    reason : ndarray of str, shape (n,)
-        "valid", or why the image is rejected.
-    suspicion : ndarray of str, shape (n,)
-        Why the image would be rejected; for rejected images the same as `reason`.
+    reason, suspicion : ndarray of str, shape (n,)
+        "valid", or why the image is rejected; and why it would be, which for rejected images is the same.
+        Made of `suspicion_code` whenever they are asked for.
+    suspicion_code : ndarray of int8, shape (n,)
+        Why the image would be rejected, as a place in the list of all reasons.
     junk_probability : ndarray of float64, shape (n,)
         Probability of junk by a mixture that is fitted to the scores; NaN with fewer than 50 images.
     threshold : float
@@ -99,11 +103,20 @@ class InvariantResult(NamedTuple):
 
     keep: Bools
     score: Floats
-    reason: Words
-    suspicion: Words
+    suspicion_code: Codes
     junk_probability: Floats
     threshold: float
     learned: LearnedClasses | None
+
+    @property
+    def reason(self) -> Words:
+        """What each image shows: "valid", or why it is rejected."""
+        return verdict_in_words(self.keep, self.suspicion_code)
+
+    @property
+    def suspicion(self) -> Words:
+        """Why each image would be rejected."""
+        return reason_names(self.suspicion_code)
 
     @property
     def cut(self) -> float:
@@ -207,7 +220,7 @@ def invariant_filter(
         n_jobs=n_jobs,
         progress=part_of(progress, begin, 1.0, n),
     )
-    codes, score = (np.concatenate(column) for column in zip(*batches, strict=True))
+    codes, score = join_batches(batches, n)
     return _result(codes, score, learned)
 
 
@@ -217,13 +230,12 @@ def _result(codes: Codes, score: Floats, learned: LearnedClasses | None) -> Inva
     probability = np.where(judged, np.nan, 1.0)
     if learned is not None and judged.sum() >= MIN_JUDGED:
         model = fit_scores(score[judged], learned.displaced_scores)
-        probability[judged] = junk_probability(score[judged], model)
+        probability[judged] = in_parts(partial(junk_probability, model=model), score[judged])
         threshold = model.threshold
         keep = score <= threshold
     elif learned is None:
         keep = codes == VALID
-    reason = reason_names(np.where(keep, VALID, codes))
-    return InvariantResult(keep, score, reason, suspicions(codes), probability, threshold, learned)
+    return InvariantResult(keep, score, suspected(codes), probability, threshold, learned)
 
 
 def _learn(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from fastsort._brief import brief
 from fastsort._checks import InputError, check_choice, check_count, check_not_empty, check_radius
 from fastsort._crop import apply_crop, crop_operator
+from fastsort._parts import in_parts
 from fastsort._process import one_blas_thread
 from fastsort._progress import Progress
 from fastsort._reasons import (
@@ -22,11 +24,13 @@ from fastsort._reasons import (
     UNLIKE,
     VALID,
     reason_names,
-    suspicions,
+    suspected,
+    verdict_in_words,
 )
 from fastsort._threshold import MIN_JUDGED, fit_scores, junk_probability
-from fastsort._types import Array, Bools, Codes, Floats, Images, Singles, Words
+from fastsort._types import Array, Bools, Codes, Floats, Images, Numbers, Singles, Words
 from fastsort.images.batches import map_batches
+from fastsort.images.joined import join_batches
 from fastsort.images.normalize import inspect_pixels, normalize_background, subtract_ramps
 from fastsort.particles.source import Particles, as_particles
 from fastsort.radial.discriminant import discriminant_score, outlyingness
@@ -52,16 +56,17 @@ class RadialResult(NamedTuple):
     keep : ndarray of bool, shape (n,)
     score : ndarray of float64, shape (n,)
         Larger for junk; infinite for images that cannot be judged.
-    reason : ndarray of str, shape (n,)
-        "valid", or why the image is rejected.
+    reason, suspicion : ndarray of str, shape (n,)
+        "valid", or why the image is rejected; and why it would be, which for rejected images is the same.
+        Made of `suspicion_code` whenever they are asked for.
     centre : ndarray of float32, shape (n, 2)
         Row and column of the particle from pixel d // 2, in pixels: `nearest` for images that are kept
-        and `strongest` for the others.
-    suspicion : ndarray of str, shape (n,)
-        Why the image would be rejected; for rejected images the same as `reason`.
+        and `strongest` for the others; made of these whenever it is asked for.
+    suspicion_code : ndarray of int8, shape (n,)
+        Why the image would be rejected, as a place in the list of all reasons.
     nearest, strongest : ndarray of float32, shape (n, 2)
         Where the best match near the centre lies, and the best match anywhere.
-    n_clusters, n_scattered : ndarray of int64, shape (n,)
+    n_clusters, n_scattered : ndarray of int32, shape (n,)
         Clusters among the highest values of the response, and values in no cluster.
     peak : ndarray of float32, shape (n,)
         Highest response near the centre, in standard deviations of the noise; the highest
@@ -86,13 +91,11 @@ class RadialResult(NamedTuple):
 
     keep: Bools
     score: Floats
-    reason: Words
-    centre: Singles
-    suspicion: Words
+    suspicion_code: Codes
     nearest: Singles
     strongest: Singles
-    n_clusters: npt.NDArray[np.int64]
-    n_scattered: npt.NDArray[np.int64]
+    n_clusters: Numbers
+    n_scattered: Numbers
     peak: Singles
     second_peak: Singles
     outlyingness: Singles
@@ -101,6 +104,21 @@ class RadialResult(NamedTuple):
     radius: float
     contrast: str
     learned: LearnedRadial | None
+
+    @property
+    def reason(self) -> Words:
+        """What each image shows: "valid", or why it is rejected."""
+        return verdict_in_words(self.keep, self.suspicion_code)
+
+    @property
+    def suspicion(self) -> Words:
+        """Why each image would be rejected."""
+        return reason_names(self.suspicion_code)
+
+    @property
+    def centre(self) -> Singles:
+        """Where the particle of each image lies."""
+        return np.where(self.keep[:, None], self.nearest, self.strongest)
 
     @property
     def cut(self) -> float:
@@ -212,7 +230,7 @@ def radial_filter(
         if radius is None:
             raise InputError("the published preset needs the particle's radius: give radius=, in pixels.")
         batches = map_batches(_published_batch, particles, radius, n_peaks, n_jobs=n_jobs, progress=progress)
-        return _published_result(_joined(batches), radius)
+        return _published_result(_joined(batches, len(particles)), radius)
 
     operator = crop_operator(box, min(box, GRID))
     scale = box / len(operator)
@@ -224,11 +242,11 @@ def radial_filter(
         if learned is None:
             batches = map_batches(_unfit_batch, particles, n_jobs=n_jobs, progress=progress)
             contrast = "bright" if contrast == "auto" else contrast
-            return _result(_joined(batches), None, radius or 0.25 * box, contrast)
+            return _result(_joined(batches, len(particles)), None, radius or 0.25 * box, contrast)
         batches = map_batches(
             _batch, particles, operator, learned, n_peaks, batch_size=BATCH, n_jobs=n_jobs, progress=progress
         )
-        measured = _joined(batches)
+        measured = _joined(batches, len(particles))
     measured = measured._replace(
         nearest=measured.nearest * np.float32(scale), strongest=measured.strongest * np.float32(scale)
     )
@@ -314,8 +332,8 @@ def _published_batch(images: Images, start: int, radius: float, n_peaks: int) ->
     )
 
 
-def _joined(batches: Iterator[_Measurements]) -> _Measurements:
-    return _Measurements(*(np.concatenate(column) for column in zip(*batches, strict=True)))
+def _joined(batches: Iterator[_Measurements], n: int) -> _Measurements:
+    return _Measurements(*join_batches(batches, n))
 
 
 def _result(
@@ -327,19 +345,17 @@ def _result(
     keep = judged
     if judged.sum() >= MIN_JUDGED and learned is not None:
         model = fit_scores(measured.score[judged], learned.displaced_scores)
-        probability[judged] = junk_probability(measured.score[judged], model)
+        probability[judged] = in_parts(partial(junk_probability, model=model), measured.score[judged])
         threshold = model.threshold
         keep = measured.score <= threshold
     return RadialResult(
         keep=keep,
         score=measured.score,
-        reason=reason_names(np.where(keep, VALID, measured.codes)),
-        centre=np.where(keep[:, None], measured.nearest, measured.strongest),
-        suspicion=suspicions(measured.codes),
+        suspicion_code=suspected(measured.codes),
         nearest=measured.nearest,
         strongest=measured.strongest,
-        n_clusters=measured.counts[:, 0],
-        n_scattered=measured.counts[:, 1],
+        n_clusters=measured.counts[:, 0].astype(np.int32),
+        n_scattered=measured.counts[:, 1].astype(np.int32),
         peak=measured.peak,
         second_peak=measured.second_peak,
         outlyingness=measured.outlyingness,
@@ -356,13 +372,11 @@ def _published_result(measured: _Measurements, radius: float) -> RadialResult:
     return RadialResult(
         keep=keep,
         score=measured.score,
-        reason=reason_names(measured.codes),
-        centre=measured.nearest,
-        suspicion=suspicions(measured.codes),
+        suspicion_code=suspected(measured.codes),
         nearest=measured.nearest,
         strongest=measured.strongest,
-        n_clusters=measured.counts[:, 0],
-        n_scattered=measured.counts[:, 1],
+        n_clusters=measured.counts[:, 0].astype(np.int32),
+        n_scattered=measured.counts[:, 1].astype(np.int32),
         peak=measured.peak,
         second_peak=measured.second_peak,
         outlyingness=measured.outlyingness,

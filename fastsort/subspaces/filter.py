@@ -21,11 +21,13 @@ from fastsort._reasons import (
     UNLIKE,
     VALID,
     reason_names,
-    suspicions,
+    suspected,
+    verdict_in_words,
 )
 from fastsort._threshold import MIN_JUDGED, balanced_threshold
 from fastsort._types import Array, Bools, Codes, FilePath, Floats, Images, Singles, Words
 from fastsort.images.batches import map_batches
+from fastsort.images.joined import join_batches
 from fastsort.images.normalize import inspect_pixels
 from fastsort.images.prepare import crop_and_normalize
 from fastsort.particles.source import Particles, as_particles
@@ -73,9 +75,11 @@ class SubspaceResult(NamedTuple):
         Larger for junk: log-likelihood ratio of the background to the particles, plus what unusual
         power and particles beside the centre cost, in nats; with the published preset the sorting
         factor. Infinite for images that cannot be judged.
-    reason : ndarray of str, shape (n,)
-    suspicion : ndarray of str, shape (n,)
-        Why the image would be rejected; for rejected images the same as `reason`.
+    reason, suspicion : ndarray of str, shape (n,)
+        "valid", or why the image is rejected; and why it would be, which for rejected images is the same.
+        Made of `suspicion_code` whenever they are asked for.
+    suspicion_code : ndarray of int8, shape (n,)
+        Why the image would be rejected, as a place in the list of all reasons.
     junk_probability : ndarray of float64, shape (n,)
         From the score and the share of junk that fits all scores; NaN with fewer than 50 images; 0
         or 1 if published.
@@ -108,8 +112,7 @@ class SubspaceResult(NamedTuple):
 
     keep: Bools
     score: Floats
-    reason: Words
-    suspicion: Words
+    suspicion_code: Codes
     junk_probability: Floats
     factor: Floats
     log_likelihood: Floats
@@ -121,6 +124,16 @@ class SubspaceResult(NamedTuple):
     model: SubspaceModel
     basis: PswfBasis
     learned: LearnedShapes | None
+
+    @property
+    def reason(self) -> Words:
+        """What each image shows: "valid", or why it is rejected."""
+        return verdict_in_words(self.keep, self.suspicion_code)
+
+    @property
+    def suspicion(self) -> Words:
+        """Why each image would be rejected."""
+        return reason_names(self.suspicion_code)
 
     @property
     def cut(self) -> float:
@@ -254,7 +267,7 @@ def subspace_filter(
             n_jobs=n_jobs,
             progress=progress,
         )
-        return _result(_joined(batches), learned, particles.box / len(operator))
+        return _result(_joined(batches, len(particles)), learned, particles.box / len(operator))
 
 
 def check_numbers(n_subspaces: int | None, n_components: int | None, box: int) -> None:
@@ -338,8 +351,8 @@ def _unfit_batch(images: Images, start: int) -> Codes:
     return inspect_pixels(images).codes
 
 
-def _joined(batches: Iterator[_Measurements]) -> _Measurements:
-    return _Measurements(*(np.concatenate(column) for column in zip(*batches, strict=True)))
+def _joined(batches: Iterator[_Measurements], n: int) -> _Measurements:
+    return _Measurements(*join_batches(batches, n))
 
 
 def _result(measured: _Measurements, learned: LearnedShapes, scale: float) -> SubspaceResult:
@@ -356,8 +369,7 @@ def _result(measured: _Measurements, learned: LearnedShapes, scale: float) -> Su
     return SubspaceResult(
         keep=keep,
         score=measured.score,
-        reason=reason_names(np.where(keep, VALID, measured.codes)),
-        suspicion=suspicions(measured.codes),
+        suspicion_code=suspected(measured.codes),
         junk_probability=probability,
         factor=measured.factor,
         log_likelihood=measured.log_likelihood,
@@ -378,8 +390,7 @@ def _unfit_result(codes: Codes, basis: PswfBasis) -> SubspaceResult:
     return SubspaceResult(
         keep=keep,
         score=np.where(keep, 0.0, np.inf),
-        reason=reason_names(codes),
-        suspicion=suspicions(codes),
+        suspicion_code=suspected(codes),
         junk_probability=np.where(keep, np.nan, 1.0),
         factor=np.full(n, np.inf),
         log_likelihood=np.full(n, -np.inf),
@@ -404,8 +415,7 @@ def _published_result(scores: PublishedScores, basis: PswfBasis) -> SubspaceResu
     return SubspaceResult(
         keep=keep,
         score=scores.factor,
-        reason=reason_names(codes),
-        suspicion=suspicions(codes),
+        suspicion_code=suspected(codes),
         junk_probability=np.where(keep, 0.0, 1.0),
         factor=scores.factor,
         log_likelihood=scores.log_likelihood,
