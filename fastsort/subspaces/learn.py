@@ -247,9 +247,9 @@ def _compare(
 ) -> tuple[Shape, Floats, float]:
     """Shape of the images in use, its log-likelihood ratio to the others, and how many of these are picked.
 
-    The others, under which all images have the log-likelihoods `far` (k, n), are the background and, in large
-    sets, picked noise. These are as frequent as makes all images likeliest: a set in which no noise was picked
-    must not be judged as if it were.
+    The others, under which images have the log-likelihoods `far` (k, n), are the background and, in large
+    sets, picked noise. These are as frequent as makes all images likeliest: a set in which no noise was
+    picked must not be judged as if it were.
     """
     particle = regularize(fit_shape(coefficients, use, blocks), background, int(use.sum()), blocks)
     ratios = log_likelihood(coefficients, particle, blocks) - far

@@ -186,9 +186,10 @@ def _is_chance(values: Floats, edge: Floats | float) -> Bools:
 
 
 def _block(coefficients: Floats, members: Indices) -> Floats:
-    """Coefficients of one angular index, of all images: cosines (p, n) or, side by side, these and their sines.
+    """Coefficients (p, n) of one angular index; where there are sines, (p, 2 n), on the right of the cosines.
 
-    A sine follows its cosine in a basis, so this is no copy where functions follow each other in memory.
+    In a basis each sine stands behind its cosine, so this is a view of coefficients that lie function by
+    function in memory.
     """
     first = members[0, 0]
     return coefficients.T[first : first + members.size].reshape(members.shape[1], -1)
