@@ -218,10 +218,10 @@ def ask_methods(
         "invariants": partial(invariant_filter, images, radius=radius, learned=before.invariants),
     }
     results: dict[str, Any] = dict.fromkeys(METHODS)
-    whole = (1 - begin) / sum(TIMES[name] for name in methods)
+    unit = (1 - begin) / sum(TIMES[name] for name in methods)
     for name in METHODS:
         if name in methods:
-            end = begin + whole * TIMES[name]
+            end = begin + unit * TIMES[name]
             part = part_of(progress, begin, end, n)
             results[name] = stage(name, partial(ask[name], n_jobs=n_jobs, seed=seed, progress=part))
             begin = end
