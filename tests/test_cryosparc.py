@@ -182,7 +182,7 @@ def test_stopped_three_times_and_nothing_is_lost(standin, made, call, monkeypatc
     assert code == 1 and line.startswith(f"fastsort: error: cryoSPARC at {standin.url} does not answer (")
     assert line.endswith(f"; what was done stays in {folder}: {on}")
     # No stage of the work was done twice.
-    assert done == ["radial", "subspaces", "invariants"]
+    assert done == ["learned", "radial", "subspaces", "invariants"]
     assert not (folder / ".sorted.work").exists()
 
     again = standin_cryosparc.StandIn(standin.folder, port).start()

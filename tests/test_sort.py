@@ -874,16 +874,20 @@ def stop_beyond(share):
 
 
 def forbid(patch, *names):
-    """Let images no longer be prepared, or a method no longer learn; it may still judge decoys."""
+    """Let images no longer be prepared, methods no longer learn, or one no longer judge but decoys."""
     for name in names:
         if name == "images":
             patch.setattr("fastsort.images.prepare._prepare", must_not_run)
+        elif name == "learned":
+            patch.setattr(votes, "_learn", must_not_run)
         else:
             place = {"radial": "radial_filter", "subspaces": "subspace_filter"}.get(name, "invariant_filter")
             allowed = getattr(votes, place)
 
-            def judge(*arguments, learned=None, allowed=allowed, **options):
-                return allowed(*arguments, learned=learned or must_not_run(), **options)
+            def judge(images, *arguments, allowed=allowed, **options):
+                if not isinstance(images, np.ndarray):
+                    must_not_run()
+                return allowed(images, *arguments, **options)
 
             patch.setattr(votes, place, judge)
 
@@ -897,8 +901,9 @@ def must_not_run(*_):
     ("share", "done"),
     [
         (0.41, ["images"]),
-        (0.55, ["images", "radial"]),
-        (0.75, ["images", "radial", "subspaces"]),
+        (0.5, ["images", "learned"]),
+        (0.6, ["images", "learned", "radial"]),
+        (0.75, ["images", "learned", "radial", "subspaces"]),
     ],
 )
 def test_a_run_goes_on_where_it_was_stopped(tiny_project, tiny_result, tmp_path, monkeypatch, share, done):
@@ -928,7 +933,7 @@ def test_work_folder_is_kept_on_demand_and_read_again(tiny_project, tiny_result,
     kept = {path.name for path in work.iterdir()}
     assert {"images.work", *(f"{method}.stage" for method in METHODS)} <= kept
     with monkeypatch.context() as patch:
-        forbid(patch, "images", *METHODS)
+        forbid(patch, "images", "learned", *METHODS)
         again = sort_particles(tiny_project, work=work, keep_work=True)
     assert_identical(again, tiny_result)
     assert {path.name for path in work.iterdir()} == kept

@@ -67,6 +67,8 @@ def test_blocks_hold_every_function_once_and_pair_cosines_with_sines():
         assert len(members) == 1 + (m > 0)
         np.testing.assert_array_equal(BASIS.radial[members[0]], BASIS.radial[members[-1]])
         np.testing.assert_array_equal(BASIS.angular[members[-1]], -m if m else 0)
+        # Each sine stands behind its cosine, and the functions of one index follow each other.
+        np.testing.assert_array_equal(members.T.ravel(), members[0, 0] + np.arange(members.size))
 
 
 @examples

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+from joblib import effective_n_jobs
 
 from fastsort._brief import brief
 from fastsort._parts import parts
@@ -15,17 +17,23 @@ from fastsort._reasons import CONTAMINATION, NOISE, OFF_CENTRE, UNLIKE
 from fastsort._types import Codes, FilePath, Floats, Images
 from fastsort.decide.combine import weighted
 from fastsort.decide.reasons import LearnedReasons, likeliest_reasons
-from fastsort.invariants.filter import InvariantResult, LearnedClasses, invariant_filter
-from fastsort.particles.source import Particles
+from fastsort.invariants.filter import (
+    InvariantResult,
+    LearnedClasses,
+    invariant_filter,
+    learn_invariant_filter,
+)
+from fastsort.particles.source import Particles, as_particles
 from fastsort.picking.learn import LearnedPicks
-from fastsort.radial.filter import RadialResult, radial_filter
+from fastsort.radial.filter import RadialResult, learn_radial_filter, learned_radius, radial_filter
 from fastsort.radial.learn import LearnedRadial
-from fastsort.subspaces.filter import EXCESS, SubspaceResult, subspace_filter
+from fastsort.subspaces.filter import EXCESS, SubspaceResult, learn_subspace_filter, subspace_filter
 from fastsort.subspaces.learn import LearnedShapes
 
 METHODS = ("radial", "subspaces", "invariants")
-# Time that the methods take, in parts of that of all three.
-TIMES = {"radial": 0.25, "subspaces": 0.5, "invariants": 0.25}
+# Time that the methods take compared with each other, and the part of the whole in which all three learn.
+TIMES = {"radial": 1.0, "subspaces": 1.3, "invariants": 1.3}
+LEARNING = 0.2
 
 
 class LearnedMethods(NamedTuple):
@@ -195,6 +203,12 @@ def ask_methods(
     -------
     results : MethodResults
     """
+    n, begin = len(images), 0.0
+    stage = stage or (lambda name, compute: compute())
+    if learned is None and len(methods) == len(METHODS):
+        begin = LEARNING
+        learn = partial(_learn, as_particles(images), radius, contrast, n_jobs, seed)
+        learned = stage("learned", partial(learn, part_of(progress, 0.0, begin, n)))
     before = learned or LearnedMethods(None, None, None)
     ask: dict[str, Callable[..., Any]] = {
         "radial": partial(
@@ -213,23 +227,37 @@ def ask_methods(
         "invariants": partial(invariant_filter, images, radius=radius, learned=before.invariants),
     }
     results: dict[str, Any] = dict.fromkeys(METHODS)
-    for name, begin, end in _in_turn(methods):
-        part = part_of(progress, begin, end, len(images))
-        compute = partial(ask[name], n_jobs=n_jobs, seed=seed, progress=part)
-        if name == "invariants" and radius is None and results["radial"] is not None:
-            # The radial filter has found how large the particle is.
-            compute.keywords["radius"] = results["radial"].radius
-        results[name] = stage(name, compute) if stage else compute()
+    unit = (1 - begin) / sum(TIMES[name] for name in methods)
+    for name in METHODS:
+        if name in methods:
+            end = begin + unit * TIMES[name]
+            part = part_of(progress, begin, end, n)
+            results[name] = stage(name, partial(ask[name], n_jobs=n_jobs, seed=seed, progress=part))
+            begin = end
     return MethodResults(**results)
 
 
-def _in_turn(methods: Sequence[str]) -> Iterator[tuple[str, float, float]]:
-    """Yield the methods that are asked, and where in the whole work each of them begins and ends."""
-    whole, done = sum(TIMES[name] for name in methods), 0.0
-    for name in METHODS:
-        if name in methods:
-            yield name, done / whole, (done + TIMES[name]) / whole
-            done += TIMES[name]
+def _learn(
+    particles: Particles,
+    radius: float | None,
+    contrast: str,
+    n_jobs: int | None,
+    seed: int,
+    progress: Progress | None,
+) -> LearnedMethods:
+    """Let all methods learn; where there are several workers, the subspaces do so beside the others.
+
+    To learn is mostly a chain of small steps, which leaves other workers idle.
+    """
+    learn_shapes = partial(learn_subspace_filter, particles, False, (None, None), n_jobs, seed)
+    with ThreadPoolExecutor(1) as beside:
+        later = beside.submit(learn_shapes) if effective_n_jobs(n_jobs) > 1 else None
+        radial = learn_radial_filter(particles, radius, contrast, n_jobs, seed)
+        if radius is None and radial is not None:
+            # The radial filter has found how large the particle is.
+            radius = learned_radius(radial, particles.box)
+        classes = learn_invariant_filter(particles, radius, n_jobs, seed, progress)
+        return LearnedMethods(radial, later.result() if later else learn_shapes(), classes)
 
 
 def explain(results: MethodResults, learned: LearnedReasons | None = None) -> Codes:

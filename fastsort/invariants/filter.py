@@ -197,15 +197,14 @@ def invariant_filter(
     n, box = len(particles), particles.box
     check_not_empty(n)
     seed = check_count("seed", seed, 0)
-    radius = RADIUS * box if radius is None else check_radius(radius, box)
+    if radius is not None:
+        radius = check_radius(radius, box)
     size = min(box, GRID)
     operator = crop_operator(box, size)
     begin = 0.0
     if learned is None:
         begin = LEARNING
-        learned = _learn(
-            particles, operator, radius * size / box, n_jobs, seed, part_of(progress, 0, begin, n)
-        )
+        learned = learn_invariant_filter(particles, radius, n_jobs, seed, part_of(progress, 0, begin, n))
     elif learned.model.box != size:
         raise InputError(
             f"the classes were learned from images of {learned.model.box} px, and these have {size}: "
@@ -238,19 +237,15 @@ def _result(codes: Codes, score: Floats, learned: LearnedClasses | None) -> Inva
     return InvariantResult(keep, score, suspected(codes), probability, threshold, learned)
 
 
-def _learn(
-    particles: Particles,
-    operator: Singles,
-    radius: float,
-    n_jobs: int | None,
-    seed: int,
-    progress: Progress | None,
+def learn_invariant_filter(
+    particles: Particles, radius: float | None, n_jobs: int | None, seed: int, progress: Progress | None
 ) -> LearnedClasses | None:
-    """Learn classes from a sample; the radius is that of the particle in cropped images."""
-    half, images = _sample(particles, operator, seed)
+    """Learn what `invariant_filter` scores images with; None where too few are fit to learn from."""
+    box = min(particles.box, GRID)
+    half, images = _sample(particles, crop_operator(particles.box, box), seed)
     if len(images) < MEMBERS:
         return None
-    box = len(operator)
+    radius = (RADIUS * particles.box if radius is None else radius) * box / particles.box
     radius = min(max(radius, LEAST_RADIUS), box / 2)
     fitted = fit_classes(
         as_particles(images),

@@ -236,9 +236,7 @@ def radial_filter(
     scale = box / len(operator)
     with one_blas_thread():
         if learned is None:
-            cropped_radius = radius and radius / scale
-            sample = read_sample(particles, operator, cropped_radius, seed)
-            learned = None if sample is None else learn_radial(sample, cropped_radius, contrast, n_jobs)
+            learned = learn_radial_filter(particles, radius, contrast, n_jobs, seed)
         if learned is None:
             batches = map_batches(_unfit_batch, particles, n_jobs=n_jobs, progress=progress)
             contrast = "bright" if contrast == "auto" else contrast
@@ -251,7 +249,23 @@ def radial_filter(
         nearest=measured.nearest * np.float32(scale), strongest=measured.strongest * np.float32(scale)
     )
     contrast = "bright" if learned.template.sign > 0 else "dark"
-    return _result(measured, learned, learned.radius * scale, contrast)
+    return _result(measured, learned, learned_radius(learned, box), contrast)
+
+
+def learn_radial_filter(
+    particles: Particles, radius: float | None, contrast: str, n_jobs: int | None, seed: int
+) -> LearnedRadial | None:
+    """Learn what `radial_filter` scores images with; None where no image is fit to learn from."""
+    operator = crop_operator(particles.box, min(particles.box, GRID))
+    radius = radius and radius * len(operator) / particles.box
+    with one_blas_thread():
+        sample = read_sample(particles, operator, radius, seed)
+        return None if sample is None else learn_radial(sample, radius, contrast, n_jobs)
+
+
+def learned_radius(learned: LearnedRadial, box: int) -> float:
+    """Return the radius of the particle that was learned, in pixels of images of `box` pixels."""
+    return learned.radius * (box / min(box, GRID))
 
 
 def check_n_peaks(n_peaks: int | None, box: int) -> int:

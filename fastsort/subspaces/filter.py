@@ -250,9 +250,7 @@ def subspace_filter(
         return _published_result(scores, basis)
     with one_blas_thread():
         if learned is None:
-            sample = read_sample(particles, operator, seed)
-            if len(sample) >= 2:
-                learned = learn_shapes(sample, basis, describe, numbers, n_jobs, seed)
+            learned = learn_subspace_filter(particles, describe, numbers, n_jobs, seed)
         if learned is None:
             batches = map_batches(_unfit_batch, particles, n_jobs=n_jobs, progress=progress)
             return _unfit_result(np.concatenate(list(batches)), basis)
@@ -268,6 +266,22 @@ def subspace_filter(
             progress=progress,
         )
         return _result(_joined(batches, len(particles)), learned, particles.box / len(operator))
+
+
+def learn_subspace_filter(
+    particles: Particles,
+    describe: bool,
+    numbers: tuple[int | None, int | None],
+    n_jobs: int | None,
+    seed: int,
+) -> LearnedShapes | None:
+    """Learn what `subspace_filter` scores images with; None where fewer than two are fit to learn from."""
+    operator = crop_operator(particles.box, min(particles.box, GRID))
+    with one_blas_thread():
+        sample = read_sample(particles, operator, seed)
+        if len(sample) < 2:
+            return None
+        return learn_shapes(sample, pswf_basis(len(operator), BANDLIMIT), describe, numbers, n_jobs, seed)
 
 
 def check_numbers(n_subspaces: int | None, n_components: int | None, box: int) -> None:

@@ -27,7 +27,7 @@ from fastsort.subspaces.fit import fit_subspaces
 from fastsort.subspaces.mixture import FitTrace, SubspaceModel
 from fastsort.subspaces.pswf import Blocks, PswfBasis, angular_blocks
 from fastsort.subspaces.scores import StandardizedModel, standardized_model
-from fastsort.subspaces.shapes import Shape, fit_shape, log_ratios, ratio_to_all, regularize
+from fastsort.subspaces.shapes import Shape, fit_shape, log_likelihood, ratio_to_all, regularize
 
 BATCH = 512
 N_SAMPLE = 4096
@@ -198,16 +198,17 @@ def _learn_particle(
     centred: Floats, powers: Floats, outlying: Floats, others: list[Shape], blocks: Blocks
 ) -> tuple[Shape, Bools, float]:
     """Shape of the particles, the images that it was learned from, and the share of picked noise."""
-    use, ratio, excess = _choose_promising(centred, powers, outlying, others, blocks)
+    far = np.array([log_likelihood(centred, other, blocks) for other in others])
+    use, ratio, excess = _choose_promising(centred, powers, outlying, others[0], far, blocks)
     for _ in range(N_REFINEMENTS):
         kept = (-ratio <= balanced_threshold(-ratio)) & (excess < OUTLYING)
         use = kept if kept.sum() >= min(len(centred), MIN_JUDGED) else use
-        particle, ratio, picked_share = _compare(centred, use, others, blocks)
+        particle, ratio, picked_share = _compare(centred, use, others[0], far, blocks)
     return particle, use, picked_share
 
 
 def _choose_promising(
-    centred: Floats, powers: Floats, outlying: Floats, others: list[Shape], blocks: Blocks
+    centred: Floats, powers: Floats, outlying: Floats, background: Shape, far: Floats, blocks: Blocks
 ) -> tuple[Bools, Floats, Floats]:
     """Choose the images that look most like particles and least like contamination, several times.
 
@@ -225,7 +226,7 @@ def _choose_promising(
     use = outlying < OUTLYING
     use = use if 2 * use.sum() >= n else np.ones_like(use)
     for step in range(N_CONCENTRATIONS + 1):
-        _, ratio, _ = _compare(centred, use, others, blocks)
+        _, ratio, _ = _compare(centred, use, background, far, blocks)
         chosen = np.flatnonzero(use)
         if step == 0:
             best = np.argsort(-ratio[chosen], kind="stable")
@@ -242,15 +243,16 @@ def _choose_promising(
 
 
 def _compare(
-    coefficients: Floats, use: Bools, others: list[Shape], blocks: Blocks
+    coefficients: Floats, use: Bools, background: Shape, far: Floats, blocks: Blocks
 ) -> tuple[Shape, Floats, float]:
     """Shape of the images in use, its log-likelihood ratio to the others, and how many of these are picked.
 
-    The others are the background and, in large sets, picked noise. These are as frequent as makes all images
-    likeliest: a set in which no noise was picked must not be judged as if it were.
+    The others, under which images have the log-likelihoods `far` (k, n), are the background and, in large
+    sets, picked noise. These are as frequent as makes all images likeliest: a set in which no noise was
+    picked must not be judged as if it were.
     """
-    particle = regularize(fit_shape(coefficients, use, blocks), others[0], int(use.sum()), blocks)
-    ratios = log_ratios(coefficients, particle, others, blocks)
+    particle = regularize(fit_shape(coefficients, use, blocks), background, int(use.sum()), blocks)
+    ratios = log_likelihood(coefficients, particle, blocks) - far
     shares = likely_shares(np.vstack([np.zeros(ratios.shape[1]), -ratios]))[1:]
     shares /= shares.sum()
     return particle, ratio_to_all(ratios, shares), float(sum(shares[1:]))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastsort._types import Bools, Floats
+from fastsort._types import Bools, Floats, Indices
 from fastsort.subspaces.pswf import Blocks
 
 N_ROUNDS = 4
@@ -64,21 +64,23 @@ def fit_shape(coefficients: Floats, use: Bools, blocks: Blocks) -> Shape:
     """
     # Function by function in memory, as they are used.
     rows = np.compress(use, coefficients.T, axis=1).T
-    weights = np.ones(len(rows))
-    for _ in range(N_ROUNDS):
-        shape = _weighted_shape(rows, weights, blocks)
+    shape = _weighted_shape(rows, np.ones(len(rows)), blocks)
+    for _ in range(N_ROUNDS - 1):
         weights = rows.shape[1] / np.maximum(distances(rows, shape, blocks), 1e-9)
+        shape = _weighted_shape(rows, weights, blocks)
     return shape
 
 
 def distances(coefficients: Floats, shape: Shape, blocks: Blocks) -> Floats:
     """Squared Mahalanobis distances of images (n, L)."""
-    total = np.zeros(len(coefficients))
+    n = len(coefficients)
+    # Of the cosines, then of the sines.
+    total = np.zeros(2 * n)
     for m, (members, whitener) in enumerate(zip(blocks, shape.whiteners, strict=True)):
-        part = coefficients.T[members]
+        part = _block(coefficients, members)
         white = whitener.T @ (part - shape.mean[:, None] if m == 0 else part)
-        total += np.square(white, out=white).sum(axis=(0, 1))
-    return total
+        total[: len(members) * n] += np.einsum("pn,pn->n", white, white)
+    return total[:n] + total[n:]
 
 
 def log_ratio(
@@ -97,26 +99,22 @@ def log_ratio(
     The angular central Gaussian density is |S|^(-1/2) (y' S^-1 y)^(-L/2) (Tyler, Biometrika 74,
     1987).
     """
-    ratios = log_ratios(coefficients, particle, others, blocks)
-    known = np.full(len(ratios), 1 / len(ratios)) if shares is None else shares
-    return ratio_to_all(ratios, known)
+    near, *far = (log_likelihood(coefficients, shape, blocks) for shape in (particle, *others))
+    known = np.full(len(far), 1 / len(far)) if shares is None else shares
+    return ratio_to_all(near - np.array(far), known)
+
+
+def log_likelihood(coefficients: Floats, shape: Shape, blocks: Blocks) -> Floats:
+    """Logarithm of the density of the directions of images (n, L) under a shape, up to a constant."""
+    square = np.maximum(distances(coefficients, shape, blocks), 1e-30)
+    likelihood: Floats = -0.5 * coefficients.shape[1] * np.log(square) - shape.log_volume
+    return likelihood
 
 
 def ratio_to_all(ratios: Floats, shares: Floats) -> Floats:
     """Log-likelihood ratio to all others together, from those to each (k, n) and the shares of these (k,)."""
     joint: Floats = -np.logaddexp.reduce(np.log(shares)[:, None] - ratios, axis=0)
     return joint
-
-
-def log_ratios(coefficients: Floats, particle: Shape, others: Sequence[Shape], blocks: Blocks) -> Floats:
-    """Log-likelihood ratios (k, n) of a shape to each of k others."""
-    half = 0.5 * coefficients.shape[1]
-    near = np.maximum(distances(coefficients, particle, blocks), 1e-30)
-    ratios = []
-    for other in others:
-        far = np.maximum(distances(coefficients, other, blocks), 1e-30)
-        ratios.append(half * np.log(far / near) + other.log_volume - particle.log_volume)
-    return np.array(ratios)
 
 
 def regularize(particle: Shape, background: Shape, n_images: int, blocks: Blocks) -> Shape:
@@ -157,9 +155,10 @@ def regularize(particle: Shape, background: Shape, n_images: int, blocks: Blocks
         if chance.any():
             level = float(np.average(every[chance], weights=weights[chance]))
     covariances = []
-    for (values, vectors), other, limit in zip(relative, background.covariances, edges, strict=True):
+    pairs = zip(background.covariances, background.whiteners, strict=True)
+    for (values, vectors), (other, whitener), limit in zip(relative, pairs, edges, strict=True):
         values = np.where(_is_chance(values / level, limit), level, values)
-        back = np.linalg.cholesky(other) @ vectors
+        back = other @ whitener @ vectors
         covariances.append((back * ((1 - SHARED) * values + SHARED * level)) @ back.T)
     return _shape(particle.mean, covariances, blocks)
 
@@ -186,26 +185,40 @@ def _is_chance(values: Floats, edge: Floats | float) -> Bools:
     return chance
 
 
+def _block(coefficients: Floats, members: Indices) -> Floats:
+    """Coefficients (p, n) of one angular index; where there are sines, (p, 2 n), on the right of the cosines.
+
+    In a basis each sine stands behind its cosine, so this is a view of coefficients that lie function by
+    function in memory.
+    """
+    first = members[0, 0]
+    return coefficients.T[first : first + members.size].reshape(members.shape[1], -1)
+
+
 def _weighted_shape(rows: Floats, weights: Floats, blocks: Blocks) -> Shape:
     total = weights.sum()
     mean = rows.T[blocks[0][0]] @ weights / total
+    weights = np.tile(weights, 2)
     covariances = []
     for m, members in enumerate(blocks):
-        part = rows.T[members]
+        part = _block(rows, members)
         part = part - mean[:, None] if m == 0 else part
-        covariance = ((part * weights) @ part.transpose(0, 2, 1)).sum(axis=0)
-        covariances.append(covariance / (total * len(members)))
+        covariances.append((part * weights[: part.shape[1]]) @ part.T / (total * len(members)))
     width = rows.shape[1]
-    power = sum(len(m) * float(np.trace(c)) for m, c in zip(blocks, covariances, strict=True)) / width
-    floor = max(FLOOR * power, 1e-12)
-    return _shape(mean, [c + floor * np.eye(len(c)) for c in covariances], blocks)
+    power = sum(len(m) * float(c.trace()) for m, c in zip(blocks, covariances, strict=True)) / width
+    for covariance in covariances:
+        covariance.flat[:: len(covariance) + 1] += max(FLOOR * power, 1e-12)
+    return _shape(mean, covariances, blocks)
 
 
 def _shape(mean: Floats, covariances: list[Floats], blocks: Blocks) -> Shape:
-    whiteners = []
-    log_volume = 0.0
-    for members, covariance in zip(blocks, covariances, strict=True):
-        root = np.linalg.cholesky(covariance)
-        whiteners.append(np.linalg.inv(root).T)
-        log_volume += len(members) * float(np.log(np.diag(root)).sum())
+    # With ones for what a smaller matrix lacks, all are of one size, and one call does for all.
+    sizes = [len(covariance) for covariance in covariances]
+    padded = np.tile(np.eye(max(sizes)), (len(sizes), 1, 1))
+    for matrix, covariance, size in zip(padded, covariances, sizes, strict=True):
+        matrix[:size, :size] = covariance
+    roots = np.linalg.cholesky(padded)
+    whiteners = [root[:size, :size].T.copy() for root, size in zip(np.linalg.inv(roots), sizes, strict=True)]
+    counts = np.array([len(members) for members in blocks])
+    log_volume = float(counts @ np.log(np.diagonal(roots, axis1=1, axis2=2)).sum(axis=1))
     return Shape(mean, tuple(covariances), tuple(whiteners), log_volume)
