@@ -897,8 +897,13 @@ def test_a_second_process_that_fails_gives_no_picture(monkeypatch):
         assert painter.end() is None
 
 
-def test_one_core_draws_nothing_beside(monkeypatch):
-    monkeypatch.setattr("joblib.cpu_count", lambda: 1)
+@pytest.mark.parametrize("cores", [1, 2])
+def test_without_a_core_or_a_process_nothing_is_drawn_beside(monkeypatch, cores):
+    def refuse(*_, **__):
+        raise BlockingIOError
+
+    monkeypatch.setattr("joblib.cpu_count", lambda: cores)
+    monkeypatch.setattr("subprocess.Popen", refuse)
     with painting_beside() as painter:
         assert painter is None
 

@@ -35,14 +35,19 @@ class Painter:
 
 @contextmanager
 def painting_beside() -> Iterator[Painter | None]:
-    """Start a painter, and end it with the context; None where there is one core only."""
+    """Start a painter, and end it with the context; None where there is one core, or no process to be had."""
     import joblib
 
-    if joblib.cpu_count() < 2:
+    command, pipe, nowhere = [sys.executable, "-m", __name__], subprocess.PIPE, subprocess.DEVNULL
+    process = None
+    if joblib.cpu_count() > 1:
+        # Where no more processes are allowed, this one draws.
+        with suppress(OSError):
+            process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere)
+    if process is None:
         yield None
         return
-    command, pipe, nowhere = [sys.executable, "-m", __name__], subprocess.PIPE, subprocess.DEVNULL
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere) as process:
+    with process:
         try:
             yield Painter(process)
         finally:
