@@ -1,5 +1,6 @@
 """Settings for all tests."""
 
+import contextlib
 import os
 import shutil
 
@@ -16,6 +17,7 @@ if os.environ.get("CI"):
 def no_pictures(monkeypatch):
     """Leave out the report of every sort: it takes longer than the sort of a small set."""
     monkeypatch.setattr("fastsort.report.drawing.draw_results", lambda *_, **__: None)
+    monkeypatch.setattr("fastsort.report.painter.painting_beside", contextlib.nullcontext)
 
 
 @pytest.fixture(scope="session")

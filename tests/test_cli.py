@@ -618,7 +618,7 @@ def test_same_seed_gives_the_same_files(project, tmp_path, method, no_pictures):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("when", ["write_tables", "draw_report"])
+@pytest.mark.parametrize("when", ["write_tables", "draw_page"])
 @pytest.mark.parametrize(
     ("error", "words"),
     [
@@ -629,9 +629,9 @@ def test_same_seed_gives_the_same_files(project, tmp_path, method, no_pictures):
 def test_failure_half_way_leaves_only_the_work_folder(
     project, tmp_path, monkeypatch, capsys, when, error, words
 ):
-    from fastsort.report import plots, results
+    from fastsort.report import drawing, results
 
-    module = {"write_tables": results, "draw_report": plots}[when]
+    module = {"write_tables": results, "draw_page": drawing}[when]
     original = getattr(module, when)
 
     def fail(*arguments, **options):
@@ -673,6 +673,10 @@ def test_defect_shows_its_traceback(project, tmp_path, monkeypatch):
 
 def test_missing_matplotlib_costs_only_the_picture(project, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    # Neither does the second process find it.
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden" / "matplotlib.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "hidden"), prepend=os.pathsep)
     assert call("sort", project, "-o", tmp_path / "out", "--method", "radial") == 0
     said = without_progress(capsys.readouterr().err)
     assert said.count("\n") == 1 and "pip install 'fastsort[report]'" in said

@@ -32,6 +32,7 @@ from fastsort.particles.table import Added
 from fastsort.report import learned, plots
 from fastsort.report.accuracy import measure_accuracy
 from fastsort.report.folder import RESULT_NAMES, results_folder
+from fastsort.report.painter import painting_beside
 from fastsort.report.plots import draw_report
 from fastsort.report.progress import progress_bar
 from fastsort.report.tables import write_tables
@@ -877,6 +878,34 @@ def test_without_a_threshold_the_border_lies_between_kept_and_rejected():
     np.testing.assert_array_equal(result.score[chosen[12:]], np.sort(result.score[rejected])[:12])
     all_kept = make_learned_result(30, threshold=np.nan, keep=np.ones(30, bool))
     assert len(plots._choices(all_kept)["Borderline: no threshold"]) == 0
+
+
+def test_a_second_process_draws_the_same_picture(project, tmp_path, monkeypatch):
+    particles, result = open_particles(project), make_result(24)
+    draw_report(tmp_path / "report.png", particles, result)
+    monkeypatch.setattr("joblib.cpu_count", lambda: 2)
+    with painting_beside() as painter:
+        painter.begin(plots.picture_of(particles, result))
+        assert painter.end() == (tmp_path / "report.png").read_bytes()
+
+
+def test_a_second_process_that_fails_gives_no_picture(monkeypatch):
+    monkeypatch.setattr("joblib.cpu_count", lambda: 2)
+    with painting_beside() as painter:
+        painter._process.kill()
+        painter.begin(plots.picture_of(open_particles(np.ones((2, 16, 16))), make_result(2)))
+        assert painter.end() is None
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_without_a_core_or_a_process_nothing_is_drawn_beside(monkeypatch, cores):
+    def refuse(*_, **__):
+        raise BlockingIOError
+
+    monkeypatch.setattr("joblib.cpu_count", lambda: cores)
+    monkeypatch.setattr("subprocess.Popen", refuse)
+    with painting_beside() as painter:
+        assert painter is None
 
 
 def test_picture_without_matplotlib_says_how_to_get_it(tmp_path, monkeypatch):

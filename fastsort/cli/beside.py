@@ -5,6 +5,7 @@ Compiling holds the interpreter's lock, so that threads gain nothing.
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -40,6 +41,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _compile() -> None:
+    # What the compiler makes stays until the end.
+    gc.disable()
     import numpy as np
 
     from fastsort.decide.rescue import find_views

@@ -38,8 +38,8 @@ def run_demo(options: argparse.Namespace) -> None:
     from fastsort.simulate import plan_particles
 
     folder = check_output_folder(options.output, options.overwrite)
-    simulation = plan_particles(N_IMAGES, N_IMAGES, snr=0.05, junk="all", seed=options.seed)
     with compiling_beside():
+        simulation = plan_particles(N_IMAGES, N_IMAGES, snr=0.05, junk="all", seed=options.seed)
         star = write_simulation(folder / "simulated", simulation, options)
         result, _ = sort_into(folder / "sorted", open_particles(star), options, seed=options.seed, n_jobs=-1)
     print_accuracy(simulation.truth, result)

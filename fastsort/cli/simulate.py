@@ -154,7 +154,7 @@ def write_simulation(
 
         def blocks() -> Iterator[Images]:
             done = 0
-            for block in particle_blocks(simulation):
+            for block in particle_blocks(simulation, n_jobs=-1):
                 yield block
                 done += len(block)
                 if progress:

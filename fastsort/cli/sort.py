@@ -228,6 +228,7 @@ def sort_into(
     from fastsort.decide.corrections import learn_again
     from fastsort.report.drawing import draw_results
     from fastsort.report.folder import results_folder
+    from fastsort.report.painter import painting_beside
     from fastsort.report.relion_job import stop_when_aborted
     from fastsort.report.results import write_results
 
@@ -237,7 +238,7 @@ def sort_into(
     choices = getattr(options, "learn_from", None)
     told: Learned | None = None
     inputs = [*particles.files, *([choices] if choices else [])]
-    with results_folder(folder, overwrite=overwrite, inputs=inputs) as partial:
+    with painting_beside() as painter, results_folder(folder, overwrite=overwrite, inputs=inputs) as partial:
         with (
             talk.progress("sorting") as bar,
             cluster_of(options, particles.store.files(), parameters.get("work")),
@@ -267,6 +268,7 @@ def sort_into(
                 result,
                 denoised=getattr(options, "denoised", False),
                 made=summary["made"],
+                painter=painter if result.subspaces is None else None,
                 n_jobs=parameters.get("n_jobs"),
             )
 

@@ -115,7 +115,9 @@ def _inspect(images, hot, valid, bad_pixels, flat, codes, means, stds):
             means[i] = mean
             stds[i] = std
         if codes[i] != valid:
-            image[:] = 0
+            for y in range(image.shape[0]):
+                for x in range(image.shape[1]):
+                    image[y, x] = 0
 
 
 @kernel

@@ -291,10 +291,9 @@ def _solve(normal, out, angle, step):
         return False
     cosine = np.cos(angle)
     sine = np.sin(angle)
-    right = np.empty(3)
-    right[0] = out[1]
-    right[1] = out[2] * cosine - out[3] * sine
-    right[2] = out[2] * sine + out[3] * cosine
+    turning = out[1]
+    across = out[2] * cosine - out[3] * sine
+    down = out[2] * sine + out[3] * cosine
     a = normal[0, 0] * (1 + 1e-6) + 1e-9
     b = normal[0, 1]
     c = normal[0, 2]
@@ -308,9 +307,9 @@ def _solve(normal, out, angle, step):
     if not determinant > 0:
         return False
     scale = 1 / (determinant * out[0])
-    turn = (minor_a * right[0] + minor_b * right[1] + minor_c * right[2]) * scale
-    along_x = (minor_b * right[0] + (a * f - c * c) * right[1] + (b * c - a * e) * right[2]) * scale
-    along_y = (minor_c * right[0] + (b * c - a * e) * right[1] + (a * d - b * b) * right[2]) * scale
+    turn = (minor_a * turning + minor_b * across + minor_c * down) * scale
+    along_x = (minor_b * turning + (a * f - c * c) * across + (b * c - a * e) * down) * scale
+    along_y = (minor_c * turning + (b * c - a * e) * across + (a * d - b * b) * down) * scale
     step[0] = turn
     step[1] = along_x * cosine + along_y * sine
     step[2] = -along_x * sine + along_y * cosine

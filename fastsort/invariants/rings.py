@@ -306,14 +306,14 @@ def _resample(plane, phase, first_row, first_column, row_weight, column_weight, 
 def usable_images(images: Images) -> Bools:
     """Return which images (n, d, d) are finite and not flat."""
     usable = np.empty(len(images), dtype=np.bool_)
-    _find_usable(images, usable)
+    _find_usable(images.reshape(len(images), -1), usable)
     return usable
 
 
 @kernel
 def _find_usable(images, usable):
     for i in range(images.shape[0]):
-        flat = images[i].ravel()
+        flat = images[i]
         # A sum of magnitudes is not finite as soon as one of them is not.
         total = 0.0
         unlike_first = 0
@@ -325,13 +325,13 @@ def _find_usable(images, usable):
 
 def normalize_spectra(spectra: Singles) -> None:
     """Give spectra (n, ...) sum of squares 1, in place; zeros stay zero."""
-    _normalize(spectra)
+    _normalize(spectra.reshape(len(spectra), -1))
 
 
 @kernel
 def _normalize(spectra):
     for i in range(spectra.shape[0]):
-        flat = spectra[i].ravel()
+        flat = spectra[i]
         total = 0.0
         for j in range(flat.size):
             total += flat[j] * flat[j]

@@ -101,7 +101,7 @@ def _highest_peaks(polar: Polar, bank: References, candidates: Indices | None, l
     for start in range(0, len(order), CHUNK):
         some = order[start : start + CHUNK]
         rows = np.empty((2, len(some), len(shifts), inner * SEARCH_ANGLES), dtype=np.float32)
-        _shift_rows(polar.spectra, some, rings.n_angles // SEARCH_ANGLES, turn, rows)
+        _shift_rows(polar.spectra, some, rings.n_angles // SEARCH_ANGLES, inner, turn, rows)
         for v in variants:
             mine = np.arange(len(some))
             if candidates is not None:
@@ -126,7 +126,7 @@ def _by_candidates(usable: Bools, candidates: Indices | None) -> Indices:
 
 @lru_cache(maxsize=8)
 def _shift_grid(box: int, inner: int, limit: float) -> tuple[Floats, Singles]:
-    """Shifts (S, 2), row and column in pixels, and the phases that undo them (S, 2, rings, angles)."""
+    """Shifts (S, 2), row and column in pixels, and the phases that undo them (S, 2, rings x angles)."""
     step = box / (SHIFT_SAMPLING * inner)
     reach = int(limit / step + 0.5)
     line = np.arange(-reach, reach + 1) * step
@@ -139,15 +139,15 @@ def _shift_grid(box: int, inner: int, limit: float) -> tuple[Floats, Singles]:
     angle = -math.pi / 2 + math.pi * np.arange(SEARCH_ANGLES) / SEARCH_ANGLES
     along = shifts[:, :1] * np.sin(angle) + shifts[:, 1:] * np.cos(angle)
     phase = 2 * np.pi / box * np.arange(1, inner + 1)[:, None] * along[:, None, :]
-    return shifts, np.stack([np.cos(phase), np.sin(phase)], axis=1).astype(np.float32)
+    turn = np.stack([np.cos(phase), np.sin(phase)], axis=1).astype(np.float32)
+    return shifts, turn.reshape(len(shifts), 2, -1)
 
 
 @kernel
-def _shift_rows(spectra, some, stride, turn, rows):
+def _shift_rows(spectra, some, stride, inner, turn, rows):
     # rows (2, images, shifts, rings x angles): real and imaginary parts of some of the images, each
     # shifted to every point of the grid.
-    inner = turn.shape[2]
-    count = turn.shape[3]
+    count = turn.shape[2] // inner
     re = np.empty(inner * count, dtype=np.float32)
     im = np.empty(inner * count, dtype=np.float32)
     for i in range(len(some)):
@@ -156,8 +156,8 @@ def _shift_rows(spectra, some, stride, turn, rows):
                 re[ring * count + j] = spectra[some[i], 0, ring, j * stride]
                 im[ring * count + j] = spectra[some[i], 1, ring, j * stride]
         for s in range(turn.shape[0]):
-            cosine = turn[s, 0].ravel()
-            sine = turn[s, 1].ravel()
+            cosine = turn[s, 0]
+            sine = turn[s, 1]
             first = rows[0, i, s]
             second = rows[1, i, s]
             for j in range(len(re)):
@@ -174,7 +174,8 @@ def _keep_peaks(real, imaginary, images, variant, scale, strength, place):
     best = np.empty(2 * count, dtype=np.float32)
     where = np.empty(2 * count, dtype=np.int64)
     for i in range(real.shape[0]):
-        best[:] = -np.inf
+        for a in range(2 * count):
+            best[a] = -np.inf
         for s in range(n_shifts):
             for a in range(count):
                 plus = real[i, s, a] + imaginary[i, s, a]
@@ -185,12 +186,13 @@ def _keep_peaks(real, imaginary, images, variant, scale, strength, place):
                 if minus > best[count + a]:
                     best[count + a] = minus
                     where[count + a] = s
-        top = 0
+        # No literals, which have a type of their own: what gets them would be compiled for each.
+        top = np.intp(0)
         for a in range(2 * count):
             if best[a] > best[top]:
                 top = a
         _insert(images[i], best[top] * scale, variant, top, where[top], strength, place)
-        second = -1
+        second = np.intp(-1)
         for a in range(2 * count):
             apart = abs(a - top)
             if min(apart, 2 * count - apart) >= APART and (second < 0 or best[a] > best[second]):

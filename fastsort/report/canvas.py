@@ -24,11 +24,16 @@ def new_figure(height: int) -> Any:
     return figure
 
 
-def save_figure(figure: Any, path: FilePath) -> None:
-    """Draw a figure and write it as PNG."""
+def figure_png(figure: Any) -> bytes:
+    """Draw a figure and encode it as PNG."""
     figure.canvas.draw()
     # All of it is opaque.
-    Path(path).write_bytes(png_of(np.asarray(figure.canvas.buffer_rgba())[..., :3]))
+    return png_of(np.asarray(figure.canvas.buffer_rgba())[..., :3])
+
+
+def save_figure(figure: Any, path: FilePath) -> None:
+    """Draw a figure and write it as PNG."""
+    Path(path).write_bytes(figure_png(figure))
 
 
 def add_panel(figure: Any, place: tuple[int, int, int, int]) -> Any:

@@ -15,6 +15,9 @@ from fastsort.report.denoised_tiles import TileDenoiser, learn_tiles
 from fastsort.report.finished import Finished
 from fastsort.report.folder import PAGE, PAGE_IMAGES, PICTURE, listed_folder
 from fastsort.report.micrographs import find_micrographs
+from fastsort.report.painter import Painter
+from fastsort.report.picture import picture_png
+from fastsort.report.plots import draw_report, picture_of
 from fastsort.report.words import SORTED, Words
 
 
@@ -25,6 +28,7 @@ def draw_results(
     *,
     denoised: bool = False,
     made: dict[str, Any] | None = None,
+    painter: Painter | None = None,
     n_jobs: int | None = None,
 ) -> None:
     """Write the page ``report.html`` and draw the picture ``report.png``.
@@ -40,6 +44,8 @@ def draw_results(
         Whether the picture shows denoised images, and the page does on a switch.
     made : dict, optional
         As from `how_made`, for the page.
+    painter : Painter, optional
+        Draws the picture while the page is written; not that of the subspaces method.
     n_jobs : int, optional
         Workers, as joblib counts them.
 
@@ -52,9 +58,13 @@ def draw_results(
     """
     folder = Path(folder)
     denoiser = learn_tiles(particles, result) if denoised else None
+    picture = picture_of(particles, result, denoiser=denoiser)
+    if painter is not None:
+        painter.begin(picture)
     how: dict[str, Any] = {"denoiser": denoiser, "made": made, "n_jobs": n_jobs}
     draw_page(folder / PAGE, folder / PAGE_IMAGES, PAGE_IMAGES, particles, result, **how)
-    _draw_picture(folder / PICTURE, particles, result, denoiser)
+    png = None if painter is None else painter.end()
+    (folder / PICTURE).write_bytes(picture_png(picture) if png is None else png)
 
 
 def redraw(
@@ -108,7 +118,7 @@ def redraw(
         for target in targets:
             drawn, images = Path(partial) / target.name, _images_beside(target)
             if target.suffix.lower() == ".png":
-                _draw_picture(drawn, particles, result, denoiser)
+                draw_report(drawn, particles, result, denoiser=denoiser)
             else:
                 drawn_images = Path(partial) / images.name
                 how: dict[str, Any] = {"denoiser": denoiser, "made": made, "n_jobs": n_jobs}
@@ -170,11 +180,3 @@ def draw_page(
         mark=mark,
         n_jobs=n_jobs,
     )
-
-
-def _draw_picture(
-    path: Path, particles: Particles, result: SortResult, denoiser: TileDenoiser | None
-) -> None:
-    from fastsort.report.plots import draw_report
-
-    draw_report(path, particles, result, denoiser=denoiser)

@@ -13,7 +13,6 @@ from fastsort.subspaces.filter import SubspaceResult
 from fastsort.subspaces.pictures import denoised_images, eigenimages
 
 MAX_ROWS = 4
-N_PAIRS = COLUMNS // 2
 _LABEL_COLUMNS = 2
 _BLUE, _DROP = "#0072B2", "#D55E00"
 # Heights in pixels.
@@ -58,7 +57,7 @@ def draw_learned(
         of this part, which is as high as `learned_height` says.
     result : SubspaceResult
     images : ndarray of float32, shape (k, d, d)
-        At most `N_PAIRS` images to denoise, with phases flipped if the run flipped them.
+        At most 6 images to denoise, with phases flipped if the run flipped them.
     scores : ndarray of float64, shape (k,)
     """
     n_subspaces, _, n_components = result.model.loadings.shape

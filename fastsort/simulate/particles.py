@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from fastsort._checks import check_count
 from fastsort._types import FilePath, Images
+from fastsort.images.batches import map_batches
 from fastsort.simulate import junk as contaminants
 from fastsort.simulate.noise import noise_image
 from fastsort.simulate.plan import (
@@ -23,7 +25,7 @@ from fastsort.simulate.plan import (
 )
 from fastsort.simulate.projections import images_at, project_spectra
 
-_BLOCK = 256
+_BLOCK = 64
 
 
 def simulate_particles(
@@ -187,8 +189,40 @@ def simulate_particles(
     return images, simulation.truth
 
 
-def particle_blocks(simulation: Simulation, block: int = _BLOCK) -> Iterator[Images]:
+class _Planned(NamedTuple):
+    """Images `start` to `stop` of a planned stack, as `map_batches` shares them among workers."""
+
+    simulation: Simulation
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def part(self, start: int, stop: int) -> _Planned:
+        return _Planned(self.simulation, self.start + start, self.start + stop)
+
+    def read(self, start: int, stop: int) -> Images:
+        return render_particles(self.simulation, self.start + start, self.start + stop)
+
+
+def particle_blocks(
+    simulation: Simulation, block: int = _BLOCK, *, n_jobs: int | None = None
+) -> Iterator[Images]:
     """Yield the images of a planned stack, `block` at a time, in order.
+
+    Parameters
+    ----------
+    simulation : Simulation
+        As from `plan_particles`.
+    block : int
+        The images are the same in blocks of any size.
+    n_jobs : int, optional
+        Workers, as joblib counts them. Images do not depend on it.
+
+    Yields
+    ------
+    images : ndarray of float32, shape (at most block, box, box)
 
     Examples
     --------
@@ -197,10 +231,12 @@ def particle_blocks(simulation: Simulation, block: int = _BLOCK) -> Iterator[Ima
     >>> [len(images) for images in fs.simulate.particle_blocks(simulation, 5)]
     [5, 5, 2]
     """
-    block = check_count("block", block)
-    n = len(simulation.truth.label)
-    for start in range(0, n, block):
-        yield render_particles(simulation, start, min(start + block, n))
+    planned = _Planned(simulation, 0, len(simulation.truth.label))
+    yield from map_batches(_read, planned, batch_size=check_count("block", block), n_jobs=n_jobs)
+
+
+def _read(images: Images, start: int) -> Images:
+    return images
 
 
 def render_particles(simulation: Simulation, start: int, stop: int) -> Images:
