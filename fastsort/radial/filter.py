@@ -27,7 +27,7 @@ from fastsort._reasons import (
 from fastsort._threshold import MIN_JUDGED, fit_scores, junk_probability
 from fastsort._types import Array, Bools, Codes, Floats, Images, Singles, Words
 from fastsort.images.batches import map_batches
-from fastsort.images.normalize import inspect_pixels, normalize_background, subtract_ramps
+from fastsort.images.normalize import inspect_and_level, inspect_pixels, normalize_background
 from fastsort.particles.source import Particles, as_particles
 from fastsort.radial.discriminant import discriminant_score, outlyingness
 from fastsort.radial.evidence import N_FEATURES, N_POWERS, Peaks, image_features
@@ -247,8 +247,7 @@ def check_n_peaks(n_peaks: int | None, box: int) -> int:
 def _batch(
     images: Images, start: int, operator: Singles, learned: LearnedRadial, n_peaks: int
 ) -> _Measurements:
-    codes = inspect_pixels(images).codes
-    subtract_ramps(images)
+    codes = inspect_and_level(images).codes
     images = apply_crop(images, operator)
     box = len(operator)
     normalize_background(images, background_radius(learned.radius, box))
