@@ -17,7 +17,13 @@ from fastsort._crop import crop_operator
 from fastsort._reasons import BAD_PIXELS, FLAT, VALID
 from fastsort.images import normalize
 from fastsort.images.batches import default_batch_size, map_batches
-from fastsort.images.normalize import LEAST_RAMP, inspect_pixels, normalize_background, subtract_ramps
+from fastsort.images.normalize import (
+    LEAST_RAMP,
+    inspect_and_level,
+    inspect_pixels,
+    normalize_background,
+    subtract_ramps,
+)
 from fastsort.images.prepare import crop_and_normalize, keep_images, prepare_images, sample_batches
 
 examples = settings(max_examples=40, deadline=None)
@@ -207,6 +213,21 @@ def test_ramps_of_ugly_images():
     np.testing.assert_allclose(images[2], 0, atol=1e-5)
     assert np.isnan(images[3]).all()
     subtract_ramps(images[:0])
+
+
+def test_inspecting_and_levelling_at_once_leaves_the_same_bits():
+    images = np.concatenate([noise(1, 4, 31), noise(2, 4, 31) + ramps(2, 4, 31, 9)]).astype(np.float32)
+    images[1, 3, 4] = np.nan
+    images[5] += ramps(3, 1, 31, 40)[0]
+    images[6, 20, 9] = 1e4
+    images[7] = 2
+    at_once, after = images.copy(), images.copy()
+    statistics = inspect_and_level(at_once)
+    expected = inspect_pixels(after)
+    subtract_ramps(after)
+    np.testing.assert_array_equal(at_once, after)
+    np.testing.assert_array_equal(statistics, expected)
+    assert (at_once[5] != images[5]).any()
 
 
 def test_every_entry_takes_ramps_out(tmp_path):

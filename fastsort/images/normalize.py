@@ -51,12 +51,7 @@ def inspect_pixels(images: Images) -> PixelStatistics:
     -------
     statistics : PixelStatistics
     """
-    n = len(images)
-    codes = np.empty(n, dtype=np.int8)
-    mean = np.empty(n, dtype=np.float32)
-    std = np.empty(n, dtype=np.float32)
-    _inspect(images, HOT_PIXEL, VALID, BAD_PIXELS, FLAT, codes, mean, std)
-    return PixelStatistics(codes, mean, std)
+    return _sweep(images, judge=True, level=False)
 
 
 def subtract_ramps(images: Images) -> None:
@@ -68,8 +63,22 @@ def subtract_ramps(images: Images) -> None:
         The mean of each stays. Of the plane that fits all its pixels best, the more is subtracted, the
         more of the variance it explains; an image without a ramp keeps its bits.
     """
-    box = images.shape[1]
-    _subtract_ramps(images, (np.arange(box) - 0.5 * (box - 1)).astype(np.float32), LEAST_RAMP)
+    _sweep(images, judge=False, level=True)
+
+
+def inspect_and_level(images: Images) -> PixelStatistics:
+    """Do what `inspect_pixels` and then `subtract_ramps` do, in less time."""
+    return _sweep(images, judge=True, level=True)
+
+
+def _sweep(images: Images, *, judge: bool, level: bool) -> PixelStatistics:
+    n, box = images.shape[:2]
+    codes = np.empty(n, dtype=np.int8)
+    mean = np.empty(n, dtype=np.float32)
+    std = np.empty(n, dtype=np.float32)
+    places = (np.arange(box) - 0.5 * (box - 1)).astype(np.float32)
+    _inspect(images, places, HOT_PIXEL, LEAST_RAMP, judge, level, VALID, BAD_PIXELS, FLAT, codes, mean, std)
+    return PixelStatistics(codes, mean, std)
 
 
 def normalize_background(images: Images, radius: float) -> tuple[Singles, Singles]:
@@ -97,58 +106,74 @@ def normalize_background(images: Images, radius: float) -> tuple[Singles, Single
 
 
 @kernel
-def _inspect(images, hot, valid, bad_pixels, flat, codes, means, stds):
+def _inspect(images, places, hot, least, judge, level, valid, bad_pixels, flat, codes, means, stds):
+    # places: (d,), from the middle of the box, about which the terms of a plane are orthogonal. The plane is
+    # fitted to all pixels: one fitted to the background alone hangs on its corners, and what it takes from
+    # them tells displaced places, which are centred there, from others. A float32 sum for each row is exact
+    # enough once a typical value is subtracted. The bits of floats without their sign are ordered like
+    # integers, and a maximum of integers is vectorised; one of floats is not, because it must care for NaN.
+    d = images.shape[1]
+    # Sum over all pixels of the square of one coordinate.
+    square_of_places = d * d * (d * d - 1) / 12
     for i in range(images.shape[0]):
         image = images[i]
-        means[i] = 0
-        stds[i] = 0
-        mean, variance, largest = _moments(image)
-        std = np.sqrt(variance)
-        if not (std < np.inf and abs(mean) < np.inf):
-            codes[i] = bad_pixels
-        elif largest == 0:
-            codes[i] = flat
-        elif largest + abs(mean - image[0, 0]) > hot * std and _has_hot_pixel(image, mean, hot * std):
-            codes[i] = bad_pixels
-        else:
-            codes[i] = valid
-            means[i] = mean
-            stds[i] = std
-        if codes[i] != valid:
-            for y in range(image.shape[0]):
-                for x in range(image.shape[1]):
-                    image[y, x] = 0
-
-
-@kernel
-def _moments(image):
-    # One pass. The bits of floats without their sign are ordered like integers, and a maximum of
-    # integers is vectorised; a maximum of floats is not, because it must care for NaN. A float32 sum
-    # for each row is exact enough once a typical value is subtracted.
-    d = image.shape[0]
-    typical = np.float32(0)
-    for x in range(d):
-        typical += image[d // 2, x] / d
-    origin = image[0, 0]
-    total = 0.0
-    total_square = 0.0
-    largest = np.int32(0)
-    for y in range(d):
-        row = np.float32(0)
-        row_square = np.float32(0)
+        middle = 0.0
         for x in range(d):
-            difference = image[y, x] - typical
-            row += difference
-            row_square += difference * difference
-            from_origin = np.float32(image[y, x] - origin)
-            magnitude = np.int32(from_origin.view(np.int32) & np.int32(0x7FFFFFFF))
-            if magnitude > largest:
-                largest = magnitude
-        total += row
-        total_square += row_square
-    shift = total / image.size
-    variance = max(total_square / image.size - shift * shift, 0.0)
-    return typical + shift, variance, np.int32(largest).view(np.float32)
+            middle += image[d // 2, x]
+        typical = np.float32(middle / d)
+        origin = image[0, 0]
+        total = 0.0
+        total_x = 0.0
+        total_y = 0.0
+        square = 0.0
+        bits = np.int32(0)
+        for y in range(d):
+            row = np.float32(0)
+            row_x = np.float32(0)
+            row_square = np.float32(0)
+            for x in range(d):
+                difference = image[y, x] - typical
+                row += difference
+                row_x += difference * places[x]
+                row_square += difference * difference
+                from_origin = np.float32(image[y, x] - origin)
+                bits = max(bits, np.int32(from_origin.view(np.int32) & np.int32(0x7FFFFFFF)))
+            total += row
+            total_x += row_x
+            total_y += row * places[y]
+            square += row_square
+        if judge:
+            mean = typical + total / image.size
+            std = np.sqrt(max(square - total * total / image.size, 0.0) / image.size)
+            largest = np.int32(bits).view(np.float32)
+            means[i] = 0
+            stds[i] = 0
+            if not (std < np.inf and abs(mean) < np.inf):
+                codes[i] = bad_pixels
+            elif largest == 0:
+                codes[i] = flat
+            elif largest + abs(mean - origin) > hot * std and _has_hot_pixel(image, mean, hot * std):
+                codes[i] = bad_pixels
+            else:
+                codes[i] = valid
+                means[i] = mean
+                stds[i] = std
+            if codes[i] != valid:
+                for y in range(d):
+                    for x in range(d):
+                        image[y, x] = 0
+                continue
+        explained = (total_x * total_x + total_y * total_y) / square_of_places
+        left = max(square - total * total / image.size - explained, 0.0)
+        if not (level and explained > least * left):
+            continue
+        part = (1 - least * left / explained) / square_of_places
+        slope_x = np.float32(part * total_x)
+        slope_y = part * total_y
+        for y in range(d):
+            row = np.float32(slope_y * places[y])
+            for x in range(d):
+                image[y, x] -= row + slope_x * places[x]
 
 
 @kernel
@@ -167,51 +192,6 @@ def _has_hot_pixel(image, mean, limit):
             if lonely:
                 return True
     return False
-
-
-@kernel
-def _subtract_ramps(images, places, least):
-    # places: (d,), from the middle of the box, about which the terms of the plane are orthogonal.
-    # The fit is to all pixels: one to the background alone hangs on its corners, and what it takes from them
-    # tells displaced places, which are centred there, from others. A float32 sum for each row is exact enough
-    # once a typical value is subtracted.
-    d = images.shape[1]
-    # Sum over all pixels of the square of one coordinate.
-    square_of_places = d * d * (d * d - 1) / 12
-    for i in range(images.shape[0]):
-        image = images[i]
-        middle = 0.0
-        for x in range(d):
-            middle += image[d // 2, x]
-        typical = np.float32(middle / d)
-        total = 0.0
-        total_x = 0.0
-        total_y = 0.0
-        square = 0.0
-        for y in range(d):
-            row = np.float32(0)
-            row_x = np.float32(0)
-            row_square = np.float32(0)
-            for x in range(d):
-                difference = image[y, x] - typical
-                row += difference
-                row_x += difference * places[x]
-                row_square += difference * difference
-            total += row
-            total_x += row_x
-            total_y += row * places[y]
-            square += row_square
-        explained = (total_x * total_x + total_y * total_y) / square_of_places
-        left = max(square - total * total / (d * d) - explained, 0.0)
-        if not explained > least * left:
-            continue
-        part = (1 - least * left / explained) / square_of_places
-        slope_x = np.float32(part * total_x)
-        slope_y = part * total_y
-        for y in range(d):
-            level = np.float32(slope_y * places[y])
-            for x in range(d):
-                image[y, x] -= level + slope_x * places[x]
 
 
 @kernel

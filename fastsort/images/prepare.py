@@ -26,7 +26,7 @@ from fastsort._types import Array, Contents, FilePath, Images, Singles
 from fastsort.images.batches import default_batch_size, map_batches
 from fastsort.images.content import content_of
 from fastsort.images.ctf import phase_flip as flip_phases
-from fastsort.images.normalize import PixelStatistics, inspect_pixels, normalize_background, subtract_ramps
+from fastsort.images.normalize import PixelStatistics, inspect_and_level, normalize_background, subtract_ramps
 from fastsort.images.work import fingerprint, source_identity
 from fastsort.particles.mrc import MrcHeader
 from fastsort.particles.source import Particles
@@ -193,9 +193,8 @@ def _prepare(
 ) -> tuple[tuple[Array, ...], int]:
     """Make the working images of a batch and write them to their place; unfit images become zero."""
     content = content_of(images)
-    pixels = inspect_pixels(images)
-    # Before the crop and the flip: both take images for periodic, where a ramp has an edge that rings.
-    subtract_ramps(images)
+    # Ramps go before the crop and the flip: both take images for periodic, and the edge of a ramp would ring.
+    pixels = inspect_and_level(images)
     cropped = apply_crop(images, operator)
     if ctf is not None:
         cropped = flip_phases(cropped, ctf, pixel_size)
@@ -341,9 +340,8 @@ def sample_batches(
         chosen = np.sort(np.random.default_rng(seed).choice(len(particles), number, replace=False))
     for start in range(0, len(chosen), batch_size):
         part = particles.read(chosen[start : start + batch_size])
-        part = part[inspect_pixels(part).codes == VALID]
-        subtract_ramps(part)
-        yield apply_crop(part, operator)
+        fit = inspect_and_level(part).codes == VALID
+        yield apply_crop(part[fit], operator)
 
 
 def crop_and_normalize(images: Images, operator: Singles) -> Images:

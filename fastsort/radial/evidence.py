@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from fastsort._jit import kernel
-from fastsort._types import Floats, Singles
+from fastsort._types import Floats, Images, Indices, Singles
 from fastsort.radial.template import NOISE_FLOOR, RadialTemplate, Spectra, backward, matched_filter
 
 # Bands in cycles a particle diameter; rings in particle radii.
@@ -54,11 +56,22 @@ def radial_features(
     radius: float,
     displacements: tuple[tuple[int, int], ...] = ((0, 0),),
 ) -> tuple[Floats, Peaks, Singles]:
+    """Measure images that are given by their transforms, complex64 (n, d, d // 2 + 1)."""
+    box = spectra.shape[1]
+    return image_features(backward(spectra, np.ones(box // 2 + 1), box), template, radius, displacements)
+
+
+def image_features(
+    images: Images,
+    template: RadialTemplate,
+    radius: float,
+    displacements: tuple[tuple[int, int], ...] = ((0, 0),),
+) -> tuple[Floats, Peaks, Singles]:
     """Measure images about their centre, and about displaced places.
 
     Parameters
     ----------
-    spectra : ndarray of complex64, shape (n, d, d // 2 + 1)
+    images : ndarray of float32, shape (n, d, d)
     template : RadialTemplate
     radius : float
         Of the particle, in pixels.
@@ -75,54 +88,109 @@ def radial_features(
     response : ndarray of float32, shape (n, d, d)
         Of the template.
     """
-    n, box = spectra.shape[:2]
-    response = backward(spectra, matched_filter(template, box), box)
-    bands = [backward(spectra, curve, box) for curve in _band_filters(template, radius, box)]
-    overlap = _self_response(template, box)
+    n, box = images.shape[:2]
+    # For images this small, matrix products take less time than fast transforms; and as products of a wave
+    # down and one across they need no complex numbers, since radial curves treat cosines and sines alike.
+    basis, curve = _basis(box), matched_filter(template, box)
+    gains = np.stack([_gains(one, box) for one in (curve, *_band_filters(template, radius, box))])
+    # The waves that carry all that a curve lets through.
+    used = np.array([max(1, len(np.trim_zeros(one.any(axis=0), "b"))) for one in gains])
+    # Of the template to a particle at the origin, scaled to 1 at the peak.
+    overlap = (basis.T @ (_gains(template.signal * curve, box) * np.outer(basis[:, 0], basis[:, 0]))) @ basis
+    overlap = overlap / overlap[0, 0] if overlap[0, 0] > 0 else overlap
+    reach, wide = (max(1, round(part * box)) for part in (CENTRING, OFFSETS))
+    response = np.empty_like(images)
     features = np.empty((len(displacements), n, N_FEATURES))
-    near = np.empty(n, dtype=np.float32)
-    corner = np.empty((n, 2), dtype=np.int64)
+    offsets, ends, rings = _annuli(radius)
+    sums = np.empty((len(displacements), n, len(rings)))
+    near, other, third = np.empty((3, n), dtype=np.float32)
     near_shift, other_shift = np.empty((2, n, 2), dtype=np.float32)
-    offsets, ends = _annuli(radius)
-    reach = max(1, round(CENTRING * box))
-    for displacement, out in zip(displacements, features, strict=True):
-        centre = np.array(displacement) + box // 2
-        _find_near(response, centre, reach, near, corner, near_shift)
-        sums = np.empty((n, len(ends), 4))
-        _sum_annuli(*bands, corner, offsets, ends, sums)
-        out[:, 0] = near
-        out[:, 1:] = _ring_features(sums, ends)
-    centre = np.array(displacements[-1]) + box // 2
-    wide = max(1, round(OFFSETS * box))
-    _find_near(response, centre, wide, np.empty_like(near), np.empty_like(corner), near_shift)
-    other, third = np.empty((2, n), dtype=np.float32)
-    _find_others(response, np.tile(overlap, (1, 2)), near, corner, other, other_shift, third)
+    _measure(
+        images,
+        basis,
+        basis.T.copy(),
+        gains,
+        used,
+        np.tile(overlap, (1, 2)),
+        (np.array(displacements) + box // 2) % box,
+        reach,
+        wide,
+        offsets,
+        ends,
+        response,
+        features[:, :, 0],
+        sums,
+        near,
+        near_shift,
+        other,
+        other_shift,
+        third,
+    )
+    np.matmul(sums, rings, out=features[:, :, 1:])
+    powers = features[:, :, -N_POWERS:]
+    np.log(powers + 0.01, out=powers)
     return features, Peaks(near, near_shift, other, other_shift, third), response
 
 
-def _annuli(radius: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Offsets (row, column) of the pixels in all rings, annulus by annulus, and where each annulus ends."""
-    edges = np.unique(PROFILE_RINGS + POWER_RINGS) * radius
-    reach = math.ceil(edges[-1])
+@lru_cache(maxsize=2)
+def _basis(box: int) -> Singles:
+    """Return orthonormal waves as rows: one that is constant, then cosine and sine of 1, 2, ... cycles."""
+    cycles = _cycles(box)
+    sine = (np.arange(box) % 2 == 0) & (cycles > 0)
+    angle = 2 * np.pi * np.outer(cycles, np.arange(box)) / box - np.pi / 2 * sine[:, None]
+    basis = np.cos(angle)
+    return (basis / np.linalg.norm(basis, axis=1, keepdims=True)).astype(np.float32)
+
+
+def _cycles(number: int) -> Indices:
+    """How often each of the first waves repeats in the box."""
+    return (np.arange(number) + 1) // 2
+
+
+def _gains(curve: Floats, box: int) -> Singles:
+    """Return what a radial curve multiplies each product of a wave down and one across with."""
+    # As in `half_plane`: nothing in the corners and at frequency 0.
+    padded = np.zeros(2 * box)
+    padded[1 : len(curve)] = curve[1:]
+    return padded[_rings(box)].astype(np.float32)
+
+
+@lru_cache(maxsize=2)
+def _rings(box: int) -> Indices:
+    cycles = _cycles(box)
+    return np.rint(np.hypot.outer(cycles, cycles)).astype(np.intp)
+
+
+@lru_cache(maxsize=8)
+def _annuli(radius: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Floats]:
+    """Return the pixels of all rings.
+
+    Returns
+    -------
+    offsets : ndarray of int64, shape (k, 2)
+        Rows and columns of the pixels, annulus by annulus.
+    ends : ndarray of int64, shape (a,)
+        Where each annulus ends.
+    rings : ndarray of float64, shape (4 a, 14)
+        What four sums over each annulus count in the means over rings: of the grey values, and of the power
+        in each band.
+    """
+    edges = np.unique(PROFILE_RINGS + POWER_RINGS)
+    reach = math.ceil(edges[-1] * radius)
     rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1]
-    annulus = np.searchsorted(edges, np.hypot(rows, columns).ravel(), side="right")
+    annulus = np.searchsorted(edges * radius, np.hypot(rows, columns).ravel(), side="right")
     order = np.argsort(annulus, kind="stable")[: np.count_nonzero(annulus < len(edges))]
     offsets = np.stack([rows.ravel(), columns.ravel()], axis=1)[order]
-    return offsets, np.searchsorted(annulus[order], np.arange(len(edges)), side="right")
-
-
-def _ring_features(sums: Floats, ends: npt.NDArray[np.int64]) -> Floats:
-    edges = np.unique(PROFILE_RINGS + POWER_RINGS)
+    ends = np.searchsorted(annulus[order], np.arange(len(edges)), side="right")
     count = np.diff(ends, prepend=0)
-
-    def rings(radii: tuple[float, ...], column: int) -> Floats:
-        inner = (0.0, *radii[:-1])
-        members = [(edges > low) & (edges <= high) for low, high in zip(inner, radii, strict=True)]
-        totals = [sums[:, member, column].sum(axis=1) / max(count[member].sum(), 1) for member in members]
-        return np.stack(totals, axis=1)
-
-    powers = [np.log(rings(POWER_RINGS, 1 + band) + 0.01) for band in range(len(BANDS))]
-    return np.concatenate([rings(PROFILE_RINGS, 0), *powers], axis=1)
+    rings = np.zeros((len(edges), 1 + len(BANDS), N_FEATURES - 1))
+    feature = 0
+    for column, radii in enumerate((PROFILE_RINGS, *(POWER_RINGS for _ in BANDS))):
+        for low, high in itertools.pairwise((0.0, *radii)):
+            members = (edges > low) & (edges <= high)
+            rings[members, column, feature] = 1 / max(count[members].sum(), 1)
+            feature += 1
+    return offsets, ends, rings.reshape(-1, N_FEATURES - 1)
 
 
 def _band_filters(template: RadialTemplate, radius: float, box: int) -> list[Floats]:
@@ -133,109 +201,101 @@ def _band_filters(template: RadialTemplate, radius: float, box: int) -> list[Flo
     return [((cycles >= low) & (cycles < high)) / np.sqrt(noise) for low, high in BANDS]
 
 
-def _self_response(template: RadialTemplate, box: int) -> Singles:
-    # Response of the template to a particle at the origin, scaled to 1 at the peak.
-    particle = np.ones((1, box, box // 2 + 1), dtype=np.complex64)
-    overlap = backward(particle, template.signal * matched_filter(template, box), box)[0]
-    return overlap / overlap[0, 0] if overlap[0, 0] > 0 else overlap
-
-
 @kernel
-def _find_near(response, centre, reach, near, corner, shift):
-    # response (n, d, d), centre (2,); writes near (n,), corner (n, 2) and shift (n, 2).
-    d = response.shape[1]
-    for i in range(response.shape[0]):
-        image = response[i]
-        near[i] = -np.inf
-        for v in range(-reach, reach + 1):
-            for u in range(-reach, reach + 1):
-                if v * v + u * u <= reach * reach:
-                    value = image[(centre[0] + v) % d, (centre[1] + u) % d]
-                    if value > near[i]:
-                        near[i] = value
-                        corner[i, 0] = (centre[0] + v) % d
-                        corner[i, 1] = (centre[1] + u) % d
-                        shift[i, 0] = v
-                        shift[i, 1] = u
-        shift[i, 0] += _vertex(image, corner[i, 0], corner[i, 1], 1, 0)
-        shift[i, 1] += _vertex(image, corner[i, 0], corner[i, 1], 0, 1)
-
-
-@kernel
-def _sum_annuli(low, middle, high, corner, offsets, ends, sums):
-    # Three bands (n, d, d), corner (n, 2), offsets (k, 2), ends (a,); writes sums (n, a, 4).
-    # Pixels come annulus by annulus, so that sums stay in registers.
-    d = low.shape[1]
-    flat = np.empty(len(offsets), dtype=np.int64)
-    for i in range(low.shape[0]):
-        for j in range(len(offsets)):
-            y = corner[i, 0] + offsets[j, 0]
-            x = corner[i, 1] + offsets[j, 1]
-            y += d if y < 0 else (-d if y >= d else 0)
-            x += d if x < 0 else (-d if x >= d else 0)
-            flat[j] = y * d + x
-        low_pixels = low[i].ravel()
-        middle_pixels = middle[i].ravel()
-        high_pixels = high[i].ravel()
-        start = 0
-        for annulus in range(len(ends)):
-            total = np.float32(0)
-            low_power = np.float32(0)
-            middle_power = np.float32(0)
-            high_power = np.float32(0)
-            for j in range(start, ends[annulus]):
-                k = flat[j]
-                total += low_pixels[k] + middle_pixels[k]
-                low_power += low_pixels[k] * low_pixels[k]
-                middle_power += middle_pixels[k] * middle_pixels[k]
-                high_power += high_pixels[k] * high_pixels[k]
-            sums[i, annulus, 0] = total
-            sums[i, annulus, 1] = low_power
-            sums[i, annulus, 2] = middle_power
-            sums[i, annulus, 3] = high_power
-            start = ends[annulus]
-
-
-@kernel
-def _find_others(response, overlap, near, corner, other, shift, third):
-    # response (n, d, d), overlap (d, 2 d), near (n,), corner (n, 2); writes other, shift and third.
-    d = response.shape[1]
+def _measure(
+    images,
+    basis,
+    columns,
+    gains,
+    used,
+    overlap,
+    centres,
+    reach,
+    wide,
+    offsets,
+    ends,
+    response,
+    heights,
+    sums,
+    near,
+    near_shift,
+    other,
+    other_shift,
+    third,
+):
+    # images (n, d, d), basis (d, d) and its transpose, gains (4, d, d) and used (4,) of template and bands,
+    # overlap (d, 2 d), centres (k, 2), offsets and ends of annuli. Writes all that follows: response
+    # (n, d, d), heights (k, n) and sums (k, n, 4 a) about each centre, and what is in `Peaks`. One image
+    # after the other, so that all there is of it stays in the processor's cache.
+    d = images.shape[1]
+    rows = np.empty((d, d), dtype=np.float32)
+    waves = np.empty((d, d), dtype=np.float32)
     rest = np.empty((d, d), dtype=np.float32)
-    for i in range(response.shape[0]):
-        for v in range(d):
-            for u in range(d):
-                rest[v, u] = response[i, v, u]
-        _subtract_particle(rest, overlap, corner[i, 0], corner[i, 1], near[i])
-        y, x = _highest(rest)
+    low = np.empty((d, d), dtype=np.float32)
+    middle = np.empty((d, d), dtype=np.float32)
+    high = np.empty((d, d), dtype=np.float32)
+    pixels = np.empty(len(offsets), dtype=np.uint32)
+    before_y = -1
+    before_x = -1
+    for i in range(images.shape[0]):
+        # Waves across as rows and down as columns: products of transposes put that right again.
+        _product(images[i], columns, rows)
+        _product(columns, rows, waves)
+        _filter(waves, gains[0], used[0], basis, rest, rows, response[i])
+        _filter(waves, gains[1], used[1], basis, rest, rows, low)
+        _filter(waves, gains[2], used[2], basis, rest, rows, middle)
+        _filter(waves, gains[3], used[3], basis, rest, rows, high)
+        y = centres[0, 0]
+        x = centres[0, 1]
+        for place in range(len(centres)):
+            y, x = _find_near(response[i], centres[place], reach)
+            if y != before_y or x != before_x:
+                _find_pixels(offsets, y, x, d, pixels)
+                before_y = y
+                before_x = x
+            _sum_annuli(low.ravel(), middle.ravel(), high.ravel(), pixels, ends, sums[place, i])
+            near[i] = response[i, y, x]
+            heights[place, i] = near[i]
+        centre = centres[len(centres) - 1]
+        wide_y, wide_x = _find_near(response[i], centre, wide)
+        step_y, step_x = _vertex(response[i], wide_y, wide_x)
+        near_shift[i, 0] = (wide_y - centre[0] + d // 2) % d - d // 2 + step_y
+        near_shift[i, 1] = (wide_x - centre[1] + d // 2) % d - d // 2 + step_x
+        y, x = _subtract_particle(response[i], overlap, y, x, near[i], rest)
         other[i] = rest[y, x]
-        shift[i, 0] = y - d // 2
-        shift[i, 1] = x - d // 2
-        _subtract_particle(rest, overlap, y, x, other[i])
-        y, x = _highest(rest)
-        third[i] = rest[y, x]
+        other_shift[i, 0] = y - d // 2
+        other_shift[i, 1] = x - d // 2
+        y, x = _subtract_particle(rest, overlap, y, x, other[i], rows)
+        third[i] = rows[y, x]
 
 
 @kernel
-def _subtract_particle(response, overlap, y, x, height):
-    # The overlap is there twice, side by side: a row that is shifted round is one stretch of it.
+def _product(left, right, out):
+    np.dot(left.T, right, out)
+
+
+@kernel
+def _filter(waves, gains, used, basis, parts, rows, out):
+    # The image that is left of waves (d, d); writes parts and rows (d, d), too.
+    some = parts.ravel()[: used * used].reshape((used, used))
+    for v in range(used):
+        for u in range(used):
+            some[v, u] = waves[v, u] * gains[v, u]
+    _product(some, basis[:used], rows[:used])
+    _product(basis[:used], rows[:used], out)
+
+
+@kernel
+def _find_near(response, centre, reach):
     d = response.shape[0]
-    if height <= 0:
-        return
-    begin = (d - x) % d
-    for v in range(d):
-        row = overlap[(v - y) % d, begin : begin + d]
-        for u in range(d):
-            response[v, u] -= height * row[u]
-
-
-@kernel
-def _highest(response):
-    best_y = 0
-    best_x = 0
-    best = response[0, 0]
-    for y in range(response.shape[0]):
-        for x in range(response.shape[1]):
-            if response[y, x] > best:
+    best = -np.inf
+    best_y = centre[0]
+    best_x = centre[1]
+    for v in range(-reach, reach + 1):
+        y = _wrapped(centre[0] + v, d)
+        for u in range(-reach, reach + 1):
+            x = _wrapped(centre[1] + u, d)
+            if v * v + u * u <= reach * reach and response[y, x] > best:
                 best = response[y, x]
                 best_y = y
                 best_x = x
@@ -243,12 +303,80 @@ def _highest(response):
 
 
 @kernel
-def _vertex(image, y, x, step_y, step_x):
-    # Vertex of the parabola through three values, within half a pixel.
+def _wrapped(place, d):
+    return place + (d if place < 0 else (-d if place >= d else 0))
+
+
+@kernel
+def _find_pixels(offsets, y, x, d, pixels):
+    # Without a sign: an index that may be negative takes longer.
+    for j in range(len(offsets)):
+        pixels[j] = _wrapped(y + offsets[j, 0], d) * d + _wrapped(x + offsets[j, 1], d)
+
+
+@kernel
+def _sum_annuli(low, middle, high, pixels, ends, sums):
+    # Three bands (d * d,), pixels annulus by annulus, so that sums stay in registers; writes sums (4 a,).
+    start = 0
+    for annulus in range(len(ends)):
+        total = np.float32(0)
+        low_power = np.float32(0)
+        middle_power = np.float32(0)
+        high_power = np.float32(0)
+        for j in range(start, ends[annulus]):
+            k = pixels[j]
+            total += low[k] + middle[k]
+            low_power += low[k] * low[k]
+            middle_power += middle[k] * middle[k]
+            high_power += high[k] * high[k]
+        sums[4 * annulus] = total
+        sums[4 * annulus + 1] = low_power
+        sums[4 * annulus + 2] = middle_power
+        sums[4 * annulus + 3] = high_power
+        start = ends[annulus]
+
+
+@kernel
+def _subtract_particle(response, overlap, y, x, height, rest):
+    # Writes rest (d, d), and returns where it is highest.
+    # The overlap is there twice, side by side: a row that is shifted round is one stretch of it.
+    d = response.shape[0]
+    height = max(height, np.float32(0))
+    begin = (d - x) % d
+    best = np.int32(-0x80000000)
+    best_y = 0
+    for v in range(d):
+        row = overlap[(v - y) % d, begin : begin + d]
+        highest = np.int32(-0x80000000)
+        for u in range(d):
+            value = np.float32(response[v, u] - height * row[u])
+            rest[v, u] = value
+            # Integers in the order of the numbers: a maximum of integers is vectorised.
+            bits = np.float32(value).view(np.int32)
+            highest = max(highest, np.int32(bits ^ np.int32(np.int32(bits >> 31) & np.int32(0x7FFFFFFF))))
+        if highest > best:
+            best = highest
+            best_y = v
+    best_x = 0
+    for u in range(1, d):
+        if rest[best_y, u] > rest[best_y, best_x]:
+            best_x = u
+    return best_y, best_x
+
+
+@kernel
+def _vertex(image, y, x):
+    # Of the parabolas through three values down and across: row and column from (y, x), within half a pixel.
     d = image.shape[0]
-    before = image[(y - step_y) % d, (x - step_x) % d]
-    here = image[y % d, x % d]
-    after = image[(y + step_y) % d, (x + step_x) % d]
+    here = image[y, x]
+    return (
+        _extreme(image[_wrapped(y - 1, d), x], here, image[_wrapped(y + 1, d), x]),
+        _extreme(image[y, _wrapped(x - 1, d)], here, image[y, _wrapped(x + 1, d)]),
+    )
+
+
+@kernel
+def _extreme(before, here, after):
     curvature = before - 2 * here + after
     if curvature >= 0:
         return 0.0

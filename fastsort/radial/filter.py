@@ -31,13 +31,12 @@ from fastsort._threshold import MIN_JUDGED, fit_scores, junk_probability
 from fastsort._types import Array, Bools, Codes, Floats, Images, Numbers, Singles, Words
 from fastsort.images.batches import map_batches
 from fastsort.images.joined import join_batches
-from fastsort.images.normalize import inspect_pixels, normalize_background, subtract_ramps
+from fastsort.images.normalize import inspect_and_level, inspect_pixels, normalize_background
 from fastsort.particles.source import Particles, as_particles
 from fastsort.radial.discriminant import discriminant_score, outlyingness
-from fastsort.radial.evidence import N_FEATURES, N_POWERS, Peaks, radial_features
+from fastsort.radial.evidence import N_FEATURES, N_POWERS, Peaks, image_features
 from fastsort.radial.learn import BATCH, LearnedRadial, background_radius, learn_radial, read_sample
 from fastsort.radial.published import cluster_peaks, published_measurements
-from fastsort.radial.template import forward
 
 PRESETS = ("default", "published")
 CONTRASTS = ("auto", "bright", "dark")
@@ -280,12 +279,11 @@ def check_n_peaks(n_peaks: int | None, box: int) -> int:
 def _batch(
     images: Images, start: int, operator: Singles, learned: LearnedRadial, n_peaks: int
 ) -> _Measurements:
-    codes = inspect_pixels(images).codes
-    subtract_ramps(images)
+    codes = inspect_and_level(images).codes
     images = apply_crop(images, operator)
     box = len(operator)
     normalize_background(images, background_radius(learned.radius, box))
-    features, peaks, response = radial_features(forward(images), learned.template, learned.radius)
+    features, peaks, response = image_features(images, learned.template, learned.radius)
     score = discriminant_score(features[0], learned.discriminant)
     outlying = outlyingness(features[0], learned.discriminant).astype(np.float32)
     elsewhere = (peaks.other > peaks.near) & (peaks.other > learned.second_height)

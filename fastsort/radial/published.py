@@ -301,26 +301,47 @@ def _correlate(image, mean, factors, k, padded, rows, total, out):
 
 @kernel
 def _highest(correlation, values, points):
-    # Insertion into a short sorted list; of equal values, the one that comes first stays first.
+    # Insertion into a short sorted list; of equal values, the one that comes first stays first. The maxima of
+    # the rows come first: what is below as many of them as values are asked for is not among the highest.
     d = correlation.shape[0]
     n_peaks = len(values)
+    maxima = np.empty(d, dtype=np.float32)
+    for y in range(d):
+        best = np.int32(-0x80000000)
+        for x in range(d):
+            # Integers in the order of the numbers: a maximum of integers is vectorised.
+            bits = np.float32(correlation[y, x]).view(np.int32)
+            best = max(best, np.int32(bits ^ np.int32(np.int32(bits >> 31) & np.int32(0x7FFFFFFF))))
+        maxima[y] = np.int32(best ^ np.int32(np.int32(best >> 31) & np.int32(0x7FFFFFFF))).view(np.float32)
+    for y in range(min(d, n_peaks)):
+        _insert(maxima[y], y, y, y, values, points)
+    for y in range(n_peaks, d):
+        if maxima[y] > values[n_peaks - 1]:
+            _insert(maxima[y], y, y, n_peaks - 1, values, points)
+    least = values[n_peaks - 1] if n_peaks <= d else np.float32(-np.inf)
     filled = 0
     for y in range(d):
+        if maxima[y] < least:
+            continue
         for x in range(d):
             value = correlation[y, x]
-            if filled == n_peaks and value <= values[n_peaks - 1]:
+            if value < least or (filled == n_peaks and value <= values[n_peaks - 1]):
                 continue
-            if filled < n_peaks:
-                filled += 1
-            j = filled - 1
-            while j > 0 and values[j - 1] < value:
-                values[j] = values[j - 1]
-                points[j, 0] = points[j - 1, 0]
-                points[j, 1] = points[j - 1, 1]
-                j -= 1
-            values[j] = value
-            points[j, 0] = y
-            points[j, 1] = x
+            filled = min(filled + 1, n_peaks)
+            _insert(value, y, x, filled - 1, values, points)
+
+
+@kernel
+def _insert(value, y, x, place, values, points):
+    # Into a sorted list, whose entry at this place is lost.
+    while place > 0 and values[place - 1] < value:
+        values[place] = values[place - 1]
+        points[place, 0] = points[place - 1, 0]
+        points[place, 1] = points[place - 1, 1]
+        place -= 1
+    values[place] = value
+    points[place, 0] = y
+    points[place, 1] = x
 
 
 @kernel

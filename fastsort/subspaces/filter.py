@@ -9,7 +9,7 @@ import numpy as np
 
 from fastsort._brief import brief
 from fastsort._checks import check_choice, check_count, check_not_empty
-from fastsort._crop import crop_operator
+from fastsort._crop import apply_crop, crop_operator
 from fastsort._process import one_blas_thread
 from fastsort._progress import Progress
 from fastsort._reasons import (
@@ -28,8 +28,7 @@ from fastsort._threshold import MIN_JUDGED, balanced_threshold
 from fastsort._types import Array, Bools, Codes, FilePath, Floats, Images, Singles, Words
 from fastsort.images.batches import map_batches
 from fastsort.images.joined import join_batches
-from fastsort.images.normalize import inspect_pixels
-from fastsort.images.prepare import crop_and_normalize
+from fastsort.images.normalize import inspect_and_level, inspect_pixels, normalize_background
 from fastsort.particles.source import Particles, as_particles
 from fastsort.subspaces.appearance import mean_contrast, particle_radius
 from fastsort.subspaces.evidence import (
@@ -292,9 +291,10 @@ def check_numbers(n_subspaces: int | None, n_components: int | None, box: int) -
 def _batch(
     images: Images, start: int, operator: Singles, comparison: Comparison, learned: LearnedShapes
 ) -> _Measurements:
-    codes = inspect_pixels(images).codes
+    codes = inspect_and_level(images).codes
     judged = codes == VALID
-    images = crop_and_normalize(images, operator)
+    images = apply_crop(images, operator)
+    normalize_background(images, 0.5 * len(operator))
     coefficients = coefficients_of(images, learned.basis)
     score = -log_ratio(
         coefficients, learned.particle, learned.others, learned.blocks, np.maximum(learned.shares, 1e-6)
