@@ -159,7 +159,9 @@ def _inspect(images, places, hot, least, judge, level, valid, bad_pixels, flat, 
                 means[i] = mean
                 stds[i] = std
             if codes[i] != valid:
-                image[:] = 0
+                for y in range(d):
+                    for x in range(d):
+                        image[y, x] = 0
                 continue
         explained = (total_x * total_x + total_y * total_y) / square_of_places
         left = max(square - total * total / image.size - explained, 0.0)
