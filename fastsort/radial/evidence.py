@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from fastsort._jit import kernel
 from fastsort._types import Floats, Images, Indices, Singles
-from fastsort.radial.template import NOISE_FLOOR, RadialTemplate, Spectra, backward, matched_filter
+from fastsort.radial.template import NOISE_FLOOR, RadialTemplate, matched_filter
 
 # Bands in cycles a particle diameter; rings in particle radii.
 BANDS = ((0.5, 2.7), (2.7, 6.0), (6.0, 10.7))
@@ -51,17 +51,6 @@ class Peaks(NamedTuple):
 
 
 def radial_features(
-    spectra: Spectra,
-    template: RadialTemplate,
-    radius: float,
-    displacements: tuple[tuple[int, int], ...] = ((0, 0),),
-) -> tuple[Floats, Peaks, Singles]:
-    """Measure images that are given by their transforms, complex64 (n, d, d // 2 + 1)."""
-    box = spectra.shape[1]
-    return image_features(backward(spectra, np.ones(box // 2 + 1), box), template, radius, displacements)
-
-
-def image_features(
     images: Images,
     template: RadialTemplate,
     radius: float,

@@ -34,7 +34,7 @@ from fastsort.images.joined import join_batches
 from fastsort.images.normalize import inspect_and_level, inspect_pixels, normalize_background
 from fastsort.particles.source import Particles, as_particles
 from fastsort.radial.discriminant import discriminant_score, outlyingness
-from fastsort.radial.evidence import N_FEATURES, N_POWERS, Peaks, image_features
+from fastsort.radial.evidence import N_FEATURES, N_POWERS, Peaks, radial_features
 from fastsort.radial.learn import BATCH, LearnedRadial, background_radius, learn_radial, read_sample
 from fastsort.radial.published import cluster_peaks, published_measurements
 
@@ -283,7 +283,7 @@ def _batch(
     images = apply_crop(images, operator)
     box = len(operator)
     normalize_background(images, background_radius(learned.radius, box))
-    features, peaks, response = image_features(images, learned.template, learned.radius)
+    features, peaks, response = radial_features(images, learned.template, learned.radius)
     score = discriminant_score(features[0], learned.discriminant)
     outlying = outlyingness(features[0], learned.discriminant).astype(np.float32)
     elsewhere = (peaks.other > peaks.near) & (peaks.other > learned.second_height)

@@ -14,7 +14,7 @@ from fastsort.images.prepare import sample_batches
 from fastsort.particles.source import Particles
 from fastsort.radial.discriminant import Discriminant, discriminant_score, fit_discriminant
 from fastsort.radial.evidence import radial_features
-from fastsort.radial.template import RadialTemplate, forward, learn_template, ordinary, ring_power
+from fastsort.radial.template import RadialTemplate, learn_template, ordinary, ring_power
 
 # Small enough for all maps of a batch to stay in the processor's cache.
 BATCH = 256
@@ -89,7 +89,7 @@ def learn_radial(images: Images, radius: float | None, contrast: str, n_jobs: in
     features = np.concatenate([part for part, _ in measured], axis=1)
     other_peaks = np.concatenate([part for _, part in measured])
     displaced, centred = features[:3], features[3]
-    picked = radial_features(forward(picks), template, radius)[0][0]
+    picked = radial_features(picks, template, radius)[0][0]
     discriminant = fit_discriminant(centred, displaced, picked, ordinary(ring_power(images)))
     scores = discriminant_score(displaced.reshape(-1, displaced.shape[-1]), discriminant)
     best = np.argsort(discriminant_score(centred, discriminant), kind="stable")[: max(1, len(images) // 4)]
@@ -103,5 +103,5 @@ def _measure(
     images: Images, template: RadialTemplate, radius: float, places: tuple[tuple[int, int], ...]
 ) -> tuple[Floats, Singles]:
     """Features about each of the places, and the highest peak away from the last of them."""
-    features, peaks, _ = radial_features(forward(images), template, radius, places)
+    features, peaks, _ = radial_features(images, template, radius, places)
     return features, peaks.other
