@@ -306,12 +306,13 @@ def _resample(plane, phase, first_row, first_column, row_weight, column_weight, 
 def usable_images(images: Images) -> Bools:
     """Return which images (n, d, d) are finite and not flat."""
     usable = np.empty(len(images), dtype=np.bool_)
-    _find_usable(images.reshape(len(images), -1), usable)
+    _find_usable(images.reshape(len(images), images.shape[1] ** 2), usable)
     return usable
 
 
 @kernel
 def _find_usable(images, usable):
+    # images (n, d * d).
     for i in range(images.shape[0]):
         flat = images[i]
         # A sum of magnitudes is not finite as soon as one of them is not.
@@ -325,11 +326,12 @@ def _find_usable(images, usable):
 
 def normalize_spectra(spectra: Singles) -> None:
     """Give spectra (n, ...) sum of squares 1, in place; zeros stay zero."""
-    _normalize(spectra.reshape(len(spectra), -1))
+    _normalize(spectra.reshape(len(spectra), math.prod(spectra.shape[1:])))
 
 
 @kernel
 def _normalize(spectra):
+    # spectra (n, numbers of each).
     for i in range(spectra.shape[0]):
         flat = spectra[i]
         total = 0.0
