@@ -35,6 +35,7 @@ GROUND = {
     "_threshold",
     "_jit",
     "_lazy",
+    "_parts",
     "_process",
     "_progress",
     "_reasons",
