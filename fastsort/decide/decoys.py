@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy.ndimage import affine_transform
 from fastsort._types import Bools, Floats, Images, Indices
 from fastsort.decide.calibrate import GOOD, TOLD_APART
 from fastsort.decide.combine import confident
+from fastsort.decide.side_by_side import side_by_side
 from fastsort.decide.votes import LearnedMethods, ask_methods
 from fastsort.images.normalize import normalize_background
 from fastsort.images.picks import picked_noise, plain_noise
@@ -138,11 +140,16 @@ def votes_on_decoys(
         images, others = (working.read(indices) for indices in chosen)
         return images, others
 
-    to_learn = sources(0, N_TO_LEARN)
-    junk = make_decoys(*to_learn, np.random.default_rng(learn_seed), N_TO_LEARN)
-    more = make_decoys_of_reasons(*to_learn, np.random.default_rng(reason_seed), N_OF_REASONS)
-    to_test = sources(min(1, len(particles) - 1), N_TO_TEST)
-    tested = make_decoys(*to_test, np.random.default_rng(test_seed), N_TO_TEST, good=True)
+    to_learn, to_test = sources(0, N_TO_LEARN), sources(min(1, len(particles) - 1), N_TO_TEST)
+    learn, test, reason = map(np.random.default_rng, (learn_seed, test_seed, reason_seed))
+    junk, tested, more = side_by_side(
+        [
+            partial(make_decoys, *to_learn, learn, N_TO_LEARN),
+            partial(make_decoys, *to_test, test, N_TO_TEST, good=True),
+            partial(make_decoys_of_reasons, *to_learn, reason, N_OF_REASONS),
+        ],
+        n_jobs,
+    )
     kinds, made = zip(*(item for part in (junk, more, tested) for item in part.items()), strict=True)
     # All at once: what is done once a call takes as long as what is done for hundreds of images.
     results = ask_methods(np.concatenate(made), list(votes), learned=learned, n_jobs=n_jobs)
@@ -288,9 +295,9 @@ def _steps(
 
 
 def _rolled(images: Images, rows: Indices, columns: Indices) -> Images:
-    return np.stack(
-        [np.roll(image, (y, x), (0, 1)) for image, y, x in zip(images, rows, columns, strict=True)]
-    )
+    line = np.arange(images.shape[1])
+    y, x = ((line - steps[:, None]) % len(line) for steps in (rows, columns))
+    return images[np.arange(len(images))[:, None, None], y[:, :, None], x[:, None, :]]
 
 
 def _copies(images: Images, rng: np.random.Generator) -> Images:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from fastsort._brief import brief
-from fastsort._process import one_blas_thread
 from fastsort._progress import Progress
 from fastsort._threshold import MIN_JUDGED
 from fastsort._types import Bools, Floats, Images, Indices, Singles
 from fastsort.decide.calibrate import GOOD
 from fastsort.decide.decoys import make_decoys
+from fastsort.decide.side_by_side import side_by_side
 from fastsort.images.batches import map_batches
 from fastsort.images.crop import fourier_crop
 from fastsort.invariants.align import match_to_references
@@ -109,16 +111,11 @@ class _Classes(NamedTuple):
     Attributes
     ----------
     label : ndarray of intp, shape (m,)
-    angle : ndarray of float32, shape (m,)
-    shift : ndarray of float32, shape (m, 2)
-        How each image lies on the average of its class, as in `Alignment`.
     means : ndarray of float64, shape (C, k)
     first : int
     """
 
     label: Indices
-    angle: Singles
-    shift: Singles
     means: Floats
     first: int
 
@@ -187,30 +184,18 @@ def find_views(
     sampled = [_evenly(kept, N_KEPT), _evenly(rejected, N_REJECTED)]
     sample = np.concatenate(sampled)
     images = working.read(sample)
-    with one_blas_thread():
-        space, places = _feature_space(images, n_jobs)
     # These pixels are in memory: the many rounds need neither the file nor other machines.
     of_kept, of_rejected = np.split(images, [len(sampled[0])])
     kept_images = replace(
         as_particles(of_kept), pixel_size=working.pixel_size, ctf=working.ctf and working.ctf.of(sampled[0])
     )
-    likeliest = _likeliest(kept_images, radius, EFFORT, n_jobs, seed)
-    fitted = [likeliest]
+    tasks = [partial(_learn, kept_images, working.box, EFFORT, radius, seed)]
     if len(of_rejected):
-        fitted.append(_likeliest_of_rejected(of_rejected, radius, n_jobs, seed))
-    classes = _classes(places, fitted, working.box)
-    averages = averages_from_poses(
-        as_particles(images),
-        classes.label,
-        classes.angle,
-        classes.shift,
-        len(classes.means),
-        n_iterations=N_ROUNDS,
-        max_shift=REACH * working.box,
-        radius=working.box // 2 if radius is None else radius,
-        n_jobs=n_jobs,
-        progress=progress,
-    )
+        tasks.append(partial(_learn, as_particles(of_rejected), GRID, EFFORT_REJECTED, radius, seed))
+    *found, (space, places) = side_by_side([*tasks, partial(_feature_space, images)], n_jobs, progress)
+    fitted, averaged = zip(*found, strict=True)
+    classes = _classes(places, fitted)
+    averages = ClassAverages(*(np.concatenate(column) for column in zip(*averaged, strict=True)))
     ranking = rank_classes(averages, classes.label, places, radius=radius, look_for_displaced=False)
     rare = _as_good(averages, ranking, classes.first)
     rescued = np.zeros(n, dtype=bool)
@@ -230,7 +215,7 @@ def find_views(
         if rare.any() and len(others):
             nearest, belongs = _match_views(choose_particles(working, others), references, least, n_jobs)
             rescued[others[belongs & rare[classes.first + nearest]]] = True
-    return _views(working, sample, places, *_shown(averages, classes, likeliest), rare), rescued
+    return _views(working, sample, places, *_shown(averages, classes, fitted[0]), rare), rescued
 
 
 def no_views(n: int, working: Particles) -> Views:
@@ -252,40 +237,43 @@ def _evenly(indices: Indices, number: int) -> Indices:
     return np.sort(indices[evenly_spaced(len(indices), number)])
 
 
-def _feature_space(images: Images, n_jobs: int | None) -> tuple[_Space, Floats]:
+def _feature_space(images: Images) -> tuple[_Space, Floats]:
     """Find the principal components of the images' features, and where the images lie among them."""
     noise = ring_statistics(images, n_jobs=1).noise
-    features = invariant_features(images, MAX_ORDER, noise_floor=noise, n_jobs=n_jobs).astype(np.float64)
+    features = invariant_features(images, MAX_ORDER, noise_floor=noise, n_jobs=1).astype(np.float64)
     mean = features.mean(axis=0)
     axes = np.linalg.svd(features - mean, full_matrices=False)[2][:N_COMPONENTS]
     return _Space(noise, axes, mean @ axes.T), (features - mean) @ axes.T
 
 
-def _likeliest(
-    images: Particles, radius: float | None, effort: float, n_jobs: int | None, seed: int
-) -> FittedClasses:
+def _learn(
+    images: Particles, size: int, effort: float, radius: float | None, seed: int
+) -> tuple[FittedClasses, ClassAverages]:
+    """Find classes among images reduced to `size`, and average their members at full resolution."""
+    box = images.box
+    size = min(size, box)
+    scale = size / box
+    small = images if size == box else as_particles(fourier_crop(images.read(0, len(images)), size))
     number = max(1, min(len(images) // MEMBERS, MOST))
-    radius = max(RADIUS * images.box if radius is None else radius, LEAST_RADIUS)
-    return fit_classes(images, number, min(radius, images.box / 2), effort=effort, n_jobs=n_jobs, seed=seed)
+    within = min(max(scale * (RADIUS * box if radius is None else radius), LEAST_RADIUS), size / 2)
+    fitted = fit_classes(small, number, within, effort=effort, n_jobs=1, seed=seed)
+    averages = averages_from_poses(
+        images,
+        fitted.assignments.label,
+        fitted.assignments.angle,
+        fitted.assignments.shift / np.float32(scale),
+        number,
+        n_iterations=N_ROUNDS,
+        max_shift=REACH * box,
+        radius=box // 2 if radius is None else radius,
+        n_jobs=1,
+    )
+    return fitted, averages
 
 
-def _likeliest_of_rejected(
-    images: Images, radius: float | None, n_jobs: int | None, seed: int
-) -> FittedClasses:
-    """Divide rejected images at low resolution: they fit no class well, which takes long."""
-    size = min(GRID, images.shape[1])
-    within = None if radius is None else radius * size / images.shape[1]
-    small = as_particles(fourier_crop(images, size))
-    return _likeliest(small, within, EFFORT_REJECTED, n_jobs, seed)
-
-
-def _classes(places: Floats, fitted: list[FittedClasses], box: int) -> _Classes:
+def _classes(places: Floats, fitted: Sequence[FittedClasses]) -> _Classes:
     """Number the classes of kept and of rejected images as one, and find where their members lie."""
     first = len(fitted[0].averages)
-    angle = np.concatenate([part.assignments.angle for part in fitted])
-    shift = np.concatenate(
-        [part.assignments.shift * np.float32(box / part.averages.shape[1]) for part in fitted]
-    )
     label = np.concatenate(
         [part.assignments.label + start for part, start in zip(fitted, (0, first), strict=False)]
     )
@@ -295,7 +283,7 @@ def _classes(places: Floats, fitted: list[FittedClasses], box: int) -> _Classes:
     # A class without members lies nowhere.
     with np.errstate(invalid="ignore"):
         means = sums / np.bincount(label, minlength=count)[:, None]
-    return _Classes(label, angle, shift, means, first)
+    return _Classes(label, means, first)
 
 
 def _as_good(averages: ClassAverages, ranking: ClassRanking, first: int) -> Bools:
