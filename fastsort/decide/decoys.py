@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -140,43 +141,30 @@ def votes_on_decoys(
         return images, others
 
     to_learn, to_test = sources(0, N_TO_LEARN), sources(min(1, len(particles) - 1), N_TO_TEST)
-
-    def junk() -> _Asked:
-        return _ask(make_decoys(*to_learn, np.random.default_rng(learn_seed), N_TO_LEARN), votes, learned)
-
-    def others() -> _Asked:
-        more = make_decoys_of_reasons(*to_learn, np.random.default_rng(reason_seed), N_OF_REASONS)
-        made = make_decoys(*to_test, np.random.default_rng(test_seed), N_TO_TEST, good=True)
-        return _ask(more | made, votes, learned)
-
-    # Half of the decoys each, many at once: what is done once a call takes as long as hundreds of images.
-    asked = side_by_side([junk, others], n_jobs)
-    measured: dict[str, list[Floats]] = {}
-    for part in asked:
-        for kind, clues in part.clues.items():
-            measured.setdefault(kind, []).append(clues)
-    return DecoyVotes(
-        {name: np.concatenate([votes[name] for votes in asked[0].votes.values()]) for name in votes},
-        {kind: asked[1].votes[kind] for kind in (*JUNK, GOOD)},
-        {kind: np.concatenate(parts) for kind, parts in measured.items()},
+    learn, test, reason = map(np.random.default_rng, (learn_seed, test_seed, reason_seed))
+    junk, tested, more = side_by_side(
+        [
+            partial(make_decoys, *to_learn, learn, N_TO_LEARN),
+            partial(make_decoys, *to_test, test, N_TO_TEST, good=True),
+            partial(make_decoys_of_reasons, *to_learn, reason, N_OF_REASONS),
+        ],
+        n_jobs,
     )
-
-
-class _Asked(NamedTuple):
-    """Votes of each method and `clues` on each kind of decoy; no clues where a method was not asked."""
-
-    votes: dict[str, dict[str, Floats]]
-    clues: dict[str, Floats]
-
-
-def _ask(decoys: Mapping[str, Images], methods: Iterable[str], learned: LearnedMethods) -> _Asked:
-    results = ask_methods(np.concatenate(list(decoys.values())), list(methods), learned=learned, n_jobs=1)
-    ends = np.cumsum([len(made) for made in decoys.values()])
-    rows = {kind: slice(end - len(made), end) for (kind, made), end in zip(decoys.items(), ends, strict=True)}
+    kinds, made = zip(*(item for part in (junk, more, tested) for item in part.items()), strict=True)
+    # All at once: what is done once a call takes as long as what is done for hundreds of images.
+    results = ask_methods(np.concatenate(made), list(votes), learned=learned, n_jobs=n_jobs)
+    ends = np.cumsum([len(part) for part in made])[:-1]
+    by_kind = {name: np.split(vote, ends) for name, vote in results.votes.items()}
+    measured: dict[str, list[Floats]] = {}
     clues = results.clues()
-    return _Asked(
-        {kind: {name: vote[part] for name, vote in results.votes.items()} for kind, part in rows.items()},
-        {} if clues is None else {kind: clues[part] for kind, part in rows.items()},
+    if clues is not None:
+        for kind, found in zip(kinds, np.split(clues, ends), strict=True):
+            measured.setdefault(kind, []).append(found)
+    first = len(junk) + len(more)
+    return DecoyVotes(
+        {name: np.concatenate(by_kind[name][: len(junk)]) for name in votes},
+        {kind: {name: by_kind[name][first + k] for name in votes} for k, kind in enumerate(tested)},
+        {kind: np.concatenate(parts) for kind, parts in measured.items()},
     )
 
 
