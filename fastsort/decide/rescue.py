@@ -335,11 +335,14 @@ def _hold_together(nearest: Indices, belongs: Bools, count: int) -> Bools:
 
 def _near_rare(others: Particles, space: _Space, classes: _Classes, rare: Bools, n_jobs: int | None) -> Bools:
     """Tell which images outside the sample have features nearest to those of a rare view."""
-    batches = map_batches(_features, others, space.noise, batch_size=512, n_jobs=n_jobs)
-    places = np.concatenate([features @ space.axes.T for features in batches]) - space.middle
     means = classes.means[classes.first :]
-    square = np.square(means).sum(axis=1) - 2 * places @ means.T
-    return rare[classes.first + np.nanargmin(square, axis=1)]
+    batches = map_batches(_nearest_class, others, space, means, batch_size=512, n_jobs=n_jobs)
+    return np.concatenate([rare[classes.first + nearest] for nearest in batches])
+
+
+def _nearest_class(images: Images, start: int, space: _Space, means: Floats) -> Indices:
+    places = _features(images, start, space.noise) @ space.axes.T - space.middle
+    return np.nanargmin(np.square(means).sum(axis=1) - 2 * places @ means.T, axis=1)
 
 
 def _features(images: Images, start: int, noise: Floats) -> Floats:

@@ -33,15 +33,17 @@ def side_by_side(
     import joblib
 
     n_workers = joblib.effective_n_jobs(n_jobs)
-    pool = ThreadPoolExecutor(min(n_workers, len(tasks)))
     results = []
-    try:
-        for result in pool.map(_alone, tasks) if n_workers > 1 else map(_alone, tasks):
-            results.append(result)
-            if progress:
-                progress(len(results), len(tasks))
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with ThreadPoolExecutor(max(1, min(n_workers, len(tasks)) - 1)) as pool:
+        # The caller is a worker too, and does the first task: this one may tell of its own progress.
+        later = [pool.submit(_alone, task) for task in tasks[1:]] if n_workers > 1 else []
+        try:
+            for number, task in enumerate(tasks):
+                results.append(later[number - 1].result() if number and later else _alone(task))
+                if progress:
+                    progress(len(results), len(tasks))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
     return results
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
-from joblib import effective_n_jobs
 
 from fastsort._brief import brief
 from fastsort._parts import parts
@@ -17,6 +15,7 @@ from fastsort._reasons import CONTAMINATION, NOISE, OFF_CENTRE, UNLIKE
 from fastsort._types import Codes, FilePath, Floats, Images
 from fastsort.decide.combine import weighted
 from fastsort.decide.reasons import LearnedReasons, likeliest_reasons
+from fastsort.decide.side_by_side import side_by_side
 from fastsort.invariants.filter import (
     InvariantResult,
     LearnedClasses,
@@ -249,15 +248,16 @@ def _learn(
 
     To learn is mostly a chain of small steps, which leaves other workers idle.
     """
-    learn_shapes = partial(learn_subspace_filter, particles, False, (None, None), n_jobs, seed)
-    with ThreadPoolExecutor(1) as beside:
-        later = beside.submit(learn_shapes) if effective_n_jobs(n_jobs) > 1 else None
+
+    def radial_and_classes() -> tuple[LearnedRadial | None, LearnedClasses | None]:
         radial = learn_radial_filter(particles, radius, contrast, n_jobs, seed)
-        if radius is None and radial is not None:
-            # The radial filter has found how large the particle is.
-            radius = learned_radius(radial, particles.box)
-        classes = learn_invariant_filter(particles, radius, n_jobs, seed, progress)
-        return LearnedMethods(radial, later.result() if later else learn_shapes(), classes)
+        # The radial filter finds how large the particle is, unless that is known.
+        found = learned_radius(radial, particles.box) if radius is None and radial is not None else radius
+        return radial, learn_invariant_filter(particles, found, n_jobs, seed, progress)
+
+    shapes = partial(learn_subspace_filter, particles, False, (None, None), n_jobs, seed)
+    (radial, classes), subspaces = side_by_side([radial_and_classes, shapes], n_jobs)
+    return LearnedMethods(radial, subspaces, classes)
 
 
 def explain(results: MethodResults, learned: LearnedReasons | None = None) -> Codes:
