@@ -872,7 +872,8 @@ def stage_reached(output: Path) -> str:
         ("invariants.stage", "deciding"),
         ("subspaces.stage", "invariants"),
         ("radial.stage", "subspaces"),
-        ("images.work.done", "reading or radial"),
+        ("learned.stage", "radial"),
+        ("images.work.done", "reading or learning"),
     ):
         if (work / done).exists():
             return doing

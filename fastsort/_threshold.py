@@ -144,11 +144,11 @@ def balanced_threshold(scores: Floats) -> float:
         Score above which an image is likelier junk than a particle, with the share of junk that
         maximises the likelihood of all scores.
     """
-    odds = np.clip(scores, -500, 500)
+    likelihood = np.exp(-np.clip(scores, -500, 500))
     share = 0.5
     for _ in range(1000):
         before = share
-        share = float(np.mean(share / (share + (1 - share) * np.exp(-odds))))
+        share = float(np.mean(share / (share + (1 - share) * likelihood)))
         if not 1e-12 < share < 1 - 1e-12 or abs(share - before) < 1e-9:
             break
     share = min(max(share, 1e-12), 1 - 1e-12)

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-import scipy.optimize
 
 from fastsort._brief import brief
 from fastsort._checks import InputError, check_count, check_positive
@@ -28,6 +27,8 @@ N_ROUNDS = 20
 # but cannot outweigh the particles.
 UNLABELLED = 0.4
 RIDGE = 1.0
+# Newton's method comes to its end long before.
+MOST_STEPS = 100
 # The number that is added to the sum of the votes stands among their weights under this name.
 OFFSET = "offset"
 
@@ -232,43 +233,70 @@ def _learn_weights(
     weights, offset = _fit_parts([(good[particles], 0.0, of_particles), (bad, 1.0, n * shares)])
     for _ in range(N_ROUNDS):
         doubt = 1 / (1 + np.exp(np.clip(-(good @ weights + offset), -30, 30)))
-        unsure = [UNLABELLED * doubt, 1 - doubt, (1 - doubt).sum() * shares]
-        weights, offset = _fit_parts(list(zip((good, good, bad), (1.0, 0.0, 1.0), unsure, strict=True)))
+        # Every image is both, a particle and junk, as far as that is likely.
+        amount = UNLABELLED * doubt + 1 - doubt
+        unsure = (UNLABELLED * doubt / amount, amount), (1.0, (1 - doubt).sum() * shares)
+        weights, offset = _fit_parts([(good, *unsure[0]), (bad, *unsure[1])], weights, offset)
     # The other votes join what was found without them, whose votes keep their ratio.
     joined, junk = (
         np.column_stack([part @ weights, whole[:, others]]) for part, whole in ((good, rows), (bad, decoys))
     )
-    last, offset = _fit_parts(list(zip((joined, joined, junk), (1.0, 0.0, 1.0), unsure, strict=True)))
+    last, offset = _fit_parts([(joined, *unsure[0]), (junk, *unsure[1])])
     found = np.zeros(len(names))
     found[decisive], found[others] = last[0] * weights, last[1:]
     return found, offset
 
 
-def _fit_parts(parts: list[tuple[Floats, float, Floats]]) -> tuple[Floats, float]:
-    """Fit a logistic model to rows that are particles (0) or junk (1), each with its amount."""
-    target = np.concatenate([np.full(len(rows), label) for rows, label, _ in parts])
+def _fit_parts(
+    parts: list[tuple[Floats, float | Floats, Floats]], weights: Floats | None = None, offset: float = 0.0
+) -> tuple[Floats, float]:
+    """Fit a logistic model to rows that are particles (0), junk (1) or in between, each with its amount."""
+    target = np.concatenate([np.broadcast_to(share, len(rows)) for rows, share, _ in parts])
     values, amount = (np.concatenate([part[k] for part in parts]) for k in (0, 2))
-    return _fit_logistic(values, target, amount)
+    return _fit_logistic(values, target, amount, weights, offset)
 
 
-def _fit_logistic(values: Floats, target: Floats, amount: Floats) -> tuple[Floats, float]:
-    """Logistic regression of weighted rows with weights that are not negative: weights and offset."""
+def _fit_logistic(
+    values: Floats, target: Floats, amount: Floats, weights: Floats | None = None, offset: float = 0.0
+) -> tuple[Floats, float]:
+    """Logistic regression of weighted rows with weights that are not negative: weights and offset.
+
+    By Newton's method from the weights and the offset that are given; those that a step would make negative
+    stay at 0.
+    """
     mean, spread = values.mean(axis=0), values.std(axis=0) + 1e-9
-    rows = (values - mean) / spread
+    rows = np.column_stack([np.ones(len(values)), (values - mean) / spread])
+    ridge = np.concatenate([[0.0], np.full(values.shape[1], RIDGE)])
+    found = np.full(len(ridge), 0.5)
+    found[0] = 0.0 if weights is None else offset + weights @ mean
+    if weights is not None:
+        found[1:] = weights * spread
 
     def loss(parameters: Floats) -> tuple[float, Floats]:
-        odds = rows @ parameters[1:] + parameters[0]
-        pull = amount * (1 / (1 + np.exp(-odds)) - target)
-        value = (
-            amount @ (np.logaddexp(0, odds) - target * odds) + 0.5 * RIDGE * parameters[1:] @ parameters[1:]
-        )
-        return float(value), np.concatenate([[pull.sum()], rows.T @ pull + RIDGE * parameters[1:]])
+        odds = rows @ parameters
+        value = amount @ (np.logaddexp(0, odds) - target * odds) + 0.5 * ridge @ parameters**2
+        return float(value), odds
 
-    start = np.concatenate([[0.0], np.full(rows.shape[1], 0.5)])
-    bounds = [(None, None)] + [(0, None)] * rows.shape[1]
-    best = scipy.optimize.minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B").x
-    weights: Floats = best[1:] / spread
-    return weights, float(best[0] - weights @ mean)
+    value, odds = loss(found)
+    for _ in range(MOST_STEPS):
+        junk = 1 / (1 + np.exp(-np.clip(odds, -500, 500)))
+        slope = rows.T @ (amount * (junk - target)) + ridge * found
+        bend = (rows.T * (amount * junk * (1 - junk))) @ rows + np.diag(ridge + 1e-9)
+        free = (found > 0) | (slope < 0)
+        free[0] = True
+        step = np.zeros(len(found))
+        step[free] = np.linalg.solve(bend[np.ix_(free, free)], slope[free])
+        # Far from the optimum a whole step may lead away from it.
+        for length in 0.5 ** np.arange(30):
+            next_one = found - length * step
+            next_one[1:] = np.maximum(next_one[1:], 0)
+            lower, odds = loss(next_one)
+            if lower <= value:
+                break
+        if lower >= value - 1e-12 * abs(value):
+            break
+        found, value = next_one, lower
+    return found[1:] / spread, float(found[0] - found[1:] / spread @ mean)
 
 
 def apply_strictness(

@@ -97,17 +97,19 @@ def _highest_peaks(polar: Polar, bank: References, candidates: Indices | None, l
     # Reference, angle and shift of each peak, as places in their lists.
     place = np.full((n, N_STARTS, 3), -1, dtype=np.int64)
     order = _by_candidates(polar.usable, candidates)
-    variants = [v for v in range(len(bank.norm)) if bank.norm[v] > 0]
+    variants = np.flatnonzero(bank.norm > 0)
     for start in range(0, len(order), CHUNK):
         some = order[start : start + CHUNK]
         rows = np.empty((2, len(some), len(shifts), inner * SEARCH_ANGLES), dtype=np.float32)
         _shift_rows(polar.spectra, some, rings.n_angles // SEARCH_ANGLES, inner, turn, rows)
-        for v in variants:
+        asked = variants
+        if candidates is not None:
+            # In this order, few images have few candidates.
+            asked = variants[np.isin(variants % bank.n_references, candidates[some])]
+        for v in asked:
             mine = np.arange(len(some))
             if candidates is not None:
                 mine = np.flatnonzero((candidates[some] == v % bank.n_references).any(axis=1))
-                if len(mine) == 0:
-                    continue
             compared = rows if len(mine) == len(some) else rows[:, mine]
             flat = compared.reshape(2, -1, inner * SEARCH_ANGLES)
             real = (flat[0] @ bank.coarse[v, 0]).reshape(len(mine), len(shifts), SEARCH_ANGLES)

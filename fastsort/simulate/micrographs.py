@@ -19,7 +19,7 @@ from fastsort.particles.table import CtfParameters
 from fastsort.simulate.fields import CONTAMINANTS, add_images, contaminate, free_places
 from fastsort.simulate.noise import SPECTRA, noise_amplitude, noise_image
 from fastsort.simulate.plan import DETECTOR, FIELDS, clean_signal, load_density, optics_at, random_stream
-from fastsort.simulate.project import Columns, new_folder, write_tables
+from fastsort.simulate.project import new_folder, write_tables
 from fastsort.simulate.projections import (
     Projector,
     images_at,
@@ -432,8 +432,8 @@ def _write_tables(folder: Path, names: list[str], micrographs: list[Micrograph])
     optics = CtfParameters(
         *(np.concatenate(parts) for parts in zip(*(m.ctf for m in micrographs), strict=True))
     )
-    sides: Columns = {"rlnMicrographPixelSize": [micrographs[0].pixel_size]}
-    listed: Columns = {
+    sides: dict[str, object] = {"rlnMicrographPixelSize": [micrographs[0].pixel_size]}
+    listed: dict[str, object] = {
         "rlnMicrographName": names,
         "rlnOpticsGroup": np.ones(len(names), dtype=int),
         "rlnDefocusU": optics.defocus_u,
@@ -443,7 +443,7 @@ def _write_tables(folder: Path, names: list[str], micrographs: list[Micrograph])
     write_tables(folder / MICROGRAPHS_NAME, optics, sides, "micrographs", listed)
     centre = np.concatenate([m.centre for m in micrographs])
     rot, tilt, psi = _euler_angles(np.concatenate([m.rotation for m in micrographs]))
-    truth: Columns = {
+    truth: dict[str, object] = {
         "rlnMicrographName": np.repeat(names, [len(m.centre) for m in micrographs]),
         "rlnCoordinateX": centre[:, 1],
         "rlnCoordinateY": centre[:, 0],

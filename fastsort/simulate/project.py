@@ -5,24 +5,20 @@ from __future__ import annotations
 import csv
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 
 from fastsort._checks import InputError, check_output_folder
-from fastsort._types import Array, FilePath, Images, Indices
+from fastsort._types import FilePath, Images, Indices
 from fastsort.particles.table import CtfParameters
 from fastsort.simulate.plan import Truth
 
 STAR_NAME = "particles.star"
 TRUTH_NAME = "truth.csv"
 _MICROGRAPH_SIDE = 4096
-
-Columns: TypeAlias = dict[str, Sequence[Any] | Array]
-"""Numbers or words of one table, by label."""
 
 
 def write_project(
@@ -163,14 +159,14 @@ def _regroup(blocks: Iterable[Images], counts: Indices) -> Iterator[Images]:
 
 def _write_star(path: Path, names: list[str], truth: Truth, box: int) -> None:
     ctf = truth.ctf
-    sides: Columns = {
+    sides = {
         "rlnImagePixelSize": [truth.pixel_size],
         "rlnImageSize": [box],
         "rlnImageDimensionality": [2],
     }
     # RELION wants coordinates; these are random and say nothing of the label.
     places = np.random.default_rng(len(names)).uniform(box, _MICROGRAPH_SIDE - box, (2, len(names)))
-    columns: Columns = {
+    columns: dict[str, object] = {
         "rlnImageName": names,
         "rlnMicrographName": [f"Micrographs/micrograph_{m:04d}.mrc" for m in truth.micrograph],
         "rlnCoordinateX": places[0].round(),
@@ -185,7 +181,9 @@ def _write_star(path: Path, names: list[str], truth: Truth, box: int) -> None:
     write_tables(path, ctf, sides, "particles", columns)
 
 
-def write_tables(path: Path, ctf: CtfParameters | None, sides: Columns, name: str, columns: Columns) -> None:
+def write_tables(
+    path: Path, ctf: CtfParameters | None, sides: dict[str, object], name: str, columns: dict[str, object]
+) -> None:
     """Write a STAR file as RELION 3.1 does: one optics group, and one table.
 
     Parameters
@@ -199,6 +197,9 @@ def write_tables(path: Path, ctf: CtfParameters | None, sides: Columns, name: st
         Of the table.
     columns : dict of str to sequence
     """
+    import pandas as pd
+    import starfile
+
     microscope = {
         "rlnOpticsGroupName": ["opticsGroup1"],
         "rlnOpticsGroup": [1],
@@ -206,19 +207,10 @@ def write_tables(path: Path, ctf: CtfParameters | None, sides: Columns, name: st
         "rlnSphericalAberration": [2.7 if ctf is None else ctf.spherical_aberration[0]],
         "rlnAmplitudeContrast": [0.1 if ctf is None else ctf.amplitude_contrast[0]],
     }
-    with open(path, "w", encoding="utf-8") as file:
-        for heading, table in (("optics", {**microscope, **sides}), (name, columns)):
-            # RELION takes the version of the format from the first of these lines.
-            file.write(f"\n# version 30001\n\ndata_{heading}\n\nloop_\n")
-            file.writelines(f"_{label} #{place}\n" for place, label in enumerate(table, 1))
-            file.writelines(
-                "\t".join(row) + "\n" for row in zip(*map(_in_words, table.values()), strict=True)
-            )
-            file.write("\n")
-
-
-def _in_words(values: Any) -> list[str]:
-    return [f"{value:.6f}" if isinstance(value, float) else str(value) for value in values]
+    starfile.write({"optics": pd.DataFrame({**microscope, **sides}), name: pd.DataFrame(columns)}, path)
+    # starfile does not write the line that tells RELION the version of the format.
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("\ndata_", "\n# version 30001\n\ndata_"), encoding="utf-8")
 
 
 def _write_truth(path: Path, names: list[str], truth: Truth) -> None:
