@@ -83,7 +83,11 @@ def bare(raw):
 
 _REST = bytes(byte if byte > ord(" ") and byte not in b"'\"" else ord("a") + byte % 26 for byte in range(256))
 _FIRST = bytes(ord("x") if byte in b"#_" else byte for byte in _REST)
-BARE = st.binary(min_size=1, max_size=7).map(bare).filter(lambda value: not value.startswith(b"data_"))
+BARE = (
+    st.binary(min_size=1, max_size=7)
+    .map(bare)
+    .filter(lambda value: not value.startswith(b"data_") and value.lower() != b"loop_")
+)
 PLAIN = st.sampled_from([value for value in KNOWN if b'"' not in value and b"'" not in value]) | BARE.map(
     lambda value: value.replace(b"#", b"x")
 )
