@@ -1,10 +1,11 @@
-"""Settings of the whole process, changed for a while: number of BLAS threads, warning filters.
+"""Settings of the whole process, changed for a while: number of BLAS threads, warning filters; its memory.
 
 Callers in several threads overlap, so the first caller saves the settings and the last one restores them.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import threading
@@ -88,6 +89,14 @@ def without_warnings() -> Iterator[None]:
                 _silent_callers.remove(caller)
                 if not _silent_callers:
                     _filters.__exit__(None, None, None)
+
+
+def return_memory() -> None:
+    """Give memory that was freed back to the system: glibc keeps it, for each thread."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def _set_threads(library: Any, number: int) -> None:

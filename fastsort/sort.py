@@ -8,7 +8,7 @@ import numpy as np
 
 from fastsort._checks import check_is, check_workers
 from fastsort._crop import crop_operator
-from fastsort._process import one_blas_thread
+from fastsort._process import one_blas_thread, return_memory
 from fastsort._progress import Progress, part_of
 from fastsort._reasons import VALID
 from fastsort._types import Array, FilePath
@@ -226,11 +226,9 @@ def sort_particles(
         votes, found_contrast = results.votes, results.contrast
         subspaces = results.subspaces if method is not None else None
         content = content[named.of]
-    # Words take as much memory as all that was measured: what they do not need is let go of first.
-    del results, working, pixels
     times.append(time.perf_counter())
     result = SortResult(
-        **verdict.in_words(),
+        **verdict._asdict(),
         votes=votes,
         diameter=diameter_px * particles.pixel_size,
         diameter_px=diameter_px,
@@ -243,6 +241,9 @@ def sort_particles(
         box=particles.box,
         pixel_size=particles.pixel_size,
     )
+    # Reasons in words take as much memory as all that was measured: what they do not need is let go of first.
+    del results, working, pixels, verdict, votes, subspaces
+    return_memory()
     result = spread(result, copies, particles)
     result = look_again(particles, result, check_errors=earlier is None, n_jobs=n_jobs)
     result.measurements.update({CONTENT: content, STAMP: stamps})

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from fastsort._reasons import DUPLICATE, REASONS
-from fastsort._types import Array, Indices
+from fastsort._reasons import DUPLICATE, reason_names
+from fastsort._types import Array, Codes, Indices
 from fastsort.decide.result import SortResult
 from fastsort.images.copies import Copies, copies_by_content
 from fastsort.particles.source import Particles
@@ -37,12 +37,12 @@ def copies_among(result: SortResult) -> Copies:
 
 
 def spread(result: SortResult, copies: Copies, particles: Particles) -> SortResult:
-    """Give all images what is said of the distinct ones.
+    """Give all images what is said of the distinct ones, and put their reasons into words.
 
     Parameters
     ----------
     result : SortResult
-        Of the distinct images.
+        Of the distinct images; its reasons are codes, because words take as much memory as all else.
     copies : Copies
     particles : Particles
         All images. Copies among picks were picked twice, so that they are duplicates; others are meant.
@@ -50,23 +50,24 @@ def spread(result: SortResult, copies: Copies, particles: Particles) -> SortResu
     Returns
     -------
     result : SortResult
-        Of all images; the same one where all are distinct.
+        Of all images.
     """
-    if len(copies.distinct) == len(copies.of):
-        return result
-    result = taken(result, copies.of)
-    measurements = {**result.measurements, COPY: copies.copy}
-    if "duplicate" not in measurements or not particles.table.has_picks:
-        return result._replace(measurements=measurements)
-    again = copies.copy & bool(result.parameters["duplicate_distance"])
-    again &= ~measurements.get("outside", np.zeros(len(again), bool))
-    measurements["duplicate"] = measurements["duplicate"] | again
-    return result._replace(
-        measurements=measurements,
-        keep=result.keep & ~again,
-        rescued=result.rescued & ~again,
-        reason=np.where(again, REASONS[DUPLICATE], result.reason),
-    )
+    if len(copies.distinct) < len(copies.of):
+        result = taken(result, copies.of)
+        measurements = {**result.measurements, COPY: copies.copy}
+        if "duplicate" in measurements and particles.table.has_picks:
+            again = copies.copy & bool(result.parameters["duplicate_distance"])
+            again &= ~measurements.get("outside", np.zeros(len(again), bool))
+            measurements["duplicate"] = measurements["duplicate"] | again
+            result = result._replace(
+                keep=result.keep & ~again,
+                rescued=result.rescued & ~again,
+                reason=np.where(again, DUPLICATE, result.reason),
+            )
+        result = result._replace(measurements=measurements)
+    codes = (cast("Codes", result.reason), cast("Codes", result.suspicion))
+    reason, suspicion = map(reason_names, codes)
+    return result._replace(reason=reason, suspicion=suspicion)
 
 
 def taken(result: SortResult, rows: Indices) -> SortResult:

@@ -64,14 +64,6 @@ class Verdict(NamedTuple):
     views: Views | None
     learned: LearnedVerdict
 
-    def in_words(self) -> dict[str, Any]:
-        """Return all fields as those of `SortResult`."""
-        return {
-            **self._asdict(),
-            "reason": reason_names(self.reason),
-            "suspicion": reason_names(self.suspicion),
-        }
-
 
 def decide(
     particles: Particles,

@@ -10,6 +10,7 @@ import numpy as np
 
 from fastsort._brief import brief
 from fastsort._parts import parts
+from fastsort._process import return_memory
 from fastsort._progress import Progress, part_of
 from fastsort._reasons import CONTAMINATION, NOISE, OFF_CENTRE, UNLIKE
 from fastsort._types import Codes, FilePath, Floats, Images
@@ -208,6 +209,7 @@ def ask_methods(
         begin = LEARNING
         learn = partial(_learn, as_particles(images), radius, contrast, n_jobs, seed)
         learned = stage("learned", partial(learn, part_of(progress, 0.0, begin, n)))
+        return_memory()
     before = learned or LearnedMethods(None, None, None)
     ask: dict[str, Callable[..., Any]] = {
         "radial": partial(
