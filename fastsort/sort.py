@@ -12,7 +12,7 @@ from fastsort._process import one_blas_thread, return_memory
 from fastsort._progress import Progress, part_of
 from fastsort._reasons import VALID
 from fastsort._types import Array, FilePath
-from fastsort.decide.copies import CONTENT, STAMP, spread
+from fastsort.decide.copies import CONTENT, STAMP, in_words, spread
 from fastsort.decide.diameter import estimate_diameter
 from fastsort.decide.result import SortResult
 from fastsort.decide.second_look import look_again
@@ -176,6 +176,7 @@ def sort_particles(
             n_jobs=n_jobs,
             progress=part_of(progress, 0.0, READ, n),
         )
+        return_memory()
         times.append(time.perf_counter())
         same = copies_by_content(content, pixels.codes == VALID)
         if len(same.distinct) < len(content):
@@ -241,10 +242,11 @@ def sort_particles(
         box=particles.box,
         pixel_size=particles.pixel_size,
     )
-    # Reasons in words take as much memory as all that was measured: what they do not need is let go of first.
+    # What is no longer needed is let go of before more is made of the same size.
     del results, working, pixels, verdict, votes, subspaces
     return_memory()
     result = spread(result, copies, particles)
+    result = in_words(result)
     result = look_again(particles, result, check_errors=earlier is None, n_jobs=n_jobs)
     result.measurements.update({CONTENT: content, STAMP: stamps})
     result = result._replace(doubts=(*particles.doubts, *doubts_of_copies(particles, copies.copy)))

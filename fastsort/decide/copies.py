@@ -37,12 +37,12 @@ def copies_among(result: SortResult) -> Copies:
 
 
 def spread(result: SortResult, copies: Copies, particles: Particles) -> SortResult:
-    """Give all images what is said of the distinct ones, and put their reasons into words.
+    """Give all images what is said of the distinct ones.
 
     Parameters
     ----------
     result : SortResult
-        Of the distinct images; its reasons are codes, because words take as much memory as all else.
+        Of the distinct images; its reasons are still codes.
     copies : Copies
     particles : Particles
         All images. Copies among picks were picked twice, so that they are duplicates; others are meant.
@@ -50,22 +50,28 @@ def spread(result: SortResult, copies: Copies, particles: Particles) -> SortResu
     Returns
     -------
     result : SortResult
-        Of all images.
+        Of all images; the same one where all are distinct.
     """
-    if len(copies.distinct) < len(copies.of):
-        result = taken(result, copies.of)
-        measurements = {**result.measurements, COPY: copies.copy}
-        if "duplicate" in measurements and particles.table.has_picks:
-            again = copies.copy & bool(result.parameters["duplicate_distance"])
-            again &= ~measurements.get("outside", np.zeros(len(again), bool))
-            measurements["duplicate"] = measurements["duplicate"] | again
-            result = result._replace(
-                keep=result.keep & ~again,
-                rescued=result.rescued & ~again,
-                reason=np.where(again, DUPLICATE, result.reason),
-            )
-        result = result._replace(measurements=measurements)
-    codes = (cast("Codes", result.reason), cast("Codes", result.suspicion))
+    if len(copies.distinct) == len(copies.of):
+        return result
+    result = taken(result, copies.of)
+    measurements = {**result.measurements, COPY: copies.copy}
+    if "duplicate" not in measurements or not particles.table.has_picks:
+        return result._replace(measurements=measurements)
+    again = copies.copy & bool(result.parameters["duplicate_distance"])
+    again &= ~measurements.get("outside", np.zeros(len(again), bool))
+    measurements["duplicate"] = measurements["duplicate"] | again
+    return result._replace(
+        measurements=measurements,
+        keep=result.keep & ~again,
+        rescued=result.rescued & ~again,
+        reason=np.where(again, np.int8(DUPLICATE), result.reason),
+    )
+
+
+def in_words(result: SortResult) -> SortResult:
+    """Put the reasons of a result, which are codes, into words; these take as much memory as all else."""
+    codes = cast("tuple[Codes, Codes]", (result.reason, result.suspicion))
     reason, suspicion = map(reason_names, codes)
     return result._replace(reason=reason, suspicion=suspicion)
 
