@@ -17,7 +17,7 @@ from numba.core import event
 # abs(x) < infinity. isfinite(x) does not work: numba compiles it as x - x, and reassoc turns that into 0.
 _FLAGS: dict[str, Any] = {
     "nogil": True,
-    # Nobody calls kernels from C, and what they would be called by there takes time to compile.
+    # Nobody calls kernels from C: a wrapper for that would only take time to compile.
     "no_cfunc_wrapper": True,
     "error_model": "numpy",
     "fastmath": {"reassoc", "contract", "arcp", "nsz"},

@@ -12,12 +12,12 @@ from fastsort._process import one_blas_thread, return_memory
 from fastsort._progress import Progress, part_of
 from fastsort._reasons import VALID
 from fastsort._types import Array, FilePath
-from fastsort.decide.copies import CONTENT, STAMP, in_words, spread
+from fastsort.decide.copies import CONTENT, STAMP, spread
 from fastsort.decide.diameter import estimate_diameter
 from fastsort.decide.result import SortResult
 from fastsort.decide.second_look import look_again
 from fastsort.decide.settings import OPTIONS, settings_for
-from fastsort.decide.verdict import check_earlier, cut_again, decide
+from fastsort.decide.verdict import check_earlier, cut_again, decide, in_words
 from fastsort.decide.votes import ask_methods
 from fastsort.images.content import stamps_of
 from fastsort.images.copies import copies_by_content, copies_by_name, doubts_of_copies

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from fastsort._reasons import DUPLICATE, reason_names
-from fastsort._types import Array, Codes, Indices
+from fastsort._reasons import DUPLICATE
+from fastsort._types import Array, Indices
 from fastsort.decide.result import SortResult
 from fastsort.images.copies import Copies, copies_by_content
 from fastsort.particles.source import Particles
@@ -67,13 +67,6 @@ def spread(result: SortResult, copies: Copies, particles: Particles) -> SortResu
         rescued=result.rescued & ~again,
         reason=np.where(again, np.int8(DUPLICATE), result.reason),
     )
-
-
-def in_words(result: SortResult) -> SortResult:
-    """Put the reasons of a result, which are codes, into words; these take as much memory as all else."""
-    codes = cast("tuple[Codes, Codes]", (result.reason, result.suspicion))
-    reason, suspicion = map(reason_names, codes)
-    return result._replace(reason=reason, suspicion=suspicion)
 
 
 def taken(result: SortResult, rows: Indices) -> SortResult:

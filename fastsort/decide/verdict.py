@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -63,6 +63,13 @@ class Verdict(NamedTuple):
     errors: EstimatedErrors | None
     views: Views | None
     learned: LearnedVerdict
+
+
+def in_words(result: SortResult) -> SortResult:
+    """Put the reasons of a result, which are codes, into words; these take as much memory as all else."""
+    codes = cast("tuple[Codes, Codes]", (result.reason, result.suspicion))
+    reason, suspicion = map(reason_names, codes)
+    return result._replace(reason=reason, suspicion=suspicion)
 
 
 def decide(
