@@ -26,6 +26,8 @@ from tables import print_machine, print_table
 
 import fastsort as fs
 from fastsort.denoise import JUDGED_PIXELS
+from fastsort.denoising.covariance import MAX_WORKING_BOX, choose_band
+from fastsort.denoising.spectra import learn_spectra
 from fastsort.particles.mrc import write_stack
 from fastsort.particles.source import Particles
 from fastsort.pick import N_LEARNED_FROM
@@ -78,14 +80,13 @@ class Command(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", default=["sort", "map", "denoise", "pick"])
+    parser.add_argument("--only", nargs="+", choices=COMMANDS, default=[*COMMANDS])
     parser.add_argument("--largest", type=int, default=1_000_000, help="sets of more images are left out")
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()))
     options = parser.parse_args()
     print_machine()
     with tempfile.TemporaryDirectory(prefix="fastsort-cost-", dir=options.work) as folder:
-        commands = commands_in(Path(folder))
-        beyond = [predict(name, commands[name], options.largest) for name in options.only]
+        beyond = [predict(name, COMMANDS[name](Path(folder)), options.largest) for name in options.only]
     print_table(
         f"On paper: {CORES} cores, files read at {FILE_SYSTEM / 1e9:g} GB/s",
         ("command", "set", "shared by all cores, minutes", "what two do not share done by one", "reading"),
@@ -93,72 +94,90 @@ def main() -> None:
     )
 
 
-def commands_in(folder: Path) -> dict[str, Command]:
-    """Return the commands, whose files lie in a folder."""
-    return {
-        "sort": Command(
-            ("images", "box, px"),
-            {
-                "the run": lambda n, box: 1,
-                "an image": lambda n, box: n,
-                "1,000 pixels": lambda n, box: n * box**2 / 1e3,
-            },
-            [(10_000, 64), (100_000, 64), (10_000, 256)],
-            [(10_000, 128), (30_000, 64), (100_000, 128), (10_000, 512), (1_000_000, 128)],
-            partial(generated, folder),
-            lambda images, size, workers: fs.sort_particles(images, n_jobs=workers),
-            (10_000_000, 400),
-            lambda n, box: 4 * n * box**2,
+def sort_command(folder: Path) -> Command:
+    return Command(
+        ("images", "box, px"),
+        {
+            "the run": lambda n, box: 1,
+            "an image": lambda n, box: n,
+            "1,000 pixels": lambda n, box: n * box**2 / 1e3,
+        },
+        [(10_000, 64), (100_000, 64), (10_000, 256)],
+        [(10_000, 128), (30_000, 64), (100_000, 128), (10_000, 512), (1_000_000, 128)],
+        partial(generated, folder),
+        lambda images, size, workers: fs.sort_particles(images, n_jobs=workers),
+        (10_000_000, 400),
+        lambda n, box: 4 * n * box**2,
+    )
+
+
+def map_command(folder: Path) -> Command:
+    return Command(
+        ("images", "classes"),
+        {
+            "the run": lambda n, k: 1,
+            "an image": lambda n, k: n,
+            "an image and class": lambda n, k: n * k,
+            # A round of the fit takes so many images for each class, and compares each with all.
+            "two classes": lambda n, k: k**2,
+        },
+        [(1_000, 8), (1_000, 24), (4_000, 8), (4_000, 24)],
+        [(2_000, 16), (6_000, 12), (3_000, 30)],
+        lambda n, k: generated(folder, n, 64),
+        lambda images, size, workers: fs.classify_particles(
+            images, n_classes=size[1], embedding="pca", n_jobs=workers
         ),
-        "map": Command(
-            ("images", "classes"),
-            {
-                "the run": lambda n, k: 1,
-                "an image": lambda n, k: n,
-                "an image and class": lambda n, k: n * k,
-                # A round of the fit takes so many images for each class, and compares each with all.
-                "two classes": lambda n, k: k**2,
-            },
-            [(1_000, 8), (1_000, 24), (4_000, 8), (4_000, 24)],
-            [(2_000, 16), (6_000, 12), (3_000, 30)],
-            lambda n, k: generated(folder, n, 64),
-            lambda images, size, workers: fs.classify_particles(
-                images, n_classes=size[1], embedding="pca", n_jobs=workers
+        (1_000_000, 100),
+        lambda n, k: 4 * n * 64**2,
+    )
+
+
+def denoise_command(folder: Path) -> Command:
+    def with_detail(n: int, box: int) -> Size:
+        # Images are made as small as what the set shows allows, which is part of the set's size.
+        images = generated(folder, n, box)
+        return n, box, choose_band(learn_spectra(images), box, n)[0]
+
+    return Command(
+        ("images", "box, px", "of the detail that shows, px"),
+        {
+            "the run": lambda n, box, detail: 1,
+            "1,000 pixels of images that tell the error": lambda n, box, detail: (
+                judged(n, box) * box**2 / 1e3
             ),
-            (1_000_000, 100),
-            lambda n, k: 4 * n * 64**2,
-        ),
-        "denoise": Command(
-            ("images", "box, px"),
-            {
-                "the run": lambda n, box: 1,
-                "1,000 pixels of images that tell the error": lambda n, box: (
-                    min(n * box**2, JUDGED_PIXELS) / 1e3
-                ),
-                "1,000 pixels": lambda n, box: n * box**2 / 1e3,
-            },
-            [(4_000, 48), (4_000, 96), (16_000, 64)],
-            [(2_000, 64), (8_000, 64), (2_000, 128), (20_000, 96)],
-            partial(generated, folder),
-            lambda images, size, workers: fs.denoise_images(images, method="covariance", n_jobs=workers),
-            (1_000_000, 256),
-            lambda n, box: 4 * n * box**2,
-        ),
-        "pick": Command(
-            ("micrographs", "side, px"),
-            {
-                "the run": lambda n, side: 1,
-                "1,000,000 pixels to learn from": lambda n, side: min(n, N_LEARNED_FROM) * side**2 / 1e6,
-                "1,000,000 pixels": lambda n, side: n * side**2 / 1e6,
-            },
-            [(8, 1024), (48, 1024), (8, 2048), (48, 2048)],
-            [(16, 1024), (24, 2048), (8, 3072)],
-            partial(micrographs, folder),
-            lambda paths, size, workers: fs.pick_particles(paths, diameter=160.0, n_jobs=workers),
-            (10_000, 4096),
-            lambda n, side: 4 * n * side**2,
-        ),
-    }
+            "1,000 pixels": lambda n, box, detail: n * box**2 / 1e3,
+            # An image has about as many functions as pixels.
+            "1,000,000 pixels and functions": lambda n, box, detail: (n + judged(n, box)) * detail**4 / 1e6,
+        },
+        [with_detail(*size) for size in ((4_000, 48), (4_000, 96), (16_000, 64), (16_000, 128))],
+        [with_detail(*size) for size in ((2_000, 64), (8_000, 64), (2_000, 128), (20_000, 96))],
+        lambda n, box, detail: generated(folder, n, box),
+        lambda images, size, workers: fs.denoise_images(images, method="covariance", n_jobs=workers),
+        (1_000_000, 256, MAX_WORKING_BOX),
+        lambda n, box, detail: 4 * n * box**2,
+    )
+
+
+def pick_command(folder: Path) -> Command:
+    return Command(
+        ("micrographs", "side, px"),
+        {
+            "the run": lambda n, side: 1,
+            "1,000,000 pixels to learn from": lambda n, side: min(n, N_LEARNED_FROM) * side**2 / 1e6,
+            "1,000,000 pixels": lambda n, side: n * side**2 / 1e6,
+        },
+        [(8, 1024), (48, 1024), (8, 2048), (48, 2048)],
+        [(16, 1024), (24, 2048), (8, 3072)],
+        partial(micrographs, folder),
+        lambda paths, size, workers: fs.pick_particles(paths, diameter=160.0, n_jobs=workers),
+        (10_000, 4096),
+        lambda n, side: 4 * n * side**2,
+    )
+
+
+def judged(n: int, box: int) -> float:
+    """Return how many of n images tell the error of what learns from all."""
+    return min(n, JUDGED_PIXELS / box**2)
 
 
 def generated(folder: Path, n: int, box: int) -> Particles:
@@ -245,6 +264,8 @@ def seconds(run: Callable[[], object]) -> float:
         times.append(time.perf_counter() - begin)
     return float(np.median(times))
 
+
+COMMANDS = {"sort": sort_command, "map": map_command, "denoise": denoise_command, "pick": pick_command}
 
 if __name__ == "__main__":
     main()
