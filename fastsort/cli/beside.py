@@ -1,4 +1,4 @@
-"""A second process, which compiles the kernels of a sort beginning with those that are needed last.
+"""A second process, which compiles what a sort needs after it has judged the first images.
 
 Compiling holds the interpreter's lock, so that threads gain nothing.
 """
@@ -19,8 +19,10 @@ _IMAGES, _BOX = 200, 36
 def compiling_beside() -> Iterator[None]:
     """Start the process as soon as a kernel is not in the cache, and end it with the context."""
     import joblib
+    import numpy as np
 
     from fastsort._jit import at_first_compiling
+    from fastsort.images.content import content_of
 
     with ExitStack() as ending:
 
@@ -31,6 +33,8 @@ def compiling_beside() -> Iterator[None]:
                 ending.callback(_end, process)
 
         with at_first_compiling(start):
+            # Every sort needs this kernel. Where it is missing, so are others, and the process starts now.
+            content_of(np.zeros((1, 1, 1), np.float32))
             yield
 
 
@@ -47,19 +51,21 @@ def _compile() -> None:
 
     from fastsort.decide.rescue import find_views
     from fastsort.invariants.align import match_to_references
-    from fastsort.invariants.filter import invariant_filter
+    from fastsort.invariants.fit_classes import fit_classes
     from fastsort.particles.source import as_particles
-    from fastsort.subspaces.filter import subspace_filter
+    from fastsort.radial.published import cluster_peaks
 
     offset = np.arange(_BOX) - _BOX // 2
-    disk = np.add.outer(offset**2, offset**2) < (_BOX / 4) ** 2
+    radius = _BOX / 4
+    disk = np.add.outer(offset**2, offset**2) < radius**2
     images = np.random.default_rng(0).normal(size=(_IMAGES, _BOX, _BOX)).astype(np.float32)
     images[: _IMAGES // 2] += disk
     is_particle = np.arange(_IMAGES) < _IMAGES // 2
-    find_views(as_particles(images), np.where(is_particle, 0.0, 1.0), is_particle, _BOX / 4, n_jobs=1)
+    # In the order in which a sort needs them: two processes that come to the same kernel both compile it.
+    fit_classes(as_particles(images), 2, radius, effort=0, n_jobs=1)
     match_to_references(images[:10], images[:2], n_jobs=1)
-    invariant_filter(images, n_jobs=1)
-    subspace_filter(images, n_jobs=1)
+    cluster_peaks(images[:1], radius, 3)
+    find_views(as_particles(images), np.where(is_particle, 0.0, 1.0), is_particle, radius, n_jobs=1)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from fastsort.decide.corrections import Learned
     from fastsort.decide.result import SortResult
     from fastsort.particles.source import Particles
+    from fastsort.report.painter import Painter
 
 # Options that `sort_particles` has under the same names.
 _PARAMETERS = (
@@ -204,13 +205,14 @@ def _check_combination(options: argparse.Namespace) -> None:
 
 def _check_tables(particles: Particles, options: argparse.Namespace) -> None:
     """Find now what would else fail when all the work is done, or have no effect."""
-    import numpy as np
-
     from fastsort.particles.places import micrograph_places
-    from fastsort.report.recentre import recentred
 
     places = micrograph_places(particles)
     if options.recentre:
+        import numpy as np
+
+        from fastsort.report.recentre import recentred
+
         n = len(particles)
         recentred(particles, np.zeros((n, 2)), np.zeros(n, bool))
     if options.duplicate_distance and options.method is None:
@@ -225,10 +227,23 @@ def sort_into(
     folder: str | os.PathLike[str], particles: Particles, options: argparse.Namespace, **parameters: Any
 ) -> tuple[SortResult, dict[str, Any]]:
     """Sort, write every result into a folder, and print the summary; return the result and the summary."""
+    from fastsort.report.painter import painting_beside
+
+    # The painter imports what it needs while we import what we need.
+    with painting_beside() as painter:
+        return _sort_into(folder, particles, options, painter, **parameters)
+
+
+def _sort_into(
+    folder: str | os.PathLike[str],
+    particles: Particles,
+    options: argparse.Namespace,
+    painter: Painter | None,
+    **parameters: Any,
+) -> tuple[SortResult, dict[str, Any]]:
     from fastsort.decide.corrections import learn_again
     from fastsort.report.drawing import draw_results
     from fastsort.report.folder import results_folder
-    from fastsort.report.painter import painting_beside
     from fastsort.report.relion_job import stop_when_aborted
     from fastsort.report.results import write_results
 
@@ -238,7 +253,7 @@ def sort_into(
     choices = getattr(options, "learn_from", None)
     told: Learned | None = None
     inputs = [*particles.files, *([choices] if choices else [])]
-    with painting_beside() as painter, results_folder(folder, overwrite=overwrite, inputs=inputs) as partial:
+    with results_folder(folder, overwrite=overwrite, inputs=inputs) as partial:
         with (
             talk.progress("sorting") as bar,
             cluster_of(options, particles.store.files(), parameters.get("work")),
