@@ -28,10 +28,14 @@ from fastsort.radial.template import (
     RadialTemplate,
     backward,
     forward,
+    gains,
     learn_template,
     matched_filter,
-    ring_mean,
+    n_used,
+    ring_count,
     ring_power,
+    ring_sum,
+    waves,
 )
 
 examples = settings(max_examples=12, deadline=None)
@@ -58,6 +62,12 @@ FIELDS = (
 
 def white_noise(seed, n, d):
     return np.random.default_rng(seed).normal(size=(n, d, d)).astype(np.float32)
+
+
+def filtered(images, curve):
+    """Images (n, d, d) whose waves are multiplied with a radial curve."""
+    maps = backward(forward(images), gains(curve, images.shape[1]))
+    return np.ascontiguousarray(maps.transpose(1, 0, 2))
 
 
 def some_template(seed, box, radius):
@@ -120,10 +130,27 @@ def test_ring_power_is_the_naive_one(seed, box):
 
 @examples
 @given(seed=seeds, box=st.integers(16, 48))
-def test_ring_mean_of_a_half_plane_is_that_of_the_full_plane(seed, box):
-    image = white_noise(seed, 1, box)[0].astype(np.float64)
-    actual = ring_mean(np.fft.rfft2(image).real, box)
-    np.testing.assert_allclose(actual, naive.ring_mean(np.fft.fft2(image).real), atol=1e-9)
+def test_ring_sums_of_waves_at_a_place_are_ring_means_of_the_moved_transform(seed, box):
+    image = white_noise(seed, 1, box)
+    y, x = np.random.default_rng(seed).integers(box, size=2)
+    centred = np.roll(image[0].astype(np.float64), (-y, -x), axis=(0, 1))
+    here = np.outer(waves(box)[:, y], waves(box)[:, x])
+    actual = ring_sum(forward(image)[:, 0] * here) / ring_count(box) * box**2
+    np.testing.assert_allclose(actual, naive.ring_mean(np.fft.fft2(centred).real), atol=1e-3)
+
+
+@examples
+@given(seed=seeds, box=st.integers(16, 48), share=st.floats(0, 1))
+def test_images_come_back_filtered(seed, box, share):
+    images = white_noise(seed, 3, box)
+    curve = np.random.default_rng(seed).normal(size=box // 2 + 1)
+    curve[1 + round(share * (len(curve) - 1)) :] = 0
+    plane = gains(curve, box)
+    used = n_used(plane)
+    assert used == 1 or plane[used - 1].any()
+    for some in (plane, plane[:used, :used]):
+        for one, actual in zip(images, backward(forward(images), some).transpose(1, 0, 2), strict=True):
+            np.testing.assert_allclose(actual, naive.filter_radially(one, curve), atol=1e-4)
 
 
 @pytest.mark.parametrize("box", [32, 33, 48])
@@ -131,8 +158,7 @@ def test_matched_filter_answers_noise_with_deviation_1(box):
     template = some_template(box, box, 0.28 * box)
     curve = matched_filter(template, box)
     np.testing.assert_allclose(curve, naive.matched_filter(template.signal, template.noise, box), rtol=1e-9)
-    noise = backward(forward(white_noise(1, 600, box)), np.sqrt(template.noise), box)
-    response = backward(forward(noise), curve, box)
+    response = filtered(filtered(white_noise(1, 600, box), np.sqrt(template.noise)), curve)
     assert response.std() == pytest.approx(1, abs=0.03)
 
 
@@ -161,7 +187,7 @@ def test_features_are_the_naive_ones(data, seed, box, part):
 @settings(max_examples=60, deadline=None)
 @given(seed=seeds, box=st.integers(16, 48), n_peaks=st.integers(1, 24), quarters=st.integers(2, 40))
 def test_cluster_counts_are_those_of_scikit_learn(seed, box, n_peaks, quarters):
-    maps = backward(forward(white_noise(seed, 3, box)), np.exp(-np.arange(box // 2 + 1) / 4), box)
+    maps = filtered(white_noise(seed, 3, box), np.exp(-np.arange(box // 2 + 1) / 4))
     counts = cluster_peaks(maps, quarters / 4, n_peaks)
     minimum = max(1, round(n_peaks / 3))
     for one, (n_clusters, n_scattered) in zip(maps, counts, strict=True):

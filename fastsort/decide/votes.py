@@ -252,7 +252,7 @@ def _learn(
     """
 
     def radial_and_classes() -> tuple[LearnedRadial | None, LearnedClasses | None]:
-        radial = learn_radial_filter(particles, radius, contrast, n_jobs, seed)
+        radial = learn_radial_filter(particles, radius, contrast, seed)
         # The radial filter finds how large the particle is, unless that is known.
         found = learned_radius(radial, particles.box) if radius is None and radial is not None else radius
         return radial, learn_invariant_filter(particles, found, n_jobs, seed, progress)

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastsort._jit import kernel
-from fastsort._types import Floats, Images, Indices, Singles
-from fastsort.radial.template import NOISE_FLOOR, RadialTemplate, matched_filter
+from fastsort._types import Floats, Images, Singles
+from fastsort.radial.template import NOISE_FLOOR, RadialTemplate, gains, matched_filter, n_used, waves
 
 # Bands in cycles a particle diameter; rings in particle radii.
 BANDS = ((0.5, 2.7), (2.7, 6.0), (6.0, 10.7))
@@ -78,14 +78,11 @@ def radial_features(
         Of the template.
     """
     n, box = images.shape[:2]
-    # For images this small, matrix products take less time than fast transforms; and as products of a wave
-    # down and one across they need no complex numbers, since radial curves treat cosines and sines alike.
-    basis, curve = _basis(box), matched_filter(template, box)
-    gains = np.stack([_gains(one, box) for one in (curve, *_band_filters(template, radius, box))])
-    # The waves that carry all that a curve lets through.
-    used = np.array([max(1, len(np.trim_zeros(one.any(axis=0), "b"))) for one in gains])
+    basis, curve = waves(box), matched_filter(template, box)
+    planes = np.stack([gains(one, box) for one in (curve, *_band_filters(template, radius, box))])
+    used = np.array([n_used(one) for one in planes])
     # Of the template to a particle at the origin, scaled to 1 at the peak.
-    overlap = (basis.T @ (_gains(template.signal * curve, box) * np.outer(basis[:, 0], basis[:, 0]))) @ basis
+    overlap = (basis.T @ (gains(template.signal * curve, box) * np.outer(basis[:, 0], basis[:, 0]))) @ basis
     overlap = overlap / overlap[0, 0] if overlap[0, 0] > 0 else overlap
     reach, wide = (max(1, round(part * box)) for part in (CENTRING, OFFSETS))
     response = np.empty_like(images)
@@ -98,7 +95,7 @@ def radial_features(
         images,
         basis,
         basis.T.copy(),
-        gains,
+        planes,
         used,
         np.tile(overlap, (1, 2)),
         (np.array(displacements) + box // 2) % box,
@@ -119,35 +116,6 @@ def radial_features(
     powers = features[:, :, -N_POWERS:]
     np.log(powers + 0.01, out=powers)
     return features, Peaks(near, near_shift, other, other_shift, third), response
-
-
-@lru_cache(maxsize=2)
-def _basis(box: int) -> Singles:
-    """Return orthonormal waves as rows: one that is constant, then cosine and sine of 1, 2, ... cycles."""
-    cycles = _cycles(box)
-    sine = (np.arange(box) % 2 == 0) & (cycles > 0)
-    angle = 2 * np.pi * np.outer(cycles, np.arange(box)) / box - np.pi / 2 * sine[:, None]
-    basis = np.cos(angle)
-    return (basis / np.linalg.norm(basis, axis=1, keepdims=True)).astype(np.float32)
-
-
-def _cycles(number: int) -> Indices:
-    """How often each of the first waves repeats in the box."""
-    return (np.arange(number) + 1) // 2
-
-
-def _gains(curve: Floats, box: int) -> Singles:
-    """Return what a radial curve multiplies each product of a wave down and one across with."""
-    # As in `half_plane`: nothing in the corners and at frequency 0.
-    padded = np.zeros(2 * box)
-    padded[1 : len(curve)] = curve[1:]
-    return padded[_rings(box)].astype(np.float32)
-
-
-@lru_cache(maxsize=2)
-def _rings(box: int) -> Indices:
-    cycles = _cycles(box)
-    return np.rint(np.hypot.outer(cycles, cycles)).astype(np.intp)
 
 
 @lru_cache(maxsize=8)

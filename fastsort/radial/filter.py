@@ -235,7 +235,7 @@ def radial_filter(
     scale = box / len(operator)
     with one_blas_thread():
         if learned is None:
-            learned = learn_radial_filter(particles, radius, contrast, n_jobs, seed)
+            learned = learn_radial_filter(particles, radius, contrast, seed)
         if learned is None:
             batches = map_batches(_unfit_batch, particles, n_jobs=n_jobs, progress=progress)
             contrast = "bright" if contrast == "auto" else contrast
@@ -252,14 +252,14 @@ def radial_filter(
 
 
 def learn_radial_filter(
-    particles: Particles, radius: float | None, contrast: str, n_jobs: int | None, seed: int
+    particles: Particles, radius: float | None, contrast: str, seed: int
 ) -> LearnedRadial | None:
     """Learn what `radial_filter` scores images with; None where no image is fit to learn from."""
     operator = crop_operator(particles.box, min(particles.box, GRID))
     radius = radius and radius * len(operator) / particles.box
     with one_blas_thread():
         sample = read_sample(particles, operator, radius, seed)
-        return None if sample is None else learn_radial(sample, radius, contrast, n_jobs)
+        return None if sample is None else learn_radial(sample, radius, contrast)
 
 
 def learned_radius(learned: LearnedRadial, box: int) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import joblib
 import numpy as np
 
 from fastsort._types import Floats, Images, Singles
@@ -63,7 +62,7 @@ def background_radius(radius: float | None, box: int) -> float:
     return 0.5 * box if radius is None else min(max(radius, 0.25 * box), 0.5 * box)
 
 
-def learn_radial(images: Images, radius: float | None, contrast: str, n_jobs: int | None) -> LearnedRadial:
+def learn_radial(images: Images, radius: float | None, contrast: str) -> LearnedRadial:
     """Learn the template, then what tells the centres of good picks from displaced places and picked noise.
 
     Parameters
@@ -73,21 +72,19 @@ def learn_radial(images: Images, radius: float | None, contrast: str, n_jobs: in
     radius : float or None
         Of the particle, in cropped pixels; None finds it.
     contrast : {"auto", "bright", "dark"}
-    n_jobs : int, optional
 
     Returns
     -------
     learned : LearnedRadial
     """
     picks = picked_noise(images, N_LEARNED_FROM, background_radius(radius, images.shape[1]))
-    template, radius = learn_template(images, radius, contrast, n_jobs)
+    template, radius = learn_template(images, radius, contrast)
     half = images.shape[1] // 2
     places = ((half, 0), (0, half), (half, half), (0, 0))
     parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
-    tasks = (joblib.delayed(_measure)(part, template, radius, places) for part in parts)
-    measured = joblib.Parallel(n_jobs=n_jobs, require="sharedmem")(tasks)
+    measured = [radial_features(part, template, radius, places)[:2] for part in parts]
     features = np.concatenate([part for part, _ in measured], axis=1)
-    other_peaks = np.concatenate([part for _, part in measured])
+    other_peaks = np.concatenate([peaks.other for _, peaks in measured])
     displaced, centred = features[:3], features[3]
     picked = radial_features(picks, template, radius)[0][0]
     discriminant = fit_discriminant(centred, displaced, picked, ordinary(ring_power(images)))
@@ -97,11 +94,3 @@ def learn_radial(images: Images, radius: float | None, contrast: str, n_jobs: in
     low, high = SECOND_PARTICLE
     second = float(np.clip(np.quantile(other_peaks[best], 0.9), low * height, high * height))
     return LearnedRadial(template, radius, discriminant, scores, height, second)
-
-
-def _measure(
-    images: Images, template: RadialTemplate, radius: float, places: tuple[tuple[int, int], ...]
-) -> tuple[Floats, Singles]:
-    """Features about each of the places, and the highest peak away from the last of them."""
-    features, peaks, _ = radial_features(images, template, radius, places)
-    return features, peaks.other

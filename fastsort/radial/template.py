@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
-import joblib
 import numpy as np
-import numpy.typing as npt
-import scipy.fft
 
 from fastsort._jit import kernel
 from fastsort._types import Bools, Floats, Images, Indices, Singles
@@ -23,8 +22,8 @@ STARTS = (0.7, 1.0, 1.3)
 RADII = (0.14, 0.19, 0.25, 0.32, 0.4)
 # The most images that a template is learned from.
 N_IMAGES = 1024
-
-Spectra = npt.NDArray[np.complex64]
+# Images whose responses stay in the processor's cache, and whose transforms do.
+CHUNK, BATCH = 64, 256
 
 
 class RadialTemplate(NamedTuple):
@@ -48,57 +47,85 @@ class RadialTemplate(NamedTuple):
     sign: int
 
 
+@lru_cache(maxsize=2)
+def waves(box: int) -> Singles:
+    """Return orthonormal waves as rows: one that is constant, then cosine and sine of 1, 2, ... cycles."""
+    cycles = _cycles(box)
+    sine = (np.arange(box) % 2 == 0) & (cycles > 0)
+    angle = 2 * np.pi * np.outer(cycles, np.arange(box)) / box - np.pi / 2 * sine[:, None]
+    basis = np.cos(angle)
+    return (basis / np.linalg.norm(basis, axis=1, keepdims=True)).astype(np.float32)
+
+
+def _cycles(number: int) -> Indices:
+    """How often each of the first waves repeats in the box."""
+    return (np.arange(number) + 1) // 2
+
+
+@lru_cache(maxsize=2)
 def ring_index(box: int) -> Indices:
-    """Return the frequency of each half-plane coefficient in whole cycles a box; `box` for the corners."""
-    rows = scipy.fft.fftfreq(box, 1 / box)[:, None]
-    rings = np.rint(np.hypot(rows, np.arange(box // 2 + 1))).astype(np.intp)
-    return np.where(rings <= box // 2, rings, box)
+    """Return the frequency of each product of a wave down and one across, in whole cycles a box."""
+    cycles = _cycles(box)
+    return np.rint(np.hypot.outer(cycles, cycles)).astype(np.intp)
 
 
-def ring_weights(box: int) -> Floats:
-    """Return how often each half-plane coefficient occurs in the full plane."""
-    weights = np.full((box, box // 2 + 1), 2.0)
-    weights[:, 0] = 1
-    if box % 2 == 0:
-        weights[:, -1] = 1
-    return weights
+@lru_cache(maxsize=2)
+def ring_count(box: int) -> Indices:
+    """Return how many products of waves have each frequency: (d // 2 + 1,)."""
+    return np.bincount(ring_index(box).ravel())[: box // 2 + 1]
 
 
-def ring_mean(values: npt.NDArray[np.floating], box: int) -> Floats:
-    """Average half-planes (..., d, d // 2 + 1) over rings of equal frequency: (..., d // 2 + 1)."""
-    rings, weights = ring_index(box).ravel(), ring_weights(box).ravel()
-    flat = values.reshape(-1, rings.size)
-    sums = np.array([np.bincount(rings, weights * row, box + 1) for row in flat])
-    means = sums[:, : box // 2 + 1] / np.bincount(rings, weights, box + 1)[: box // 2 + 1]
-    return means.reshape(*values.shape[:-2], -1)
+def ring_sum(plane: Floats) -> Floats:
+    """Add up a plane (d, d), product of waves by product, over rings of equal frequency: (d // 2 + 1,)."""
+    box = len(plane)
+    sums = np.bincount(ring_index(box).ravel(), plane.ravel())
+    return sums[: box // 2 + 1].astype(np.float64)
+
+
+def gains(curve: Floats, box: int) -> Singles:
+    """Return what a radial curve (d // 2 + 1,) multiplies each product of waves with: (d, d).
+
+    Nothing is left of frequency 0, nor of the corners, which lie beyond the curve.
+    """
+    padded = np.zeros(2 * box)
+    padded[1 : len(curve)] = curve[1:]
+    return padded[ring_index(box)].astype(np.float32)
+
+
+def n_used(plane: Singles) -> int:
+    """Return how many waves, down or across, carry all that gains (d, d) let through."""
+    return 1 + int(max(np.flatnonzero(plane.any(axis=0)), default=0))
+
+
+def forward(images: Images) -> Singles:
+    """Return how much images (n, d, d) have of each product of waves: (d, n, d), down, image, across.
+
+    For images this small, matrix products take less time than fast transforms; and as products of a wave
+    down and one across they need no complex numbers, since radial curves treat cosines and sines alike.
+    """
+    n, box = images.shape[:2]
+    basis = waves(box)
+    down = basis @ np.ascontiguousarray(images.transpose(1, 0, 2)).reshape(box, n * box)
+    return (down.reshape(box * n, box) @ basis.T).reshape(box, n, box)
+
+
+def backward(amounts: Singles, plane: Singles) -> Singles:
+    """Multiply what `forward` returns with gains (m, m), m <= d; the images come as (d, n, d), row first."""
+    box, n = amounts.shape[:2]
+    used = len(plane)
+    basis = waves(box)[:used]
+    some = amounts[:used, :, :used] * plane[:, None]
+    across = some.reshape(used * n, used) @ basis
+    return (basis.T @ across.reshape(used, n * box)).reshape(box, n, box)
 
 
 def ring_power(images: Images) -> Floats:
     """Power spectrum of a pixel, averaged over rings: images (n, d, d) to (n, d // 2 + 1)."""
     n, box = images.shape[:2]
-    rings = ring_index(box)
-    count = np.bincount(rings.ravel(), ring_weights(box).ravel(), box + 1)
-    power = np.empty((n, box + 1))
-    for start in range(0, n, 256):
-        _sum_power(forward(images[start : start + 256]), rings, ring_weights(box), power[start : start + 256])
-    return (power / (np.maximum(count, 1) * box**2))[:, : box // 2 + 1]
-
-
-def half_plane(curve: npt.NDArray[np.floating], box: int) -> Singles:
-    """Spread a radial curve (d // 2 + 1,) over the half plane; zero in the corners and at frequency 0."""
-    padded = np.zeros(box + 1)
-    padded[1 : len(curve)] = curve[1:]
-    return padded[ring_index(box)].astype(np.float32)
-
-
-def forward(images: Images) -> Spectra:
-    """Return Fourier transforms about the first pixel: a peak then lies where its particle does."""
-    return scipy.fft.rfft2(images, workers=1)
-
-
-def backward(spectra: Spectra, curve: npt.NDArray[np.floating], box: int) -> Images:
-    """Multiply transforms with a radial curve, and return the images."""
-    return scipy.fft.irfft2(spectra * half_plane(curve, box), s=(box, box), workers=1, overwrite_x=True)
+    power = np.empty((n, 2 * box))
+    for start in range(0, n, BATCH):
+        _sum_power(forward(images[start : start + BATCH]), ring_index(box), power[start : start + BATCH])
+    return power[:, : box // 2 + 1] / ring_count(box)
 
 
 def matched_filter(template: RadialTemplate, box: int) -> Floats:
@@ -106,16 +133,12 @@ def matched_filter(template: RadialTemplate, box: int) -> Floats:
     noise = np.maximum(template.noise, NOISE_FLOOR * template.noise[1:].max())
     curve = template.signal / noise
     curve[0] = 0
-    count = np.bincount(ring_index(box).ravel(), ring_weights(box).ravel(), box + 1)[: len(curve)]
-    deviation = math.sqrt(float((curve**2 * template.noise * count).sum())) / box
+    deviation = math.sqrt(float((curve**2 * template.noise * ring_count(box)).sum())) / box
     return curve / deviation if deviation > 0 else curve
 
 
 def learn_template(
-    images: Images,
-    radius: float | None,
-    contrast: str = "auto",
-    n_jobs: int | None = None,
+    images: Images, radius: float | None, contrast: str = "auto"
 ) -> tuple[RadialTemplate, float]:
     """Learn the template from a sample of images.
 
@@ -127,8 +150,6 @@ def learn_template(
         Particle radius in pixels; None finds it.
     contrast : {"auto", "bright", "dark"}
         Of the particles.
-    n_jobs : int, optional
-        Workers, as joblib counts them.
 
     Returns
     -------
@@ -147,15 +168,13 @@ def learn_template(
     """
     box = images.shape[1]
     images = images[:: -(-len(images) // N_IMAGES)]
-    spectra = forward(images)
     power = ring_power(images)
     usable = ordinary(power)
-    spectra, power = spectra[usable], power[usable]
-    sign = {"bright": 1, "dark": -1}.get(contrast) or _contrast_sign(spectra, power, radius or 0.25 * box)
+    amounts, power = forward(images[usable]), power[usable]
+    sign = {"bright": 1, "dark": -1}.get(contrast) or _contrast_sign(amounts, power, radius or 0.25 * box)
     starts = [part * radius for part in STARTS] if radius else [part * box for part in RADII]
-    tasks = [joblib.delayed(_iterate)(spectra, power, start, sign) for start in starts]
-    templates = joblib.Parallel(n_jobs=n_jobs, require="sharedmem")(tasks)
-    best = max(templates, key=lambda template: _prominence(spectra, template))
+    templates = [_iterate(amounts, power, start, sign) for start in starts]
+    best = max(templates, key=lambda template: _prominence(amounts, template))
     return best, radius or _template_radius(best, box)
 
 
@@ -170,11 +189,18 @@ def ordinary(power: Floats, limit: float = 4.5) -> Bools:
     return usable if usable.sum() >= 2 else np.ones(len(power), dtype=bool)
 
 
-def _contrast_sign(spectra: Spectra, power: Floats, radius: float) -> int:
-    box = spectra.shape[1]
+def _contrast_sign(amounts: Singles, power: Floats, radius: float) -> int:
+    box = len(amounts)
     start = _start(power, radius, 1, box)
-    maps = backward(spectra, matched_filter(start, box), box)
-    return 1 if np.median(maps[:, box // 2, box // 2]) >= 0 else -1
+    return 1 if np.median(_responses_at(amounts, start, ((box // 2, box // 2),))) >= 0 else -1
+
+
+def _responses_at(amounts: Singles, template: RadialTemplate, places: Sequence[tuple[int, int]]) -> Singles:
+    """Response of each image at some pixels: (n, len(places))."""
+    box = len(amounts)
+    plane, basis = gains(matched_filter(template, box), box), waves(box)
+    products = np.stack([plane * np.outer(basis[:, y], basis[:, x]) for y, x in places], axis=-1)
+    return np.matmul(amounts, products).sum(axis=0)
 
 
 def _start(power: Floats, radius: float, sign: int, box: int) -> RadialTemplate:
@@ -183,49 +209,54 @@ def _start(power: Floats, radius: float, sign: int, box: int) -> RadialTemplate:
     return RadialTemplate(sign * np.exp(-0.5 * (np.pi * frequency * radius) ** 2), noise, noise, sign)
 
 
-def _iterate(spectra: Spectra, power: Floats, radius: float, sign: int) -> RadialTemplate:
-    n, box = spectra.shape[:2]
+def _iterate(amounts: Singles, power: Floats, radius: float, sign: int) -> RadialTemplate:
+    box, n = amounts.shape[:2]
     template = _start(power, radius, sign, box)
-    count = np.bincount(ring_index(box).ravel(), ring_weights(box).ravel(), box + 1)[: box // 2 + 1]
-    reach = max(box / 2 - 0.8 * radius, 1.5)
+    basis, count, by_ring = waves(box), ring_count(box), power.T.copy()
+    offset = np.arange(box) - box // 2
+    beyond = np.hypot.outer(offset, offset) > max(box / 2 - 0.8 * radius, 1.5)
+    beyond = np.where(beyond, -np.inf, 0).astype(np.float32)
     best, least = max(n // 2, 1), max(n // 4, 1)
     for _ in range(N_ITERATIONS):
-        curve = matched_filter(template, box)
-        near, far, shifts = np.empty(n), np.empty(n), np.empty((n, 2))
-        for start in range(0, n, 256):
-            part = slice(start, start + 256)
+        plane = gains(matched_filter(template, box), box)
+        used = n_used(plane)
+        plane = plane[:used, :used]
+        near, far, places = np.empty(n), np.empty(n), np.empty((n, 2), dtype=np.intp)
+        for start in range(0, n, CHUNK):
+            part = slice(start, start + CHUNK)
             _peaks_near_and_far(
-                backward(spectra[part], curve, box), reach, near[part], far[part], shifts[part]
+                backward(amounts[:, part], plane), beyond, near[part], far[part], places[part]
             )
         chosen = np.argsort(far - 2 * near, kind="stable")[:best]
         empty = np.argsort(far, kind="stable")[:least]
-        total = np.zeros((box, box // 2 + 1))
-        _sum_centred(spectra, chosen, shifts, total)
-        signal = ring_mean(total, box) / best
-        noise = np.median(power[empty], axis=0) + 1e-12
+        total = np.zeros((box, box))
+        _sum_centred(amounts, chosen, places, basis.T.copy(), total)
+        signal = ring_sum(total) / count * (box**2 / best)
+        noise = np.median(by_ring[:, empty], axis=1) + 1e-12
         # Aligned noise alone would give this much signal: it is subtracted.
         chance = 4 * noise * box**2 / count / best
         signal *= np.clip(1 - chance / np.maximum(signal**2, 1e-30), 0, 1)
         signal[0] = 0
         if not signal.any():
             break
-        template = RadialTemplate(signal, noise, np.median(power, axis=0) + 1e-12, sign)
+        template = template._replace(signal=signal, noise=noise)
     return template
 
 
-def _prominence(spectra: Spectra, template: RadialTemplate) -> float:
+def _prominence(amounts: Singles, template: RadialTemplate) -> float:
     # Picks are centred: the right template responds at the centre more than at the corners.
-    box = spectra.shape[1]
-    maps = backward(spectra, matched_filter(template, box), box)
-    centre = maps[:, box // 2, box // 2]
-    elsewhere = np.concatenate([maps[:, 0, 0], maps[:, 0, box // 2], maps[:, box // 2, 0]])
+    half = len(amounts) // 2
+    responses = _responses_at(amounts, template, ((half, half), (0, 0), (0, half), (half, 0)))
+    centre, elsewhere = responses[:, 0], responses[:, 1:]
     return float((centre.mean() - elsewhere.mean()) / (elsewhere.std() + 1e-9))
 
 
 def _template_radius(template: RadialTemplate, box: int) -> float:
     # The radius that holds 98 % of the squared profile (a disk's: 0.99 of its own). The mean of an
     # image is unknown, so the profile is measured from its value at the rim of the box.
-    profile = scipy.fft.fftshift(scipy.fft.irfft2(half_plane(template.signal, box), s=(box, box), workers=1))
+    basis = waves(box)
+    middle = basis[:, box // 2]
+    profile = basis.T @ (gains(template.signal, box) * np.outer(middle, middle)) @ basis
     offset = np.arange(box) - box // 2
     distance = np.hypot.outer(offset, offset).ravel()
     order = np.argsort(distance, kind="stable")
@@ -237,52 +268,53 @@ def _template_radius(template: RadialTemplate, box: int) -> float:
 
 
 @kernel
-def _sum_power(spectra, rings, weights, power):
-    for i in range(spectra.shape[0]):
+def _sum_power(amounts, rings, power):
+    # amounts (d, n, d), rings (d, d). Writes power (n, 2 d): sums over rings.
+    for i in range(amounts.shape[1]):
         power[i] = 0
-        for row in range(spectra.shape[1]):
-            for column in range(spectra.shape[2]):
-                value = spectra[i, row, column]
-                square = value.real * value.real + value.imag * value.imag
-                power[i, rings[row, column]] += weights[row, column] * square
+        for v in range(amounts.shape[0]):
+            for u in range(amounts.shape[2]):
+                power[i, rings[v, u]] += amounts[v, i, u] * amounts[v, i, u]
 
 
 @kernel
-def _peaks_near_and_far(maps, reach, near, far, shifts):
-    d = maps.shape[1]
-    middle = d // 2
-    for i in range(maps.shape[0]):
-        near[i] = -np.inf
-        far[i] = -np.inf
+def _peaks_near_and_far(maps, beyond, near, far, places):
+    # maps (d, n, d), beyond (d, d): 0 near the middle, -infinity elsewhere. Writes near and far (n,), the
+    # highest values near the middle and anywhere, and places (n, 2), row and column of the first.
+    d = maps.shape[0]
+    about = np.empty(d, dtype=np.float32)
+    anywhere = np.empty(d, dtype=np.float32)
+    for i in range(maps.shape[1]):
+        for x in range(d):
+            about[x] = -np.inf
+            anywhere[x] = -np.inf
+        # All columns at the same time: this is vectorised.
         for y in range(d):
             for x in range(d):
-                value = maps[i, y, x]
-                if value > far[i]:
-                    far[i] = value
-                if value > near[i] and (y - middle) ** 2 + (x - middle) ** 2 <= reach * reach:
-                    near[i] = value
-                    shifts[i, 0] = y
-                    shifts[i, 1] = x
+                value = maps[y, i, x]
+                anywhere[x] = value if value > anywhere[x] else anywhere[x]
+                value += beyond[y, x]
+                about[x] = value if value > about[x] else about[x]
+        column = 0
+        for x in range(d):
+            column = x if about[x] > about[column] else column
+        row = d // 2
+        for y in range(d):
+            row = y if maps[y, i, column] + beyond[y, column] == about[column] else row
+        near[i] = about[column]
+        far[i] = anywhere.max()
+        places[i, 0] = row
+        places[i, 1] = column
 
 
 @kernel
-def _sum_centred(spectra, chosen, positions, total):
-    # The real part of a transform with the origin moved to the particle: all that the radial mean needs.
-    d = spectra.shape[1]
-    half = spectra.shape[2]
-    cos_x = np.empty(half)
-    sin_x = np.empty(half)
+def _sum_centred(amounts, chosen, places, columns, total):
+    # amounts (d, n, d), places (n, 2), columns (d, d): the waves as columns. Adds to total (d, d) what the
+    # chosen images have of each product of waves at their places.
+    d = amounts.shape[0]
     for i in chosen:
-        for column in range(half):
-            angle = 2 * np.pi * column * positions[i, 1] / d
-            cos_x[column] = np.cos(angle)
-            sin_x[column] = np.sin(angle)
-        for row in range(d):
-            angle = 2 * np.pi * row * positions[i, 0] / d
-            cos_y = np.cos(angle)
-            sin_y = np.sin(angle)
-            for column in range(half):
-                value = spectra[i, row, column]
-                cosine = cos_y * cos_x[column] - sin_y * sin_x[column]
-                sine = sin_y * cos_x[column] + cos_y * sin_x[column]
-                total[row, column] += value.real * cosine - value.imag * sine
+        down = columns[places[i, 0]]
+        across = columns[places[i, 1]]
+        for v in range(d):
+            for u in range(d):
+                total[v, u] += amounts[v, i, u] * across[u] * down[v]
