@@ -17,7 +17,7 @@ from fastsort.decide.diameter import estimate_diameter
 from fastsort.decide.result import SortResult
 from fastsort.decide.second_look import look_again
 from fastsort.decide.settings import OPTIONS, settings_for
-from fastsort.decide.verdict import check_earlier, cut_again, decide, in_words
+from fastsort.decide.verdict import check_earlier, cut_again, decide
 from fastsort.decide.votes import ask_methods
 from fastsort.images.content import stamps_of
 from fastsort.images.copies import copies_by_content, copies_by_name, doubts_of_copies
@@ -220,7 +220,7 @@ def sort_particles(
                 working,
                 verdict.keep,
                 verdict.junk_probability,
-                verdict.suspicion,
+                verdict.suspicion_code,
                 contrast=results.contrast,
                 phase_flipped=ctf is not None,
             )
@@ -246,7 +246,6 @@ def sort_particles(
     del results, working, pixels, verdict, votes, subspaces
     return_memory()
     result = spread(result, copies, particles)
-    result = in_words(result)
     result = look_again(particles, result, check_errors=earlier is None, n_jobs=n_jobs)
     result.measurements.update({CONTENT: content, STAMP: stamps})
     result = result._replace(doubts=(*particles.doubts, *doubts_of_copies(particles, copies.copy)))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from fastsort import InputError, cli
+from fastsort._reasons import reason_codes
 from fastsort._saved import load, save
 from fastsort._version import __version__
 from fastsort.decide.combine import OFFSET
@@ -63,8 +64,8 @@ def make_result(n=N, seed=0, **changes):
     fields = {
         "keep": keep,
         "score": score,
-        "reason": reason,
-        "suspicion": np.where(keep, "noise", reason),
+        "reason_code": reason_codes(reason),
+        "suspicion_code": reason_codes(np.where(keep, "noise", reason)),
         "rescued": rescued,
         "junk_probability": 1 / (1 + np.exp(-score)),
         "votes": {"radial": score},
