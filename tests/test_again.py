@@ -206,7 +206,7 @@ def test_folder_without_a_run_is_refused(tmp_path):
         load_result(tmp_path / "gone")
 
 
-@pytest.mark.parametrize("kind", ["summary", "results", "other", "no input"])
+@pytest.mark.parametrize("kind", ["summary", "results", "other", "code", "no input"])
 def test_damaged_run_is_refused(project, tmp_path, kind):
     folder = finished_at(tmp_path / "out", project)
     if kind == "summary":
@@ -216,6 +216,8 @@ def test_damaged_run_is_refused(project, tmp_path, kind):
         (folder / "results.npz").write_bytes(data[: len(data) // 2])
     elif kind == "other":
         save(folder / "results.npz", {"keep": np.ones(N)})
+    elif kind == "code":
+        save(folder / "results.npz", make_result(reason_code=np.full(N, 99, np.int8)))
     else:
         (folder / "summary.json").write_text("{}")
     with pytest.raises(InputError, match=r"name the input" if kind == "no input" else "again|no result"):

@@ -215,7 +215,8 @@ def _write_scores(path: Path, particles: Particles, result: SortResult) -> None:
     numbers: dict[str, npt.NDArray[Any]] = {
         **particles.table.identifiers(),
         "keep": result.keep,
-        "reason": result.reason,
+        # The words themselves, each once.
+        "reason": np.array(REASONS, object)[result.reason_code],
         "score": result.score,
         "junk_probability": result.junk_probability,
         "offset_x": offset[:, 1],
