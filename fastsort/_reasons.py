@@ -65,3 +65,8 @@ def verdict_in_words(keep: Bools, suspicion: Codes) -> Words:
 def suspected(codes: Codes) -> Codes:
     """Return what speaks against images: the codes, but UNLIKE where they say VALID."""
     return np.where(codes == VALID, np.int8(UNLIKE), codes)
+
+
+def count_reasons(codes: Codes) -> dict[str, int]:
+    """Return how many images have each reason, by its word."""
+    return dict(zip(REASONS, np.bincount(codes, minlength=len(REASONS)).tolist(), strict=True))

@@ -67,7 +67,7 @@ SAVED_TYPES = {
     "particle-map": "fastsort.invariants.map:ParticleMap",
     "pixel-statistics": "fastsort.images.normalize:PixelStatistics",
 }
-FORMAT = 3
+FORMAT = 4
 _STRUCTURE = "structure"
 _KINDS = "biufcSU"
 
@@ -83,8 +83,8 @@ class _Former(NamedTuple):
         For types as they are called now: fields that had other names, and what they are called now.
     keys : dict of str to str
         The same of keys in dicts.
-    words : dict of str to str
-        For types as they are called now: a field that holds codes of reasons, for which files have words.
+    words : dict of str to dict of str to str
+        For types as they are called now: fields with reasons in words, and the fields that have codes now.
     implied : dict of str to tuple of str
         For types as they are called now: fields in files that follow from the others now.
     """
@@ -92,12 +92,15 @@ class _Former(NamedTuple):
     types: dict[str, str]
     fields: dict[str, dict[str, str]]
     keys: dict[str, str]
-    words: dict[str, str]
+    words: dict[str, dict[str, str]]
     implied: dict[str, tuple[str, ...]]
 
 
-# Results of the methods had reasons in words up to format 2.
-_WORDS = dict.fromkeys(("radial-result", "subspace-result", "invariant-result"), "suspicion_code")
+# Results of sorts had reasons in words up to format 3, and those of the methods up to format 2.
+_WORDS_OF_SORTS = {"sort-result": {"reason": "reason_code", "suspicion": "suspicion_code"}}
+_WORDS = _WORDS_OF_SORTS | {
+    name: {"suspicion": "suspicion_code"} for name in ("radial-result", "subspace-result", "invariant-result")
+}
 _IMPLIED = {
     "radial-result": ("reason", "centre"),
     "subspace-result": ("reason",),
@@ -135,11 +138,11 @@ _FORMER = {
         fields={
             "sort-result": {"cut": "threshold", "judge": "learned"},
             "learned-verdict": {"learned": "methods"},
-            "radial-result": {"cut": "threshold", "suspicion": "suspicion_code"},
+            "radial-result": {"cut": "threshold"},
             "learned-radial": {"height": "typical_height", "second": "second_height"},
             "standardized-model": {"model": "arrays"},
-            "subspace-result": {"cut": "threshold", "suspicion": "suspicion_code"},
-            "invariant-result": {"cut": "threshold", "suspicion": "suspicion_code"},
+            "subspace-result": {"cut": "threshold"},
+            "invariant-result": {"cut": "threshold"},
         },
         # A kind of decoys.
         keys={"surroundings": "background"},
@@ -147,12 +150,9 @@ _FORMER = {
         implied=_IMPLIED,
     ),
     2: _Former(
-        types={name: name for name in SAVED_TYPES},
-        fields={name: {"suspicion": field} for name, field in _WORDS.items()},
-        keys={},
-        words=_WORDS,
-        implied=_IMPLIED,
+        types={name: name for name in SAVED_TYPES}, fields={}, keys={}, words=_WORDS, implied=_IMPLIED
     ),
+    3: _Former({name: name for name in SAVED_TYPES}, {}, {}, _WORDS_OF_SORTS, {}),
     FORMAT: _Former({name: name for name in SAVED_TYPES}, {}, {}, {}, {}),
 }
 
@@ -313,8 +313,8 @@ def _decode(node: Any, arrays: Mapping[str, Array], former: _Former) -> Any:
             fields = {keys[key]: _decode(item, arrays, former) for key, item in items.items()}
             for field in former.implied.get(name, ()):
                 del fields[field]
-            if name in former.words:
-                fields[former.words[name]] = reason_codes(fields[former.words[name]])
+            for words, codes in former.words.get(name, {}).items():
+                fields[codes] = reason_codes(fields.pop(words))
             kind = _saved_type(name)
             # A field with a default is younger than the type, so files may lack it.
             odd = (set(fields) ^ set(kind._fields)) - set(kind._field_defaults)

@@ -17,7 +17,7 @@ from fastsort.decide.diameter import estimate_diameter
 from fastsort.decide.result import SortResult
 from fastsort.decide.second_look import look_again
 from fastsort.decide.settings import OPTIONS, settings_for
-from fastsort.decide.verdict import check_earlier, cut_again, decide, in_words
+from fastsort.decide.verdict import check_earlier, cut_again, decide
 from fastsort.decide.votes import ask_methods
 from fastsort.images.content import stamps_of
 from fastsort.images.copies import copies_by_content, copies_by_name, doubts_of_copies
@@ -176,12 +176,15 @@ def sort_particles(
             n_jobs=n_jobs,
             progress=part_of(progress, 0.0, READ, n),
         )
-        return_memory()
         times.append(time.perf_counter())
         same = copies_by_content(content, pixels.codes == VALID)
         if len(same.distinct) < len(content):
             working = choose_particles(working, same.distinct)
             pixels = pixels.of(same.distinct)
+        copies, content = named.followed_by(same), content[named.of]
+        # What is no longer needed is let go of before more is made of the same size.
+        del named, same
+        return_memory()
         results = ask_methods(
             working,
             settings.methods,
@@ -194,9 +197,9 @@ def sort_particles(
         )
         if settings.method is None:
             results = results.to_decide_together()
+        return_memory()
         times.append(time.perf_counter())
         decided = part_of(progress, MEASURED, 1.0, n)
-        copies = named.followed_by(same)
         verdict = decide(
             particles,
             working,
@@ -220,13 +223,12 @@ def sort_particles(
                 working,
                 verdict.keep,
                 verdict.junk_probability,
-                verdict.suspicion,
+                verdict.suspicion_code,
                 contrast=results.contrast,
                 phase_flipped=ctf is not None,
             )
         votes, found_contrast = results.votes, results.contrast
         subspaces = results.subspaces if method is not None else None
-        content = content[named.of]
     times.append(time.perf_counter())
     result = SortResult(
         **verdict._asdict(),
@@ -242,11 +244,9 @@ def sort_particles(
         box=particles.box,
         pixel_size=particles.pixel_size,
     )
-    # What is no longer needed is let go of before more is made of the same size.
     del results, working, pixels, verdict, votes, subspaces
     return_memory()
     result = spread(result, copies, particles)
-    result = in_words(result)
     result = look_again(particles, result, check_errors=earlier is None, n_jobs=n_jobs)
     result.measurements.update({CONTENT: content, STAMP: stamps})
     result = result._replace(doubts=(*particles.doubts, *doubts_of_copies(particles, copies.copy)))

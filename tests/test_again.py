@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from fastsort import InputError, cli
+from fastsort._reasons import reason_codes
 from fastsort._saved import load, save
 from fastsort._version import __version__
 from fastsort.decide.combine import OFFSET
@@ -63,8 +64,8 @@ def make_result(n=N, seed=0, **changes):
     fields = {
         "keep": keep,
         "score": score,
-        "reason": reason,
-        "suspicion": np.where(keep, "noise", reason),
+        "reason_code": reason_codes(reason),
+        "suspicion_code": reason_codes(np.where(keep, "noise", reason)),
         "rescued": rescued,
         "junk_probability": 1 / (1 + np.exp(-score)),
         "votes": {"radial": score},
@@ -205,7 +206,7 @@ def test_folder_without_a_run_is_refused(tmp_path):
         load_result(tmp_path / "gone")
 
 
-@pytest.mark.parametrize("kind", ["summary", "results", "other", "no input"])
+@pytest.mark.parametrize("kind", ["summary", "results", "other", "code", "no input"])
 def test_damaged_run_is_refused(project, tmp_path, kind):
     folder = finished_at(tmp_path / "out", project)
     if kind == "summary":
@@ -215,6 +216,8 @@ def test_damaged_run_is_refused(project, tmp_path, kind):
         (folder / "results.npz").write_bytes(data[: len(data) // 2])
     elif kind == "other":
         save(folder / "results.npz", {"keep": np.ones(N)})
+    elif kind == "code":
+        save(folder / "results.npz", make_result(reason_code=np.full(N, 99, np.int8)))
     else:
         (folder / "summary.json").write_text("{}")
     with pytest.raises(InputError, match=r"name the input" if kind == "no input" else "again|no result"):

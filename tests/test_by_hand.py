@@ -106,7 +106,7 @@ def test_the_best_are_kept(run, number):
     result = run[2]
     kept = keep_best(result, number)
     assert kept.keep.sum() == number
-    judged = ~np.isin(result.reason, FIXED)
+    judged = ~np.isin(result.reason_code, FIXED)
     assert (
         result.junk_probability[kept.keep].max(initial=0)
         <= result.junk_probability[judged & ~kept.keep].min()

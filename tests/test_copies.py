@@ -158,6 +158,23 @@ def test_copies_by_content_are_those_of_the_first():
     assert found.copy.tolist() == [False, False, True, False, True, False]
 
 
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=20))
+def test_copies_by_content_are_those_that_a_dictionary_finds(images):
+    content = np.array([number for number, _ in images], np.uint64)
+    found = copies_by_content(content, np.array([judged for _, judged in images], bool))
+    seen: dict[int, int] = {}
+    first = [seen.setdefault(number, i) if judged else i for i, (number, judged) in enumerate(images)]
+    assert found.distinct[found.of].tolist() == first
+
+
+def test_copies_of_copies():
+    none, some = copies_of(np.arange(4)), copies_of(np.array([0, 0, 2, 2]))
+    assert none.followed_by(some) is some and some.followed_by(copies_of(np.arange(2))) is some
+    found = some.followed_by(copies_of(np.zeros(2, np.intp)))
+    assert found.distinct.tolist() == [0] and found.of.tolist() == [0] * 4
+
+
 @pytest.mark.parametrize("first", [[], [0], [0, 1, 2], [0, 0, 0], [0, 1, 0, 3, 1, 0]])
 def test_copies_of_the_first_of_each(first):
     found = copies_of(np.array(first, np.intp))

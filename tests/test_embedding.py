@@ -822,7 +822,7 @@ def test_results_and_particles_are_short_to_look_at(result, project, stack):
         for name in type(thing)._fields:
             assert f"  {name}=" in text
     assert "keep=bool (140,)" in repr(result)
-    assert "reason=str (140,)" in repr(result)
+    assert "reason_code=int8 (140,)" in repr(result)
     assert len(repr(fs.open_particles(project))) < 400
     assert len(repr(fs.open_particles(images))) < 100
 

@@ -23,7 +23,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.image import imread
 
-from fastsort._reasons import REASONS
+from fastsort._reasons import REASONS, reason_codes
 from fastsort.decide.by_hand import FIXED
 from fastsort.decide.decoys import Estimate, EstimatedErrors
 from fastsort.decide.micrographs import MicrographTable
@@ -58,8 +58,8 @@ def make_result(n, seed=0, **changes):
     suspicion = np.array(REASONS)[rng.integers(1, 6, n)]
     keep = p < 0.5
     reason = np.where(keep, "valid", suspicion)
-    for place, name in enumerate(FIXED):
-        reason[place::97] = name
+    for place, code in enumerate(FIXED):
+        reason[place::97] = REASONS[code]
         keep[place::97] = False
     p[np.isin(reason, ("flat", "bad_pixels"))] = 1
     rescued = (reason == "multiple") & (rng.random(n) < 0.5)
@@ -67,8 +67,8 @@ def make_result(n, seed=0, **changes):
     fields = {
         "keep": keep,
         "score": np.where(np.isin(reason, ("flat", "bad_pixels")), np.inf, 10 * p - 5),
-        "reason": reason,
-        "suspicion": np.where(keep, suspicion, reason),
+        "reason_code": reason_codes(reason),
+        "suspicion_code": reason_codes(np.where(keep, suspicion, reason)),
         "rescued": rescued,
         "junk_probability": p,
         "votes": {"radial": 10 * p - 5},
@@ -263,7 +263,7 @@ def test_picture_and_page_show_the_same_pixels(tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", ["cut", "ties", "unanimous", "all", "none", "unknown"])
 def test_page_starts_with_the_verdict(tmp_path, kind):
     result = make_result(700)
-    free = ~np.isin(result.reason, FIXED)
+    free = ~np.isin(result.reason_code, FIXED)
     p, keep = result.junk_probability, result.keep
     if kind == "ties":
         p = np.round(p, 1)
@@ -274,17 +274,19 @@ def test_page_starts_with_the_verdict(tmp_path, kind):
         keep = np.full(700, kind == "all")
     elif kind == "unknown":
         p = np.full(700, np.nan)
-    reason = np.where(keep, "valid", np.where(result.reason == "valid", "noise", result.reason))
-    suspicion = np.where(keep, result.suspicion, reason)
+    reason = reason_codes(np.where(keep, "valid", np.where(result.reason == "valid", "noise", result.reason)))
     result = result._replace(
-        keep=keep, junk_probability=p, reason=reason, suspicion=suspicion, rescued=result.rescued & ~keep
+        keep=keep,
+        junk_probability=p,
+        reason_code=reason,
+        suspicion_code=np.where(keep, result.suspicion_code, reason),
+        rescued=result.rescued & ~keep,
     )
     text, data = page_of(tmp_path, result)
     columns = data["columns"]
     np.testing.assert_array_equal(columns["state"] & 1, keep)
     np.testing.assert_array_equal(columns["p"], p)
-    names = np.array(REASONS)[columns["why"]]
-    np.testing.assert_array_equal(names[~keep], reason[~keep])
+    np.testing.assert_array_equal(columns["why"][~keep], reason[~keep])
     assert f"<dt>kept</dt><dd>{keep.sum():,} <" in text
     # What a threshold can move stands first, the best before all others.
     order = shown_order(result)
@@ -616,7 +618,7 @@ def expected_counts(result, cut=None):
     """The same, counted here."""
     keep, reason = result.keep, np.where(result.keep, "kept", result.reason)
     if cut is not None:
-        keep = (result.junk_probability <= cut) & ~np.isin(result.reason, FIXED)
+        keep = (result.junk_probability <= cut) & ~np.isin(result.reason_code, FIXED)
         reason = np.where(keep, "kept", np.where(result.keep, result.suspicion, result.reason))
     reason = np.where(reason == "rare_view", "rescued: rare view", reason)
     names, counts = np.unique(reason, return_counts=True)
@@ -676,7 +678,7 @@ def test_thresholds_of_all_kinds_are_the_same_on_the_disk(opened, way, value):
     path = browser.save("save", "choices.json")
     applied = apply_choices(path, result, read_choices(path))
     assert applied.keep.sum() == kept == {"best": 123}.get(way, kept)
-    good = (1 - result.junk_probability) * ~np.isin(result.reason, FIXED)
+    good = (1 - result.junk_probability) * ~np.isin(result.reason_code, FIXED)
     if way == "share":
         assert 0.6 <= good[applied.keep].sum() / good.sum() < 0.61
     assert {name: n for name, n in counts.items() if n} == expected_counts(applied)[1]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 
 import fastsort as fs
-from fastsort._reasons import NOISE, REASONS, UNLIKE
+from fastsort._reasons import NOISE, REASONS, UNLIKE, count_reasons, reason_names
 from fastsort._saved import load, save
 from fastsort.decide.decoys import make_decoys_of_reasons
 from fastsort.decide.reasons import (
@@ -40,6 +40,14 @@ RIGHT = {
     "texture": "contamination",
 }
 NAMED = tuple(set(RIGHT.values()))
+
+
+def test_reasons_are_counted_by_their_words():
+    codes = np.random.default_rng(0).integers(0, 5, 40).astype(np.int8)
+    counts = count_reasons(codes)
+    assert list(counts) == list(REASONS)
+    assert counts == {name: (reason_names(codes) == name).sum() for name in REASONS}
+    assert set(count_reasons(codes[:0]).values()) == {0}
 
 
 def decoys(apart, seed=0, number=60, p=8):

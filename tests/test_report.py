@@ -23,9 +23,10 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from fastsort._checks import InputError
-from fastsort._reasons import REASONS
+from fastsort._reasons import REASONS, reason_codes
 from fastsort.decide.decoys import Estimate, EstimatedErrors
 from fastsort.decide.micrographs import MicrographTable
+from fastsort.decide.result import SortResult
 from fastsort.images.ctf import phase_flip
 from fastsort.particles.open import open_particles
 from fastsort.particles.table import Added
@@ -53,6 +54,9 @@ NEW_COLUMNS = [
 class Result(SimpleNamespace):
     """Stands for a `SortResult` that a test can change."""
 
+    reason = SortResult.reason
+    suspicion = SortResult.suspicion
+
 
 def make_result(n, seed=0, **changes):
     """A result with every reason in it (if n allows), and scores with a long tail."""
@@ -63,8 +67,8 @@ def make_result(n, seed=0, **changes):
     fields = {
         "keep": reason == "valid",
         "score": score,
-        "reason": reason,
-        "suspicion": np.where(reason == "valid", "noise", reason),
+        "reason_code": reason_codes(reason),
+        "suspicion_code": reason_codes(np.where(reason == "valid", "noise", reason)),
         "rescued": np.zeros(n, dtype=bool),
         "votes": {"radial": score},
         "junk_probability": rng.random(n),

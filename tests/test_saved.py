@@ -259,6 +259,23 @@ def test_older_files_have_the_reasons_of_methods_in_words(images, tmp_path, numb
             load(tmp_path / "value")
 
 
+@pytest.mark.parametrize("number", [2, 3])
+def test_older_files_have_the_reasons_of_sorts_in_words(old_result, tmp_path, number):
+    save(tmp_path / "value", old_result)
+    with np.load(tmp_path / "value") as file:
+        arrays = dict(file)
+    value = json.loads(arrays.pop("structure").tobytes())["value"]
+    fields = value["fields"]["dict"]
+    for name in ("reason", "suspicion"):
+        del fields[f"{name}_code"]
+        fields[name], arrays[name] = {"array": name}, getattr(old_result, name)
+    write(tmp_path / "value", {**whole(value), "format": number}, **arrays)
+    found = load(tmp_path / "value")
+    assert_same(found, old_result)
+    assert found.reason_code.dtype == np.int8
+    assert_same(found.suspicion, arrays["suspicion"])
+
+
 def test_images_are_not_sorted_with_what_0_1_0_learned(old_result, tmp_path):
     images, truth = simulate_particles(36, 24, snr=0.4, box=16, ctf=True, seed=21)
     particles = open_particles(write_project(tmp_path / "p", images, truth))

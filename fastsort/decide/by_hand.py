@@ -14,8 +14,8 @@ from fastsort.decide.result import BY_HAND, SortResult
 from fastsort.decide.verdict import passed_by, with_verdict
 
 # Reasons for which an image stays rejected, whatever the threshold on the junk probability.
-FIXED = tuple(REASONS[code] for code in (BAD_PIXELS, FLAT, DUPLICATE, OUTSIDE))
-_WITHOUT_PIXELS = tuple(REASONS[code] for code in (BAD_PIXELS, FLAT))
+FIXED = (BAD_PIXELS, FLAT, DUPLICATE, OUTSIDE)
+WITHOUT_PIXELS = (BAD_PIXELS, FLAT)
 
 
 def choose_by_hand(result: SortResult, keep: npt.ArrayLike, reject: npt.ArrayLike) -> SortResult:
@@ -55,16 +55,17 @@ def choose_by_hand(result: SortResult, keep: npt.ArrayLike, reject: npt.ArrayLik
     both = np.intersect1d(kept, rejected)
     if len(both):
         raise InputError(f"image {both[0]} is both kept and rejected by hand: decide for one.")
-    unusable = kept[np.isin(result.reason[kept], _WITHOUT_PIXELS)]
+    unusable = kept[np.isin(result.reason_code[kept], WITHOUT_PIXELS)]
     if len(unusable):
         raise InputError(
             f"image {unusable[0]} cannot be kept by hand, since no program can use it: it is "
-            f"{result.reason[unusable[0]]!r}."
+            f"{REASONS[result.reason_code[unusable[0]]]!r}."
         )
     by_hand = np.zeros(n, np.int8)
     by_hand[kept], by_hand[rejected] = 1, -1
     chosen: Bools = np.where(by_hand == 0, result.keep, by_hand > 0)
-    reason = np.where(by_hand > 0, REASONS[VALID], np.where(by_hand < 0, result.suspicion, result.reason))
+    reason_code = np.where(by_hand < 0, result.suspicion_code, result.reason_code)
+    reason_code[by_hand > 0] = VALID
     errors = result.errors
     changed = int((chosen != result.keep).sum())
     if errors is not None and changed:
@@ -74,7 +75,7 @@ def choose_by_hand(result: SortResult, keep: npt.ArrayLike, reject: npt.ArrayLik
         errors = errors._replace(known=False, remark=f"{errors.remark}; {told}" if errors.remark else told)
     return result._replace(
         keep=chosen,
-        reason=reason,
+        reason_code=reason_code,
         rescued=result.rescued & (by_hand == 0),
         errors=errors,
         measurements={**result.measurements, BY_HAND: by_hand},
@@ -151,7 +152,7 @@ def stays_rejected(result: SortResult) -> Bools:
     fixed : ndarray of bool, shape (n,)
         Images that cannot be judged, duplicates, and images that reach over the edge of their micrograph.
     """
-    return ~result.keep & (np.isin(result.reason, FIXED) | ~np.isfinite(result.score))
+    return ~result.keep & (np.isin(result.reason_code, FIXED) | ~np.isfinite(result.score))
 
 
 def mark_of(result: SortResult) -> str:

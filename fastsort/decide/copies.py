@@ -15,7 +15,7 @@ from fastsort.particles.source import Particles
 # What a result calls the content of images, the stamps of their files, and the copies among them.
 CONTENT, STAMP, COPY = "content", "stamp", "copy"
 # What a result says of every image, besides votes and measurements.
-COLUMNS = ("keep", "score", "reason", "suspicion", "rescued", "junk_probability", "offset")
+COLUMNS = ("keep", "score", "reason_code", "suspicion_code", "rescued", "junk_probability", "offset")
 _OF_SUBSPACES = (
     "keep",
     "score",
@@ -42,7 +42,7 @@ def spread(result: SortResult, copies: Copies, particles: Particles) -> SortResu
     Parameters
     ----------
     result : SortResult
-        Of the distinct images; its reasons are still codes.
+        Of the distinct images.
     copies : Copies
     particles : Particles
         All images. Copies among picks were picked twice, so that they are duplicates; others are meant.
@@ -65,7 +65,7 @@ def spread(result: SortResult, copies: Copies, particles: Particles) -> SortResu
         measurements=measurements,
         keep=result.keep & ~again,
         rescued=result.rescued & ~again,
-        reason=np.where(again, np.int8(DUPLICATE), result.reason),
+        reason_code=np.where(again, np.int8(DUPLICATE), result.reason_code),
     )
 
 

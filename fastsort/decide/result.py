@@ -6,7 +6,8 @@ import math
 from typing import Any, NamedTuple
 
 from fastsort._brief import brief
-from fastsort._types import Array, Bools, Floats, Singles, Words
+from fastsort._reasons import reason_names
+from fastsort._types import Array, Bools, Codes, Floats, Singles, Words
 from fastsort.decide.decoys import EstimatedErrors
 from fastsort.decide.rescue import Views
 from fastsort.decide.votes import LearnedVerdict
@@ -25,10 +26,11 @@ class SortResult(NamedTuple):
     keep : ndarray of bool, shape (n,)
     score : ndarray of float64, shape (n,)
         Larger for junk; infinite for images that cannot be judged.
-    reason : ndarray of str, shape (n,)
-        "valid", or why the image is rejected.
-    suspicion : ndarray of str, shape (n,)
-        Why the image would be rejected, should it be; for rejected images the same as `reason`.
+    reason, suspicion : ndarray of str, shape (n,)
+        "valid", or why the image is rejected; and why it would be, should it be, which for rejected images is
+        the same. Made of the codes whenever they are asked for.
+    reason_code, suspicion_code : ndarray of int8, shape (n,)
+        The same, as places in the list of all reasons.
     rescued : ndarray of bool, shape (n,)
         Rejected images that belong to a rare view and are set aside; their reason is "rare_view".
     junk_probability : ndarray of float64, shape (n,)
@@ -76,8 +78,8 @@ class SortResult(NamedTuple):
 
     keep: Bools
     score: Floats
-    reason: Words
-    suspicion: Words
+    reason_code: Codes
+    suspicion_code: Codes
     rescued: Bools
     junk_probability: Floats
     votes: dict[str, Floats]
@@ -104,6 +106,16 @@ class SortResult(NamedTuple):
         n, kept, rescued = len(self.keep), int(self.keep.sum()), int(self.rescued.sum())
         set_aside = f", {rescued:,} set aside" if rescued else ""
         return f"{kept:,} of {n:,} images kept, {n - kept - rescued:,} rejected{set_aside}"
+
+    @property
+    def reason(self) -> Words:
+        """What each image shows: "valid", or why it is rejected."""
+        return reason_names(self.reason_code)
+
+    @property
+    def suspicion(self) -> Words:
+        """Why each image would be rejected."""
+        return reason_names(self.suspicion_code)
 
     @property
     def cut(self) -> float:

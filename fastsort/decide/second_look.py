@@ -7,7 +7,7 @@ import math
 import numpy as np
 from scipy.spatial import cKDTree
 
-from fastsort._reasons import CONTAMINATION, REASONS
+from fastsort._reasons import CONTAMINATION
 from fastsort._types import Bools, Floats, Singles
 from fastsort.decide.result import SortResult
 from fastsort.decide.verdict import passed_by, with_verdict
@@ -89,7 +89,7 @@ def _without(result: SortResult, spoilt: Bools) -> SortResult:
     result = result._replace(
         score=np.where(spoilt, np.inf, result.score),
         junk_probability=np.where(spoilt, 1.0, result.junk_probability),
-        suspicion=np.where(spoilt, REASONS[CONTAMINATION], result.suspicion),
+        suspicion_code=np.where(spoilt, np.int8(CONTAMINATION), result.suspicion_code),
         measurements=measurements,
     )
     return with_verdict(result, passed_by(result, result.threshold), result.threshold)

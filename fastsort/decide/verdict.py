@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastsort._checks import InputError
 from fastsort._progress import Progress, part_of
-from fastsort._reasons import DUPLICATE, OFF_CENTRE, OUTSIDE, RARE_VIEW, VALID, reason_names
+from fastsort._reasons import DUPLICATE, OFF_CENTRE, OUTSIDE, RARE_VIEW, VALID
 from fastsort._types import Array, Bools, Codes, Floats, Indices, Singles
 from fastsort.decide.calibrate import mixture_shares, probability_by_odds, second_hump, told_apart
 from fastsort.decide.combine import (
@@ -49,12 +49,12 @@ AS_SUSPECTED = -1
 
 
 class Verdict(NamedTuple):
-    """What is decided about every image; the attributes are those of `SortResult`, but reasons are codes."""
+    """What is decided about every image; the attributes are those of `SortResult`."""
 
     keep: Bools
     score: Floats
-    reason: Codes
-    suspicion: Codes
+    reason_code: Codes
+    suspicion_code: Codes
     rescued: Bools
     junk_probability: Floats
     offset: Singles
@@ -63,13 +63,6 @@ class Verdict(NamedTuple):
     errors: EstimatedErrors | None
     views: Views | None
     learned: LearnedVerdict
-
-
-def in_words(result: SortResult) -> SortResult:
-    """Put the reasons of a result, which are codes, into words; these take as much memory as all else."""
-    codes = cast("tuple[Codes, Codes]", (result.reason, result.suspicion))
-    reason, suspicion = map(reason_names, codes)
-    return result._replace(reason=reason, suspicion=suspicion)
 
 
 def decide(
@@ -134,8 +127,8 @@ def _decide_by_one(
     return Verdict(
         keep=keep,
         score=result.score,
-        reason=np.where(decided == AS_SUSPECTED, suspicion, decided),
-        suspicion=suspicion,
+        reason_code=np.where(decided == AS_SUSPECTED, suspicion, decided),
+        suspicion_code=suspicion,
         rescued=rescued,
         junk_probability=result.junk_probability,
         offset=offset,
@@ -203,8 +196,8 @@ def _decide_by_all(
     return Verdict(
         keep=keep,
         score=score,
-        reason=np.where(decided == AS_SUSPECTED, suspicion, decided),
-        suspicion=suspicion,
+        reason_code=np.where(decided == AS_SUSPECTED, suspicion, decided),
+        suspicion_code=suspicion,
         rescued=rescued,
         junk_probability=junk_probability,
         offset=offset * scale,
@@ -315,8 +308,10 @@ def with_verdict(result: SortResult, passed: Bools, threshold: float) -> SortRes
     keep, decided, rescued, errors = _conclude(
         passed, threshold, result.score, result.junk_probability, result.measurements, result.learned
     )
-    reason = np.where(decided == AS_SUSPECTED, result.suspicion, reason_names(decided))
-    return result._replace(keep=keep, reason=reason, rescued=rescued, threshold=threshold, errors=errors)
+    reason_code = np.where(decided == AS_SUSPECTED, result.suspicion_code, decided)
+    return result._replace(
+        keep=keep, reason_code=reason_code, rescued=rescued, threshold=threshold, errors=errors
+    )
 
 
 def check_earlier(earlier: SortResult, settings: Settings, particles: Particles) -> None:

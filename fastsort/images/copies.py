@@ -35,6 +35,8 @@ class Copies(NamedTuple):
         """Return the copies among all images, where `more` are those among the distinct ones."""
         if len(more.distinct) == len(self.distinct):
             return self
+        if len(self.distinct) == len(self.of):
+            return more
         return Copies(self.distinct[more.distinct], more.of[self.of])
 
 
@@ -53,11 +55,14 @@ def copies_by_content(content: Contents, judged: Bools) -> Copies:
     judged : ndarray of bool, shape (n,)
         All others count as distinct: nothing is learned from them, and many may be zero.
     """
-    n = len(content)
-    first = np.arange(n)
-    rows = np.flatnonzero(judged)
-    _, earliest, which = np.unique(content[rows], return_index=True, return_inverse=True)
-    first[rows] = rows[earliest[which]]
+    order = np.argsort(content, kind="stable")
+    order = order[judged[order]]
+    # Images with the same pixels stand side by side now, the first of them in front.
+    ordered = content[order]
+    front = np.arange(len(order))
+    front[1:][ordered[1:] == ordered[:-1]] = 0
+    first = np.arange(len(content))
+    first[order] = order[np.maximum.accumulate(front)]
     return copies_of(first)
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastsort._checks import InputError, check_readable
+from fastsort._reasons import REASONS
 from fastsort._saved import load
 from fastsort._types import FilePath
 from fastsort.decide.copies import CONTENT, STAMP
@@ -37,8 +38,8 @@ _PICKED = ("micrographs", "coordinates")
 _COLUMNS = {
     "keep": "b",
     "score": "f",
-    "reason": "U",
-    "suspicion": "U",
+    "reason_code": "i",
+    "suspicion_code": "i",
     "rescued": "b",
     "junk_probability": "f",
 }
@@ -236,6 +237,7 @@ def _is_whole(result: SortResult) -> bool:
     return (
         all(isinstance(values, np.ndarray) and values.dtype.kind in kind for values, kind in columns)
         and all(values.shape == (n,) for values, _ in columns)
+        and not np.setdiff1d([result.reason_code, result.suspicion_code], range(len(REASONS))).size
         and np.shape(result.offset) == (n, 2)
         and result.offset.dtype.kind == "f"
         and all(isinstance(number, (int, float, np.number)) for number in numbers)

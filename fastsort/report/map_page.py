@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastsort._reasons import FLAT, REASONS, UNLIKE, VALID
+from fastsort._reasons import FLAT, UNLIKE, VALID
 from fastsort.classify import MapResult
 from fastsort.decide.rescue import Views
 from fastsort.decide.result import SortResult
@@ -67,8 +67,7 @@ def _as_judged(particles: Particles, result: MapResult) -> SortResult:
     """Say of each image what its class says. There are no probabilities, votes or errors."""
     classes, n = result.classes, len(result.keep)
     averages = classes.averages
-    named = np.array(REASONS)
-    why = named[np.where(classes.label < 0, FLAT, UNLIKE)]
+    why = np.where(classes.label < 0, np.int8(FLAT), np.int8(UNLIKE))
     known = math.isfinite(result.pixel_size)
     views = Views(
         classes.map.coordinates,
@@ -85,8 +84,8 @@ def _as_judged(particles: Particles, result: MapResult) -> SortResult:
     return SortResult(
         keep=result.keep,
         score=result.score,
-        reason=np.where(result.keep, named[VALID], why),
-        suspicion=why,
+        reason_code=np.where(result.keep, np.int8(VALID), why),
+        suspicion_code=why,
         rescued=np.zeros(n, bool),
         junk_probability=np.full(n, np.nan),
         votes={},

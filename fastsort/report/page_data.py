@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastsort._reasons import BAD_PIXELS, FLAT, NOISE, RARE_VIEW, REASONS, VALID
+from fastsort._reasons import NOISE, RARE_VIEW, REASONS, VALID
 from fastsort._types import Array, Bools, Floats, Indices
-from fastsort.decide.by_hand import best_first, stays_rejected
+from fastsort.decide.by_hand import WITHOUT_PIXELS, best_first, stays_rejected
 from fastsort.decide.copies import CONTENT, STAMP
 from fastsort.decide.rescue import Views
 from fastsort.decide.result import SortResult
@@ -65,14 +65,11 @@ def column_data(particles: Particles, result: SortResult, order: Indices) -> dic
         map. "micrograph", "name": indices into lists, and the lists.
     """
     n, fixed = len(result.keep), stays_rejected(result)
-    names = np.where(result.keep, result.suspicion, result.reason)
-    why = np.full(n, NOISE, np.uint8)
-    for number, name in enumerate(REASONS):
-        if number != VALID:
-            why[names == name] = number
+    why = np.where(result.keep, result.suspicion_code, result.reason_code)
+    why[why == VALID] = NOISE
     # Rare views are set aside at whatever threshold rejects them.
     why[(result.measurements.get("rare_view", result.rescued) | result.rescued) & ~fixed] = RARE_VIEW
-    unusable = np.isin(result.reason, (REASONS[BAD_PIXELS], REASONS[FLAT]))
+    unusable = np.isin(result.reason_code, WITHOUT_PIXELS)
     state = (
         KEPT * result.keep
         + RESCUED * (result.rescued & ~result.keep)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fastsort._reasons import REASONS, VALID
+from fastsort._reasons import REASONS, VALID, count_reasons
 from fastsort.decide.calibrate import GOOD
 from fastsort.decide.decoys import Estimate, EstimatedErrors
 from fastsort.decide.micrographs import MicrographTable
@@ -42,7 +42,7 @@ def verdict_html(particles: Particles, result: SortResult, words: Words = SORTED
         *([] if result.contrast == "unknown" else [f"{result.contrast} particles"]),
         flip_words(result),
     ]
-    counts = [int((result.reason == name).sum()) for name in REASONS]
+    counts = list(count_reasons(result.reason_code).values())
     present = [code for code in range(len(REASONS)) if counts[code]]
     rows = [
         f'<tr class="{words.kinds[code]}"><th scope="row">{words.labels[code]}</th>'

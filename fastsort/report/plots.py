@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fastsort._reasons import BAD_PIXELS, FLAT, REASONS
+from fastsort._reasons import REASONS, count_reasons
 from fastsort._types import Bools, FilePath, Floats, Images, Indices
 from fastsort._version import __version__
+from fastsort.decide.by_hand import WITHOUT_PIXELS
 from fastsort.decide.result import SortResult
 from fastsort.particles.source import Particles
 from fastsort.report.denoised_tiles import TileDenoiser, denoised_tiles
@@ -16,8 +17,6 @@ from fastsort.report.layout import N_PAIRS, N_TILES
 from fastsort.report.picture import Bars, Picture, Row, picture_png
 from fastsort.report.tiles import flip_as_sorted, read_tiles
 from fastsort.report.words import diameter_words, flip_words
-
-_NOT_JUDGED = REASONS[BAD_PIXELS], REASONS[FLAT]
 
 
 def draw_report(
@@ -70,12 +69,12 @@ def picture_of(particles: Particles, result: SortResult, *, denoiser: TileDenois
             Row(
                 heading if denoiser is None else f"{heading}, denoised",
                 tiles,
-                [f"{result.score[i]:.3g} {result.reason[i]}" for i in indices.tolist()],
+                [f"{result.score[i]:.3g} {REASONS[result.reason_code[i]]}" for i in indices.tolist()],
                 result.keep[indices],
                 _circle(particles, result, indices),
             )
         )
-    counts = {name: int((result.reason == name).sum()) for name in REASONS}
+    counts = count_reasons(result.reason_code)
     learned = None
     if result.subspaces is not None:
         learned = (result.subspaces, *_best_kept(particles, result))
@@ -128,7 +127,7 @@ def _edges(scores: Floats, threshold: float) -> Floats:
 
 
 def _choices(result: SortResult) -> dict[str, Indices]:
-    judged = np.flatnonzero(~np.isin(result.reason, _NOT_JUDGED) & ~np.isnan(result.score))
+    judged = np.flatnonzero(~np.isin(result.reason_code, WITHOUT_PIXELS) & ~np.isnan(result.score))
     order = judged[np.argsort(result.score[judged], kind="stable")]
     scores = result.score[order]
     finite = np.isfinite(scores)

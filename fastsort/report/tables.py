@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fastsort._reasons import REASONS
+from fastsort._reasons import REASONS, count_reasons
 from fastsort._version import __version__
 from fastsort.decide.copies import CONTENT, STAMP
 from fastsort.decide.result import BY_HAND
@@ -119,7 +119,7 @@ def summarize(
         "kept": counts["kept"],
         "rejected": counts["rejected"],
         "rescued": counts.get("rescued", 0),
-        "reasons": {name: int((result.reason == name).sum()) for name in REASONS},
+        "reasons": count_reasons(result.reason_code),
         "by_hand": int(np.count_nonzero(result.measurements.get(BY_HAND, 0))),
         "votes": list(result.votes),
         "errors": None if result.errors is None else _nested(result.errors),
@@ -177,7 +177,7 @@ def _star_columns(particles: Particles, result: SortResult) -> dict[str, Sequenc
     unit, pixel_size = ("Angst", particles.pixel_size) if known else ("", 1.0)
     columns: dict[str, Sequence[str]] = {
         "_rlnParticleSelectZScore": formatted(_for_relion(result.score), "%.6f"),
-        "_fastsortReason": result.reason.tolist(),
+        "_fastsortReason": [REASONS[code] for code in result.reason_code.tolist()],
     }
     if np.isfinite(result.junk_probability).any():
         # RELION would read nan as 0, and so as certainly good.
@@ -215,7 +215,8 @@ def _write_scores(path: Path, particles: Particles, result: SortResult) -> None:
     numbers: dict[str, npt.NDArray[Any]] = {
         **particles.table.identifiers(),
         "keep": result.keep,
-        "reason": result.reason,
+        # The words themselves, each once.
+        "reason": np.array(REASONS, object)[result.reason_code],
         "score": result.score,
         "junk_probability": result.junk_probability,
         "offset_x": offset[:, 1],
