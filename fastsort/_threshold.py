@@ -13,6 +13,8 @@ from fastsort._types import Floats
 # Weight of the displaced places against the images when the score of junk is fitted.
 PRIOR = 0.1
 MAX_FITTED = 5000
+# The mixture is found when no place or width changes by more than this in a round; and the most rounds.
+SETTLED, N_ROUNDS = 1e-6, 300
 # With fewer images nobody can say what is common among them.
 MIN_JUDGED = 50
 # The dip between two peaks counts as a valley if it is at most this high, in parts of the lower peak,
@@ -88,8 +90,9 @@ def _fit_mixture(values: Floats, displaced: Floats, far: float, prior_weight: fl
     prior_mean = junk_mean = float(np.median(displaced))
     prior_std = junk_std = 1.4826 * float(np.median(np.abs(displaced - junk_mean))) + 0.1
     weights = np.array([0.5, 0.45, 0.05])
-    for _ in range(300):
-        density = _densities(values, mode, lower, upper, junk_mean, junk_std, far) * weights[:, None]
+    for _ in range(N_ROUNDS):
+        before = mode, lower, upper, junk_mean, junk_std
+        density = _densities(values, *before, far) * weights[:, None]
         share = density / (density.sum(axis=0) + 1e-300)
         weights = share.mean(axis=1)
         particle, junk, _rest = share
@@ -106,6 +109,9 @@ def _fit_mixture(values: Floats, displaced: Floats, far: float, prior_weight: fl
         prior_spread = prior_std**2 + (prior_mean - junk_mean) ** 2
         spread = (junk * (values - junk_mean) ** 2).sum() + prior_weight * prior_spread
         junk_std = max(math.sqrt(float(spread / amount)), 0.15)
+        after = mode, lower, upper, junk_mean, junk_std
+        if max(abs(new - old) for new, old in zip(after, before, strict=True)) < SETTLED:
+            break
     model = ScoreModel(weights, mode, lower, upper, junk_mean, junk_std, far, far)
     grid = np.linspace(mode, max(junk_mean, mode) + 1e-6, 2000)
     likely = np.flatnonzero(junk_probability(grid, model) > 0.5)

@@ -122,10 +122,12 @@ def backward(amounts: Singles, plane: Singles) -> Singles:
 def ring_power(images: Images) -> Floats:
     """Power spectrum of a pixel, averaged over rings: images (n, d, d) to (n, d // 2 + 1)."""
     n, box = images.shape[:2]
-    power = np.empty((n, 2 * box))
+    on_ring = (ring_index(box)[:, :, None] == np.arange(box // 2 + 1)).astype(np.float32)
+    power = np.empty((n, box // 2 + 1))
     for start in range(0, n, BATCH):
-        _sum_power(forward(images[start : start + BATCH]), ring_index(box), power[start : start + BATCH])
-    return power[:, : box // 2 + 1] / ring_count(box)
+        part = slice(start, start + BATCH)
+        np.matmul(np.square(forward(images[part])), on_ring).sum(axis=0, dtype=np.float64, out=power[part])
+    return power / ring_count(box)
 
 
 def matched_filter(template: RadialTemplate, box: int) -> Floats:
@@ -268,16 +270,6 @@ def _template_radius(template: RadialTemplate, box: int) -> float:
 
 
 @kernel
-def _sum_power(amounts, rings, power):
-    # amounts (d, n, d), rings (d, d). Writes power (n, 2 d): sums over rings.
-    for i in range(amounts.shape[1]):
-        power[i] = 0
-        for v in range(amounts.shape[0]):
-            for u in range(amounts.shape[2]):
-                power[i, rings[v, u]] += amounts[v, i, u] * amounts[v, i, u]
-
-
-@kernel
 def _peaks_near_and_far(maps, beyond, near, far, places):
     # maps (d, n, d), beyond (d, d): 0 near the middle, -infinity elsewhere. Writes near and far (n,), the
     # highest values near the middle and anywhere, and places (n, 2), row and column of the first.
@@ -295,14 +287,16 @@ def _peaks_near_and_far(maps, beyond, near, far, places):
                 anywhere[x] = value if value > anywhere[x] else anywhere[x]
                 value += beyond[y, x]
                 about[x] = value if value > about[x] else about[x]
+        highest = anywhere[0]
         column = 0
-        for x in range(d):
+        for x in range(1, d):
+            highest = max(highest, anywhere[x])
             column = x if about[x] > about[column] else column
         row = d // 2
         for y in range(d):
             row = y if maps[y, i, column] + beyond[y, column] == about[column] else row
         near[i] = about[column]
-        far[i] = anywhere.max()
+        far[i] = highest
         places[i, 0] = row
         places[i, 1] = column
 
@@ -313,8 +307,8 @@ def _sum_centred(amounts, chosen, places, columns, total):
     # chosen images have of each product of waves at their places.
     d = amounts.shape[0]
     for i in chosen:
-        down = columns[places[i, 0]]
-        across = columns[places[i, 1]]
+        y = places[i, 0]
+        x = places[i, 1]
         for v in range(d):
             for u in range(d):
-                total[v, u] += amounts[v, i, u] * across[u] * down[v]
+                total[v, u] += amounts[v, i, u] * columns[y, v] * columns[x, u]
