@@ -442,7 +442,7 @@ def test_many_images_are_sampled():
         ({"ctf": "auto"}, "the array gives no CTF"),
         ({"ctf": CtfParameters(*7 * [np.ones(2)])}, "one number an image; got .2,. for 3 images"),
         ({"pixel_size": -1}, "pixel_size must be positive"),
-        ({"max_order": 200, "oversampling": 20}, "GiB: crop the images"),
+        ({"max_order": 200, "oversampling": 40}, "GiB: crop the images"),
     ],
 )
 def test_impossible_arguments_are_refused(options, message):
