@@ -36,6 +36,8 @@ PACK = 16
 PACKS_BYTES = 1 << 20
 # Rows of a matrix at a time: products so small are the fastest.
 ROWS = 6
+# In pixels: larger images get fast transforms.
+LARGEST_BOX = 192
 # Whitening must not raise frequencies that hold no signal: this part of the largest amplitude is the least.
 LEAST_AMPLITUDE = 0.01
 # Wiener's constant, as noise power over signal power: no amplitude is raised more than 2.9 times.
@@ -249,8 +251,8 @@ def _check_ctf(ctf: Auto | CtfParameters | None, particles: Particles) -> CtfPar
 def features_of(images: Images, start: int, plan: FeaturePlan) -> Singles:
     """Features of a batch of images (n, d, d), which are overwritten; `start` is the place of the first."""
     n, box, size = len(images), plan.box, plan.box * plan.oversampling
-    # For images this small, matrix products take less time than fast transforms: a wave is even or odd about
-    # the middle of a row, so that half of it is enough, and no number is complex.
+    # For small images, matrix products take less time than fast transforms: a wave is even or odd about the
+    # middle of a row, so that half of it is enough, and no number is complex.
     waves = _waves(box, size)
     operator, columns = _operator(box, plan.max_order, plan.oversampling, plan.disk)
     q, h = waves.shape[1:]
@@ -269,20 +271,26 @@ def features_of(images: Images, start: int, plan: FeaturePlan) -> Singles:
     with np.errstate(invalid="ignore", over="ignore"):
         for group, first in enumerate(firsts):
             subtract_background(images[first : first + packs * PACK])
-            _mirror(images, first, parts.reshape(4, packs, h, h + 1, PACK))
-            np.matmul(waves[:, None, None, None], parts_down, out=rows_down)
-            np.matmul(waves[:, None, None], rows[..., :h, :], out=spectra)
-            _find_amplitudes(*spectra.reshape(4, -1))
+            # The last image stands for those that are missing in its pack.
+            chosen = np.minimum(first + np.arange(packs * PACK), n - 1)
+            if box > LARGEST_BOX:
+                # Rows of padding are not transformed along x.
+                across = scipy.fft.rfft(images[first : chosen[-1] + 1], n=size, workers=1)
+                amplitudes = np.abs(scipy.fft.fft(across, n=size, axis=1, workers=1))
+                plus[:], minus[:] = _of_both(amplitudes[chosen - first])
+            else:
+                _mirror(images, first, parts.reshape(4, packs, h, h + 1, PACK))
+                np.matmul(waves[:, None, None, None], parts_down, out=rows_down)
+                np.matmul(waves[:, None, None], rows[..., :h, :], out=spectra)
+                _find_amplitudes(*spectra.reshape(4, -1))
             if plan.floor is not None:
                 both = (amplitudes.reshape(packs, q * q, PACK) for amplitudes in (plus, minus))
                 _subtract_noise(*_rings(box, size), plan.floor, means, *both)
             if plan.ctf is not None:
-                chosen = start + np.minimum(first + np.arange(packs * PACK), n - 1)
-                transfer = np.abs(contrast_transfer(plan.ctf.of(chosen), size, plan.pixel_size))
+                transfer = np.abs(contrast_transfer(plan.ctf.of(start + chosen), size, plan.pixel_size))
                 transfer /= transfer * transfer + np.float32(WIENER)
-                transfer = np.moveaxis(transfer.reshape(packs, PACK, size, q), 1, -1)
-                plus *= transfer[:, :q]
-                minus *= transfer[:, -np.arange(q)]
+                for amplitudes, factors in zip((plus, minus), _of_both(transfer), strict=True):
+                    amplitudes *= factors
             _fold(plus, minus, gain, folded)
             for matrices, each, found in zip(operator, folded, moments, strict=True):
                 np.matmul(matrices, each, out=found[group])
@@ -306,6 +314,15 @@ def _waves(box: int, size: int) -> Singles:
     # The pixel in the middle is its own mirror image.
     waves[:, :, places == 0] /= 2
     return waves.astype(np.float32)
+
+
+def _of_both(values: Singles) -> tuple[Singles, Singles]:
+    """Values on the half plane of a real FFT, as those of the quadrant and of its mirror image."""
+    size, q = values.shape[1:]
+    beside = np.empty((len(values) // PACK, size, q, PACK), dtype=np.float32)
+    for i in range(PACK):
+        beside[..., i] = values[i::PACK]
+    return beside[:, :q], beside[:, -np.arange(q)]
 
 
 def _gain(plan: FeaturePlan, size: int) -> Singles:
@@ -332,8 +349,8 @@ def _share(size: int) -> Floats:
 @kernel
 def _mirror(images, first, parts):
     # Sums and differences of mirrored pixels of images (n, d, d) from `first` on: parts (4, packs, h, h + 1,
-    # PACK), even down and across, even and odd, odd and even, odd. The last image stands for those that are
-    # missing in its pack. Four images at a time: the cache holds no more, and fewer fill less of a vector.
+    # PACK), even down and across, even and odd, odd and even, odd. Four images at a time: the cache holds no
+    # more, and fewer fill less of a vector.
     n, d = images.shape[:2]
     h = parts.shape[2]
     for pack in range(parts.shape[1]):
