@@ -34,8 +34,9 @@ MAX_BYTES = 2 << 30
 # enough to stay in its cache.
 PACK = 16
 PACKS_BYTES = 1 << 20
-# Rows of a matrix at a time: products so small are the fastest.
+# Rows and columns of a matrix at a time: products so small are the fastest, and short sums are more exact.
 ROWS = 6
+PIECE = 2048
 # In pixels: larger images get fast transforms.
 LARGEST_BOX = 192
 # Whitening must not raise frequencies that hold no signal: this part of the largest amplitude is the least.
@@ -263,9 +264,11 @@ def features_of(images: Images, start: int, plan: FeaturePlan) -> Singles:
     parts_down, rows_down = (each[..., :h, :].swapaxes(3, 4) for each in (parts, rows))
     spectra = np.empty((2, 2, packs, q, q, PACK), dtype=np.float32)
     plus, minus = spectra[0, 0], spectra[1, 1]
-    folded = np.empty((4, packs, 1, operator[0].shape[-1], PACK), dtype=np.float32)
+    # Zero beyond the last frequency.
+    pieces, length = operator[0].shape[::3]
+    folded = np.zeros((4, packs, pieces, 1, length, PACK), dtype=np.float32)
     firsts = range(0, n, packs * PACK)
-    moments = [np.empty((len(firsts), packs, *each.shape[:2], PACK), dtype=np.float32) for each in operator]
+    moments = [np.empty((len(firsts), packs, *each.shape[:3], PACK), dtype=np.float32) for each in operator]
     means = np.empty((box // 2 + 1, PACK))
     gain = _gain(plan, size)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -291,11 +294,11 @@ def features_of(images: Images, start: int, plan: FeaturePlan) -> Singles:
                 transfer /= transfer * transfer + np.float32(WIENER)
                 for amplitudes, factors in zip((plus, minus), _of_both(transfer), strict=True):
                     amplitudes *= factors
-            _fold(plus, minus, gain, folded)
+            _fold(plus, minus, gain, folded.reshape(4, packs, pieces * length, PACK))
             for matrices, each, found in zip(operator, folded, moments, strict=True):
                 np.matmul(matrices, each, out=found[group])
-        flat = (np.moveaxis(found, -1, 2).reshape(len(firsts) * packs * PACK, -1)[:n] for found in moments)
-        products = np.concatenate(list(flat), axis=1)
+        products = np.concatenate([found.sum(axis=2) for found in moments], axis=2)
+        products = np.moveaxis(products, -1, 2).reshape(len(firsts) * packs * PACK, -1)[:n]
         features = np.abs(products[:, columns.cosines])
         features[:, columns.paired] = np.hypot(features[:, columns.paired], products[:, columns.sines])
     features[~np.isfinite(features).all(axis=1)] = np.nan
@@ -409,7 +412,7 @@ def _subtract_noise(rings, weights, floor, means, plus, minus):
 def _fold(plus, minus, gain, folded):
     # Amplitudes (packs, q, q, PACK) at (v, u) and (-v, u). A cosine has the same sign at both, a sine the
     # other. Where u and v are swapped, cosines of m = 0, 4, 8 ... keep their sign, those of m = 2, 6, 10 ...
-    # do not, and sines are the other way round. So each needs an eighth of the plane: folded (4, packs, 1, k,
+    # do not, and sines are the other way round. So each needs an eighth of the plane: folded (4, packs, k,
     # PACK), for cosines of the first and the second kind, and sines.
     for pack in range(len(plus)):
         k = 0
@@ -419,12 +422,12 @@ def _fold(plus, minus, gain, folded):
                 for i in range(PACK):
                     here = g * (plus[pack, v, u, i] + minus[pack, v, u, i])
                     there = g * (plus[pack, u, v, i] + minus[pack, u, v, i])
-                    folded[0, pack, 0, k, i] = here + there
-                    folded[1, pack, 0, k, i] = here - there
+                    folded[0, pack, k, i] = here + there
+                    folded[1, pack, k, i] = here - there
                     here = g * (plus[pack, v, u, i] - minus[pack, v, u, i])
                     there = g * (plus[pack, u, v, i] - minus[pack, u, v, i])
-                    folded[2, pack, 0, k, i] = here - there
-                    folded[3, pack, 0, k, i] = here + there
+                    folded[2, pack, k, i] = here - there
+                    folded[3, pack, k, i] = here + there
                 k += 1
 
 
@@ -438,7 +441,10 @@ class _Columns(NamedTuple):
 
 @lru_cache(maxsize=2)
 def _operator(box: int, max_order: int, oversampling: int, disk: str) -> tuple[list[Singles], _Columns]:
-    """Matrices (b, ROWS, k) from what `_fold` makes of |F image| to moments, and where these come to lie."""
+    """Matrices from what `_fold` makes of |F image| to moments, and where these come to lie.
+
+    They are divided into pieces, which are zero at the end, and blocks: (pieces, blocks, ROWS, length).
+    """
     angular = feature_index(max_order)[1]
     size = box * oversampling
     v, u = np.tril_indices(size // 2 + 1)
@@ -449,16 +455,19 @@ def _operator(box: int, max_order: int, oversampling: int, disk: str) -> tuple[l
     transform = _continuous_rows if disk == "continuous" else _pixel_rows
     transform(waves, box, max_order, size, v, u)
     waves *= weights.astype(np.float32)
+    pieces = -(-len(v) // PIECE)
+    length = -(-len(v) // pieces)
     operator = []
     rows = np.zeros((2, len(angular)), dtype=np.intp)
     end = 0
     for sine, swapped in ((0, 0), (0, 2), (1, 0), (1, 2)):
         members = np.flatnonzero((angular % 4 == swapped) & (angular >= sine))
-        matrices = np.zeros((-(-len(members) // ROWS), ROWS, len(v)), dtype=np.float32)
-        matrices.reshape(-1, len(v))[: len(members)] = waves[sine, members]
-        operator.append(matrices)
+        blocks = -(-len(members) // ROWS)
+        matrix = np.zeros((blocks * ROWS, pieces * length), dtype=np.float32)
+        matrix[: len(members), : len(v)] = waves[sine, members]
+        operator.append(np.moveaxis(matrix.reshape(blocks, ROWS, pieces, length), 2, 0).copy())
         rows[sine, members] = end + np.arange(len(members))
-        end += ROWS * len(matrices)
+        end += blocks * ROWS
     paired = np.flatnonzero(angular)
     return operator, _Columns(rows[0], paired, rows[1, paired])
 
