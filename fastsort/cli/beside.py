@@ -53,7 +53,6 @@ def _compile() -> None:
     from fastsort.invariants.align import match_to_references
     from fastsort.invariants.fit_classes import fit_classes
     from fastsort.particles.source import as_particles
-    from fastsort.radial.published import cluster_peaks
 
     offset = np.arange(_BOX) - _BOX // 2
     radius = _BOX / 4
@@ -64,7 +63,6 @@ def _compile() -> None:
     # In the order in which a sort needs them: two processes that come to the same kernel both compile it.
     fit_classes(as_particles(images), 2, radius, effort=0, n_jobs=1)
     match_to_references(images[:10], images[:2], n_jobs=1)
-    cluster_peaks(images[:1], radius, 3)
     find_views(as_particles(images), np.where(is_particle, 0.0, 1.0), is_particle, radius, n_jobs=1)
 
 

@@ -197,7 +197,9 @@ def _has_hot_pixel(image, mean, limit):
 @kernel
 def _normalize(flat, outside, means, stds):
     # outside: (d * d,), 1 outside the disk and 0 within.
-    n_outside = outside.sum()
+    n_outside = 0.0
+    for j in range(len(outside)):
+        n_outside += outside[j]
     for i in range(flat.shape[0]):
         image = flat[i]
         total = 0.0

@@ -7,7 +7,6 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import scipy.fft
 from scipy.special import jv
 
@@ -31,10 +30,15 @@ from fastsort.particles.table import CtfParameters
 Auto = Literal["auto"]
 
 MAX_BYTES = 2 << 30
-# Spectra at a time, few enough to stay in the processor's cache; and amplitudes at a time, enough that the
-# product with a matrix larger than the cache is fast.
-SPECTRA_BYTES = 2 << 20
-AMPLITUDE_BYTES = 8 << 20
+# Images that lie side by side, as many as a vector of the processor has numbers; and spectra at a time, few
+# enough to stay in its cache.
+PACK = 16
+PACKS_BYTES = 1 << 20
+# Rows and columns of a matrix at a time: products so small are the fastest, and short sums are more exact.
+ROWS = 6
+PIECE = 2048
+# In pixels: larger images get fast transforms.
+LARGEST_BOX = 192
 # Whitening must not raise frequencies that hold no signal: this part of the largest amplitude is the least.
 LEAST_AMPLITUDE = 0.01
 # Wiener's constant, as noise power over signal power: no amplitude is raised more than 2.9 times.
@@ -142,7 +146,8 @@ def invariant_features(
     oversampling = check_count("oversampling", oversampling)
     check_choice("disk", disk, ("continuous", "pixels"))
     size = box * oversampling
-    n_bytes = 4 * (max_order // 2 + 1) ** 2 * size * (size // 2 + 1)
+    # While the matrices are made, they are there twice.
+    n_bytes = 4 * (max_order // 2 + 1) ** 2 * (size // 2 + 1) * (size // 2 + 2)
     if n_bytes > MAX_BYTES:
         raise InputError(
             f"features up to order {max_order} of a box of {box} px, oversampled {oversampling} times, would "
@@ -246,147 +251,250 @@ def _check_ctf(ctf: Auto | CtfParameters | None, particles: Particles) -> CtfPar
 
 def features_of(images: Images, start: int, plan: FeaturePlan) -> Singles:
     """Features of a batch of images (n, d, d), which are overwritten; `start` is the place of the first."""
-    box, size = plan.box, plan.box * plan.oversampling
-    cosines, sines, paired = _operator(box, plan.max_order, plan.oversampling, plan.disk)
-    even = cosines.shape[1]
-    products = np.empty((len(images), len(cosines) + len(sines)), dtype=np.float32)
-    gain = None if plan.gain is None else _half_plane(plan.gain, box, size)
-    subtract_background(images)
-    chunk = max(1, AMPLITUDE_BYTES // (4 * size * (size // 2 + 1)))
-    # Using the same memory again costs less than new memory, which the system must clear first.
-    room = np.empty((min(chunk, len(images)), size, size // 2 + 1), dtype=np.float32)
-    spectra = np.empty_like(room[: max(1, SPECTRA_BYTES // (2 * room[0].nbytes))], dtype=np.complex64)
+    n, box, size = len(images), plan.box, plan.box * plan.oversampling
+    # For small images, matrix products take less time than fast transforms: a wave is even or odd about the
+    # middle of a row, so that half of it is enough, and no number is complex.
+    waves = _waves(box, size)
+    operator, columns = _operator(box, plan.max_order, plan.oversampling, plan.disk)
+    q, h = waves.shape[1:]
+    packs = max(1, min(-(-n // PACK), PACKS_BYTES // (16 * PACK * q * q)))
+    # One more than needed: numbers that lie a power of two apart share lines of the cache.
+    parts = np.empty((2, 2, packs, h, h + 1, PACK), dtype=np.float32)
+    rows = np.empty((2, 2, packs, q, h + 1, PACK), dtype=np.float32)
+    parts_down, rows_down = (each[..., :h, :].swapaxes(3, 4) for each in (parts, rows))
+    spectra = np.empty((2, 2, packs, q, q, PACK), dtype=np.float32)
+    plus, minus = spectra[0, 0], spectra[1, 1]
+    # Zero beyond the last frequency.
+    pieces, length = operator[0].shape[::3]
+    folded = np.zeros((4, packs, pieces, 1, length, PACK), dtype=np.float32)
+    firsts = range(0, n, packs * PACK)
+    moments = [np.empty((len(firsts), packs, *each.shape[:3], PACK), dtype=np.float32) for each in operator]
+    means = np.empty((box // 2 + 1, PACK))
+    gain = _gain(plan, size)
     with np.errstate(invalid="ignore", over="ignore"):
-        for first in range(0, len(images), chunk):
-            part = slice(first, first + chunk)
-            amplitudes = _amplitudes(images[part], spectra, room)
+        for group, first in enumerate(firsts):
+            subtract_background(images[first : first + packs * PACK])
+            # The last image stands for those that are missing in its pack.
+            chosen = np.minimum(first + np.arange(packs * PACK), n - 1)
+            if box > LARGEST_BOX:
+                # Rows of padding are not transformed along x.
+                across = scipy.fft.rfft(images[first : chosen[-1] + 1], n=size, workers=1)
+                amplitudes = np.abs(scipy.fft.fft(across, n=size, axis=1, workers=1))
+                plus[:], minus[:] = _of_both(amplitudes[chosen - first])
+            else:
+                _mirror(images, first, parts.reshape(4, packs, h, h + 1, PACK))
+                np.matmul(waves[:, None, None, None], parts_down, out=rows_down)
+                np.matmul(waves[:, None, None], rows[..., :h, :], out=spectra)
+                _find_amplitudes(*spectra.reshape(4, -1))
             if plan.floor is not None:
-                flat = amplitudes.reshape(len(amplitudes), -1)
-                _subtract_noise(*rings_of_plane(box, size), plan.floor, np.empty(box // 2 + 1), flat)
-            if gain is not None:
-                amplitudes *= gain
+                both = (amplitudes.reshape(packs, q * q, PACK) for amplitudes in (plus, minus))
+                _subtract_noise(*_rings(box, size), plan.floor, means, *both)
             if plan.ctf is not None:
-                own = slice(start + first, start + first + len(amplitudes))
-                ctf = plan.ctf.of(own)
-                transfer = np.abs(contrast_transfer(ctf, size, plan.pixel_size))
-                amplitudes *= transfer / (transfer * transfer + np.float32(WIENER))
-            _fold(amplitudes)
-            flat = amplitudes.reshape(len(amplitudes), -1)
-            np.matmul(flat[:, :even], cosines.T, out=products[part, : len(cosines)])
-            np.matmul(flat[:, even:], sines.T, out=products[part, len(cosines) :])
-    features = np.abs(products[:, : len(cosines)])
-    features[:, paired] = np.hypot(features[:, paired], products[:, len(cosines) :])
-    features[~np.isfinite(products).all(axis=1)] = np.nan
+                transfer = np.abs(contrast_transfer(plan.ctf.of(start + chosen), size, plan.pixel_size))
+                transfer /= transfer * transfer + np.float32(WIENER)
+                for amplitudes, factors in zip((plus, minus), _of_both(transfer), strict=True):
+                    amplitudes *= factors
+            _fold(plus, minus, gain, folded.reshape(4, packs, pieces * length, PACK))
+            for matrices, each, found in zip(operator, folded, moments, strict=True):
+                np.matmul(matrices, each, out=found[group])
+        products = np.concatenate([found.sum(axis=2) for found in moments], axis=2)
+        products = np.moveaxis(products, -1, 2).reshape(len(firsts) * packs * PACK, -1)[:n]
+        features = np.abs(products[:, columns.cosines])
+        features[:, columns.paired] = np.hypot(features[:, columns.paired], products[:, columns.sines])
+    features[~np.isfinite(features).all(axis=1)] = np.nan
     if plan.unit:
         norm = np.sqrt(np.einsum("ij,ij->i", features, features, dtype=np.float64))
         features /= np.where(norm == 0, 1, norm)[:, np.newaxis]
     return features
 
 
-def _amplitudes(images: Images, spectra: npt.NDArray[np.complex64], room: Singles) -> Singles:
-    """|F image| of padded images, in `room`; `spectra` is scratch for a few of them."""
-    n, box = images.shape[:2]
-    size = spectra.shape[1]
-    for first in range(0, n, len(spectra)):
-        some = images[first : first + len(spectra)]
-        here = spectra[: len(some)]
-        # Rows of padding are not transformed along x; clear what the last batch left there.
-        here[:, :box] = scipy.fft.rfft(some, n=size, workers=1)
-        here[:, box:] = 0
-        here = scipy.fft.fft(here, axis=1, overwrite_x=True, workers=1)
-        np.abs(here, out=room[first : first + len(some)])
-    return room[:n]
+@lru_cache(maxsize=2)
+def _waves(box: int, size: int) -> Singles:
+    """Cosines and sines of each frequency at the pixels of half a row, from its middle."""
+    places = np.arange((box + 1) // 2) + (box % 2 == 0) / 2
+    angle = 2 * np.pi / size * np.outer(np.arange(size // 2 + 1), places)
+    waves = np.stack([np.cos(angle), np.sin(angle)])
+    # The pixel in the middle is its own mirror image.
+    waves[:, :, places == 0] /= 2
+    return waves.astype(np.float32)
 
 
-@kernel
-def _subtract_noise(rings, weights, floor, means, amplitudes):
-    # Subtract in place what noise adds to the mean of each ring; means is scratch.
-    for i in range(amplitudes.shape[0]):
-        means[:] = 0
-        for k in range(amplitudes.shape[1]):
-            means[rings[k]] += weights[k] * amplitudes[i, k]
-        for ring in range(means.shape[0]):
-            signal = means[ring] * means[ring] - floor[ring] * floor[ring]
-            # A NaN must stay one.
-            means[ring] -= 0.0 if signal < 0 else math.sqrt(signal)
-        for k in range(amplitudes.shape[1]):
-            amplitudes[i, k] -= means[rings[k]]
+def _of_both(values: Singles) -> tuple[Singles, Singles]:
+    """Values on the half plane of a real FFT, as those of the quadrant and of its mirror image."""
+    size, q = values.shape[1:]
+    beside = np.empty((len(values) // PACK, size, q, PACK), dtype=np.float32)
+    for i in range(PACK):
+        beside[..., i] = values[i::PACK]
+    return beside[:, :q], beside[:, -np.arange(q)]
 
 
-@kernel
-def _fold(amplitudes):
-    # In place: rows of frequencies y > 0 become sums with those of -y, and these become differences. Cosines
-    # have the same sign in both, and sines the other, so that each needs one half.
-    n, size, width = amplitudes.shape
-    for i in range(n):
-        for y in range(1, (size + 1) // 2):
-            above = amplitudes[i, y]
-            below = amplitudes[i, size - y]
-            for x in range(width):
-                one, other = above[x], below[x]
-                above[x] = one + other
-                below[x] = other - one
-
-
-def _half_plane(curve: Floats, box: int, size: int) -> Singles:
-    """Spread a curve over the half plane; constant beyond its end."""
-    return np.interp(plane_radius(size) * box / size, np.arange(len(curve)), curve).astype(np.float32)
+def _gain(plan: FeaturePlan, size: int) -> Singles:
+    """What each frequency of the quadrant is multiplied by; constant beyond the end of the curve."""
+    curve = np.ones(plan.box // 2 + 1) if plan.gain is None else plan.gain
+    rings = plane_radius(size)[: size // 2 + 1] * plan.box / size
+    return np.interp(rings, np.arange(len(curve)), curve).astype(np.float32)
 
 
 @lru_cache(maxsize=2)
-def _operator(box: int, max_order: int, oversampling: int, disk: str) -> tuple[Singles, Singles, Indices]:
-    """Matrices from folded |F image| to moments, cosines and sines; which feature each sine belongs to."""
-    order, angular = feature_index(max_order)
-    sine = np.flatnonzero(angular)
+def _rings(box: int, size: int) -> tuple[Indices, Singles]:
+    """Ring of each frequency of the quadrant, and what either amplitude there counts in the ring's mean."""
+    rings, weights = rings_of_plane(box, size)
+    of_either = (weights.reshape(size, -1)[: size // 2 + 1] * _share(size)).astype(np.float32).ravel()
+    return rings[: len(of_either)], of_either
+
+
+def _share(size: int) -> Floats:
+    """How much of a coefficient of a real FFT either amplitude of the quadrant has, row by row."""
+    # A frequency that has no other sign has both amplitudes.
+    return np.where(2 * np.arange(size // 2 + 1) % size == 0, 0.5, 1)[:, np.newaxis]
+
+
+@kernel
+def _mirror(images, first, parts):
+    # Sums and differences of mirrored pixels of images (n, d, d) from `first` on: parts (4, packs, h, h + 1,
+    # PACK), even down and across, even and odd, odd and even, odd. Four images at a time: the cache holds no
+    # more, and fewer fill less of a vector.
+    n, d = images.shape[:2]
+    h = parts.shape[2]
+    for pack in range(parts.shape[1]):
+        for start in range(0, PACK, 4):
+            for y in range(h):
+                for x in range(h):
+                    for i in range(start, start + 4):
+                        j = min(first + pack * PACK + i, n - 1)
+                        a = images[j, d - h + y, d - h + x]
+                        b = images[j, d - h + y, h - 1 - x]
+                        c = images[j, h - 1 - y, d - h + x]
+                        e = images[j, h - 1 - y, h - 1 - x]
+                        parts[0, pack, y, x, i] = a + b + c + e
+                        parts[1, pack, y, x, i] = a - b + c - e
+                        parts[2, pack, y, x, i] = a + b - c - e
+                        parts[3, pack, y, x, i] = a - b - c + e
+
+
+@kernel
+def _find_amplitudes(even, across, down, both):
+    # Spectra of parts: even ones, odd across, odd down, odd in both. In place: the amplitude of each
+    # frequency instead of the first, and that of its mirror image instead of the last.
+    for k in range(len(even)):
+        real = even[k] - both[k]
+        imaginary = across[k] + down[k]
+        mirrored_real = even[k] + both[k]
+        mirrored_imaginary = across[k] - down[k]
+        even[k] = math.sqrt(real * real + imaginary * imaginary)
+        both[k] = math.sqrt(mirrored_real * mirrored_real + mirrored_imaginary * mirrored_imaginary)
+
+
+@kernel
+def _subtract_noise(rings, weights, floor, means, plus, minus):
+    # Subtract from amplitudes (packs, k, PACK) in place what noise adds to the mean of each ring; means is
+    # scratch.
+    for pack in range(len(plus)):
+        means[:] = 0
+        for k in range(len(rings)):
+            ring = rings[k]
+            weight = weights[k]
+            for i in range(PACK):
+                means[ring, i] += weight * (plus[pack, k, i] + minus[pack, k, i])
+        for ring in range(len(floor)):
+            for i in range(PACK):
+                signal = means[ring, i] * means[ring, i] - floor[ring] * floor[ring]
+                # A NaN must stay one.
+                means[ring, i] -= 0.0 if signal < 0 else math.sqrt(signal)
+        for k in range(len(rings)):
+            ring = rings[k]
+            for i in range(PACK):
+                plus[pack, k, i] -= means[ring, i]
+                minus[pack, k, i] -= means[ring, i]
+
+
+@kernel
+def _fold(plus, minus, gain, folded):
+    # Amplitudes (packs, q, q, PACK) at (v, u) and (-v, u). A cosine has the same sign at both, a sine the
+    # other. Where u and v are swapped, cosines of m = 0, 4, 8 ... keep their sign, those of m = 2, 6, 10 ...
+    # do not, and sines are the other way round. So each needs an eighth of the plane: folded (4, packs, k,
+    # PACK), for cosines of the first and the second kind, and sines.
+    for pack in range(len(plus)):
+        k = 0
+        for v in range(len(gain)):
+            for u in range(v + 1):
+                g = gain[v, u]
+                for i in range(PACK):
+                    here = g * (plus[pack, v, u, i] + minus[pack, v, u, i])
+                    there = g * (plus[pack, u, v, i] + minus[pack, u, v, i])
+                    folded[0, pack, k, i] = here + there
+                    folded[1, pack, k, i] = here - there
+                    here = g * (plus[pack, v, u, i] - minus[pack, v, u, i])
+                    there = g * (plus[pack, u, v, i] - minus[pack, u, v, i])
+                    folded[2, pack, k, i] = here - there
+                    folded[3, pack, k, i] = here + there
+                k += 1
+
+
+class _Columns(NamedTuple):
+    """Where the moments are among the products: cosines of all features, and sines of those that have one."""
+
+    cosines: Indices
+    paired: Indices
+    sines: Indices
+
+
+@lru_cache(maxsize=2)
+def _operator(box: int, max_order: int, oversampling: int, disk: str) -> tuple[list[Singles], _Columns]:
+    """Matrices from what `_fold` makes of |F image| to moments, and where these come to lie.
+
+    They are divided into pieces, which are zero at the end, and blocks: (pieces, blocks, ROWS, length).
+    """
+    angular = feature_index(max_order)[1]
     size = box * oversampling
-    rows = np.empty((len(order) + len(sine), size, size // 2 + 1), dtype=np.float32)
+    v, u = np.tril_indices(size // 2 + 1)
+    weights = (multiplicity(size)[: size // 2 + 1] * _share(size))[v, u] / size**2
+    weights[v == u] /= 2
+    weights[0] = 0
+    waves = np.zeros((2, len(angular), len(v)), dtype=np.float32)
     transform = _continuous_rows if disk == "continuous" else _pixel_rows
-    transform(rows, box, order, angular)
-    weights = multiplicity(size) / size**2
-    weights[0, 0] = 0
-    rows *= weights.astype(np.float32)
-    half = size // 2 + 1
-    cosines, sines = (
-        np.ascontiguousarray(part.reshape(len(part), -1))
-        for part in (rows[: len(order), :half], rows[len(order) :, half:])
-    )
-    for matrix in (cosines, sines):
-        matrix.flags.writeable = False
-    return cosines, sines, sine
+    transform(waves, box, max_order, size, v, u)
+    waves *= weights.astype(np.float32)
+    pieces = -(-len(v) // PIECE)
+    length = -(-len(v) // pieces)
+    operator = []
+    rows = np.zeros((2, len(angular)), dtype=np.intp)
+    end = 0
+    for sine, swapped in ((0, 0), (0, 2), (1, 0), (1, 2)):
+        members = np.flatnonzero((angular % 4 == swapped) & (angular >= sine))
+        blocks = -(-len(members) // ROWS)
+        matrix = np.zeros((blocks * ROWS, pieces * length), dtype=np.float32)
+        matrix[: len(members), : len(v)] = waves[sine, members]
+        operator.append(np.moveaxis(matrix.reshape(blocks, ROWS, pieces, length), 2, 0).copy())
+        rows[sine, members] = end + np.arange(len(members))
+        end += blocks * ROWS
+    paired = np.flatnonzero(angular)
+    return operator, _Columns(rows[0], paired, rows[1, paired])
 
 
-def _continuous_rows(rows: Singles, box: int, order: Indices, angular: Indices) -> None:
-    """Fill in the transforms of Zernike functions on the whole disk."""
-    size, radius = rows.shape[1], box // 2
-    frequency = size * scipy.fft.fftfreq(size)[:, np.newaxis] + 1j * np.arange(size // 2 + 1)
-    phi = np.arctan2(frequency.real, frequency.imag)
-    squares, place = np.unique(np.rint(np.abs(frequency) ** 2), return_inverse=True)
-    place = place.reshape(phi.shape)
+def _continuous_rows(waves: Singles, box: int, max_order: int, size: int, v: Indices, u: Indices) -> None:
+    """Fill in the transforms of Zernike functions on the whole disk: cosines and sines."""
+    radius = box // 2
+    phi = np.arctan2(v, u)
+    squares, place = np.unique(v * v + u * u, return_inverse=True)
     z = 2 * np.pi * radius / size * np.sqrt(squares[1:])
     # At the highest frequency of an even size both signs fall together, and their mean is taken.
-    paired = np.ones(phi.shape)
-    if size % 2 == 0:
-        paired[size // 2] = paired[:, -1] = 0
-    last = len(order)
-    for i, (n, m) in enumerate(zip(order, angular, strict=True)):
+    paired = (2 * v != size) & (2 * u != size)
+    for i, (n, m) in enumerate(zip(*feature_index(max_order), strict=True)):
         # n and m are even: the powers of i and -1 make one sign.
         scale = 2 * np.sqrt((1 + (m > 0)) * (n + 1) * np.pi) * radius * (-1) ** (n // 2)
         profile = np.append(scale / 2 if n == 0 else 0.0, scale * jv(n + 1, z) / z)[place]
-        rows[i] = profile * np.cos(m * phi)
-        if m:
-            rows[last] = profile * np.sin(m * phi) * paired
-            last += 1
+        waves[0, i] = profile * np.cos(m * phi)
+        waves[1, i] = profile * np.sin(m * phi) * paired
 
 
-def _pixel_rows(rows: Singles, box: int, order: Indices, angular: Indices) -> None:
-    """Fill in the transforms of the samples of Zernike functions, from pixel d // 2."""
-    size = rows.shape[1]
-    basis = zernike_basis(box, int(order[-1]))
-    even = np.flatnonzero(basis.order % 2 == 0)
-    cosine, sine = (even[basis.angular[even] >= 0], even[basis.angular[even] < 0])
+def _pixel_rows(waves: Singles, box: int, max_order: int, size: int, v: Indices, u: Indices) -> None:
+    """Fill in the transforms of the samples of Zernike functions, from pixel d // 2: cosines and sines."""
+    basis = zernike_basis(box, max_order)
     frame = np.zeros((size, size))
-    for i, function in enumerate(np.concatenate([cosine, sine])):
-        frame[:box, :box] = basis.functions[function]
-        shifted = np.roll(frame, (-(box // 2), -(box // 2)), axis=(0, 1))
-        # Real, since the function is even and the disk symmetric.
-        rows[i] = scipy.fft.rfft2(shifted, workers=1).real
+    for i, (n, m) in enumerate(zip(*feature_index(max_order), strict=True)):
+        for function in np.flatnonzero((basis.order == n) & (np.abs(basis.angular) == m)):
+            frame[:box, :box] = basis.functions[function]
+            shifted = np.roll(frame, (-(box // 2), -(box // 2)), axis=(0, 1))
+            # Real, since the function is even and the disk symmetric.
+            waves[int(basis.angular[function] < 0), i] = scipy.fft.rfft2(shifted, workers=1).real[v, u]

@@ -108,8 +108,12 @@ def _ring_means(rings, weights, values, means):
 
 def subtract_background(images: Images) -> None:
     """Subtract the mean outside the disk from images (n, d, d), in place, so that padding makes no edge."""
-    outside = np.flatnonzero(_corners(images.shape[1]))
-    _subtract_mean(outside, images.reshape(len(images), -1))
+    _subtract_mean(_outside(images.shape[1]), images.reshape(len(images), -1))
+
+
+@lru_cache(maxsize=2)
+def _outside(box: int) -> Indices:
+    return np.flatnonzero(_corners(box))
 
 
 @kernel
