@@ -33,7 +33,7 @@ GRID, EFFORT = 24, 0.5
 BATCH = 256
 # Images that are learned from at most; the most classes, and members that a class should have.
 N_SAMPLED, MOST_CLASSES, MEMBERS = 2048, 12, 50
-# Images are scored in one search, with so many steps of the shift in a period of the finest detail.
+# Steps of the shift in a period of the finest detail: particles are told from junk without finer ones.
 STEPS = 2.0
 # What a class counts at most, and how far from the usual likeness, in deviations, an image counts.
 HIGHEST, FARTHEST = 6.0, 3.0
@@ -253,6 +253,7 @@ def learn_invariant_filter(
         radius,
         half=half,
         effort=EFFORT,
+        steps=STEPS,
         n_jobs=n_jobs,
         seed=seed,
         progress=progress,
@@ -263,7 +264,7 @@ def learn_invariant_filter(
     known = np.isfinite(score)
     usual, deviation = (float(np.mean(score[known])), float(np.std(score[known]))) if known.any() else (0, 0)
     learned = LearnedClasses(
-        fitted.model._replace(coarse=fitted.model.references.shape[2], steps=STEPS),
+        fitted.model._replace(coarse=fitted.model.references.shape[2]),
         np.minimum(ranking.score, HIGHEST),
         resolved_rings(averages.frc) > 0,
         usual,
