@@ -35,7 +35,7 @@ MEMBERS, MOST = 40, 12
 # Rounds that classes of kept and of rejected images take, in parts of the usual number, and how small
 # rejected images are meanwhile; and steps of the shift in a period of the finest detail.
 EFFORT, EFFORT_REJECTED, GRID = 0.5, 0.2, 24
-STEPS, STEPS_REJECTED = 3.0, 2.0
+STEPS, STEPS_REJECTED = 3.0, 2.5
 # Principal components among which classes are looked for.
 N_COMPONENTS = 10
 MAX_ORDER = 20
@@ -53,7 +53,7 @@ RARE = 0.2
 # Where the usual class of kept images resolves fewer rings than this, junk is as sharp.
 RESOLVED = 5
 # Rounds in which the halves of the classes, which have been aligned together, are aligned apart.
-N_ROUNDS = 4
+N_ROUNDS = 2
 # How far members may be moved to align them, in parts of the box: a particle is near the middle.
 REACH = 0.06
 
