@@ -456,6 +456,45 @@ def test_samples_are_seen_through_the_transfer_function():
         np.testing.assert_allclose(transfer[i], (expected**2).mean(axis=0), rtol=1e-5)
 
 
+def test_steps_that_are_nearly_fine_enough_are_not_divided():
+    model = model_of_pictures(n_rings=13)
+    on_all = on_rings_of(pictures(*planted(6), snr=1.0), None, model, 13)
+    rough = expectation._coarse_poses(6, model)
+    compared = expectation._compare(on_all, rough, expectation._search(model, 0, model.coarse))
+    # 12 rings fit the steps of the search on 8, and 13 nearly do.
+    for n_rings, times in ((12, 1), (13, 1), (14, 4)):
+        poses = expectation._fine_poses(compared, rough, model, n_rings)
+        kept = np.unique(rough.row[compared.best > compared.highest[rough.owner] - expectation.DROPPED])
+        assert len(poses.image) == times * len(kept)
+
+
+@pytest.mark.parametrize("with_ctf", [False, True])
+def test_images_kept_on_rings_are_found_as_they_are(with_ctf):
+    case = Case(with_ctf, n=6)
+    images, half = case.images, np.arange(6) % 2
+    images[4] = 1
+    model = case.model._replace(references=np.concatenate([case.references, 0.9 * case.references]))
+    # More rings are kept than are compared.
+    kept = expansion.KeptRings(
+        *expansion.keep_rings(images.copy(), case.terms, BOX, case.window, rings_of(BOX).n_rings)
+    )
+    np.testing.assert_array_equal(kept.usable, np.arange(6) != 4)
+    sums, found = expect(images, half, case.terms, model)
+    sums_of_kept, found_of_kept = expect(kept, half, None, model)
+    for one, other in zip(sums, sums_of_kept, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(other).max())
+    for one, other in zip(found, found_of_kept, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3)
+
+
+def test_what_is_kept_on_rings_makes_the_same_classes(monkeypatch):
+    kept = fit(small_set(), 2, RADIUS, n_jobs=1)
+    monkeypatch.setattr(fit_classes, "KEPT_BYTES", 0)
+    read = fit(small_set(), 2, RADIUS, n_jobs=1)
+    np.testing.assert_array_equal(kept.assignments.label, read.assignments.label)
+    np.testing.assert_allclose(kept.averages, read.averages, atol=1e-3 * np.abs(read.averages).max())
+
+
 def test_a_pose_is_found_on_all_rings_as_on_a_grid_of_fine_steps():
     """The second search compares every class and shift near what the first has found, on all rings."""
     model = model_of_pictures()

@@ -33,8 +33,9 @@ N_KEPT, N_REJECTED = 300, 600
 # Members that a class should have, and the most classes of either kind.
 MEMBERS, MOST = 40, 12
 # Rounds that classes of kept and of rejected images take, in parts of the usual number, and how small
-# rejected images are meanwhile.
+# rejected images are meanwhile; and steps of the shift in a period of the finest detail.
 EFFORT, EFFORT_REJECTED, GRID = 0.5, 0.2, 24
+STEPS, STEPS_REJECTED = 3.0, 2.5
 # Principal components among which classes are looked for.
 N_COMPONENTS = 10
 MAX_ORDER = 20
@@ -52,7 +53,7 @@ RARE = 0.2
 # Where the usual class of kept images resolves fewer rings than this, junk is as sharp.
 RESOLVED = 5
 # Rounds in which the halves of the classes, which have been aligned together, are aligned apart.
-N_ROUNDS = 4
+N_ROUNDS = 2
 # How far members may be moved to align them, in parts of the box: a particle is near the middle.
 REACH = 0.06
 
@@ -189,9 +190,11 @@ def find_views(
     kept_images = replace(
         as_particles(of_kept), pixel_size=working.pixel_size, ctf=working.ctf and working.ctf.of(sampled[0])
     )
-    tasks = [partial(_learn, kept_images, working.box, EFFORT, radius, seed)]
+    tasks = [partial(_learn, kept_images, working.box, EFFORT, STEPS, radius, seed)]
     if len(of_rejected):
-        tasks.append(partial(_learn, as_particles(of_rejected), GRID, EFFORT_REJECTED, radius, seed))
+        tasks.append(
+            partial(_learn, as_particles(of_rejected), GRID, EFFORT_REJECTED, STEPS_REJECTED, radius, seed)
+        )
     *found, (space, places) = side_by_side([*tasks, partial(_feature_space, images)], n_jobs, progress)
     fitted, averaged = zip(*found, strict=True)
     classes = _classes(places, fitted)
@@ -247,7 +250,7 @@ def _feature_space(images: Images) -> tuple[_Space, Floats]:
 
 
 def _learn(
-    images: Particles, size: int, effort: float, radius: float | None, seed: int
+    images: Particles, size: int, effort: float, steps: float, radius: float | None, seed: int
 ) -> tuple[FittedClasses, ClassAverages]:
     """Find classes among images reduced to `size`, and average their members at full resolution."""
     box = images.box
@@ -256,7 +259,7 @@ def _learn(
     small = images if size == box else as_particles(fourier_crop(images.read(0, len(images)), size))
     number = max(1, min(len(images) // MEMBERS, MOST))
     within = min(max(scale * (RADIUS * box if radius is None else radius), LEAST_RADIUS), size / 2)
-    fitted = fit_classes(small, number, within, effort=effort, n_jobs=1, seed=seed)
+    fitted = fit_classes(small, number, within, effort=effort, steps=steps, n_jobs=1, seed=seed)
     averages = averages_from_poses(
         images,
         fitted.assignments.label,

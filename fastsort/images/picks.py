@@ -7,11 +7,11 @@ import math
 import numpy as np
 import scipy.fft
 
-from fastsort._types import Array, Bools, Floats, Images, Singles
+from fastsort._types import Bools, Floats, Images, Singles
 from fastsort.images.normalize import normalize_background
 
 # The noise is measured outside this radius, in parts of the box, on at most so many images.
-OUTSIDE, MOST_MEASURED = 0.4, 256
+OUTSIDE, MOST_MEASURED = 0.4, 512
 # In each field of so many boxes in width, the picker takes the best place. It looks for blobs between these
 # radii, in parts of the box, of so many sizes.
 FIELD = 2
@@ -71,9 +71,8 @@ def picked_noise(images: Images, number: int, background: float, seed: int = 0) 
     bright = float(np.median(blob_response(images[::step], middle)[:, box // 2, box // 2])) >= 0
     parts = []
     for k, radius in enumerate(np.linspace(LEAST_RADIUS, LARGEST_RADIUS, N_SIZES) * box):
-        spectra = _spectra(amplitude, len(range(k, number, N_SIZES)), size, rng)
-        responses = _inverse(spectra * _blob_filter(size, size, radius), size, size)
-        parts.append(_cut_best(_inverse(spectra, size, size), responses, box))
+        fields = _fields(amplitude, len(range(k, number, N_SIZES)), size, rng)
+        parts.append(_cut_best(fields, blob_response(fields, radius), box))
     # Noise has no sign: dark blobs are bright ones of other noise.
     picks = np.concatenate(parts) * np.float32(1 if bright else -1)
     normalize_background(picks, background)
@@ -96,10 +95,8 @@ def plain_noise(images: Images, number: int, background: float, seed: int = 0) -
     box = images.shape[1]
     rng = np.random.default_rng(seed)
     step = -(-len(images) // MOST_MEASURED)
-    size = FIELD * box
-    amplitude = _noise_amplitude(images[::step], size, background, rng)
-    fields = _inverse(_spectra(amplitude, -(-number // FIELD**2), size, rng), size, size)
-    places = _boxes(fields, box)[:number]
+    amplitude = _noise_amplitude(images[::step], FIELD * box, background, rng)
+    places = _boxes(_fields(amplitude, -(-number // FIELD**2), FIELD * box, rng), box)[:number]
     normalize_background(places, background)
     return places
 
@@ -107,27 +104,19 @@ def plain_noise(images: Images, number: int, background: float, seed: int = 0) -
 def blob_response(images: Images, radius: float) -> Images:
     """Return the response of images (n, h, w) to bright disks of a radius in pixels; they are periodic."""
     height, width = images.shape[1:]
-    spectra = scipy.fft.rfft2(images, workers=1)
-    spectra *= _blob_filter(height, width, radius)
-    return _inverse(spectra, height, width)
-
-
-def _blob_filter(height: int, width: int, radius: float) -> Singles:
     square = scipy.fft.fftfreq(height)[:, None] ** 2 + scipy.fft.rfftfreq(width) ** 2
     narrow, wide = (np.exp(-2 * (math.pi * part * radius) ** 2 * square) for part in (NARROW, WIDE))
-    return (narrow - wide).astype(np.float32)
+    spectra = scipy.fft.rfft2(images, workers=1)
+    spectra *= (narrow - wide).astype(np.float32)
+    response: Images = scipy.fft.irfft2(spectra, s=(height, width), workers=1, overwrite_x=True)
+    return response
 
 
-def _spectra(amplitude: Singles, number: int, size: int, rng: np.random.Generator) -> Array:
-    """Return the transforms of fields of noise."""
+def _fields(amplitude: Singles, number: int, size: int, rng: np.random.Generator) -> Images:
     spectra = scipy.fft.rfft2(rng.standard_normal((number, size, size), dtype=np.float32), workers=1)
     spectra *= amplitude
-    return spectra
-
-
-def _inverse(spectra: Array, height: int, width: int) -> Images:
-    images: Images = scipy.fft.irfft2(spectra, s=(height, width), workers=1, overwrite_x=True)
-    return images
+    fields: Images = scipy.fft.irfft2(spectra, s=(size, size), workers=1, overwrite_x=True)
+    return fields
 
 
 def _cut_best(fields: Images, responses: Images, box: int) -> Images:
@@ -154,7 +143,8 @@ def _noise_amplitude(images: Images, size: int, background: float, rng: np.rando
         power[0] = power[1]
         amplitude = np.sqrt(np.interp(frequency, np.arange(len(power)), power)).astype(np.float32)
         if step < N_ROUNDS:
-            boxes = _boxes(_inverse(spectra * amplitude, size, size), box)
+            fields = scipy.fft.irfft2(spectra * amplitude, s=(size, size), workers=1)
+            boxes = _boxes(fields, box)
             normalize_background(boxes, background)
             power *= wanted / np.maximum(_ring_power(boxes, outside), 1e-9)
     return amplitude

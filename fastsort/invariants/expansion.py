@@ -7,15 +7,16 @@ on half a ring, and the odd ones of the imaginary parts.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 from fastsort._jit import inlined, kernel
-from fastsort._types import Floats, Images, Indices, Singles
+from fastsort._types import Bools, Floats, Images, Indices, Singles
 from fastsort.invariants.references import soft_disk
-from fastsort.invariants.rings import Taps, levelled, rings_of, sample_rings
+from fastsort.invariants.rings import Taps, levelled, rings_of, sample_rings, usable_images
 
 # Images are cropped to so many rings more than are needed, if that makes them smaller than this part of them.
 BEYOND, SMALLER = 4, 0.8
@@ -50,6 +51,56 @@ class RingImages(NamedTuple):
     spectra: Singles
     transfer: Singles
     power: Floats
+
+
+@dataclass(frozen=True)
+class KeptRings:
+    """Images on rings that stay in memory from round to round; they are read in ranges, as images are.
+
+    Attributes
+    ----------
+    spectra : ndarray of float32, shape (n, 2, A, R)
+    transfer, power
+        As of `RingImages`.
+    usable : ndarray of bool, shape (n,)
+        The others are flat, or hold a NaN or an infinity.
+    """
+
+    spectra: Singles
+    transfer: Singles
+    power: Floats
+    usable: Bools
+
+    def __len__(self) -> int:
+        return len(self.usable)
+
+    def read(self, start: int, stop: int) -> KeptRings:
+        """Return a range."""
+        return self.chosen(slice(start, stop))
+
+    def part(self, start: int, stop: int) -> KeptRings:
+        """Return a range as a source."""
+        return self.chosen(slice(start, stop))
+
+    def chosen(self, rows: Indices | slice) -> KeptRings:
+        """Return some of the images."""
+        return KeptRings(self.spectra[rows], self.transfer[rows], self.power[rows], self.usable[rows])
+
+    def first_rings(self, rows: Indices, n_rings: int) -> RingImages:
+        """Return the first rings of some images."""
+        spectra = self.spectra[rows, :, :, :n_rings].transpose(1, 2, 3, 0)
+        transfer, power = (values[rows, :n_rings] for values in (self.transfer, self.power))
+        return RingImages(*map(np.ascontiguousarray, (spectra, transfer, power)))
+
+
+def keep_rings(
+    images: Images, terms: Floats | None, box: int, window: float, n_rings: int
+) -> tuple[Singles, Singles, Floats, Bools]:
+    """Sample the first rings as `put_on_rings` does; return what `KeptRings` are made of."""
+    usable = usable_images(images)
+    images[~usable] = 0
+    spectra, transfer, power = put_on_rings(images, terms, box, window, n_rings)
+    return np.ascontiguousarray(spectra.transpose(3, 0, 1, 2)), transfer, power, usable
 
 
 def put_on_rings(images: Images, terms: Floats | None, box: int, window: float, n_rings: int) -> RingImages:
@@ -218,9 +269,9 @@ def at_all_shifts(on_rings: RingImages, phases: Singles, n_indices: int) -> Sing
     """Move every image by the same shifts and expand it in the angle: (M, 2, R, n x S)."""
     _, n_angles, n_rings, n_shifts = phases.shape
     few = _first_samples(on_rings, on_rings.spectra.shape[1] // n_angles, n_rings)
-    moved = np.empty((*few.shape, n_shifts), dtype=np.float32)
-    _move_all(few, phases, moved)
-    return expand_in_angle(moved.reshape(2, n_angles, n_rings, -1), n_indices)
+    expanded = np.empty((n_indices, 2, n_rings, few.shape[3] * n_shifts), dtype=np.float32)
+    _move_all(few, phases, _angular(n_angles, n_indices), expanded)
+    return expanded
 
 
 def at_own_shifts(
@@ -239,9 +290,9 @@ def at_own_shifts(
     few = _first_samples(on_rings, _every(box, n_rings, n_indices), n_rings)
     phase = _first_ring(shift, box, n_rings, n_indices)
     first = np.searchsorted(image, np.arange(few.shape[3] + 1))
-    moved = np.empty((*few.shape[:3], len(image)), dtype=np.float32)
-    _move(few, first, np.cos(phase), np.sin(phase), moved)
-    return expand_in_angle(moved, n_indices)
+    expanded = np.empty((n_indices, 2, n_rings, len(image)), dtype=np.float32)
+    _move(few, first, np.cos(phase), np.sin(phase), _angular(few.shape[1], n_indices), expanded)
+    return expanded
 
 
 def _first_samples(on_rings: RingImages, every: int, n_rings: int) -> Singles:
@@ -264,74 +315,107 @@ def _every(box: int, n_rings: int, n_indices: int) -> int:
 
 
 @kernel
-def _move_all(spectra, phases, moved):
-    # moved (2, A, R, n, shifts): spectra (2, A, R, n) of images brought back by shifts; phases (2, A, R,
-    # shifts) are cosines and sines.
-    for j in range(spectra.shape[1]):
-        for ring in range(spectra.shape[2]):
+def _move_all(spectra, phases, tables, expanded):
+    # expanded (M, 2, R, n x shifts): spectra (2, A, R, n) of images brought back by shifts, times the tables;
+    # phases (2, A, R, shifts) are cosines and sines.
+    _, n_angles, n_rings, n = spectra.shape
+    n_shifts = phases.shape[3]
+    folded = np.empty((4, n_angles // 2 + 1, n * n_shifts), dtype=np.float32)
+    product = np.empty((tables.shape[1], n * n_shifts), dtype=np.float32)
+    for ring in range(n_rings):
+        for j in range(folded.shape[1]):
+            other = (n_angles - j) % n_angles
+            # A direction that is its own mirror image counts once.
+            both = np.float32(0 if other == j else 1)
             cosine = phases[0, j, ring]
             sine = phases[1, j, ring]
-            for i in range(spectra.shape[3]):
+            other_cosine = phases[0, other, ring]
+            other_sine = phases[1, other, ring]
+            for i in range(n):
                 x = spectra[0, j, ring, i]
                 y = spectra[1, j, ring, i]
-                real = moved[0, j, ring, i]
-                imaginary = moved[1, j, ring, i]
-                for s in range(cosine.size):
-                    real[s] = x * cosine[s] - y * sine[s]
-                    imaginary[s] = x * sine[s] + y * cosine[s]
+                other_x = both * spectra[0, other, ring, i]
+                other_y = both * spectra[1, other, ring, i]
+                a = folded[0, j, i * n_shifts : (i + 1) * n_shifts]
+                b = folded[1, j, i * n_shifts : (i + 1) * n_shifts]
+                c = folded[2, j, i * n_shifts : (i + 1) * n_shifts]
+                d = folded[3, j, i * n_shifts : (i + 1) * n_shifts]
+                for s in range(n_shifts):
+                    real = x * cosine[s] - y * sine[s]
+                    imaginary = x * sine[s] + y * cosine[s]
+                    other_real = other_x * other_cosine[s] - other_y * other_sine[s]
+                    other_imaginary = other_x * other_sine[s] + other_y * other_cosine[s]
+                    a[s] = real + other_real
+                    b[s] = real - other_real
+                    c[s] = imaginary + other_imaginary
+                    d[s] = imaginary - other_imaginary
+        _expand(folded, tables, product, ring, expanded)
 
 
 @kernel
-def _move(spectra, first, cosine, sine, moved):
-    # moved (2, A, R, rows): the same where each image has rows of its own, from first[i] to first[i + 1];
-    # cosines and sines (A, rows) are those of the first ring.
-    n_rows = moved.shape[3]
-    turn = np.empty((2, n_rows), dtype=np.float32)
-    for j in range(spectra.shape[1]):
-        for row in range(n_rows):
-            turn[0, row] = 1
-            turn[1, row] = 0
-        for ring in range(spectra.shape[2]):
+def _move(spectra, first, cosine, sine, tables, expanded):
+    # The same where each image has rows of its own, from first[i] to first[i + 1]; cosines and sines (A,
+    # rows) are those of the first ring.
+    _, n_angles, n_rings, n = spectra.shape
+    n_rows = cosine.shape[1]
+    folded = np.empty((4, n_angles // 2 + 1, n_rows), dtype=np.float32)
+    product = np.empty((tables.shape[1], n_rows), dtype=np.float32)
+    turn = np.empty((2, n_angles, n_rows), dtype=np.float32)
+    turn[0] = 1
+    turn[1] = 0
+    for ring in range(n_rings):
+        for j in range(n_angles):
             for row in range(n_rows):
-                a = turn[0, row] * cosine[j, row] - turn[1, row] * sine[j, row]
-                b = turn[0, row] * sine[j, row] + turn[1, row] * cosine[j, row]
-                turn[0, row] = a
-                turn[1, row] = b
-            for i in range(spectra.shape[3]):
+                a = turn[0, j, row] * cosine[j, row] - turn[1, j, row] * sine[j, row]
+                b = turn[0, j, row] * sine[j, row] + turn[1, j, row] * cosine[j, row]
+                turn[0, j, row] = a
+                turn[1, j, row] = b
+        for j in range(folded.shape[1]):
+            other = (n_angles - j) % n_angles
+            both = np.float32(0 if other == j else 1)
+            for i in range(n):
                 x = spectra[0, j, ring, i]
                 y = spectra[1, j, ring, i]
+                other_x = both * spectra[0, other, ring, i]
+                other_y = both * spectra[1, other, ring, i]
                 for row in range(first[i], first[i + 1]):
-                    moved[0, j, ring, row] = x * turn[0, row] - y * turn[1, row]
-                    moved[1, j, ring, row] = x * turn[1, row] + y * turn[0, row]
-
-
-def expand_in_angle(samples: Singles, n_indices: int) -> Singles:
-    """Expand samples (2, A, R, rows) in the angle: (M, 2, R, rows), real and imaginary parts."""
-    _, n_angles, n_rings, n_rows = samples.shape
-    expanded = np.empty((2 * n_indices, n_rings * n_rows), dtype=np.float32)
-    even, odd = np.split(expanded, [2 * ((n_indices + 1) // 2)])
-    _expand(samples.reshape(2, n_angles, -1), *_angular(n_angles, n_indices), even, odd)
-    return expanded.reshape(n_indices, 2, n_rings, n_rows)
+                    real = x * turn[0, j, row] - y * turn[1, j, row]
+                    imaginary = x * turn[1, j, row] + y * turn[0, j, row]
+                    other_real = other_x * turn[0, other, row] - other_y * turn[1, other, row]
+                    other_imaginary = other_x * turn[1, other, row] + other_y * turn[0, other, row]
+                    folded[0, j, row] = real + other_real
+                    folded[1, j, row] = real - other_real
+                    folded[2, j, row] = imaginary + other_imaginary
+                    folded[3, j, row] = imaginary - other_imaginary
+        _expand(folded, tables, product, ring, expanded)
 
 
 @kernel
-def _expand(samples, even_table, odd_table, even, odd):
-    # One call for both: each takes and gives back the interpreter's lock.
-    np.dot(even_table, samples[0], even)
-    np.dot(odd_table, samples[1], odd)
+def _expand(folded, tables, product, ring, expanded):
+    # One ring of expanded (M, 2, R, rows): products of tables (4, indices, directions) with folded samples
+    # (4, directions, rows). One ring at a time stays in the processor's cache.
+    n_even = (expanded.shape[0] + 1) // 2
+    for quarter in range(4):
+        np.dot(tables[quarter], folded[quarter], product)
+        begin = 0 if quarter < 2 else n_even
+        for m in range(n_even if quarter < 2 else expanded.shape[0] - n_even):
+            for row in range(product.shape[1]):
+                expanded[begin + m, quarter % 2, ring, row] = product[m, row]
 
 
 @lru_cache(maxsize=64)
-def _angular(n_angles: int, n_indices: int) -> tuple[Singles, Singles]:
-    """Matrices from samples on half a ring to coefficients: even indices from real parts, odd from imaginary.
+def _angular(n_angles: int, n_indices: int) -> Singles:
+    """Tables from folded samples to coefficients: real and imaginary parts of even indices, then of odd ones.
 
-    On the other half of the ring the samples are complex conjugate. The factors i^m make the coefficients
-    of `DiskBasis` real.
+    Shape (4, indices, directions). Samples are taken on half a ring; on the other half they are complex
+    conjugate. So even indices are made of real parts and odd ones of imaginary parts. Cosines are the same
+    or the opposite in directions that mirror each other, and so are sines: only sums and differences of such
+    samples are multiplied. The factors i^m make the coefficients of `DiskBasis` real.
     """
-    angle = -math.pi / 2 + math.pi * np.arange(n_angles) / n_angles
-    index = np.arange(n_indices)
-    table = np.exp(-1j * np.outer(angle, index)) * 1j**index / n_angles
-    table[:, 1::2] *= 1j
-    parts = np.stack([table.T.real, table.T.imag], axis=1).astype(np.float32)
-    even, odd = (np.ascontiguousarray(parts[part::2].reshape(-1, n_angles)) for part in (0, 1))
-    return even, odd
+    angle = -math.pi / 2 + math.pi * np.arange(n_angles // 2 + 1) / n_angles
+    tables = np.zeros((4, (n_indices + 1) // 2, len(angle)), dtype=np.float32)
+    for odd in (0, 1):
+        index = np.arange(odd, n_indices, 2)
+        waves = np.exp(-1j * np.outer(index, angle)) * (1j**index * 1j**odd)[:, None] / n_angles
+        tables[2 * odd, : len(index)], tables[2 * odd + 1, : len(index)] = waves.real, waves.imag
+    return tables

@@ -15,14 +15,14 @@ from typing import NamedTuple
 import numpy as np
 
 from fastsort._jit import inlined, kernel
-from fastsort._types import Array, Floats, Images, Indices, Singles
+from fastsort._types import Array, Bools, Floats, Images, Indices, Singles
 from fastsort.invariants.bessel import Complexes
 from fastsort.invariants.expansion import (
+    KeptRings,
     RingImages,
     at_all_shifts,
     at_own_shifts,
     even_first,
-    expand_in_angle,
     phases_of_shifts,
     put_on_rings,
 )
@@ -31,7 +31,7 @@ from fastsort.invariants.rings import usable_images
 # What the coarse search finds less likely than the best by so many nats is dropped.
 DROPPED = 7.0
 # Steps of the shift in a period of the outermost ring, in the fine search.
-FINE_STEPS = 2.0
+FINE_STEPS, NEARLY = 2.0, 0.1
 # Angles for each angular index.
 ANGLES = 2.1
 # Particles farther from the middle than so many deviations are not looked for.
@@ -130,18 +130,18 @@ class Assignments(NamedTuple):
 
 
 def expect(
-    images: Images, half: Indices | None, terms: Floats | None, model: ClassModel
+    images: Images | KeptRings, half: Indices | None, terms: Floats | None, model: ClassModel
 ) -> tuple[ClassSums, Assignments]:
     """Find how likely every class and pose of some images is.
 
     Parameters
     ----------
-    images : ndarray of float32, shape (n, d, d)
+    images : ndarray of float32, shape (n, d, d), or KeptRings
         Phases flipped where there is a contrast transfer function.
     half : ndarray of intp, shape (n,), optional
         Which half each image belongs to, 0 or 1; not needed where the model has one for all.
     terms : ndarray of float64, shape (n, 5), optional
-        From `phase_terms`; by default the transfer function is 1.
+        From `phase_terms`; by default the transfer function is 1. What is kept was seen through it.
     model : ClassModel
 
     Returns
@@ -158,7 +158,9 @@ def expect(
     return _finished(sums, model), found
 
 
-def sum_up(images: Images, half: Indices | None, terms: Floats | None, model: ClassModel) -> ClassSums:
+def sum_up(
+    images: Images | KeptRings, half: Indices | None, terms: Floats | None, model: ClassModel
+) -> ClassSums:
     """Return the sums that `expect` finds, without any assignments."""
     sums = _no_raw_sums(model)
     for number, _, chunk in _chunks(images, half, terms, model):
@@ -233,17 +235,16 @@ def mixed_sums(old: ClassSums, new: ClassSums, share: float, scale: float) -> Cl
     return new._replace(products=products, weights=weights, counts=counts)
 
 
-def as_they_lie(images: Images, terms: Floats | None, model: ClassModel, label: int) -> ClassSums:
+def as_they_lie(images: Images | KeptRings, terms: Floats | None, model: ClassModel, label: int) -> ClassSums:
     """Sum images that are neither turned nor moved, as members of one class."""
     sums = no_sums(model.references.shape)
-    rows = np.flatnonzero(usable_images(images))
+    rows = np.flatnonzero(_usable(images))
     if not len(rows):
         return sums
     n_indices, n_rings = model.references.shape[1:3]
-    on_rings = put_on_rings(
-        images[rows], None if terms is None else terms[rows], model.box, model.window, n_rings
-    )
-    expanded = expand_in_angle(on_rings.spectra, n_indices)
+    on_rings = _on_rings(images, rows, terms, model)
+    order = np.arange(len(rows))
+    expanded = at_own_shifts(on_rings, order, np.zeros((len(rows), 2)), model.box, n_rings, n_indices)
     real, imaginary = expanded.sum(axis=3, dtype=np.float64).swapaxes(0, 1)
     sums.products[0, even_first(n_indices), :, label] = real + 1j * imaginary
     sums.weights[0, :, label] = on_rings.transfer.sum(axis=0)
@@ -357,11 +358,25 @@ class _Chunk(NamedTuple):
     of_row: Floats
 
 
+def _usable(images: Images | KeptRings) -> Bools:
+    return images.usable if isinstance(images, KeptRings) else usable_images(images)
+
+
+def _on_rings(
+    images: Images | KeptRings, rows: Indices, terms: Floats | None, model: ClassModel
+) -> RingImages:
+    n_rings = model.references.shape[2]
+    if isinstance(images, KeptRings):
+        return images.first_rings(rows, n_rings)
+    terms = None if terms is None else terms[rows]
+    return put_on_rings(images[rows], terms, model.box, model.window, n_rings)
+
+
 def _chunks(
-    images: Images, half: Indices | None, terms: Floats | None, model: ClassModel
+    images: Images | KeptRings, half: Indices | None, terms: Floats | None, model: ClassModel
 ) -> Iterator[tuple[int, Indices, _Chunk]]:
     """Yield the usable images chunk by chunk: their half, which they are, and how they compare."""
-    usable = usable_images(images)
+    usable = _usable(images)
     n_halves, _, n_rings, _ = model.references.shape
     count = max(1, ROWS // len(_coarse_poses(1, model).shift))
     for number in range(n_halves):
@@ -369,8 +384,7 @@ def _chunks(
         searches = [_search(model, number, some) for some in sorted({min(model.coarse, n_rings), n_rings})]
         for first in range(0, len(members), count):
             rows = members[first : first + count]
-            of_rows = None if terms is None else terms[rows]
-            on_rings = put_on_rings(images[rows], of_rows, model.box, model.window, n_rings)
+            on_rings = _on_rings(images, rows, terms, model)
             yield number, rows, _compared_with_all(on_rings, model, searches)
 
 
@@ -565,7 +579,8 @@ def _fine_poses(coarse: _Compared, poses: _Poses, model: ClassModel, n_rings: in
     kept = coarse.best > coarse.highest[poses.owner] - DROPPED
     rows, place = np.unique(poses.row[kept], return_inverse=True)
     coarse_step = model.box / (model.steps * model.coarse)
-    parts = math.ceil(coarse_step * FINE_STEPS * n_rings / model.box)
+    # Where there are nearly enough steps already, four times as many poses show nothing more.
+    parts = max(math.ceil(coarse_step * FINE_STEPS * n_rings / model.box - NEARLY), 1)
     line = ((np.arange(parts) + 0.5) / parts - 0.5) * coarse_step
     offsets = np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)
     shift = (poses.shift[rows][:, None] + offsets).reshape(-1, 2)

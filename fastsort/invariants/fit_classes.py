@@ -10,11 +10,13 @@ import numpy as np
 
 from fastsort._process import one_blas_thread
 from fastsort._progress import Progress, part_of
-from fastsort._types import Floats, Images, Indices
+from fastsort._types import Bools, Floats, Images, Indices, Singles
 from fastsort.images.batches import map_batches
 from fastsort.images.ctf import phase_terms
+from fastsort.images.joined import join_batches
 from fastsort.invariants.averages import ClassAverages
 from fastsort.invariants.bessel import Coefficients, DiskBasis, disk_basis, draw_averages
+from fastsort.invariants.expansion import KeptRings, keep_rings
 from fastsort.invariants.expectation import (
     Assignments,
     ClassModel,
@@ -64,6 +66,8 @@ FOLLOWS = 0.3
 SHOWN, MORE = 0.1, 1.2
 # Rounds of all images with two halves apart.
 N_HALVES = 2
+# Images on rings stay in memory if they take no more than this.
+KEPT_BYTES = 32 << 20
 # Images a task, of some images and of all.
 BATCH, ALL_BATCH = 64, 256
 # Expected power of an average before anything is known of it. The power of noise is at least this part of
@@ -108,6 +112,7 @@ def fit_classes(
     *,
     half: Indices | None = None,
     effort: float = 1.0,
+    steps: float = 3.0,
     n_jobs: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
@@ -125,6 +130,8 @@ def fit_classes(
         Which half each image belongs to, 0 or 1; by default they are drawn at random.
     effort : float
         Rounds of each stage, in parts of the usual number.
+    steps : float
+        Of the shift in the coarse search, as of a `ClassModel`.
     n_jobs, seed, progress
         As for `classify_images`.
 
@@ -135,7 +142,7 @@ def fit_classes(
     ctf = particles.ctf
     terms = None if ctf is None else phase_terms(ctf, particles.pixel_size)
     stages = tuple((detail, images, max(1, round(effort * rounds))) for detail, images, rounds in STAGES)
-    fit = _Fit(particles, terms, n_classes, radius, stages, n_jobs, np.random.default_rng(seed))
+    fit = _Fit(particles, terms, n_classes, radius, stages, steps, n_jobs, np.random.default_rng(seed))
     with one_blas_thread():
         return fit.run(half, progress)
 
@@ -176,15 +183,17 @@ class _Fit:
         n_classes: int,
         radius: float,
         stages: tuple[tuple[float, int, int], ...],
+        steps: float,
         n_jobs: int | None,
         rng: np.random.Generator,
     ) -> None:
-        self.particles = particles
+        self.source: Particles | KeptRings = particles
         # Of the contrast transfer function, as from `phase_terms`.
         self.terms = terms
         self.n_classes = n_classes
         # As in `STAGES`.
         self.stages = stages
+        self.steps = steps
         self.n_jobs = n_jobs
         box = particles.box
         self.box = box
@@ -217,17 +226,34 @@ class _Fit:
         half: Indices | None = None,
     ) -> Iterator[Any]:
         """Yield what a function finds in some images, or in all, batch by batch; `half` is that of each."""
-        particles = self.particles if rows is None else choose_particles(self.particles, rows)
+        source = self.source if rows is None else self.chosen(rows)
         terms = self.terms if rows is None or self.terms is None else self.terms[rows]
         return map_batches(
-            function, particles, model, each=(half, terms), batch_size=batch_size, n_jobs=self.n_jobs
+            function, source, model, each=(half, terms), batch_size=batch_size, n_jobs=self.n_jobs
         )
+
+    def chosen(self, rows: Indices) -> Particles | KeptRings:
+        """Return some of the images."""
+        source = self.source
+        return source.chosen(rows) if isinstance(source, KeptRings) else choose_particles(source, rows)
+
+    def keep(self) -> None:
+        """Keep the images on rings, if they take little memory: each is needed in several rounds."""
+        n, n_angles = len(self.source), rings_of(self.box).n_angles
+        if 8 * n * n_angles * self.n_rings <= KEPT_BYTES:
+            shape = self.box, self.window, self.n_rings
+            each = (self.terms,)
+            parts = map_batches(
+                _keep, self.source, *shape, each=each, batch_size=ALL_BATCH, n_jobs=self.n_jobs
+            )
+            self.source, self.terms = KeptRings(*join_batches(parts, n)), None
 
     def run(self, half: Indices | None, progress: Progress | None) -> FittedClasses:
         """Go through all stages; `half` is as for `fit_classes`."""
         n = len(self.order)
         visits = [min(images * self.n_classes, n) for _, images, rounds in self.stages for _ in range(rounds)]
         in_all, done = sum(visits) + (1 + N_HALVES) * n, 0
+        self.keep()
         state = self.start()
         for number, (detail, images, rounds) in enumerate(self.stages):
             for _ in range(rounds):
@@ -268,12 +294,14 @@ class _Fit:
             REACH * self.box,
             self.window,
             self.rings_for(COARSE),
+            self.steps,
         )
         sums = no_sums(shape)
         for label in range(self.n_classes):
             rows = self.next_images(FIRST)
             terms = None if self.terms is None else self.terms[rows]
-            sums = add_sums(sums, as_they_lie(self.particles.read(rows), terms, model, label))
+            images = self.chosen(rows).read(0, len(rows))
+            sums = add_sums(sums, as_they_lie(images, terms, model, label))
         self.first_noise = self.noise_of(sums)
         basis = self.basis(self.rings_for(self.stages[0][0]))
         n_indices, n_rings = len(basis.root), basis.n_rings
@@ -417,13 +445,19 @@ def shell_correlation(one: Coefficients, other: Coefficients, basis: DiskBasis) 
     return np.divide(product, norm, out=np.zeros_like(norm), where=norm > 0)
 
 
+def _keep(
+    images: Images, start: int, terms: Floats | None, box: int, window: float, n_rings: int
+) -> tuple[Singles, Singles, Floats, Bools]:
+    return keep_rings(images, terms, box, window, n_rings)
+
+
 def _expect(
-    images: Images, start: int, half: Indices | None, terms: Floats | None, model: ClassModel
+    images: Images | KeptRings, start: int, half: Indices | None, terms: Floats | None, model: ClassModel
 ) -> tuple[ClassSums, Assignments]:
     return expect(images, half, terms, model)
 
 
 def _sum_up(
-    images: Images, start: int, half: Indices | None, terms: Floats | None, model: ClassModel
+    images: Images | KeptRings, start: int, half: Indices | None, terms: Floats | None, model: ClassModel
 ) -> ClassSums:
     return sum_up(images, half, terms, model)
