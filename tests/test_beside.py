@@ -46,7 +46,7 @@ def test_a_missing_kernel_starts_one_process_that_ends_with_the_context(wait, tm
     kept = {path.name.split("-")[0] for path in tmp_path.rglob("*.nbi")}
     assert "normalize._inspect" in kept
     if wait == "wait":
-        # All methods and the views have left their kernels for the first process.
+        # Classes and views have left their kernels for the first process.
         assert code == 0
         assert len(kept) > 20
     else:
