@@ -709,8 +709,9 @@ def test_choices_by_hand_are_undone_remembered_saved_and_applied(opened):
     assert 20 < len(inside) < 900
     kept, counts = shown_counts(browser)
     changed = browser.text("changed")
+    path = path_of(browser)
     browser.run("location.reload()")
-    browser.open(path_of(browser))
+    browser.open(path)
     assert shown_counts(browser) == (kept, counts) and browser.text("changed") == changed
     path = browser.save("save", "choices.json")
     choices = read_choices(path)
