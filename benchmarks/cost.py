@@ -6,7 +6,7 @@ A command takes a sum of terms, such as a number for each pixel that is read, ti
 These costs are fitted to the runs that are marked, for one and for two workers apart, and predict the others.
 From what two workers share, the last table says what 64 cores take for far larger sets. Images are generated
 as they are read, as in scale.py; micrographs are simulated ones, named again and again. Each run is the
-median of three where it takes less than ten seconds.
+median of as many as take ten seconds together.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from fastsort.pick import N_LEARNED_FROM
 from fastsort.simulate import simulate_micrographs
 
 WORKERS = (1, 2)
-# Runs that are shorter than this are repeated.
-SHORT, RUNS = 10.0, 3
+# Seconds that the runs of one size take together, at the least.
+LONG_ENOUGH = 10.0
 # Sets of more images are not given to one worker.
 ALONE = 100_000
 # A prediction should be as close as this.
@@ -258,7 +258,7 @@ def terms_of(command: Command, size: Size) -> np.ndarray:
 def seconds(run: Callable[[], object]) -> float:
     """Time a run; the median of several where it is short."""
     times: list[float] = []
-    while not times or (times[0] < SHORT and len(times) < RUNS):
+    while sum(times) < LONG_ENOUGH:
         begin = time.perf_counter()
         run()
         times.append(time.perf_counter() - begin)
