@@ -28,6 +28,8 @@ import fastsort as fs
 from fastsort.denoise import JUDGED_PIXELS
 from fastsort.denoising.covariance import MAX_WORKING_BOX, choose_band
 from fastsort.denoising.spectra import learn_spectra
+from fastsort.invariants.fit_classes import KEPT_BYTES
+from fastsort.invariants.rings import rings_of
 from fastsort.particles.mrc import write_stack
 from fastsort.particles.source import Particles
 from fastsort.pick import N_LEARNED_FROM
@@ -42,6 +44,8 @@ ALONE = 100_000
 WANTED = 0.15
 # What the last table is for, and bytes a second of a parallel file system.
 CORES, FILE_SYSTEM = 64, 5e9
+# Pixels of images that are mapped.
+MAPPED = 64
 # Micrographs that differ.
 DIFFERENT = 4
 
@@ -112,6 +116,7 @@ def sort_command(folder: Path) -> Command:
 
 
 def map_command(folder: Path) -> Command:
+    bytes_kept = 8 * rings_of(MAPPED).n_angles * (MAPPED // 2 - 1)
     return Command(
         ("images", "classes"),
         {
@@ -120,15 +125,17 @@ def map_command(folder: Path) -> Command:
             "an image and class": lambda n, k: n * k,
             # A round of the fit takes so many images for each class, and compares each with all.
             "two classes": lambda n, k: k**2,
+            # Rings of more images than this are sampled anew in every round.
+            "an image that is read again": lambda n, k: n * (n * bytes_kept > KEPT_BYTES),
         },
-        [(1_000, 8), (1_000, 24), (4_000, 8), (4_000, 24)],
-        [(2_000, 16), (6_000, 12), (3_000, 30)],
-        lambda n, k: generated(folder, n, 64),
+        [(1_000, 8), (1_000, 24), (4_000, 8), (4_000, 24), (20_000, 8)],
+        [(2_000, 16), (6_000, 12), (3_000, 30), (24_000, 12)],
+        lambda n, k: generated(folder, n, MAPPED),
         lambda images, size, workers: fs.classify_particles(
             images, n_classes=size[1], embedding="pca", n_jobs=workers
         ),
         (1_000_000, 100),
-        lambda n, k: 4 * n * 64**2,
+        lambda n, k: 4 * n * MAPPED**2,
     )
 
 

@@ -67,7 +67,7 @@ SHOWN, MORE = 0.1, 1.2
 # Rounds of all images with two halves apart.
 N_HALVES = 2
 # Images on rings stay in memory if they take no more than this.
-KEPT_BYTES = 32 << 20
+KEPT_BYTES = 256 << 20
 # Images a task, of some images and of all.
 BATCH, ALL_BATCH = 64, 256
 # Expected power of an average before anything is known of it. The power of noise is at least this part of
