@@ -10,22 +10,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastsort._checks import MIN_BOX
-from fastsort._crop import apply_crop, crop_operator
 from fastsort._jit import kernel
 from fastsort._types import Floats, Images, Indices, Singles
 from fastsort.images.disk import quarter_disk
-from fastsort.subspaces.pswf import Blocks, PswfBasis, pswf_basis
+from fastsort.subspaces.pswf import Blocks, PswfBasis
 from fastsort.subspaces.shapes import Shape
 
 # How far from the centre other particles are looked for, in parts of the box, and in which directions.
 NEARBY = 0.27
 DIRECTIONS = tuple((math.sin(0.25 * math.pi * k), math.cos(0.25 * math.pi * k)) for k in range(8))
-# Highest frequency of the functions, in cycles a pixel, where images are compared at many places: pixels as
-# large as the functions allow are enough.
-HIGHEST = 0.49
 # So many places are folded together: few enough to stay in the processor's cache.
-FOLDED = 512
+FOLDED = 256
 
 
 class Comparison(NamedTuple):
@@ -33,8 +28,6 @@ class Comparison(NamedTuple):
 
     Attributes
     ----------
-    operator : ndarray of float32, shape (size, d)
-        Crops images to the pixels on which they are compared.
     functions : list of ndarray of float32, shape (k, p)
         The axes on a quarter of the disk, as `_on_quarter` returns them; the background has variance 1 on
         each.
@@ -46,7 +39,6 @@ class Comparison(NamedTuple):
         Of the background, less that of particles.
     """
 
-    operator: Singles
     functions: list[Singles]
     variances: Floats
     particle: Floats
@@ -111,7 +103,7 @@ def _products(images: Images, places: Indices, functions: list[Singles]) -> Sing
     return products
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)
 def _rows(box: int) -> Indices:
     """How many pixels each row of a quarter of the disk has."""
     return np.bincount(quarter_disk(box // 2).y)
@@ -167,26 +159,13 @@ def compare(particle: Shape, background: Shape, basis: PswfBasis, blocks: Blocks
             variances[places] = values
         if m == 0:
             centre[members[0]], other[members[0]] = along @ particle.mean, along @ background.mean
-    kinds, coarse = _members(basis.angular), _on_fewer_pixels(basis)
-    # A sum over fewer pixels is smaller.
-    axes *= basis.box / coarse.box
+    kinds = _members(basis.angular)
     functions = [
         (axes[np.ix_(places, places)] @ samples).astype(np.float32)
-        for places, samples in zip(kinds, _on_quarter(coarse, kinds), strict=True)
+        for places, samples in zip(kinds, _on_quarter(basis, kinds), strict=True)
     ]
     order, volume = np.concatenate(kinds), background.log_volume - particle.log_volume
-    operator = crop_operator(basis.box, coarse.box)
-    return Comparison(operator, functions, variances[order], centre[order], other[order], volume)
-
-
-def _on_fewer_pixels(basis: PswfBasis) -> PswfBasis:
-    """The same functions on pixels as large as they allow."""
-    if basis.box % 2 == 1:
-        # The disk of an odd box does not reach its edge, and would not on other pixels.
-        return basis
-    half = basis.box // 2
-    radius = min(half, max(MIN_BOX // 2, math.ceil(half * basis.bandlimit / HIGHEST)))
-    return pswf_basis(2 * radius, basis.bandlimit * half / radius)
+    return Comparison(functions, variances[order], centre[order], other[order], volume)
 
 
 def ratios_beside(images: Images, comparison: Comparison, distance: float = NEARBY, step: int = 1) -> Floats:
@@ -207,7 +186,6 @@ def ratios_beside(images: Images, comparison: Comparison, distance: float = NEAR
     -----
     The same as `log_ratio` of the coefficients about each place.
     """
-    images = apply_crop(images, comparison.operator)
     away = distance * images.shape[1]
     places = np.array([(round(y * away), round(x * away)) for y, x in DIRECTIONS[::step]], dtype=np.intp)
     precisions, count = 1 / comparison.variances, FOLDED // len(places)

@@ -248,7 +248,7 @@ def _coefficients_batch(images: Images, start: int, bandlimit: float, truncation
     return coefficients
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)
 def _basis(box: int, bandlimit: float, truncation: float) -> PswfBasis:
     bandwidth = 2 * np.pi * bandlimit * (box // 2)
     size = bandwidth**2 * box * box
