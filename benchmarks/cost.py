@@ -28,8 +28,7 @@ import fastsort as fs
 from fastsort.denoise import JUDGED_PIXELS
 from fastsort.denoising.covariance import MAX_WORKING_BOX, choose_band
 from fastsort.denoising.spectra import learn_spectra
-from fastsort.invariants.fit_classes import KEPT_BYTES
-from fastsort.invariants.rings import rings_of
+from fastsort.invariants.fit_classes import N_HALVES, STAGES
 from fastsort.particles.mrc import write_stack
 from fastsort.particles.source import Particles
 from fastsort.pick import N_LEARNED_FROM
@@ -116,17 +115,12 @@ def sort_command(folder: Path) -> Command:
 
 
 def map_command(folder: Path) -> Command:
-    bytes_kept = 8 * rings_of(MAPPED).n_angles * (MAPPED // 2 - 1)
     return Command(
         ("images", "classes"),
         {
             "the run": lambda n, k: 1,
             "an image": lambda n, k: n,
-            "an image and class": lambda n, k: n * k,
-            # A round of the fit takes so many images for each class, and compares each with all.
-            "two classes": lambda n, k: k**2,
-            # Rings of more images than this are sampled anew in every round.
-            "an image that is read again": lambda n, k: n * (n * bytes_kept > KEPT_BYTES),
+            "an image and class, each time they are compared": lambda n, k: k * compared(n, k),
         },
         [(1_000, 8), (1_000, 24), (4_000, 8), (4_000, 24), (20_000, 8)],
         [(2_000, 16), (6_000, 12), (3_000, 30), (24_000, 12)],
@@ -137,6 +131,11 @@ def map_command(folder: Path) -> Command:
         (1_000_000, 100),
         lambda n, k: 4 * n * MAPPED**2,
     )
+
+
+def compared(n: int, k: int) -> int:
+    """Return how many images all rounds of a fit of k classes take: some of them, and then all n."""
+    return sum(rounds * min(images * k, n) for _, images, rounds in STAGES) + (1 + N_HALVES) * n
 
 
 def denoise_command(folder: Path) -> Command:
