@@ -149,7 +149,7 @@ def test_clean_set_loses_few():
     images, _ = simulated(300, 0, 3, snr=0.1)
     found = invariant_filter(images)
     assert_sane(found, 300)
-    assert found.keep.mean() >= 0.9
+    assert found.keep.mean() >= 0.92
 
 
 def test_displaced_places_are_junk(mixed, result):

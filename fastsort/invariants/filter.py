@@ -33,8 +33,8 @@ GRID, EFFORT = 24, 0.5
 BATCH = 256
 # Images that are learned from at most; the most classes, and members that a class should have.
 N_SAMPLED, MOST_CLASSES, MEMBERS = 2048, 12, 50
-# Steps of the shift in a period of the finest detail, while classes are learned and when images are scored.
-LEARNING_STEPS, STEPS = 2.5, 2.0
+# Images are scored in one search, with so many steps of the shift in a period of the finest detail.
+STEPS = 2.0
 # What a class counts at most, and how far from the usual likeness, in deviations, an image counts.
 HIGHEST, FARTHEST = 6.0, 3.0
 # Displaced places that are judged at most, and the part of the whole work in which the classes are learned.
@@ -253,7 +253,6 @@ def learn_invariant_filter(
         radius,
         half=half,
         effort=EFFORT,
-        steps=LEARNING_STEPS,
         n_jobs=n_jobs,
         seed=seed,
         progress=progress,
