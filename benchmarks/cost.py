@@ -28,7 +28,7 @@ import fastsort as fs
 from fastsort.denoise import JUDGED_PIXELS
 from fastsort.denoising.covariance import MAX_WORKING_BOX, choose_band
 from fastsort.denoising.spectra import learn_spectra
-from fastsort.invariants.fit_classes import N_HALVES, STAGES
+from fastsort.invariants.fit_classes import n_compared
 from fastsort.particles.mrc import write_stack
 from fastsort.particles.source import Particles
 from fastsort.pick import N_LEARNED_FROM
@@ -120,7 +120,7 @@ def map_command(folder: Path) -> Command:
         {
             "the run": lambda n, k: 1,
             "an image": lambda n, k: n,
-            "an image and class, each time they are compared": lambda n, k: k * compared(n, k),
+            "an image and class, each time they are compared": lambda n, k: k * n_compared(n, k),
         },
         [(1_000, 8), (1_000, 24), (4_000, 8), (4_000, 24), (20_000, 8)],
         [(2_000, 16), (6_000, 12), (3_000, 30), (24_000, 12)],
@@ -131,11 +131,6 @@ def map_command(folder: Path) -> Command:
         (1_000_000, 100),
         lambda n, k: 4 * n * MAPPED**2,
     )
-
-
-def compared(n: int, k: int) -> int:
-    """Return how many images all rounds of a fit of k classes take: some of them, and then all n."""
-    return sum(rounds * min(images * k, n) for _, images, rounds in STAGES) + (1 + N_HALVES) * n
 
 
 def denoise_command(folder: Path) -> Command:

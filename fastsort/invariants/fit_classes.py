@@ -75,6 +75,12 @@ BATCH, ALL_BATCH = 64, 256
 BROAD, LEAST_NOISE, SMALLEST = 1e3, 1e-3, 1e-12
 
 
+def n_compared(n: int, n_classes: int, stages: tuple[tuple[float, int, int], ...] = STAGES) -> int:
+    """Return how many images all rounds of a fit take: some of n in each round of the stages, then all."""
+    some = sum(rounds * min(images * n_classes, n) for _, images, rounds in stages)
+    return some + (1 + N_HALVES) * n
+
+
 class FittedClasses(NamedTuple):
     """Classes that were learned, and where each image belongs.
 
@@ -250,9 +256,8 @@ class _Fit:
 
     def run(self, half: Indices | None, progress: Progress | None) -> FittedClasses:
         """Go through all stages; `half` is as for `fit_classes`."""
-        n = len(self.order)
-        visits = [min(images * self.n_classes, n) for _, images, rounds in self.stages for _ in range(rounds)]
-        in_all, done = sum(visits) + (1 + N_HALVES) * n, 0
+        n, done = len(self.order), 0
+        in_all = n_compared(n, self.n_classes, self.stages)
         self.keep()
         state = self.start()
         for number, (detail, images, rounds) in enumerate(self.stages):

@@ -177,7 +177,7 @@ def _star_columns(particles: Particles, result: SortResult) -> dict[str, Sequenc
     unit, pixel_size = ("Angst", particles.pixel_size) if known else ("", 1.0)
     columns: dict[str, Sequence[str]] = {
         "_rlnParticleSelectZScore": formatted(_for_relion(result.score), "%.6f"),
-        "_fastsortReason": [REASONS[code] for code in result.reason_code.tolist()],
+        "_fastsortReason": _shared_words(result).tolist(),
     }
     if np.isfinite(result.junk_probability).any():
         # RELION would read nan as 0, and so as certainly good.
@@ -209,14 +209,18 @@ def _for_relion(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.nan_to_num(values, nan=_NO_SCORE, posinf=_NO_SCORE, neginf=-_NO_SCORE)
 
 
+def _shared_words(result: SortResult) -> npt.NDArray[np.object_]:
+    """Return the reasons of all images; each word is in memory once, which `SortResult.reason` cannot do."""
+    return np.array(REASONS, object)[result.reason_code]
+
+
 def _write_scores(path: Path, particles: Particles, result: SortResult) -> None:
     # In the pixels of each image's own stack.
     offset = result.offset if particles.rescaled is None else result.offset * particles.rescaled[:, None]
     numbers: dict[str, npt.NDArray[Any]] = {
         **particles.table.identifiers(),
         "keep": result.keep,
-        # The words themselves, each once.
-        "reason": np.array(REASONS, object)[result.reason_code],
+        "reason": _shared_words(result),
         "score": result.score,
         "junk_probability": result.junk_probability,
         "offset_x": offset[:, 1],
