@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,6 +59,10 @@ from fastsort.simulate.phantoms import PHANTOMS, load_volume, phantom_blobs, pha
 
 WORKERS = 2
 N_BINS = 10
+# Sets of drawn recipes: how many, the range of their signal-to-noise ratio, their numbers of images, and the
+# steps of the expected balanced error by which they are told of.
+N_RANDOM, SIGNALS, NUMBERS = 120, (1 / 80, 1 / 5), (600, 1500, 3000)
+OVERLAPS = (0.0, 0.05, 0.1, 0.15, 0.2, 1.0)
 SHARES = (0, 0.01, 0.6, 1)
 # Images whose diameter is estimated: is the contrast transfer function told, is it there without being told,
 # or is there none; signal-to-noise ratio; share of junk; diameter in parts of the box.
@@ -250,6 +255,61 @@ def calibration_error(probability: np.ndarray, junk: np.ndarray) -> float:
         return np.nan
     number = np.minimum((probability * N_BINS).astype(int), N_BINS - 1)
     return float(np.abs(np.bincount(number, probability - junk)).sum() / len(junk))
+
+
+# How often the truth is within the intervals of what is estimated.
+
+
+def intervals(options: argparse.Namespace) -> None:
+    molecules = [*(options.data / "volumes" / file for file in VOLUMES.values()), *PHANTOMS]
+    found, unknown = [], 0
+    for source, good, _ in random_sets(molecules, 12 if options.quick else N_RANDOM):
+        result = fs.sort_particles(source, n_jobs=WORKERS)
+        if not is_known(result):
+            unknown += 1
+            continue
+        kept = result.keep
+        truth = kept[good].mean(), (~kept)[~good].mean(), good[kept].mean(), (~good).mean()
+        told = result.errors[:4]
+        within = [share.low <= value <= share.high for share, value in zip(told, truth, strict=True)]
+        width = np.mean([share.high - share.low for share in told])
+        found.append((1 - (told[0].value + told[1].value) / 2, *within, width))
+    rows = np.array(found)
+    steps = [(low, high, (rows[:, 0] >= low) & (rows[:, 0] < high)) for low, high in pairwise(OVERLAPS)]
+    parts = [*((f"{low:g} to {high:g}", some) for low, high, some in steps), ("all", rows[:, 0] >= 0)]
+    print_table(
+        f"Share of the sets in which the truth is within the interval of 95 %, among {len(found)} sets whose "
+        f"errors are known; those of {unknown} are not. Molecule, signal, share of junk, number of images, "
+        "and contrast transfer or none are drawn.",
+        ("expected balanced error", "sets", "TPR", "TNR", "precision", "share of junk", "mean width"),
+        (
+            (name, some.sum(), *(f"{value:.2f}" for value in rows[some, 1:].mean(axis=0)))
+            for name, some in parts
+            if some.any()
+        ),
+    )
+
+
+def random_sets(molecules: list, n_sets: int) -> Iterator[Set]:
+    """Draw recipes, and simulate one set by each."""
+    # Other sets than those by which the width of the intervals was chosen.
+    for seed in range(5000, 5000 + n_sets):
+        rng = np.random.default_rng(seed)
+        molecule, snr = molecules[rng.integers(len(molecules))], np.exp(rng.uniform(*np.log(SIGNALS)))
+        n, share = int(rng.choice(NUMBERS)), rng.uniform(0.1, 0.65)
+        images, truth = fs.simulate_particles(
+            n - round(share * n),
+            round(share * n),
+            snr=float(snr),
+            box=48,
+            volume=molecule,
+            fill=rng.uniform(0.45, 0.75) if molecule in PHANTOMS else None,
+            junk="all",
+            ctf=bool(rng.integers(2)),
+            snr_definition=str(rng.choice(["power", "white_power"])),
+            seed=seed,
+        )
+        yield from [simulated_set(images, truth)] if truth.ctf is None else project_sets(images, truth)
 
 
 # How large the particle is.
@@ -1040,6 +1100,7 @@ def classify_with_relion(star: Path, iterations: int, diameter: float) -> tuple[
 PARTS = {
     "accuracy": accuracy,
     "real": real,
+    "intervals": intervals,
     "diameter": diameter,
     "picked": picked,
     "reasons": reasons,
@@ -1054,7 +1115,7 @@ PARTS = {
     "relion": relion,
 }
 # What needs the volumes of the data folder.
-SIMULATED = ("accuracy", "diameter", "picked", "shares", "rare", "aside", "choices", "relion")
+SIMULATED = ("accuracy", "intervals", "diameter", "picked", "shares", "rare", "aside", "choices", "relion")
 
 
 if __name__ == "__main__":

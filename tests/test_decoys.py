@@ -383,7 +383,7 @@ def test_images_without_probability_do_not_count_and_unreadable_ones_are_junk():
 
 
 def test_intervals_hold_what_the_other_count_says():
-    p = np.random.default_rng(0).beta(0.4, 0.4, 3000)
+    p = np.random.default_rng(0).beta(1, 1, 3000)
     keep = p <= 0.5
     plain = estimate_errors(keep, p, {}, (0.5, 0.5))
     for factor in (0.3, 3.0):
@@ -403,6 +403,18 @@ def test_intervals_hold_what_the_other_count_says():
             assert rate.low <= value <= rate.high
             assert rate.low <= before.low and rate.high >= before.high
             assert rate.high - rate.low > before.high - before.low
+
+
+def test_intervals_widen_where_scores_overlap():
+    widths = []
+    for doubt in (0.0, 0.1, 0.3):
+        p = np.repeat([doubt, 1 - doubt], 5000)
+        errors = estimate(p, shares=(0.5, 0.5))
+        assert errors.true_positive_rate.value == pytest.approx(1 - doubt)
+        # The balanced error is the doubt; of so many images, the scatter adds next to nothing.
+        assert errors.true_positive_rate.low == pytest.approx(1 - doubt - 0.06 - 0.6 * doubt, abs=0.005)
+        widths.append(errors.junk_share.high - errors.junk_share.low)
+    assert widths == sorted(widths) and widths[0] == pytest.approx(0.12, abs=0.01)
 
 
 def test_nothing_is_said_of_none():

@@ -35,8 +35,10 @@ MOVED, NOISIER = 1.0, 0.3
 # With fewer images than this, or with two estimates of the share of junk that differ by more than this,
 # the errors are not known.
 MIN_IMAGES, DISAGREE = 200, 0.25
-# No model of the scores is exact: shares are off by this much in sets whose labels are known.
-OFF = 0.06
+# No model of the scores is exact: in sets whose labels are known, shares are off by this much, and by so
+# many times the expected balanced error besides. Where scores of particles and junk overlap, their shape
+# says less.
+OFF, OVERLAP = 0.06, 0.6
 Z95 = 1.96
 
 
@@ -349,9 +351,9 @@ def estimate_errors(
     -----
     Sums of calibrated probabilities are the expected numbers of particles and of junk, kept and rejected.
     Their intervals cover the scatter of so many images, half of the way to the result of the other estimate,
-    and 0.06 for what the model of the scores does not know. The decoys
-    show how each kind of junk fares, with Wilson's intervals. The particles among the decoys are copies of
-    the clearest ones, so their share is an upper limit.
+    and, for what the model of the scores does not know, 0.06 and 0.6 of the expected balanced error. The
+    decoys show how each kind of junk fares, with Wilson's intervals. The particles among the decoys are
+    copies of the clearest ones, so their share is an upper limit.
 
     Examples
     --------
@@ -377,8 +379,10 @@ def estimate_errors(
     rates = _rates(p, kept)
     other_rates = rates if other is None else _rates(other[judged], kept)
     doubtful = not math.isfinite(sum(shares))
+    missed = [1 - part / whole for part, whole in rates[:2] if whole >= 1]
+    off = OFF + OVERLAP * sum(missed) / max(len(missed), 1)
     kept_particles, rejected_junk, precision, share = (
-        _interval(*pair, doubtful) for pair in zip(rates, other_rates, strict=True)
+        _interval(*pair, off, doubtful) for pair in zip(rates, other_rates, strict=True)
     )
     # Images that could be judged if there were not too few of them have no probability.
     number = int((~judged).sum()) if (p == 1).all() and not judged.all() else len(p)
@@ -399,8 +403,8 @@ def _rates(p: Floats, kept: Bools) -> tuple[tuple[float, float], ...]:
     )
 
 
-def _interval(share: tuple[float, float], other: tuple[float, float], doubtful: bool) -> Estimate:
-    """Return a share with an interval that covers the scatter and the other estimate.
+def _interval(share: tuple[float, float], other: tuple[float, float], off: float, doubtful: bool) -> Estimate:
+    """Return a share with an interval that covers the scatter, the other estimate, and errors of the model.
 
     Either share is a part and a whole, both as expected numbers of images.
     """
@@ -408,7 +412,7 @@ def _interval(share: tuple[float, float], other: tuple[float, float], doubtful: 
         return Estimate(math.nan, math.nan, math.nan)
     value = min(share[0] / share[1], 1.0)
     ends = [value, 0.5 * (value + min(other[0] / other[1], 1.0)) if other[1] >= 1 else value]
-    wide = math.hypot(OFF, Z95 * math.sqrt(max(value * (1 - value), 1 / share[1]) / share[1]))
+    wide = math.hypot(off, Z95 * math.sqrt(max(value * (1 - value), 1 / share[1]) / share[1]))
     return Estimate(value, max(min(ends) - wide, 0.0), min(max(ends) + wide, 1.0))
 
 
