@@ -99,7 +99,7 @@ def _fewer_collections() -> Iterator[None]:
     them again and again, which takes a tenth of the time that compiling does.
     """
     before = gc.get_threshold()
-    gc.set_threshold(50_000, 10, 10)
+    gc.set_threshold(300_000, 10, 10)
     try:
         yield
     finally:

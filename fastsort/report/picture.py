@@ -219,7 +219,7 @@ def _draw_circle(figure: Any, top: int, x: float, y: float, radius: float) -> No
     from matplotlib.patches import Circle, Rectangle
     from matplotlib.transforms import IdentityTransform
 
-    pixels = {"transform": IdentityTransform()}
+    pixels: dict[str, Any] = {"transform": IdentityTransform()}
     middle = (MARGIN + _SIDE * x, top - _SIDE * y)
     circle = Circle(middle, _SIDE * radius, fill=False, color="yellow", alpha=0.6, **pixels)
     figure.add_artist(circle)
