@@ -34,14 +34,16 @@ def add_demo(commands: Commands) -> None:
 def run_demo(options: argparse.Namespace) -> None:
     """Run the command."""
     from fastsort._checks import check_output_folder
+    from fastsort.report.painter import painting_beside
 
     folder = check_output_folder(options.output, options.overwrite)
-    with compiling_beside():
+    with painting_beside() as painter, compiling_beside():
         from fastsort.particles.open import open_particles
         from fastsort.simulate import plan_particles
 
         simulation = plan_particles(N_IMAGES, N_IMAGES, snr=0.05, junk="all", seed=options.seed)
         star = write_simulation(folder / "simulated", simulation, options)
-        result, _ = sort_into(folder / "sorted", open_particles(star), options, seed=options.seed, n_jobs=-1)
+        particles, how = open_particles(star), {"seed": options.seed, "n_jobs": -1}
+        result, _ = sort_into(folder / "sorted", particles, options, painter, **how)
     print_accuracy(simulation.truth, result)
     print(f"page: {folder / 'sorted' / 'report.html'}")

@@ -11,8 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 
 from fastsort._checks import InputError
@@ -75,12 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # As on the error stream: names of files may hold bytes that are no text.
         sys.stdout.reconfigure(errors="backslashreplace")
-    # What was imported is not worth collecting at the end: half a second.
+    # Imports and the compiler make hundreds of thousands of objects that stay. Python would look through all
+    # of them again and again for what can be freed, and once more at the end: half a second.
+    gc.set_threshold(300_000, 10, 10)
     atexit.register(gc.freeze)
     run = partial(_run, begin=begin)
     try:
-        with _fewer_collections():
-            code = run_job(arguments, run) if IS_JOB in arguments else run(arguments)
+        code = run_job(arguments, run) if IS_JOB in arguments else run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read our summary has seen enough; the results are on the disk.
@@ -89,21 +89,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("fastsort: error:", _told(error), file=sys.stderr)
         return INTERRUPTED if isinstance(error, KeyboardInterrupt) else FAILED
     return code or DONE
-
-
-@contextmanager
-def _fewer_collections() -> Iterator[None]:
-    """Look less often for objects that hold each other.
-
-    Imports and the compiler make hundreds of thousands of objects that stay. Python would look through all of
-    them again and again, which takes a tenth of the time that compiling does.
-    """
-    before = gc.get_threshold()
-    gc.set_threshold(50_000, 10, 10)
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
 
 
 def _run(arguments: Sequence[str], begin: float) -> int | None:

@@ -157,15 +157,19 @@ def _learn(options: argparse.Namespace) -> dict[str, Any]:
 
 def _sort(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Sort or update, and return the summary."""
+    from fastsort.report.painter import painting_beside
+
     if options.update and not _has_run(folder) and options.learn_from is not None:
         raise InputError(f"{folder} holds no run whose page {options.learn_from} was saved on: sort first.")
     particles = check_sort(options)
     work = work_folder_of(options)
     parameters = {name: getattr(options, name) for name in _PARAMETERS}
-    with compiling_beside(), resumable(work, options.keep_work):
+    # The painter imports what it needs while we import what we need.
+    with painting_beside() as painter, compiling_beside(), resumable(work, options.keep_work):
         # Until the results are whole: they may need more room than there is.
         parameters["keep_work"] = True
-        _, summary = sort_into(folder, particles, options, work=work, n_jobs=options.jobs, **parameters)
+        places = {"work": work, "n_jobs": options.jobs}
+        _, summary = sort_into(folder, particles, options, painter, **places, **parameters)
     return summary
 
 
@@ -224,23 +228,13 @@ def _check_tables(particles: Particles, options: argparse.Namespace) -> None:
 
 
 def sort_into(
-    folder: str | os.PathLike[str], particles: Particles, options: argparse.Namespace, **parameters: Any
-) -> tuple[SortResult, dict[str, Any]]:
-    """Sort, write every result into a folder, and print the summary; return the result and the summary."""
-    from fastsort.report.painter import painting_beside
-
-    # The painter imports what it needs while we import what we need.
-    with painting_beside() as painter:
-        return _sort_into(folder, particles, options, painter, **parameters)
-
-
-def _sort_into(
     folder: str | os.PathLike[str],
     particles: Particles,
     options: argparse.Namespace,
     painter: Painter | None,
     **parameters: Any,
 ) -> tuple[SortResult, dict[str, Any]]:
+    """Sort, write every result into a folder, and print the summary; return the result and the summary."""
     from fastsort.decide.corrections import learn_again
     from fastsort.report.drawing import draw_results
     from fastsort.report.folder import results_folder

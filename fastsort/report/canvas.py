@@ -9,7 +9,7 @@ import numpy as np
 
 from fastsort._types import FilePath
 from fastsort.report.layout import WIDTH
-from fastsort.report.png import png_of
+from fastsort.report.png import Greys, png_of
 
 MARGIN, HEADING = 32, 92
 
@@ -27,8 +27,14 @@ def new_figure(height: int) -> Any:
 def figure_png(figure: Any) -> bytes:
     """Draw a figure and encode it as PNG."""
     figure.canvas.draw()
+    return png_of(drawn_pixels(figure))
+
+
+def drawn_pixels(figure: Any) -> Greys:
+    """Return what was drawn, for changing it: a view of shape (height, width, 3)."""
     # All of it is opaque.
-    return png_of(np.asarray(figure.canvas.buffer_rgba())[..., :3])
+    pixels: Greys = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+    return pixels
 
 
 def save_figure(figure: Any, path: FilePath) -> None:

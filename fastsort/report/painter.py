@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import subprocess
 import sys
@@ -29,8 +30,11 @@ class Painter:
     def end(self) -> bytes | None:
         """Wait for the PNG; None where the process has failed."""
         assert self._process.stdout is not None
-        png = self._process.stdout.read()
-        return None if self._process.wait() else png
+        # Its length comes first: the end of the process need not be waited for.
+        with suppress(EOFError, pickle.UnpicklingError):
+            png: bytes = pickle.load(self._process.stdout)
+            return png
+        return None
 
 
 @contextmanager
@@ -55,11 +59,14 @@ def painting_beside() -> Iterator[Painter | None]:
 
 
 def _paint() -> None:
+    # What is imported stays until the end.
+    gc.disable()
     # The first picture takes twice as long as the next.
     one = np.ones(1, np.intp)
     row = Row("", np.ones((1, 1, 1), np.uint8), [""], one > 0, (0.5, 0.5, 0.5))
     picture_png(Picture("", "", Bars(np.arange(2.0), one, one, 0.5, []), {"noise": 1}, [row] * 3))
-    sys.stdout.buffer.write(picture_png(pickle.load(sys.stdin.buffer)))
+    pickle.dump(picture_png(pickle.load(sys.stdin.buffer)), sys.stdout.buffer)
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -5,18 +5,24 @@ Nothing that takes long to import is needed here, so that a process that only dr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastsort._reasons import REASONS, VALID
 from fastsort._types import Bools, Floats, Indices
-from fastsort.report.canvas import figure_png, new_figure
-from fastsort.report.layout import COLUMNS, GAP, LABEL, N_TILES, TILE, WIDTH
-from fastsort.report.png import Greys
+from fastsort.report.canvas import MARGIN, drawn_pixels, new_figure, write
+from fastsort.report.layout import COLUMNS, GAP, LABEL, N_TILES, PIXELS_PER_UNIT, TILE, WIDTH
+from fastsort.report.png import Greys, png_of
 
 _HEIGHT = 1520
+# Where the tiles of the three rows begin, in pixels below the upper edge.
+_TOPS = (537, 874, 1211)
 _KEPT, _REJECTED = "#0072B2", "#D55E00"
+_HEADING = {"fontsize": 13, "fontweight": "bold"}
+# In pixels: side of a tile, and how far tiles and their rows are apart.
+_SIDE, _ACROSS, _DOWN = (round(PIXELS_PER_UNIT * part) for part in (TILE, TILE + GAP, TILE + LABEL))
 
 
 class Bars(NamedTuple):
@@ -123,15 +129,19 @@ def picture_png(picture: Picture) -> bytes:
     # Where all scores are near the threshold, the legend cannot avoid its line.
     _draw_scores(upper(0.055, 0.725, 0.53, 0.19), picture.bars, framed=picture.learned is not None)
     _draw_reasons(upper(0.70, 0.725, 0.27, 0.19), picture.reasons)
-    for row, bottom in zip(picture.rows, (0.452, 0.23, 0.008), strict=True):
-        _draw_montage(upper(0.02, bottom, 0.96, 0.195), row)
+    for row, top in zip(picture.rows, _TOPS, strict=True):
+        _write_labels(figure, top, row)
     if picture.learned is not None:
         draw_learned(lower, *picture.learned)
-    return figure_png(figure)
+    figure.canvas.draw()
+    for row, top in zip(picture.rows, _TOPS, strict=True):
+        _draw_tiles(figure, top, row)
+    return png_of(drawn_pixels(figure))
 
 
 def _draw_scores(axes: Any, bars: Bars | None, framed: bool) -> None:
-    axes.set_title("Scores", loc="left", fontsize=13, fontweight="bold")
+    # Where the title's height is given, nobody measures all ticks to find one.
+    axes.set_title("Scores", loc="left", y=1.0, **_HEADING)
     axes.set_xlabel("score (larger for junk)", fontsize=11)
     axes.set_ylabel("images", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
@@ -162,36 +172,56 @@ def _draw_reasons(axes: Any, counts: dict[str, int]) -> None:
     axes.bar_label(bars, labels, padding=4, fontsize=10)
     axes.set_xlim(0, 1.4 * max(counts.values(), default=1))
     axes.set_ylim(-0.6, max(4, len(names)) - 0.4)
-    axes.set_title("Reasons", loc="left", fontsize=13, fontweight="bold")
+    axes.set_title("Reasons", loc="left", y=1.0, **_HEADING)
     axes.set_xlabel("images", fontsize=11)
     axes.tick_params(axis="y", labelsize=11)
     axes.locator_params(axis="x", nbins=4, integer=True)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_montage(axes: Any, row: Row) -> None:
-    width, height = TILE + GAP, TILE + LABEL
-    axes.axis("off")
+def _places(row: Row, top: int) -> Iterator[tuple[int, int]]:
+    """Return the left and the upper edge of each tile, in pixels."""
+    for place in range(len(row.tiles)):
+        yield MARGIN + place % COLUMNS * _ACROSS, top + place // COLUMNS * _DOWN
+
+
+def _write_labels(figure: Any, top: int, row: Row) -> None:
     count = f" ({len(row.tiles)})" if len(row.tiles) < N_TILES else ""
-    axes.set_title(row.title + count, loc="left", fontsize=13, fontweight="bold", pad=4)
-    for place, (tile, label, keep) in enumerate(zip(row.tiles, row.labels, row.keep, strict=True)):
-        left, top = place % COLUMNS * width, place // COLUMNS * height
-        extent = (left, left + TILE, top + TILE, top)
-        axes.imshow(tile, cmap="gray", vmin=0, vmax=255, extent=extent, interpolation="bilinear")
-        color = _KEPT if keep else _REJECTED
-        axes.text(left + TILE / 2, top + TILE + 2, label, color=color, fontsize=8.5, ha="center", va="top")
+    write(figure, MARGIN, top - 6, row.title + count, **_HEADING)
+    if not len(row.tiles):
+        write(figure, MARGIN, top + _SIDE / 2, "none", fontsize=12, color="0.4")
+    for (left, upper), label, keep in zip(_places(row, top), row.labels, row.keep, strict=True):
+        look = {"color": _KEPT if keep else _REJECTED, "fontsize": 8.5, "ha": "center", "va": "top"}
+        write(figure, left + _SIDE / 2, upper + _SIDE + 2, label, **look)
+
+
+def _draw_tiles(figure: Any, top: int, row: Row) -> None:
+    """Put tiles on a figure that is drawn: as parts of it they would take as long as all others."""
+    pixels = drawn_pixels(figure)
+    for (left, upper), tile in zip(_places(row, top), _enlarged(row.tiles), strict=True):
+        pixels[upper : upper + _SIDE, left : left + _SIDE] = tile[..., None]
     if row.circle is not None:
-        _draw_circle(axes, *row.circle)
-    elif not len(row.tiles):
-        axes.text(0, TILE / 2, "none", fontsize=12, color="0.4")
-    axes.set_aspect("equal", anchor="NW")
-    axes.set_xlim(0, COLUMNS * width)
-    axes.set_ylim(-(-N_TILES // COLUMNS) * height, 0)
+        _draw_circle(figure, len(pixels) - top, *row.circle)
 
 
-def _draw_circle(axes: Any, x: float, y: float, radius: float) -> None:
+def _enlarged(tiles: Greys) -> Greys:
+    """Return tiles of the side that is drawn, bilinear between the pixels."""
+    side = tiles.shape[1]
+    places = np.clip((np.arange(_SIDE, dtype=np.float32) + 0.5) * side / _SIDE - 0.5, 0, side - 1)
+    low = np.minimum(places.astype(np.intp), side - 2)
+    after = places - low
+    rows = tiles[:, low] * (1 - after)[:, None] + tiles[:, low + 1] * after[:, None]
+    return np.rint(rows[:, :, low] * (1 - after) + rows[:, :, low + 1] * after).astype(np.uint8)
+
+
+def _draw_circle(figure: Any, top: int, x: float, y: float, radius: float) -> None:
+    """Draw a circle on the first tile, whose upper edge is so many pixels above the lower one."""
     from matplotlib.patches import Circle, Rectangle
+    from matplotlib.transforms import IdentityTransform
 
-    circle = Circle((TILE * x, TILE * y), TILE * radius, fill=False, color="yellow", alpha=0.6)
-    axes.add_patch(circle)
-    circle.set_clip_path(Rectangle((0, 0), TILE, TILE, transform=axes.transData))
+    pixels: dict[str, Any] = {"transform": IdentityTransform()}
+    middle = (MARGIN + _SIDE * x, top - _SIDE * y)
+    circle = Circle(middle, _SIDE * radius, fill=False, color="yellow", alpha=0.6, **pixels)
+    figure.add_artist(circle)
+    circle.set_clip_path(Rectangle((MARGIN, top - _SIDE), _SIDE, _SIDE, **pixels))
+    figure.draw_artist(circle)

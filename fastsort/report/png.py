@@ -12,8 +12,8 @@ import numpy.typing as npt
 Greys: TypeAlias = npt.NDArray[np.uint8]
 """Values from 0, black, to 255, white."""
 
-# Higher levels take several times as long, and make files that are hardly smaller.
-_LEVEL = 4
+# Higher levels take up to ten times as long, and make files that are a tenth smaller.
+_LEVEL = 2
 
 
 def png_of(pixels: Greys) -> bytes:
