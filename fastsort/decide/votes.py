@@ -233,9 +233,19 @@ def ask_methods(
         if name in methods:
             end = begin + unit * TIMES[name]
             part = part_of(progress, begin, end, n)
-            results[name] = stage(name, partial(ask[name], n_jobs=n_jobs, seed=seed, progress=part))
+            compute = partial(ask[name], n_jobs=n_jobs, seed=seed, progress=part)
+            known = getattr(before, name)
+            if known is None:
+                results[name] = stage(name, compute)
+            else:
+                # What is known already need not be saved with each result.
+                results[name] = stage(name, partial(_without_learned, compute))._replace(learned=known)
             begin = end
     return MethodResults(**results)
+
+
+def _without_learned(compute: Callable[[], Any]) -> Any:
+    return compute()._replace(learned=None)
 
 
 def _learn(
