@@ -8,10 +8,9 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import scipy.fft
 
-from fastsort._types import Bools, Floats, Images, Indices
+from fastsort._types import Array, Bools, Floats, Images, Indices
 from fastsort.decide.calibrate import GOOD, TOLD_APART
 from fastsort.decide.combine import confident
 from fastsort.decide.side_by_side import side_by_side
@@ -154,7 +153,7 @@ def votes_on_decoys(
     )
     kinds, made = zip(*(item for part in (junk, more, tested) for item in part.items()), strict=True)
     # All at once: what is done once a call takes as long as what is done for hundreds of images.
-    results = ask_methods(np.concatenate(made), list(votes), learned=learned, n_jobs=n_jobs)
+    results = ask_methods(np.concatenate(made), list(votes), learned=learned, suspect=False, n_jobs=n_jobs)
     ends = np.cumsum([len(part) for part in made])[:-1]
     by_kind = {name: np.split(vote, ends) for name, vote in results.votes.items()}
     measured: dict[str, list[Floats]] = {}
@@ -285,17 +284,17 @@ def _structures(rng: np.random.Generator, number: int, box: int) -> Images:
     return (strengths * structures).astype(np.float32)
 
 
-def _white(rng: np.random.Generator, number: int, box: int) -> npt.NDArray[np.complex64]:
+def _white(rng: np.random.Generator, number: int, box: int) -> Array:
     """Draw the transforms of images of white noise."""
     return _spectra(rng.standard_normal((number, box, box), dtype=np.float32))
 
 
-def _spectra(images: Images) -> npt.NDArray[np.complex64]:
-    spectra: npt.NDArray[np.complex64] = scipy.fft.rfft2(images, workers=1)
+def _spectra(images: Images) -> Array:
+    spectra: Array = scipy.fft.rfft2(images, workers=1)
     return spectra
 
 
-def _back(spectra: npt.NDArray[np.complex64], box: int) -> Images:
+def _back(spectra: Array, box: int) -> Images:
     images: Images = scipy.fft.irfft2(spectra, s=(box, box), workers=1)
     return images
 

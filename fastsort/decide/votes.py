@@ -27,7 +27,13 @@ from fastsort.particles.source import Particles, as_particles
 from fastsort.picking.learn import LearnedPicks
 from fastsort.radial.filter import RadialResult, learn_radial_filter, learned_radius, radial_filter
 from fastsort.radial.learn import LearnedRadial
-from fastsort.subspaces.filter import EXCESS, SubspaceResult, learn_subspace_filter, subspace_filter
+from fastsort.subspaces.filter import (
+    EXCESS,
+    SubspaceResult,
+    learn_subspace_filter,
+    score_images,
+    subspace_filter,
+)
 from fastsort.subspaces.learn import LearnedShapes
 
 METHODS = ("radial", "subspaces", "invariants")
@@ -170,6 +176,7 @@ def ask_methods(
     n_components: int | None = None,
     preset: str = "default",
     learned: LearnedMethods | None = None,
+    suspect: bool = True,
     stage: Callable[[str, Callable[[], Any]], Any] | None = None,
     work: FilePath | None = None,
     n_jobs: int | None = None,
@@ -190,6 +197,9 @@ def ask_methods(
     preset : {"default", "published"}
     learned : LearnedMethods, optional
         From an earlier call: methods that have learned do not learn again.
+    suspect : bool
+        Whether all methods say why each image would be rejected. Where decoys teach the reasons, the
+        subspaces are not asked.
     stage : callable, optional
         Called as ``stage(name, compute)``; returns what an earlier run has computed, or calls ``compute``.
     work : path, optional
@@ -227,6 +237,8 @@ def ask_methods(
         ),
         "invariants": partial(invariant_filter, images, radius=radius, learned=before.invariants),
     }
+    if before.subspaces is not None and not suspect:
+        ask["subspaces"] = partial(_without_reasons, as_particles(images), before.subspaces)
     results: dict[str, Any] = dict.fromkeys(METHODS)
     unit = (1 - begin) / sum(TIMES[name] for name in methods)
     for name in METHODS:
@@ -242,6 +254,12 @@ def ask_methods(
                 results[name] = stage(name, partial(_without_learned, compute))._replace(learned=known)
             begin = end
     return MethodResults(**results)
+
+
+def _without_reasons(
+    particles: Particles, learned: LearnedShapes, n_jobs: int | None, seed: int, progress: Progress | None
+) -> SubspaceResult:
+    return score_images(particles, learned, n_jobs, progress, suspect=False)
 
 
 def _without_learned(compute: Callable[[], Any]) -> Any:

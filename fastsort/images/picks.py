@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 import scipy.fft
 
-from fastsort._types import Bools, Floats, Images, Singles
+from fastsort._types import Array, Bools, Floats, Images, Singles
 from fastsort.images.normalize import normalize_background
 
 # The noise is measured outside this radius, in parts of the box, on at most so many images.
@@ -125,16 +124,14 @@ def _blob_gains(height: int, width: int, radius: float) -> Singles:
     return gains
 
 
-def _spectra(amplitude: Singles, number: int, size: int, rng: np.random.Generator) -> npt.NDArray[np.complex64]:
+def _spectra(amplitude: Singles, number: int, size: int, rng: np.random.Generator) -> Array:
     """Draw transforms of fields of Gaussian noise."""
-    spectra: npt.NDArray[np.complex64] = scipy.fft.rfft2(
-        rng.standard_normal((number, size, size), dtype=np.float32), workers=1
-    )
+    spectra: Array = scipy.fft.rfft2(rng.standard_normal((number, size, size), dtype=np.float32), workers=1)
     spectra *= amplitude
     return spectra
 
 
-def _back(spectra: npt.NDArray[np.complex64], size: int) -> Images:
+def _back(spectra: Array, size: int) -> Images:
     """Transform fields back; their transforms are lost."""
     fields: Images = scipy.fft.irfft2(spectra, s=(size, size), workers=1, overwrite_x=True)
     return fields
