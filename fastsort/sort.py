@@ -190,6 +190,8 @@ def sort_particles(
             settings.methods,
             radius=radius,
             learned=learned and learned.methods,
+            # Decoys teach the reasons, where all methods decide.
+            suspect=settings.method is not None or (learned is not None and learned.reasons is None),
             stage=folder.stage,
             work=folder.folder,
             progress=part_of(progress, READ, MEASURED, n),

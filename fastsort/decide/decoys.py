@@ -8,15 +8,16 @@ from functools import partial
 from typing import NamedTuple
 
 import numpy as np
-from scipy.ndimage import affine_transform
+import scipy.fft
 
-from fastsort._types import Bools, Floats, Images, Indices
+from fastsort._types import Array, Bools, Floats, Images, Indices
 from fastsort.decide.calibrate import GOOD, TOLD_APART
 from fastsort.decide.combine import confident
 from fastsort.decide.side_by_side import side_by_side
 from fastsort.decide.votes import LearnedMethods, ask_methods
 from fastsort.images.normalize import normalize_background
 from fastsort.images.picks import picked_noise, plain_noise
+from fastsort.invariants.transform import move_images
 from fastsort.particles.source import Particles
 
 # How many decoys of each kind the weights of the votes are learned from, and how many test the verdict.
@@ -154,7 +155,7 @@ def votes_on_decoys(
     )
     kinds, made = zip(*(item for part in (junk, more, tested) for item in part.items()), strict=True)
     # All at once: what is done once a call takes as long as what is done for hundreds of images.
-    results = ask_methods(np.concatenate(made), list(votes), learned=learned, n_jobs=n_jobs)
+    results = ask_methods(np.concatenate(made), list(votes), learned=learned, suspect=False, n_jobs=n_jobs)
     ends = np.cumsum([len(part) for part in made])[:-1]
     by_kind = {name: np.split(vote, ends) for name, vote in results.votes.items()}
     measured: dict[str, list[Floats]] = {}
@@ -217,23 +218,26 @@ def make_decoys(
 
     rows, columns = _steps(rng, number, MULTIPLE, box)
     background = np.roll(some(others), (box // 2, box // 2), (1, 2))
-    spectrum = np.sqrt(np.mean(np.abs(np.fft.rfft2(background)) ** 2, axis=0)) / box
-    white = rng.standard_normal((2, number, box, box))
-    amplitudes = np.abs(np.fft.rfft2(some(images)))
-    phases = np.fft.rfft2(white[0])
+    spectrum = np.sqrt(np.mean(np.abs(_spectra(background)) ** 2, axis=0)) / box
+
+    def noise() -> Images:
+        return _back(_white(rng, number, box) * spectrum, box)
+
+    def scrambled() -> Images:
+        white = _white(rng, number, box)
+        return _back(white * (np.abs(_spectra(some(images))) / np.maximum(np.abs(white), 1e-12)), box)
+
     decoys = {
         "off-centre": moved(some(images), OFF_CENTRE),
         "partial": moved(some(images), PARTIAL),
         "multiple": _rolled(some(images), rows, columns) + _rolled(some(images), -rows, -columns),
-        "scrambled": np.fft.irfft2(amplitudes * phases / np.maximum(np.abs(phases), 1e-12), (box, box)),
-        "noise": np.fft.irfft2(np.fft.rfft2(white[1]) * spectrum, (box, box)),
+        "scrambled": scrambled(),
+        "noise": noise(),
         "picked noise": picked_noise(images, number, 0.5 * box, int(rng.integers(2**31))),
         "background": background,
     }
     if good:
-        decoys[GOOD] = _copies(some(images), rng) + NOISIER * np.fft.irfft2(
-            np.fft.rfft2(rng.standard_normal((number, box, box))) * spectrum, (box, box)
-        )
+        decoys[GOOD] = _copies(some(images), rng) + np.float32(NOISIER) * noise()
     for kind, made in decoys.items():
         decoys[kind] = np.ascontiguousarray(made, dtype=np.float32)
         normalize_background(decoys[kind], 0.5 * box)
@@ -269,18 +273,32 @@ def _structures(rng: np.random.Generator, number: int, box: int) -> Images:
     """Draw random fields of one width each; every other one is cut at a level, so that patches remain."""
     # Twice the box, so that nothing continues on the other side.
     canvas = 2 * box
-    square = np.fft.fftfreq(canvas)[:, None] ** 2 + np.fft.rfftfreq(canvas) ** 2
-    widths, strengths = (_log_uniform(rng, number, limits) for limits in (STRUCTURE, STRENGTH))
-    structures = np.empty((number, box, box), dtype=np.float32)
-    for k, width in enumerate(box * widths):
-        blur = np.exp(-2 * (np.pi * width) ** 2 * square)
-        field = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((canvas, canvas))) * blur, (canvas, canvas))
-        field = field[:box, :box] / field.std()
-        if k % 2:
-            # The field changes by about one deviation a width, so that the rim is about a pixel wide.
-            field = rng.choice((-1, 1)) * np.clip((field - rng.uniform(-RIM, RIM)) * width + 0.5, 0, 1)
-        structures[k] = strengths[k] * field
-    return structures
+    square = scipy.fft.fftfreq(canvas)[:, None] ** 2 + scipy.fft.rfftfreq(canvas) ** 2
+    widths, strengths = (_log_uniform(rng, number, limits)[:, None, None] for limits in (STRUCTURE, STRENGTH))
+    widths *= box
+    blur = np.exp(-2 * (np.pi * widths) ** 2 * square).astype(np.float32)
+    fields = _back(_white(rng, number, canvas) * blur, canvas)
+    structures = fields[:, :box, :box] / fields.std(axis=(1, 2), keepdims=True)
+    # The field changes by about one deviation a width, so that the rim is about a pixel wide.
+    cut = structures[1::2]
+    level, sign = rng.uniform(-RIM, RIM, (len(cut), 1, 1)), rng.choice((-1, 1), (len(cut), 1, 1))
+    structures[1::2] = sign * np.clip((cut - level) * widths[1::2] + 0.5, 0, 1)
+    return (strengths * structures).astype(np.float32)
+
+
+def _white(rng: np.random.Generator, number: int, box: int) -> Array:
+    """Draw the transforms of images of white noise."""
+    return _spectra(rng.standard_normal((number, box, box), dtype=np.float32))
+
+
+def _spectra(images: Images) -> Array:
+    spectra: Array = scipy.fft.rfft2(images, workers=1)
+    return spectra
+
+
+def _back(spectra: Array, box: int) -> Images:
+    images: Images = scipy.fft.irfft2(spectra, s=(box, box), workers=1)
+    return images
 
 
 def _log_uniform(rng: np.random.Generator, number: int, limits: tuple[float, float]) -> Floats:
@@ -303,16 +321,10 @@ def _rolled(images: Images, rows: Indices, columns: Indices) -> Images:
 
 
 def _copies(images: Images, rng: np.random.Generator) -> Images:
-    """Turn each image by a random angle about its centre, and move it by up to a pixel."""
-    box = images.shape[1]
-    centre = np.full(2, box // 2)
-    copies = np.empty_like(images)
-    for i, image in enumerate(images):
-        angle = rng.uniform(0, 2 * np.pi)
-        turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-        offset = centre - turn @ (centre + rng.uniform(-MOVED, MOVED, 2))
-        copies[i] = affine_transform(image, turn, offset, order=3, mode="grid-wrap")
-    return copies
+    """Move each image by up to a pixel, and turn it by a random angle about its centre."""
+    n = len(images)
+    moves = rng.uniform(-MOVED, MOVED, (n, 2))
+    return move_images(images, rng.uniform(0, 360, n), moves, np.zeros(n, dtype=bool))
 
 
 def estimate_errors(

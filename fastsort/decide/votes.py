@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,9 +25,21 @@ from fastsort.invariants.filter import (
 )
 from fastsort.particles.source import Particles, as_particles
 from fastsort.picking.learn import LearnedPicks
-from fastsort.radial.filter import RadialResult, learn_radial_filter, learned_radius, radial_filter
+from fastsort.radial.filter import (
+    RadialResult,
+    find_radial_template,
+    learn_radial_filter,
+    learned_radius,
+    radial_filter,
+)
 from fastsort.radial.learn import LearnedRadial
-from fastsort.subspaces.filter import EXCESS, SubspaceResult, learn_subspace_filter, subspace_filter
+from fastsort.subspaces.filter import (
+    EXCESS,
+    SubspaceResult,
+    learn_subspace_filter,
+    score_images,
+    subspace_filter,
+)
 from fastsort.subspaces.learn import LearnedShapes
 
 METHODS = ("radial", "subspaces", "invariants")
@@ -170,6 +182,7 @@ def ask_methods(
     n_components: int | None = None,
     preset: str = "default",
     learned: LearnedMethods | None = None,
+    suspect: bool = True,
     stage: Callable[[str, Callable[[], Any]], Any] | None = None,
     work: FilePath | None = None,
     n_jobs: int | None = None,
@@ -190,6 +203,9 @@ def ask_methods(
     preset : {"default", "published"}
     learned : LearnedMethods, optional
         From an earlier call: methods that have learned do not learn again.
+    suspect : bool
+        Whether all methods say why each image would be rejected. Where decoys teach the reasons, the
+        subspaces are not asked.
     stage : callable, optional
         Called as ``stage(name, compute)``; returns what an earlier run has computed, or calls ``compute``.
     work : path, optional
@@ -227,15 +243,33 @@ def ask_methods(
         ),
         "invariants": partial(invariant_filter, images, radius=radius, learned=before.invariants),
     }
+    if before.subspaces is not None and not suspect:
+        ask["subspaces"] = partial(_without_reasons, as_particles(images), before.subspaces)
     results: dict[str, Any] = dict.fromkeys(METHODS)
     unit = (1 - begin) / sum(TIMES[name] for name in methods)
     for name in METHODS:
         if name in methods:
             end = begin + unit * TIMES[name]
             part = part_of(progress, begin, end, n)
-            results[name] = stage(name, partial(ask[name], n_jobs=n_jobs, seed=seed, progress=part))
+            compute = partial(ask[name], n_jobs=n_jobs, seed=seed, progress=part)
+            known = getattr(before, name)
+            if known is None:
+                results[name] = stage(name, compute)
+            else:
+                # What is known already need not be saved with each result.
+                results[name] = stage(name, partial(_without_learned, compute))._replace(learned=known)
             begin = end
     return MethodResults(**results)
+
+
+def _without_reasons(
+    particles: Particles, learned: LearnedShapes, n_jobs: int | None, seed: int, progress: Progress | None
+) -> SubspaceResult:
+    return score_images(particles, learned, n_jobs, progress, suspect=False)
+
+
+def _without_learned(compute: Callable[[], Any]) -> Any:
+    return compute()._replace(learned=None)
 
 
 def _learn(
@@ -246,20 +280,26 @@ def _learn(
     seed: int,
     progress: Progress | None,
 ) -> LearnedMethods:
-    """Let all methods learn; where there are several workers, the subspaces do so beside the others.
+    """Let all methods learn; where there are several workers, the classes do so beside the others.
 
-    To learn is mostly a chain of small steps, which leaves other workers idle.
+    To learn is mostly a chain of small steps, which leaves other workers idle. The classes take longest. All
+    they wait for is the radius of the particle, which the radial template tells, unless it is known.
     """
+    template = cache(partial(find_radial_template, particles, radius, contrast, seed))
 
-    def radial_and_classes() -> tuple[LearnedRadial | None, LearnedClasses | None]:
-        radial = learn_radial_filter(particles, radius, contrast, seed)
-        # The radial filter finds how large the particle is, unless that is known.
-        found = learned_radius(radial, particles.box) if radius is None and radial is not None else radius
-        return radial, learn_invariant_filter(particles, found, n_jobs, seed, progress)
+    def learn_classes() -> LearnedClasses | None:
+        found = radius
+        if radius is None and (first := template()) is not None:
+            found = learned_radius(first, particles.box)
+        return learn_invariant_filter(particles, found, n_jobs, seed, progress)
 
-    shapes = partial(learn_subspace_filter, particles, False, (None, None), n_jobs, seed)
-    (radial, classes), subspaces = side_by_side([radial_and_classes, shapes], n_jobs)
-    return LearnedMethods(radial, subspaces, classes)
+    def learn_the_others() -> tuple[LearnedShapes | None, LearnedRadial | None]:
+        # In this order, so that the template is there when it is asked for.
+        shapes = learn_subspace_filter(particles, False, (None, None), n_jobs, seed)
+        return shapes, learn_radial_filter(template())
+
+    classes, (shapes, radial) = side_by_side([learn_classes, learn_the_others], n_jobs)
+    return LearnedMethods(radial, shapes, classes)
 
 
 def explain(results: MethodResults, learned: LearnedReasons | None = None) -> Codes:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import scipy.fft
 
-from fastsort._types import Bools, Floats, Images, Singles
+from fastsort._types import Array, Bools, Floats, Images, Singles
 from fastsort.images.normalize import normalize_background
 
 # The noise is measured outside this radius, in parts of the box, on at most so many images.
@@ -67,12 +67,17 @@ def picked_noise(images: Images, number: int, background: float, seed: int = 0) 
     step = -(-len(images) // MOST_MEASURED)
     amplitude = _noise_amplitude(images[::step], size, background, rng)
     middle = 0.5 * (LEAST_RADIUS + LARGEST_RADIUS) * box
-    # In a set of particles, the middle of most images stands out.
-    bright = float(np.median(blob_response(images[::step], middle)[:, box // 2, box // 2])) >= 0
+    # In a set of particles, the middle of most images stands out. What a point responds is what the middle
+    # responds to every pixel.
+    point = np.zeros((1, box, box), dtype=np.float32)
+    point[0, box // 2, box // 2] = 1
+    weights = blob_response(point, middle).reshape(-1)
+    bright = float(np.median(images[::step].reshape(-1, box * box) @ weights)) >= 0
     parts = []
     for k, radius in enumerate(np.linspace(LEAST_RADIUS, LARGEST_RADIUS, N_SIZES) * box):
-        fields = _fields(amplitude, len(range(k, number, N_SIZES)), size, rng)
-        parts.append(_cut_best(fields, blob_response(fields, radius), box))
+        spectra = _spectra(amplitude, len(range(k, number, N_SIZES)), size, rng)
+        responses = _back(spectra * _blob_gains(size, size, radius), size)
+        parts.append(_cut_best(_back(spectra, size), responses, box))
     # Noise has no sign: dark blobs are bright ones of other noise.
     picks = np.concatenate(parts) * np.float32(1 if bright else -1)
     normalize_background(picks, background)
@@ -96,7 +101,8 @@ def plain_noise(images: Images, number: int, background: float, seed: int = 0) -
     rng = np.random.default_rng(seed)
     step = -(-len(images) // MOST_MEASURED)
     amplitude = _noise_amplitude(images[::step], FIELD * box, background, rng)
-    places = _boxes(_fields(amplitude, -(-number // FIELD**2), FIELD * box, rng), box)[:number]
+    fields = _back(_spectra(amplitude, -(-number // FIELD**2), FIELD * box, rng), FIELD * box)
+    places = _boxes(fields, box)[:number]
     normalize_background(places, background)
     return places
 
@@ -104,17 +110,29 @@ def plain_noise(images: Images, number: int, background: float, seed: int = 0) -
 def blob_response(images: Images, radius: float) -> Images:
     """Return the response of images (n, h, w) to bright disks of a radius in pixels; they are periodic."""
     height, width = images.shape[1:]
-    square = scipy.fft.fftfreq(height)[:, None] ** 2 + scipy.fft.rfftfreq(width) ** 2
-    narrow, wide = (np.exp(-2 * (math.pi * part * radius) ** 2 * square) for part in (NARROW, WIDE))
     spectra = scipy.fft.rfft2(images, workers=1)
-    spectra *= (narrow - wide).astype(np.float32)
+    spectra *= _blob_gains(height, width, radius)
     response: Images = scipy.fft.irfft2(spectra, s=(height, width), workers=1, overwrite_x=True)
     return response
 
 
-def _fields(amplitude: Singles, number: int, size: int, rng: np.random.Generator) -> Images:
-    spectra = scipy.fft.rfft2(rng.standard_normal((number, size, size), dtype=np.float32), workers=1)
+def _blob_gains(height: int, width: int, radius: float) -> Singles:
+    """Return what the response to bright disks multiplies each frequency with."""
+    square = scipy.fft.fftfreq(height)[:, None] ** 2 + scipy.fft.rfftfreq(width) ** 2
+    narrow, wide = (np.exp(-2 * (math.pi * part * radius) ** 2 * square) for part in (NARROW, WIDE))
+    gains: Singles = (narrow - wide).astype(np.float32)
+    return gains
+
+
+def _spectra(amplitude: Singles, number: int, size: int, rng: np.random.Generator) -> Array:
+    """Draw transforms of fields of Gaussian noise."""
+    spectra: Array = scipy.fft.rfft2(rng.standard_normal((number, size, size), dtype=np.float32), workers=1)
     spectra *= amplitude
+    return spectra
+
+
+def _back(spectra: Array, size: int) -> Images:
+    """Transform fields back; their transforms are lost."""
     fields: Images = scipy.fft.irfft2(spectra, s=(size, size), workers=1, overwrite_x=True)
     return fields
 
@@ -136,15 +154,13 @@ def _noise_amplitude(images: Images, size: int, background: float, rng: np.rando
     wanted = _ring_power(images, outside)
     frequency = np.hypot(scipy.fft.fftfreq(size)[:, None], scipy.fft.rfftfreq(size)) * box
     power = wanted.copy()
-    white = rng.standard_normal((-(-len(images) // FIELD**2), size, size), dtype=np.float32)
-    spectra = scipy.fft.rfft2(white, workers=1)
+    white = _spectra(np.float32(1), -(-len(images) // FIELD**2), size, rng)
     for step in range(N_ROUNDS + 1):
         # The mean of the background is taken away, so the lowest ring tells nothing.
         power[0] = power[1]
         amplitude = np.sqrt(np.interp(frequency, np.arange(len(power)), power)).astype(np.float32)
         if step < N_ROUNDS:
-            fields = scipy.fft.irfft2(spectra * amplitude, s=(size, size), workers=1)
-            boxes = _boxes(fields, box)
+            boxes = _boxes(_back(white * amplitude, size), box)
             normalize_background(boxes, background)
             power *= wanted / np.maximum(_ring_power(boxes, outside), 1e-9)
     return amplitude
@@ -158,7 +174,9 @@ def _boxes(fields: Images, box: int) -> Images:
 def _ring_power(images: Images, outside: Bools) -> Floats:
     """Return the mean power of the background of images in rings of the transform, with mean zero."""
     box = images.shape[1]
-    mean = images[:, outside].mean(axis=1)[:, None, None]
-    power = np.square(np.abs(scipy.fft.rfft2((images - mean) * outside, workers=1))).mean(axis=0)
+    flat = images.reshape(len(images), -1)
+    mean = flat @ (outside / np.count_nonzero(outside)).astype(np.float32).reshape(-1)
+    spectra = scipy.fft.rfft2((images - mean[:, None, None]) * outside, workers=1)
+    power = (spectra.real**2 + spectra.imag**2).mean(axis=0)
     ring = np.rint(np.hypot(scipy.fft.fftfreq(box)[:, None], scipy.fft.rfftfreq(box)) * box).astype(np.intp)
     return np.bincount(ring.ravel(), power.ravel()) / np.bincount(ring.ravel())

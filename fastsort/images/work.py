@@ -49,16 +49,19 @@ class WorkFolder:
     Attributes
     ----------
     folder : Path
+    temporary : bool
+        Whether no later run will find it.
     """
 
     folder: Path
+    temporary: bool = False
 
     def path(self, name: str) -> Path:
         """Return the path of a file of this run, ``NAME.work``; its journal is ``NAME.work.done``."""
         return self._place(name, "work")
 
     def stage(self, name: str, compute: Callable[[], Any]) -> Any:
-        """Return the value of a stage: the saved one, or a new one, which is saved first.
+        """Return the value of a stage: the saved one, or a new one, which is saved first if that is of use.
 
         Parameters
         ----------
@@ -70,8 +73,9 @@ class WorkFolder:
         Returns
         -------
         value
-            Always the saved value, read from its file. Its arrays have the same layout in memory whether
-            the run was interrupted or not, so that later sums have the same bits.
+            The saved value, read from its file. Its arrays have the same layout in memory whether the run
+            was interrupted or not, so that later sums have the same bits. In a temporary folder nothing is
+            saved, since nobody could go on from there.
 
         Raises
         ------
@@ -81,6 +85,8 @@ class WorkFolder:
             If the value cannot be saved; see `fastsort._saved.save`.
         """
         place = self._place(name, "stage")
+        if self.temporary:
+            return compute()
         if place.exists():
             with suppress(InputError):
                 return load(place)
@@ -122,7 +128,7 @@ def work_folder(path: FilePath | None, *, fingerprint: str, keep: bool = False) 
         if keep:
             raise InputError("a temporary work folder cannot be kept: name one to keep.")
         with tempfile.TemporaryDirectory(prefix=_PREFIX) as name:
-            yield WorkFolder(Path(name))
+            yield WorkFolder(Path(name), temporary=True)
         return
     folder = Path(os.path.abspath(path))
     if folder.exists() and not folder.is_dir():

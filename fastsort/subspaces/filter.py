@@ -253,18 +253,7 @@ def subspace_filter(
         if learned is None:
             batches = map_batches(_unfit_batch, particles, n_jobs=n_jobs, progress=progress)
             return _unfit_result(np.concatenate(list(batches)), basis)
-        comparison = compare(learned.particle, learned.background, learned.basis, learned.blocks)
-        batches = map_batches(
-            _batch,
-            particles,
-            operator,
-            comparison,
-            learned,
-            batch_size=BATCH,
-            n_jobs=n_jobs,
-            progress=progress,
-        )
-        return _result(_joined(batches, len(particles)), learned, particles.box / len(operator))
+        return score_images(particles, learned, n_jobs, progress)
 
 
 def learn_subspace_filter(
@@ -283,13 +272,59 @@ def learn_subspace_filter(
         return learn_shapes(sample, pswf_basis(len(operator), BANDLIMIT), describe, numbers, n_jobs, seed)
 
 
+def score_images(
+    particles: Particles,
+    learned: LearnedShapes,
+    n_jobs: int | None = None,
+    progress: Progress | None = None,
+    *,
+    suspect: bool = True,
+) -> SubspaceResult:
+    """Score images with what `subspace_filter` has learned.
+
+    Parameters
+    ----------
+    particles : Particles
+    learned : LearnedShapes
+    n_jobs, progress
+        As for `subspace_filter`.
+    suspect : bool
+        Whether to ask why each image would be rejected, which takes a third of the time where most would;
+        else all are suspected to be unlike particles.
+
+    Returns
+    -------
+    result : SubspaceResult
+    """
+    operator = crop_operator(particles.box, min(particles.box, GRID))
+    with one_blas_thread():
+        comparison = compare(learned.particle, learned.background, learned.basis, learned.blocks)
+        batches = map_batches(
+            _batch,
+            particles,
+            operator,
+            comparison,
+            learned,
+            suspect,
+            batch_size=BATCH,
+            n_jobs=n_jobs,
+            progress=progress,
+        )
+        return _result(_joined(batches, len(particles)), learned, particles.box / len(operator))
+
+
 def check_numbers(n_subspaces: int | None, n_components: int | None, box: int) -> None:
     """Refuse numbers of subspaces and components that no set of images of `box` pixels could have."""
     check_counts(n_subspaces, n_components, len(pswf_basis(min(box, GRID), BANDLIMIT).functions))
 
 
 def _batch(
-    images: Images, start: int, operator: Singles, comparison: Comparison, learned: LearnedShapes
+    images: Images,
+    start: int,
+    operator: Singles,
+    comparison: Comparison,
+    learned: LearnedShapes,
+    suspect: bool,
 ) -> _Measurements:
     codes = inspect_and_level(images).codes
     judged = codes == VALID
@@ -309,7 +344,7 @@ def _batch(
     factor = log_likelihood = np.full(len(images), np.nan)
     if learned.described is not None:
         log_likelihood, factor, *_ = measure(coefficients.astype(np.float32), learned.described)
-    doubtful = np.flatnonzero(judged & (score > -CLEARLY))
+    doubtful = np.flatnonzero(judged & (score > -CLEARLY) & suspect)
     codes[doubtful] = _reasons(
         images[doubtful],
         nearby[doubtful],
