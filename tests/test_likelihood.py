@@ -111,6 +111,12 @@ def on_rings_of(images, terms, model, n_rings):
     return expansion.put_on_rings(images, terms, model.box, model.window, n_rings)
 
 
+def at_all_angles(parts, n_angles):
+    places = np.repeat(np.arange(n_angles), parts.shape[2])
+    every = np.tile(np.arange(parts.shape[2]), n_angles)
+    return expectation._at(places, parts[:, :, every]).reshape(n_angles, -1).T
+
+
 def correlation(one, other, radius=RADIUS, box=BOX):
     """Correlate two images inside a disk."""
     offset = np.arange(box) - box // 2
@@ -298,8 +304,7 @@ def test_likelihoods_of_poses(with_ctf):
     images = on_rings_of(case.images, case.terms, case.model, N_RINGS)
     poses = expectation._coarse_poses(3, case.model)
     compared = expectation._compare(images, poses, expectation._search(case.model, 0, N_RINGS))
-    found = expectation._heights(compared.products, np.arange(len(compared.offset)))
-    found = found + compared.offset[:, None]
+    found = at_all_angles(compared.parts, case.n_angles) + compared.offset[:, None]
     np.testing.assert_allclose(compared.best, found.max(axis=1), rtol=1e-5)
     assert found.shape == (3 * 5 * 2, case.n_angles)
     rng = np.random.default_rng(1)
@@ -391,12 +396,16 @@ def test_quarters_of_a_turn_hold_all_angles(n_indices):
     assert n_angles >= expectation.ANGLES * n_indices
     turns = np.exp(2j * np.pi * np.outer(index, np.arange(n_angles)) / n_angles)
     exact = products[0].T @ turns.real + products[1].T @ turns.imag
-    some = rng.permutation(700)[:90]
-    np.testing.assert_allclose(expectation._heights(products, some), exact[some], atol=1e-4)
-    # Probabilities, and their sums with cosines and sines.
     tables = expectation._turns(n_indices)
     parts = np.empty((4, len(tables[0]), 700), dtype=np.float32)
-    expectation._at_all_angles(*expectation._quarters(products), *tables, parts)
+    # Each image is its own product.
+    expanded, weights = products.swapaxes(0, 1)[:, :, None].copy(), np.zeros((2, n_indices, 1, 2), np.float32)
+    weights[0, ..., 0] = weights[1, ..., 1] = 1
+    found, every = np.empty_like(products), np.empty(0, dtype=np.intp)
+    expectation._multiply(expanded, weights, every, *tables, found, parts)
+    np.testing.assert_array_equal(found, products)
+    np.testing.assert_allclose(at_all_angles(parts, n_angles), exact, atol=1e-4)
+    # Probabilities, and their sums with cosines and sines.
     owner, label, row = rng.integers(0, 5, 700), rng.integers(0, 3, 700), rng.integers(0, 20, 700)
     # Some pairs are so unlikely that nothing is left of them in single precision.
     offset = -rng.choice([0.0, 3.0, 200.0], 700).astype(np.float32)
@@ -411,7 +420,7 @@ def test_quarters_of_a_turn_hold_all_angles(n_indices):
         plain = np.bincount(places, probability.sum(axis=1), len(found))
         np.testing.assert_allclose(found, plain, rtol=1e-4, atol=1e-30)
     turned = np.empty_like(products)
-    expectation._sum_angles(*expectation._quarters(turned), *tables, parts)
+    expectation._sum_angles(parts, *tables, turned)
     plain = (probability @ turns.T).T
     np.testing.assert_allclose(turned[0] + 1j * turned[1], plain, atol=1e-4 * np.abs(plain).max())
 

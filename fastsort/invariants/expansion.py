@@ -46,11 +46,18 @@ class RingImages(NamedTuple):
         Mean of its squares on each ring.
     power : ndarray of float64, shape (n, R)
         Of the images on each ring.
+    start : int
+        Where the first image is in the spectra, which may be those of more images.
     """
 
     spectra: Singles
     transfer: Singles
     power: Floats
+    start: int = 0
+
+    def part(self, some: slice) -> RingImages:
+        """Return some of the images in a row, without a copy."""
+        return RingImages(self.spectra, self.transfer[some], self.power[some], some.start)
 
 
 @dataclass(frozen=True)
@@ -89,8 +96,8 @@ class KeptRings:
     def first_rings(self, rows: Indices, n_rings: int) -> RingImages:
         """Return the first rings of some images."""
         spectra = self.spectra[rows, :, :, :n_rings].transpose(1, 2, 3, 0)
-        transfer, power = (values[rows, :n_rings] for values in (self.transfer, self.power))
-        return RingImages(*map(np.ascontiguousarray, (spectra, transfer, power)))
+        values = np.ascontiguousarray(spectra), self.transfer[rows, :n_rings], self.power[rows, :n_rings]
+        return RingImages(*values)
 
 
 def keep_rings(
@@ -99,7 +106,7 @@ def keep_rings(
     """Sample the first rings as `put_on_rings` does; return what `KeptRings` are made of."""
     usable = usable_images(images)
     images[~usable] = 0
-    spectra, transfer, power = put_on_rings(images, terms, box, window, n_rings)
+    spectra, transfer, power, _ = put_on_rings(images, terms, box, window, n_rings)
     return np.ascontiguousarray(spectra.transpose(3, 0, 1, 2)), transfer, power, usable
 
 
@@ -268,9 +275,8 @@ def phases_of_shifts(shifts: Floats, box: int, n_rings: int, n_indices: int) -> 
 def at_all_shifts(on_rings: RingImages, phases: Singles, n_indices: int) -> Singles:
     """Move every image by the same shifts and expand it in the angle: (M, 2, R, n x S)."""
     _, n_angles, n_rings, n_shifts = phases.shape
-    few = _first_samples(on_rings, on_rings.spectra.shape[1] // n_angles, n_rings)
-    expanded = np.empty((n_indices, 2, n_rings, few.shape[3] * n_shifts), dtype=np.float32)
-    _move_all(few, phases, _angular(n_angles, n_indices), expanded)
+    expanded = np.empty((n_indices, 2, n_rings, len(on_rings.transfer) * n_shifts), dtype=np.float32)
+    _move_all(on_rings.spectra, on_rings.start, phases, _angular(n_angles, n_indices), expanded)
     return expanded
 
 
@@ -287,16 +293,12 @@ def at_own_shifts(
     shift : ndarray of float64, shape (rows, 2)
     box, n_rings, n_indices : int
     """
-    few = _first_samples(on_rings, _every(box, n_rings, n_indices), n_rings)
     phase = _first_ring(shift, box, n_rings, n_indices)
-    first = np.searchsorted(image, np.arange(few.shape[3] + 1))
+    first = np.searchsorted(image, np.arange(len(on_rings.transfer) + 1))
     expanded = np.empty((n_indices, 2, n_rings, len(image)), dtype=np.float32)
-    _move(few, first, np.cos(phase), np.sin(phase), _angular(few.shape[1], n_indices), expanded)
+    tables = _angular(len(phase), n_indices)
+    _move(on_rings.spectra, on_rings.start, first, np.cos(phase), np.sin(phase), tables, expanded)
     return expanded
-
-
-def _first_samples(on_rings: RingImages, every: int, n_rings: int) -> Singles:
-    return np.ascontiguousarray(on_rings.spectra[:, ::every, :n_rings])
 
 
 def _first_ring(shifts: Floats, box: int, n_rings: int, n_indices: int) -> Singles:
@@ -315,11 +317,13 @@ def _every(box: int, n_rings: int, n_indices: int) -> int:
 
 
 @kernel
-def _move_all(spectra, phases, tables, expanded):
-    # expanded (M, 2, R, n x shifts): spectra (2, A, R, n) of images brought back by shifts, times the tables;
-    # phases (2, A, R, shifts) are cosines and sines.
-    _, n_angles, n_rings, n = spectra.shape
-    n_shifts = phases.shape[3]
+def _move_all(spectra, start, phases, tables, expanded):
+    # expanded (M, 2, R, n x shifts): spectra (2, angles, rings, images) of n images, from `start` on, brought
+    # back by shifts, times the tables; phases (2, A, R, shifts) are cosines and sines. There may be more
+    # angles and rings of the spectra than are needed.
+    _, n_angles, n_rings, n_shifts = phases.shape
+    every = spectra.shape[1] // n_angles
+    n = expanded.shape[3] // n_shifts
     folded = np.empty((4, n_angles // 2 + 1, n * n_shifts), dtype=np.float32)
     product = np.empty((tables.shape[1], n * n_shifts), dtype=np.float32)
     for ring in range(n_rings):
@@ -332,10 +336,10 @@ def _move_all(spectra, phases, tables, expanded):
             other_cosine = phases[0, other, ring]
             other_sine = phases[1, other, ring]
             for i in range(n):
-                x = spectra[0, j, ring, i]
-                y = spectra[1, j, ring, i]
-                other_x = both * spectra[0, other, ring, i]
-                other_y = both * spectra[1, other, ring, i]
+                x = spectra[0, every * j, ring, start + i]
+                y = spectra[1, every * j, ring, start + i]
+                other_x = both * spectra[0, every * other, ring, start + i]
+                other_y = both * spectra[1, every * other, ring, start + i]
                 a = folded[0, j, i * n_shifts : (i + 1) * n_shifts]
                 b = folded[1, j, i * n_shifts : (i + 1) * n_shifts]
                 c = folded[2, j, i * n_shifts : (i + 1) * n_shifts]
@@ -353,11 +357,12 @@ def _move_all(spectra, phases, tables, expanded):
 
 
 @kernel
-def _move(spectra, first, cosine, sine, tables, expanded):
+def _move(spectra, start, first, cosine, sine, tables, expanded):
     # The same where each image has rows of its own, from first[i] to first[i + 1]; cosines and sines (A,
     # rows) are those of the first ring.
-    _, n_angles, n_rings, n = spectra.shape
-    n_rows = cosine.shape[1]
+    n_angles, n_rows = cosine.shape
+    every = spectra.shape[1] // n_angles
+    n_rings = expanded.shape[2]
     folded = np.empty((4, n_angles // 2 + 1, n_rows), dtype=np.float32)
     product = np.empty((tables.shape[1], n_rows), dtype=np.float32)
     turn = np.empty((2, n_angles, n_rows), dtype=np.float32)
@@ -373,11 +378,11 @@ def _move(spectra, first, cosine, sine, tables, expanded):
         for j in range(folded.shape[1]):
             other = (n_angles - j) % n_angles
             both = np.float32(0 if other == j else 1)
-            for i in range(n):
-                x = spectra[0, j, ring, i]
-                y = spectra[1, j, ring, i]
-                other_x = both * spectra[0, other, ring, i]
-                other_y = both * spectra[1, other, ring, i]
+            for i in range(first.size - 1):
+                x = spectra[0, every * j, ring, start + i]
+                y = spectra[1, every * j, ring, start + i]
+                other_x = both * spectra[0, every * other, ring, start + i]
+                other_y = both * spectra[1, every * other, ring, start + i]
                 for row in range(first[i], first[i + 1]):
                     real = x * turn[0, j, row] - y * turn[1, j, row]
                     imaginary = x * turn[1, j, row] + y * turn[0, j, row]

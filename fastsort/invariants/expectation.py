@@ -37,7 +37,7 @@ ANGLES = 2.1
 # Particles farther from the middle than so many deviations are not looked for.
 FARTHEST = 4.0
 # Images at once, times shifts: what lies between two steps should stay in the processor's cache.
-ROWS = 640
+ROWS = 256
 # Pairs at once in the kernels.
 _BLOCK = 512
 # Of a power series of 2 ** x for x from -1/2 to 1/2.
@@ -154,7 +154,7 @@ def expect(
     found = no_assignments(len(images))
     for number, rows, chunk in _chunks(images, half, terms, model):
         sums = _added(sums, chunk, number)
-        write_assignments(found, rows, _assigned(chunk, model, number, between=True))
+        write_assignments(found, rows, _assigned(chunk, between=True))
     return _finished(sums, model), found
 
 
@@ -174,8 +174,8 @@ def assign(images: Images, half: Indices, model: ClassModel) -> Assignments:
     The shifts are those that were compared.
     """
     found = no_assignments(len(images))
-    for number, rows, chunk in _chunks(images, half, None, model):
-        write_assignments(found, rows, _assigned(chunk, model, number, between=False))
+    for _, rows, chunk in _chunks(images, half, None, model):
+        write_assignments(found, rows, _assigned(chunk, between=False))
     return found
 
 
@@ -292,6 +292,14 @@ class _Search(NamedTuple):
         Logarithm of the shares.
     deviation : float
     box : int
+    turns : tuple of ndarray of float32
+        As `_turns` returns them.
+    others : ndarray of complex64, shape (M, R, K)
+        Averages of the other half, even indices first.
+    indices : ndarray of intp, shape (M,)
+        The angular indices in this order.
+    certainty : ndarray of float32, shape (R,)
+        Independent samples on each ring, over the power of the noise.
     """
 
     n_rings: int
@@ -300,6 +308,10 @@ class _Search(NamedTuple):
     known: Floats
     deviation: float
     box: int
+    turns: tuple[Singles, ...]
+    others: Complexes
+    indices: Indices
+    certainty: Singles
 
 
 class _Compared(NamedTuple):
@@ -342,18 +354,15 @@ class _Chunk(NamedTuple):
     poses : _Poses
     compared : _Compared
         Its parts are now those of probabilities: what the cosines and sines are multiplied with in the sums.
-    scale : ndarray of float64, shape (n,)
-        What makes the probabilities of each image add up to 1.
     of_class : ndarray of float64, shape (n, K)
     of_row : ndarray of float64, shape (rows,)
-        Not scaled yet.
+        Probabilities, not scaled yet.
     """
 
     on_rings: RingImages
     search: _Search
     poses: _Poses
     compared: _Compared
-    scale: Floats
     of_class: Floats
     of_row: Floats
 
@@ -381,11 +390,13 @@ def _chunks(
     count = max(1, ROWS // len(_coarse_poses(1, model).shift))
     for number in range(n_halves):
         members = np.flatnonzero(usable if n_halves == 1 else usable & (half == number))
+        if not len(members):
+            continue
         searches = [_search(model, number, some) for some in sorted({min(model.coarse, n_rings), n_rings})]
+        on_rings = _on_rings(images, members, terms, model)
         for first in range(0, len(members), count):
-            rows = members[first : first + count]
-            on_rings = _on_rings(images, rows, terms, model)
-            yield number, rows, _compared_with_all(on_rings, model, searches)
+            some = slice(first, first + count)
+            yield number, members[some], _compared_with_all(on_rings.part(some), model, searches)
 
 
 def _compared_with_all(on_rings: RingImages, model: ClassModel, searches: list[_Search]) -> _Chunk:
@@ -424,9 +435,7 @@ def _grid(
     n_rings: int,
     n_indices: int,
 ) -> _Poses:
-    line = np.arange(-int(farthest / step + 1e-9), int(farthest / step + 1e-9) + 1) * step
-    shifts = np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)
-    shifts = shifts[np.hypot(shifts[:, 0], shifts[:, 1]) <= farthest + 1e-9]
+    shifts, phases = _shifts(step, farthest, box, n_rings, n_indices)
     image = np.repeat(np.arange(n_images), len(shifts))
     return _Poses(
         image,
@@ -435,14 +444,25 @@ def _grid(
         np.repeat(np.arange(n_classes), len(image)),
         np.tile(image, n_classes),
         np.empty(0, dtype=np.intp),
-        phases_of_shifts(shifts, box, n_rings, n_indices),
+        phases,
     )
+
+
+@lru_cache(maxsize=8)
+def _shifts(step: float, farthest: float, box: int, n_rings: int, n_indices: int) -> tuple[Floats, Singles]:
+    """Shifts on a grid (S, 2), and their phases (2, A, R, S)."""
+    line = np.arange(-int(farthest / step + 1e-9), int(farthest / step + 1e-9) + 1) * step
+    shifts = np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)
+    shifts = shifts[np.hypot(shifts[:, 0], shifts[:, 1]) <= farthest + 1e-9]
+    return shifts, phases_of_shifts(shifts, box, n_rings, n_indices)
 
 
 def _search(model: ClassModel, half: int, n_rings: int) -> _Search:
     n_indices = _indices_within(model.references.shape[1], n_rings, model.references.shape[2])
-    references = model.references[half, even_first(n_indices), :n_rings]
-    certainty = _certainty(model, n_rings)
+    indices = even_first(n_indices)
+    references = model.references[half, indices, :n_rings]
+    others = references if len(model.references) == 1 else model.references[1 - half, indices, :n_rings]
+    certainty = (2 * np.pi * np.arange(1, n_rings + 1) / model.noise[:n_rings]).astype(np.float32)
     weighted = (references * certainty[:, None]).swapaxes(1, 2)
     n_classes = weighted.shape[1]
     # All indices but 0, which is the first, count for those with the other sign, too.
@@ -453,63 +473,57 @@ def _search(model: ClassModel, half: int, n_rings: int) -> _Search:
     weights = weights.reshape(2, n_indices, n_classes, 2 * n_rings)
     cost = (0.5 * certainty)[:, None] * _power(references)
     known = np.log(np.maximum(model.shares, 1e-12))
-    return _Search(n_rings, weights, cost, known, model.deviation, model.box)
+    turns = _turns(n_indices)
+    return _Search(
+        n_rings, weights, cost, known, model.deviation, model.box, turns, others, indices, certainty
+    )
 
 
 def _compare(on_rings: RingImages, poses: _Poses, search: _Search) -> _Compared:
     """Compare the first rings of images at some shifts with some classes at all angles."""
     n_indices, n_rings = search.weights.shape[1], search.n_rings
-    n_rows, n_pairs = len(poses.image), len(poses.owner)
+    n_pairs = len(poses.owner)
     if poses.phases is not None:
         expanded = at_all_shifts(on_rings, poses.phases, n_indices)
     else:
         expanded = at_own_shifts(on_rings, poses.image, poses.shift, search.box, n_rings, n_indices)
-    tables = _turns(n_indices)
     products = np.empty((2, n_indices, n_pairs), dtype=np.float32)
-    parts = np.empty((4, len(tables[0]), n_pairs), dtype=np.float32)
-    _multiply(expanded.reshape(n_indices, -1, n_rows), search.weights, poses.column, products)
-    _at_all_angles(*_quarters(products), *tables, parts)
+    parts = np.empty((4, len(search.turns[0]), n_pairs), dtype=np.float32)
+    _multiply(expanded, search.weights, poses.column, *search.turns, products, parts)
     offset, best = np.empty((2, n_pairs), dtype=np.float32)
     variance = search.deviation**2
     pairs = poses.row, poses.label, poses.owner
     _find_offset(on_rings.transfer, search.cost, search.known, poses.shift, variance, *pairs, offset)
-    highest = np.full(len(on_rings.transfer), -np.inf, dtype=np.float32)
+    highest = np.empty(len(on_rings.transfer), dtype=np.float32)
     _find_best(parts, offset, poses.owner, best, highest)
     return _Compared(expanded, products, parts, offset, best, highest)
-
-
-def _quarters(values: Singles) -> list[Singles]:
-    """Parts of (2, M, pairs) for cosines and sines, of even and of odd indices."""
-    n_even = (values.shape[1] + 1) // 2
-    return [*values[:, :n_even], *values[:, n_even:]]
 
 
 # Products of matrices stand in kernels: each of them called alone would give back the interpreter's lock and
 # wait for it again, which takes as long as a small product.
 @kernel
-def _multiply(expanded, weights, column, products):
-    # expanded (M, 2 R, rows), weights (2, M, K, 2 R); writes those of products (2, M, K * rows) that the
-    # columns name, or all where there are none.
-    n_classes, n_rows = weights.shape[2], expanded.shape[2]
+def _multiply(expanded, weights, column, of_a, of_b, of_c, of_d, products, parts):
+    # expanded (M, 2, R, rows), weights (2, M, K, 2 R); writes those of products (2, M, K * rows) that the
+    # columns name, or all where there are none, and parts (4, angles, pairs): products of the tables (angles,
+    # indices) with the quarters of these.
+    n_indices, _, n_rings, n_rows = expanded.shape
+    n_classes = weights.shape[2]
     every = np.empty((n_classes, n_rows), dtype=np.float32)
     for part in range(2):
-        for m in range(len(expanded)):
+        for m in range(n_indices):
+            image = expanded[m].reshape((2 * n_rings, n_rows))
             if column.size == 0:
-                np.dot(weights[part, m], expanded[m], products[part, m].reshape(n_classes, n_rows))
+                np.dot(weights[part, m], image, products[part, m].reshape((n_classes, n_rows)))
                 continue
-            np.dot(weights[part, m], expanded[m], every)
+            np.dot(weights[part, m], image, every)
             flat = every.ravel()
             for pair in range(column.size):
                 products[part, m, pair] = flat[column[pair]]
-
-
-@kernel
-def _at_all_angles(a, b, c, d, of_a, of_b, of_c, of_d, parts):
-    # Products of the quarters (indices, pairs) with their tables (angles, indices): parts (4, angles, pairs).
-    np.dot(of_a, a, parts[0])
-    np.dot(of_b, b, parts[1])
-    np.dot(of_c, c, parts[2])
-    np.dot(of_d, d, parts[3])
+    n_even = of_a.shape[1]
+    np.dot(of_a, products[0, :n_even], parts[0])
+    np.dot(of_b, products[1, :n_even], parts[1])
+    np.dot(of_c, products[0, n_even:], parts[2])
+    np.dot(of_d, products[1, n_even:], parts[3])
 
 
 @lru_cache(maxsize=64)
@@ -528,12 +542,6 @@ def _indices_within(n_indices: int, n_rings: int, all_rings: int) -> int:
 def _n_angles(n_indices: int) -> int:
     """Angles that are compared: of each, also the opposite one and both with the other sign."""
     return 4 * math.ceil(ANGLES * n_indices / 4)
-
-
-def _certainty(model: ClassModel, n_rings: int) -> Singles:
-    """Independent samples on each ring, over the power of the noise."""
-    rings = np.arange(1, n_rings + 1)
-    return (2 * np.pi * rings / model.noise[:n_rings]).astype(np.float32)
 
 
 @kernel
@@ -556,6 +564,8 @@ def _find_best(parts, offset, owner, best, highest):
     # best (pairs): the largest sum of the four parts (4, angles, pairs), each with every sign that it has
     # at the four angles, and of the offset; highest (n): the largest of each image.
     n_pairs = best.size
+    for i in range(highest.size):
+        highest[i] = -np.inf
     for first in range(0, n_pairs, _BLOCK):
         some = best[first : first + _BLOCK]
         for pair in range(some.size):
@@ -592,8 +602,8 @@ def _fine_poses(coarse: _Compared, poses: _Poses, model: ClassModel, n_rings: in
 
 def _weighted(on_rings: RingImages, poses: _Poses, compared: _Compared, search: _Search) -> _Chunk:
     """Turn likelihoods into probabilities."""
-    n, n_classes = len(on_rings.transfer), len(search.known)
-    of_class, of_row = np.zeros((n, n_classes)), np.zeros(len(poses.image))
+    of_class = np.zeros((len(on_rings.transfer), len(search.known)))
+    of_row = np.zeros(len(poses.image))
     _weigh(
         compared.parts,
         compared.offset,
@@ -604,8 +614,7 @@ def _weighted(on_rings: RingImages, poses: _Poses, compared: _Compared, search: 
         of_class,
         of_row,
     )
-    scale = 1 / of_class.sum(axis=1)
-    return _Chunk(on_rings, search, poses, compared, scale, of_class * scale[:, None], of_row)
+    return _Chunk(on_rings, search, poses, compared, of_class, of_row)
 
 
 @kernel
@@ -693,11 +702,14 @@ def _no_raw_sums(model: ClassModel) -> _RawSums:
 
 def _added(sums: _RawSums, chunk: _Chunk, half: int) -> _RawSums:
     """Add the images, turned back by each angle, weighted by its probability."""
-    on_rings, _, poses, compared, scale, of_class, of_row = chunk
+    on_rings, search, poses, compared, of_class, of_row = chunk
+    # What makes the probabilities of each image add up to 1.
+    scale = 1 / of_class.sum(axis=1)
+    of_class = of_class * scale[:, None]
     n_indices, _, _, n_rows = compared.expanded.shape
     # Cosines and sines, weighted by the probabilities.
     turned = np.empty((2, n_indices, len(poses.owner)), dtype=np.float32)
-    _sum_angles(*_quarters(turned), *_turns(n_indices), compared.parts)
+    _sum_angles(compared.parts, *search.turns, turned)
     expanded = compared.expanded.reshape(n_indices, -1, n_rows)
     scales = scale.astype(np.float32)[poses.image]
     _add_products(turned, poses.column, expanded, scales, sums.products[half])
@@ -709,12 +721,13 @@ def _added(sums: _RawSums, chunk: _Chunk, half: int) -> _RawSums:
 
 
 @kernel
-def _sum_angles(a, b, c, d, of_a, of_b, of_c, of_d, parts):
-    # The way back: quarters (indices, pairs) from parts (4, angles, pairs), with the same tables.
-    np.dot(of_a.T, parts[0], a)
-    np.dot(of_b.T, parts[1], b)
-    np.dot(of_c.T, parts[2], c)
-    np.dot(of_d.T, parts[3], d)
+def _sum_angles(parts, of_a, of_b, of_c, of_d, turned):
+    # The way back: turned (2, M, pairs) from parts (4, angles, pairs), with the same tables.
+    n_even = of_a.shape[1]
+    np.dot(of_a.T, parts[0], turned[0, :n_even])
+    np.dot(of_b.T, parts[1], turned[1, :n_even])
+    np.dot(of_c.T, parts[2], turned[0, n_even:])
+    np.dot(of_d.T, parts[3], turned[1, n_even:])
 
 
 @kernel
@@ -764,73 +777,150 @@ def _power(references: Complexes) -> Floats:
     return power.sum(axis=-3)
 
 
-def _assigned(chunk: _Chunk, model: ClassModel, half: int, *, between: bool) -> Assignments:
+def _assigned(chunk: _Chunk, *, between: bool) -> Assignments:
     """Choose the likeliest class of each image, and the likeliest pose in it.
 
     Shifts may lie `between` those that were compared, which takes another comparison.
     """
-    on_rings, search, poses, compared, scale, of_class, _ = chunk
+    on_rings, search, poses, compared, of_class, _ = chunk
     n = len(of_class)
-    label = of_class.argmax(axis=1)
-    pair = np.zeros(n, dtype=np.intp)
-    _likeliest(compared.best, poses.owner, poses.label, label, pair)
-    heights = _heights(compared.products, pair)
-    place = heights.argmax(axis=1)
-    height = heights[np.arange(n), place] + compared.offset[pair]
-    row, turn = poses.row[pair], 2 * np.pi / heights.shape[1] * place
-    other = model.references[half ^ 1 if len(model.references) == 2 else half]
-    index = even_first(len(other))
-    certainty = _certainty(model, other.shape[1])
-    score = np.empty(n, dtype=np.float32)
-    seen = on_rings.transfer, on_rings.power
-    _correlate(compared.expanded, row, label, turn, other[index], index, certainty, *seen, score)
-    # The image is its reference turned by this angle; an alignment turns it back.
-    angle = np.degrees(-turn - 2 * np.pi / heights.shape[1] * _beside(heights, place))
-    angle -= 360 * np.round(angle / 360)
-    shift = poses.shift[row]
-    if between:
-        shift = shift + _beside_shift(on_rings, shift, label, place, height, search)
-    return Assignments(
-        label,
-        of_class.max(axis=1).astype(np.float32),
-        angle.astype(np.float32),
-        shift.astype(np.float32),
-        (np.exp(height - compared.highest) * scale).astype(np.float32),
-        score,
+    place, height = np.empty(n, dtype=np.intp), np.empty(n, dtype=np.float32)
+    label, shift = np.empty(n, dtype=np.intp), np.empty((n, 2), dtype=np.float32)
+    probability, angle, pose_probability, score = np.empty((4, n), dtype=np.float32)
+    found = Assignments(label, probability, angle, shift, pose_probability, score)
+    _choose(
+        compared.expanded,
+        compared.products,
+        compared.offset,
+        compared.best,
+        compared.highest,
+        on_rings.transfer,
+        on_rings.power,
+        of_class,
+        *search.turns,
+        poses.shift,
+        poses.row,
+        poses.label,
+        poses.owner,
+        search.others,
+        search.indices,
+        search.certainty,
+        height,
+        place,
+        *found,
     )
+    if between:
+        shift += _beside_shift(on_rings, shift, label, place, height, search).astype(np.float32)
+    return found
 
 
 @kernel
-def _likeliest(best, owner, label, chosen, pair):
-    # pair (n): the first of the best pairs of each image with its chosen class.
-    highest = np.empty(pair.size, dtype=np.float32)
-    for i in range(pair.size):
-        highest[i] = -np.inf
-    for k in range(owner.size):
-        i = owner[k]
-        if label[k] == chosen[i] and best[k] > highest[i]:
-            highest[i] = best[k]
-            pair[i] = k
-
-
-@kernel
-def _correlate(expanded, row, label, turn, references, index, certainty, transfer, power, score):
-    # score (n): correlation of images, which are rows of expanded (M, 2, R, rows), with references (M, R, K)
-    # that are turned like them.
+def _choose(
+    expanded,
+    products,
+    offset,
+    best,
+    highest,
+    transfer,
+    power,
+    of_class,
+    of_a,
+    of_b,
+    of_c,
+    of_d,
+    shift,
+    row,
+    label,
+    owner,
+    references,
+    index,
+    certainty,
+    height,
+    place,
+    chosen,
+    probability,
+    angle,
+    shifts,
+    pose_probability,
+    score,
+):
+    # Writes the height (n) of each image's likeliest pose, its place (n) among all angles, and what is in
+    # `Assignments`: the shift is one of those compared, the angle may lie between them.
+    n, n_classes = of_class.shape
     n_indices, n_rings, _ = references.shape
-    for i in range(score.size):
+    n_even, n_odd = of_a.shape[1], of_c.shape[1]
+    quarter = len(of_a) - 1
+    n_angles = 4 * quarter
+    heights = np.empty(n_angles, dtype=np.float32)
+    cosines = np.empty(n_angles)
+    sines = np.empty(n_angles)
+    for j in range(n_angles):
+        cosines[j] = math.cos(2 * math.pi * j / n_angles)
+        sines[j] = math.sin(2 * math.pi * j / n_angles)
+    # The first of the best pairs of each image with its likeliest class.
+    of_image = np.zeros(n, dtype=np.intp)
+    for i in range(n):
+        chosen[i] = 0
+        height[i] = -np.inf
+        for k in range(1, n_classes):
+            if of_class[i, k] > of_class[i, chosen[i]]:
+                chosen[i] = k
+    for pair in range(owner.size):
+        i = owner[pair]
+        if label[pair] == chosen[i] and best[pair] > height[i]:
+            height[i] = best[pair]
+            of_image[i] = pair
+    for i in range(n):
+        pair = of_image[i]
+        # The likelihood, with each sign that its parts have at the four angles.
+        for j in range(quarter + 1):
+            even_cosines = np.float32(0)
+            even_sines = np.float32(0)
+            for m in range(n_even):
+                even_cosines += of_a[j, m] * products[0, m, pair]
+                even_sines += of_b[j, m] * products[1, m, pair]
+            odd_cosines = np.float32(0)
+            odd_sines = np.float32(0)
+            for m in range(n_odd):
+                odd_cosines += of_c[j, m] * products[0, n_even + m, pair]
+                odd_sines += of_d[j, m] * products[1, n_even + m, pair]
+            plus = odd_cosines + odd_sines
+            minus = odd_cosines - odd_sines
+            heights[j] = even_cosines + even_sines + plus
+            heights[2 * quarter + j] = even_cosines + even_sines - plus
+            heights[2 * quarter - j] = even_cosines - even_sines - minus
+            heights[n_angles - j if j > 0 else 0] = even_cosines - even_sines + minus
+        at = 0
+        for j in range(1, n_angles):
+            if heights[j] > heights[at]:
+                at = j
+        place[i] = at
+        height[i] = heights[at] + offset[pair]
+        total = 0.0
+        for k in range(n_classes):
+            total += of_class[i, k]
+        probability[i] = of_class[i, chosen[i]] / total
+        pose_probability[i] = np.exp(height[i] - highest[i]) / total
+        # The image is its reference turned by this angle; an alignment turns it back.
+        low = np.float64(heights[at - 1 if at > 0 else n_angles - 1])
+        high = np.float64(heights[at + 1 if at < n_angles - 1 else 0])
+        bend = low - 2 * np.float64(heights[at]) + high
+        turn = (at + (0.5 * (low - high) / bend if bend < 0 else 0.0)) / n_angles
+        angle[i] = 360 * (np.round(turn) - turn)
+        shifts[i, 0] = shift[row[pair], 0]
+        shifts[i, 1] = shift[row[pair], 1]
         overlap = 0.0
         expected = 0.0
         for m in range(n_indices):
             # All indices but 0 count for those with the other sign, too.
             times = 1.0 if index[m] == 0 else 2.0
-            cosine = math.cos(index[m] * turn[i])
-            sine = math.sin(index[m] * turn[i])
+            cosine = cosines[index[m] * at % n_angles]
+            sine = sines[index[m] * at % n_angles]
             for ring in range(n_rings):
-                value = references[m, ring, label[i]]
+                value = references[m, ring, chosen[i]]
                 real = value.real * cosine + value.imag * sine
                 imaginary = value.real * sine - value.imag * cosine
-                both = real * expanded[m, 0, ring, row[i]] - imaginary * expanded[m, 1, ring, row[i]]
+                both = real * expanded[m, 0, ring, row[pair]] - imaginary * expanded[m, 1, ring, row[pair]]
                 square = value.real * value.real + value.imag * value.imag
                 overlap += times * certainty[ring] * both
                 expected += times * certainty[ring] * transfer[i, ring] * square
@@ -841,51 +931,9 @@ def _correlate(expanded, row, label, turn, references, index, certainty, transfe
         score[i] = overlap / norm if norm > 0 else np.nan
 
 
-def _heights(products: Singles, pair: Indices) -> Singles:
-    """Likelihoods at all angles of some pairs of products (2, M, pairs), (n, angles), but for the offset."""
-    n_indices = products.shape[1]
-    heights = np.empty((len(pair), _n_angles(n_indices)), dtype=np.float32)
-    _find_heights(*_quarters(products), *_turns(n_indices), pair, heights)
-    return heights
-
-
-@kernel
-def _find_heights(a, b, c, d, of_a, of_b, of_c, of_d, pair, heights):
-    # As `_at_all_angles`, for some pairs, with each sign that the parts have at the four angles.
-    n_angles = heights.shape[1]
-    quarter = n_angles // 4
-    for i in range(pair.size):
-        for j in range(quarter + 1):
-            cosines = np.float32(0)
-            sines = np.float32(0)
-            for m in range(len(a)):
-                cosines += of_a[j, m] * a[m, pair[i]]
-                sines += of_b[j, m] * b[m, pair[i]]
-            odd_cosines = np.float32(0)
-            odd_sines = np.float32(0)
-            for m in range(len(c)):
-                odd_cosines += of_c[j, m] * c[m, pair[i]]
-                odd_sines += of_d[j, m] * d[m, pair[i]]
-            plus = odd_cosines + odd_sines
-            minus = odd_cosines - odd_sines
-            heights[i, j] = cosines + sines + plus
-            heights[i, 2 * quarter + j] = cosines + sines - plus
-            heights[i, 2 * quarter - j] = cosines - sines - minus
-            heights[i, (n_angles - j) % n_angles] = cosines - sines + minus
-
-
-def _beside(likelihood: Singles, place: Indices) -> Floats:
-    """Where between the angles the likelihood (n, angles) peaks: steps from `place`, by a parabola."""
-    rows, n_angles = np.arange(len(place)), likelihood.shape[1]
-    low, middle, high = (
-        likelihood[rows, (place + step) % n_angles].astype(np.float64) for step in (-1, 0, 1)
-    )
-    return _peak(low, middle, high)
-
-
 def _beside_shift(
     on_rings: RingImages,
-    shift: Floats,
+    shift: Singles,
     label: Indices,
     place: Indices,
     height: Singles,
@@ -902,14 +950,25 @@ def _beside_shift(
     count = len(around)
     rows, image = np.arange(n * count), np.repeat(np.arange(n), count)
     label = np.repeat(label, count)
-    shift = (shift[:, None] + around).reshape(-1, 2)
-    near = _Poses(image, shift, rows, label, image, label * len(rows) + rows, None)
+    beside = (shift[:, None] + around).reshape(-1, 2)
+    near = _Poses(image, beside, rows, label, image, label * len(rows) + rows, None)
     compared = _compare(on_rings, near, search)
-    sides = _heights(compared.products, rows)[rows, np.repeat(place, count)] + compared.offset
+    sides = _at(np.repeat(place, count), compared.parts) + compared.offset
     above, below, left, right = sides.reshape(n, count).T.astype(np.float64)
     middle = height.astype(np.float64)
     peaks = np.stack([_peak(above, middle, below), _peak(left, middle, right)], axis=1)
     return step * np.clip(peaks, -1, 1)
+
+
+def _at(place: Indices, parts: Singles) -> Singles:
+    """Likelihoods at one place among all angles for each pair, of their parts (4, angles, pairs)."""
+    quarter = parts.shape[1] - 1
+    # Every other quarter of a turn is the mirror image of the one before.
+    number, rest = np.divmod(place, quarter)
+    mirrored = number % 2 == 1
+    a, b, c, d = parts[:, np.where(mirrored, quarter - rest, rest), np.arange(len(place))]
+    plain = a + b + np.where(number == 0, c + d, -c - d)
+    return np.where(mirrored, a - b + np.where(number == 1, d - c, c - d), plain)
 
 
 def _peak(low: Floats, middle: Floats, high: Floats) -> Floats:

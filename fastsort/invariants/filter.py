@@ -10,7 +10,7 @@ import numpy as np
 from fastsort._brief import brief
 from fastsort._bulk import Bulk
 from fastsort._checks import InputError, check_count, check_not_empty, check_radius
-from fastsort._crop import crop_operator
+from fastsort._crop import apply_crop, crop_operator
 from fastsort._parts import in_parts
 from fastsort._progress import Progress, part_of
 from fastsort._reasons import NOISE, UNLIKE, VALID, reason_names, suspected, verdict_in_words
@@ -19,7 +19,7 @@ from fastsort._types import Array, Bools, Codes, Floats, Images, Indices, Single
 from fastsort.images.batches import map_batches
 from fastsort.images.content import content_of
 from fastsort.images.joined import join_batches
-from fastsort.images.normalize import inspect_pixels
+from fastsort.images.normalize import inspect_and_level, inspect_pixels, normalize_background
 from fastsort.images.prepare import crop_and_normalize
 from fastsort.invariants.expectation import ClassModel, assign
 from fastsort.invariants.fit_classes import LEAST_RADIUS, averages_of, fit_classes
@@ -297,15 +297,16 @@ def _half_of(images: Images) -> Indices:
 def _batch(
     images: Images, start: int, operator: Singles, learned: LearnedClasses | None
 ) -> tuple[Codes, Floats]:
-    codes = inspect_pixels(images).codes
+    half = _half_of(images)
+    codes = inspect_and_level(images).codes
     score = np.full(len(images), np.inf)
     judged = codes == VALID
     if learned is None:
         score[judged] = 0.0
     elif judged.any():
-        images = images[judged]
-        half = _half_of(images)
-        label, score[judged] = _scores(crop_and_normalize(images, operator), half, learned)
+        images = apply_crop(images[judged], operator)
+        normalize_background(images, 0.5 * len(operator))
+        label, score[judged] = _scores(images, half[judged], learned)
         codes[judged] = np.where(learned.resolved[label], UNLIKE, NOISE)
     return codes, score
 
