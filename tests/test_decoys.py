@@ -232,6 +232,31 @@ def asked():
     return particles, ask_methods(particles, METHODS, n_jobs=2)
 
 
+def test_what_is_learned_is_not_saved_with_the_results(asked):
+    particles, found = asked
+    saved = {}
+
+    def stage(name, compute):
+        saved[name] = compute()
+        return saved[name]
+
+    again = ask_methods(particles, METHODS, learned=found.learned, stage=stage)
+    assert [saved[name].learned for name in METHODS] == [None] * 3
+    assert all(one is other for one, other in zip(again.learned, found.learned, strict=True))
+
+
+def test_votes_do_not_depend_on_whether_anybody_asks_for_suspicions(asked):
+    particles, found = asked
+    some = ask_methods(particles, METHODS, learned=found.learned, suspect=False)
+    for name, vote in some.votes.items():
+        np.testing.assert_array_equal(vote, found.votes[name])
+    np.testing.assert_array_equal(some.clues(), found.clues())
+    np.testing.assert_array_equal(some.against, found.against)
+    assert len(set(found.subspaces.suspicion)) > 3
+    # Unusable pixels are found all the same.
+    assert set(some.subspaces.suspicion) == {"unlike", found.subspaces.suspicion[3]}
+
+
 def test_methods_that_have_learned_say_the_same_again(asked):
     particles, found = asked
     again = ask_methods(particles, METHODS, learned=found.learned)

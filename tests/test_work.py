@@ -239,6 +239,16 @@ def test_stages_give_arrays_that_lie_the_same_way_at_first_and_later(tmp_path):
             assert found.flags.c_contiguous and found.strides == (24, 8)
 
 
+def test_nothing_is_saved_where_no_later_run_looks():
+    calls = []
+    with work_folder(None, fingerprint="a") as folder:
+        for _ in range(2):
+            # Not even what could not be saved is refused.
+            assert folder.stage("one", lambda: calls.append(1) or calls) is calls
+        assert not list(folder.folder.iterdir())
+    assert calls == [1, 1]
+
+
 def test_a_stage_that_fails_is_not_done(tmp_path):
     def fail():
         raise RuntimeError("no")
