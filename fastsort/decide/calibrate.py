@@ -24,12 +24,15 @@ NARROWEST = 0.15
 # Junk of a kind that no decoy shows lies at least this many widths of the particles above their peak, and
 # is so narrow that the peak is this many of its own widths away.
 ABOVE, AWAY = 1.0, 2.0
-# It counts where it is well separate from the particles (Ashman, Bird & Zepf, Astron. J. 108, 1994), or so
-# rare that it changes nothing. Where it is only just separate, the scores must be likelier with it by so
-# many nats: a skewed tail of the particles gains up to 15.
+# A mixture with it counts where it is well separate from the particles (Ashman, Bird & Zepf, Astron. J. 108,
+# 1994), or so rare that it changes nothing. Where it is only just separate, the scores must be likelier with
+# it by so many nats: a skewed tail of the particles gains up to 15.
 WELL_SEPARATE, SEPARATE, GAIN, RARE = 3.5, 2.6, 20.0, 0.02
 # Where it is as likely, but less separate than that, it may be either (Ashman's limit).
 DOUBTFUL = 2.0
+# All mixtures that count are averaged: one that is less likely by so many nats counts 1/e as much. Their
+# shapes are no more exact than that.
+TEMPERED = 20.0
 # The last of the junk has any score above the particles, with the same density.
 WIDTHS_TO_REST = 2.0
 # The kind of decoys that are particles.
@@ -115,7 +118,9 @@ def calibrate(score: Floats, decoys: Mapping[str, Floats]) -> tuple[float, Float
     The scores are a mixture, found by expectation maximisation: particles have a split normal
     distribution; junk of each kind has the distribution of its decoys, in any share; other junk has a
     normal distribution; and any score well above the particles may occur. Other junk counts only where it
-    is separate from the particles: their tail is not junk of its own.
+    is separate from the particles: their tail is not junk of its own. Where several fits are about as likely,
+    with other junk or without, their average is taken (Hoeting, Madigan, Raftery & Volinsky, Statistical
+    Science 14, 1999).
 
     Where copies of the best images are not told from decoys that are junk, there may be no particles at
     all. Then the probabilities are those of the scores taken for odds. So they are where these say that more
@@ -186,13 +191,19 @@ def told_apart(decoys: Mapping[str, Floats]) -> float:
 
 def mixture_probability(score: Floats, decoys: Mapping[str, Floats]) -> Floats:
     """Return the junk probabilities of scores by a mixture, as `calibrate` describes it."""
-    scale, fit = _fit_mixture(score, decoys)
-    return np.interp(score, scale.middle, fit.probability)
+    middle, free, without = _fit_mixture(score, decoys)
+    fits, weights = _counted(free, without)
+    mean = weights @ np.array([fit.probability for fit in fits])
+    # Rounding could make it more.
+    return np.interp(score, middle, np.minimum(mean, 1))
 
 
 def mixture_shares(score: Floats, decoys: Mapping[str, Floats]) -> dict[str, float]:
     """Return which share of the images is junk like each kind of decoys, by the same mixture."""
-    return dict(zip(decoys, _fit_mixture(score, decoys)[1].of_kinds.tolist(), strict=True))
+    _, free, without = _fit_mixture(score, decoys)
+    fits, weights = _counted(free, without)
+    shares = weights @ np.array([fit.of_kinds for fit in fits])
+    return dict(zip(decoys, shares.tolist(), strict=True))
 
 
 def second_hump(score: Floats, decoys: Mapping[str, Floats]) -> float:
@@ -204,17 +215,29 @@ def second_hump(score: Floats, decoys: Mapping[str, Floats]) -> float:
     junk = {kind: values for kind, values in decoys.items() if kind != GOOD}
     if not junk or not len(score):
         return 0.0
-    _, counted, free, without = _fit_both(score, junk)
-    gained = free.likelihood - without.likelihood >= GAIN
-    return free.share if counted is without and gained and free.separation >= DOUBTFUL else 0.0
+    _, free, without = _fit_mixture(score, junk)
+    likeliest = max(free, key=_likelihood)
+    gained = likeliest.likelihood - max(map(_likelihood, without)) >= GAIN
+    doubtful = gained and likeliest.separation >= DOUBTFUL and not _counts(likeliest, without)
+    return likeliest.share if doubtful else 0.0
 
 
-def _fit_mixture(score: Floats, decoys: Mapping[str, Floats]) -> tuple[_Scale, _Fit]:
-    return _fit_both(score, decoys)[:2]
+def _counted(free: list[_Fit], without: list[_Fit]) -> tuple[list[_Fit], Floats]:
+    """Return the fits that count, and how much each of them does."""
+    fits = [*(fit for fit in free if _counts(fit, without)), *without]
+    likelihood = np.array([fit.likelihood for fit in fits])
+    weights = np.exp((likelihood - likelihood.max()) / TEMPERED)
+    return fits, weights / weights.sum()
 
 
-def _fit_both(score: Floats, decoys: Mapping[str, Floats]) -> tuple[_Scale, _Fit, _Fit, _Fit]:
-    """Return the scale, the fit that counts, and the fits with and without junk that no decoy shows."""
+def _counts(fit: _Fit, without: list[_Fit]) -> bool:
+    """Whether junk that no decoy shows is no part of the particles."""
+    gained = fit.likelihood - max(map(_likelihood, without)) >= GAIN
+    return fit.share <= RARE or fit.separation >= (SEPARATE if gained else WELL_SEPARATE)
+
+
+def _fit_mixture(score: Floats, decoys: Mapping[str, Floats]) -> tuple[Floats, list[_Fit], list[_Fit]]:
+    """Return the steps of the score, and the fits with and without junk that no decoy shows."""
     kinds = [values[np.isfinite(values)] for values in decoys.values()]
     known = np.concatenate(kinds)
     low = float(min(score.min(), known.min())) - 1
@@ -225,11 +248,7 @@ def _fit_both(score: Floats, decoys: Mapping[str, Floats]) -> tuple[_Scale, _Fit
     shapes = np.array([_smooth(values, edges) for values in kinds])
     typical = min(float(np.median(known)), float(np.quantile(score, 0.97)))
     fits = _fits(scale, shapes, score, typical)
-    free, without = (max(some, key=_likelihood) for some in (fits[: len(STARTS)], fits[len(STARTS) :]))
-    needed = GAIN if free.separation >= SEPARATE else math.inf
-    doubtful = free.share > RARE and free.separation < WELL_SEPARATE
-    counted = without if doubtful and free.likelihood < without.likelihood + needed else free
-    return scale, counted, free, without
+    return scale.middle, fits[: len(STARTS)], fits[len(STARTS) :]
 
 
 def probability_by_odds(score: Floats) -> Floats:
