@@ -133,38 +133,37 @@ def _normal_equations(table, cosine, sine, wave, normal):
     finer = table.shape[2]
     span = 2 * np.pi / (n_angles * finer)
     for v in range(table.shape[0]):
-        sums = np.zeros((3, 3))
         total = 0.0
+        turn_turn = 0.0
+        turn_x = 0.0
+        turn_y = 0.0
+        x_x = 0.0
+        x_y = 0.0
+        y_y = 0.0
         for ring in range(table.shape[3]):
             k = wave * (ring + 1)
             for j in range(n_angles):
                 re = table[v, 0, 0, ring, j]
                 im = table[v, 1, 0, ring, j]
-                # The neighbours on both sides: the last subtable of the angle before, wrapped by conjugation.
-                if j > 0:
-                    re_low = table[v, 0, finer - 1, ring, j - 1]
-                    im_low = table[v, 1, finer - 1, ring, j - 1]
-                else:
-                    re_low = table[v, 0, finer - 1, ring, n_angles - 1]
-                    im_low = -table[v, 1, finer - 1, ring, n_angles - 1]
-                slope_re = (table[v, 0, 1, ring, j] - re_low) / span
-                slope_im = (table[v, 1, 1, ring, j] - im_low) / span
+                # The neighbours on both sides. The one before is the last subtable's, half a turn further,
+                # where it is conjugated.
+                slope_re = (table[v, 0, 1, ring, j] - table[v, 0, finer - 1, ring, n_angles - 1 + j]) / span
+                slope_im = (table[v, 1, 1, ring, j] + table[v, 1, finer - 1, ring, n_angles - 1 + j]) / span
                 kx = k * cosine[j]
                 ky = k * sine[j]
                 power = re * re + im * im
                 cross = slope_im * re - slope_re * im
                 total += power
-                sums[0, 0] += slope_re * slope_re + slope_im * slope_im
-                sums[0, 1] -= kx * cross
-                sums[0, 2] -= ky * cross
-                sums[1, 1] += kx * kx * power
-                sums[1, 2] += kx * ky * power
-                sums[2, 2] += ky * ky * power
-            sums[1, 0] = sums[0, 1]
-            sums[2, 0] = sums[0, 2]
-            sums[2, 1] = sums[1, 2]
-            for row in range(3):
-                for column in range(3):
-                    normal[v, ring, row, column] = (
-                        sums[row, column] / total if total > 0 else sums[row, column]
-                    )
+                turn_turn += slope_re * slope_re + slope_im * slope_im
+                turn_x -= kx * cross
+                turn_y -= ky * cross
+                x_x += kx * kx * power
+                x_y += kx * ky * power
+                y_y += ky * ky * power
+            scale = 1 / total if total > 0 else 1.0
+            normal[v, ring, 0, 0] = turn_turn * scale
+            normal[v, ring, 0, 1] = normal[v, ring, 1, 0] = turn_x * scale
+            normal[v, ring, 0, 2] = normal[v, ring, 2, 0] = turn_y * scale
+            normal[v, ring, 1, 1] = x_x * scale
+            normal[v, ring, 1, 2] = normal[v, ring, 2, 1] = x_y * scale
+            normal[v, ring, 2, 2] = y_y * scale

@@ -62,7 +62,7 @@ def refine_poses(
     max_shift : float
         In pixels of the working box.
     schedule : ndarray of intp, shape (steps,)
-        Number of rings at each step.
+        Number of rings each time that a pose is compared; a step leads from one time to the next.
 
     Returns
     -------
@@ -122,8 +122,8 @@ def _refine(
             angle = start_angle[i, start]
             y = start_shift[i, start, 0]
             x = start_shift[i, start, 1]
-            for turn in range(schedule.size + 1):
-                rings = schedule[min(turn, schedule.size - 1)]
+            for turn in range(schedule.size):
+                rings = schedule[turn]
                 _correlate(spectra[i], table[v], cosine, sine, wave, rings, angle, y, x, work, out)
                 if rings == n_rings and out[0] / norm[v] > scores[i]:
                     scores[i] = out[0] / norm[v]
@@ -131,13 +131,13 @@ def _refine(
                     angles[i] = angle
                     shifts[i, 0] = y
                     shifts[i, 1] = x
-                if turn == schedule.size:
+                if turn == schedule.size - 1:
                     break
                 if not _solve(normal[v, rings - 1], out, angle, step):
                     continue
                 # A step of more than half a period of the outermost ring would leave the peak.
                 longest = 0.5 * 2 * np.pi / (wave * rings)
-                length = np.sqrt(step[1] ** 2 + step[2] ** 2)
+                length = np.sqrt(step[1] * step[1] + step[2] * step[2])
                 if length > longest:
                     step[1] *= longest / length
                     step[2] *= longest / length
@@ -172,34 +172,15 @@ def pose_scores(polar: Polar, bank: References, which: Indices, angle: Singles, 
         NaN where the reference is flat or the pose is NaN.
     """
     rings = rings_of(working_box(polar.box))
-    score = np.empty(len(polar.spectra), dtype=np.float32)
-    _score(
-        polar.spectra,
-        bank.table,
-        bank.norm,
-        rings.cosine,
-        rings.sine,
-        2 * np.pi / rings.box,
-        which,
-        np.radians(angle.astype(np.float64)),
-        shift.astype(np.float64) * (rings.box / polar.box),
-        score,
+    known = (bank.norm[which] > 0) & np.isfinite(angle)
+    starts = Starts(
+        np.where(known, which, -1)[:, None],
+        np.radians(angle.astype(np.float64))[:, None],
+        shift.astype(np.float64)[:, None] * (rings.box / polar.box),
     )
-    return score
-
-
-@kernel
-def _score(spectra, table, norm, cosine, sine, wave, which, angle, shift, score):
-    work = np.empty((5, cosine.size), dtype=np.float32)
-    out = np.empty(4)
-    n_rings = table.shape[3]
-    for i in range(spectra.shape[0]):
-        v = which[i]
-        score[i] = np.nan
-        if norm[v] > 0 and abs(angle[i]) < np.inf:
-            y, x = shift[i, 0], shift[i, 1]
-            _correlate(spectra[i], table[v], cosine, sine, wave, n_rings, angle[i], y, x, work, out)
-            score[i] = out[0] / norm[v]
+    # Compared once, and no step.
+    refined = refine_poses(polar, bank, starts, np.inf, np.array([rings.n_rings]))
+    return np.where(refined.variant < 0, np.nan, refined.score).astype(np.float32)
 
 
 @kernel

@@ -67,8 +67,8 @@ def search_poses(
     scale = polar.box / rings.box
     limit = max_shift / scale
     starts = _highest_peaks(polar, bank, candidates, limit)
-    schedule = _schedule(min(SEARCH_RINGS, rings.n_rings), rings.n_rings)
-    refined = refine_poses(polar, bank, starts, limit, schedule[: 2 if inner_only else None])
+    schedule = _schedule(min(SEARCH_RINGS, rings.n_rings), rings.n_rings, inner_only)
+    refined = refine_poses(polar, bank, starts, limit, schedule)
     nothing = refined.variant < 0
     flipped = refined.variant >= bank.n_references
     angle = np.where(flipped, -refined.angle, refined.angle)
@@ -82,9 +82,12 @@ def search_poses(
     )
 
 
-def _schedule(inner: int, n_rings: int) -> Indices:
-    """Rings of each step of the refinement: twice those of the search, half of the others, then all."""
-    return np.array([inner, inner, (inner + n_rings) // 2, n_rings, n_rings, n_rings], dtype=np.intp)
+def _schedule(inner: int, n_rings: int, inner_only: bool) -> Indices:
+    """Rings of each comparison: twice those of the search, half of the others, then all."""
+    if inner_only:
+        return np.full(3, inner, dtype=np.intp)
+    half = (inner + n_rings) // 2
+    return np.array([inner, inner, half, n_rings, n_rings, n_rings, n_rings], dtype=np.intp)
 
 
 def _highest_peaks(polar: Polar, bank: References, candidates: Indices | None, limit: float) -> Starts:
@@ -115,7 +118,8 @@ def _highest_peaks(polar: Polar, bank: References, candidates: Indices | None, l
             real = (flat[0] @ bank.coarse[v, 0]).reshape(len(mine), len(shifts), SEARCH_ANGLES)
             imaginary = (flat[1] @ bank.coarse[v, 1]).reshape(real.shape)
             _keep_peaks(real, imaginary, some[mine], v, 1 / bank.coarse_norm[v], strength, place)
-    return Starts(place[..., 0], place[..., 1] * np.pi / SEARCH_ANGLES, shifts[place[..., 2]])
+    variant, angle, shift = (np.ascontiguousarray(place[..., part]) for part in range(3))
+    return Starts(variant, angle * np.pi / SEARCH_ANGLES, shifts[shift])
 
 
 def _by_candidates(usable: Bools, candidates: Indices | None) -> Indices:

@@ -32,13 +32,14 @@ def move_images(images: Images, angle: Array, shift: Array, mirrored: Bools) -> 
     moved = np.empty((n, box, box), dtype=np.float32)
     wave = 2 * np.pi * scipy.fft.fftfreq(box)
     # What turns pixels into the coefficients of a cubic B-spline.
-    spline = 3 / (2 + np.cos(wave))
-    gain = (spline[:, None] * spline[: box // 2 + 1]).astype(np.float32)
+    spline = (3 / (2 + np.cos(wave))).astype(np.float32)
     for start in range(0, n, CHUNK):
         some = slice(start, min(start + CHUNK, n))
         spectra = scipy.fft.rfft2(images[some], workers=1)
-        along_rows, along_columns = (_phases(shift[some, axis], box) for axis in (0, 1))
-        _shift_spectra(spectra, along_rows, along_columns, gain)
+        along_rows, along_columns = (spline * _phases(shift[some, axis], box) for axis in (0, 1))
+        with np.errstate(invalid="ignore", over="ignore"):
+            spectra *= along_rows[:, :, None]
+            spectra *= along_columns[:, None, : box // 2 + 1]
         coefficients = scipy.fft.irfft2(spectra, s=(box, box), workers=1, overwrite_x=True)
         radians = np.radians(angle[some].astype(np.float64))
         _rotate(coefficients, np.cos(radians), np.sin(radians), mirrored[some], moved[some])
@@ -59,14 +60,6 @@ def _phases(shift: Array, box: int) -> npt.NDArray[np.complex64]:
         # Nyquist stands for both signs.
         turn[:, box // 2] = turn[:, box // 2].real
     return turn.astype(np.complex64)
-
-
-@kernel
-def _shift_spectra(spectra, along_rows, along_columns, gain):
-    for i in range(spectra.shape[0]):
-        for v in range(spectra.shape[1]):
-            for u in range(spectra.shape[2]):
-                spectra[i, v, u] *= along_rows[i, v] * along_columns[i, u] * gain[v, u]
 
 
 @kernel
