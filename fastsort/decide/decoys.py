@@ -391,7 +391,8 @@ def estimate_errors(
     rates = _rates(p, kept)
     other_rates = rates if other is None else _rates(other[judged], kept)
     doubtful = not math.isfinite(sum(shares))
-    missed = [1 - part / whole for part, whole in rates[:2] if whole >= 1]
+    # Of the best verdict, whatever is kept.
+    missed = [1 - part / whole for part, whole in _rates(p, p <= 0.5)[:2] if whole >= 1]
     off = OFF + OVERLAP * sum(missed) / max(len(missed), 1)
     kept_particles, rejected_junk, precision, share = (
         _interval(*pair, off, doubtful) for pair in zip(rates, other_rates, strict=True)
