@@ -375,6 +375,7 @@ def test_public_names_are_explained_with_types_that_can_be_read(name):
     thing = PUBLIC[name]
     assert thing.__name__ == name.split(".")[-1]
     assert len(thing.__doc__.strip()) > 20
+    assert not re.search(r"\S ---|--- \S", thing.__doc__), "a heading has run into its paragraph"
     hints = typing.get_type_hints(thing)
     if not isinstance(thing, type):
         assert hints.keys() >= {"return", *inspect.signature(thing).parameters}

@@ -65,15 +65,17 @@ def fit_discriminant(centred: Floats, displaced: Floats, picked: Floats, usable:
     -------
     discriminant : Discriminant
 
-    Notes ----- Fisher's linear discriminants between the centres of the most promising images and either the
-    displaced places or picked noise. Displaced places have the same noise, defocus and normalisation but hold
-    no centred particle, so nobody has to label anything. Picked noise has a blob in its middle, as pickers
-    find it, and is no particle either. The likelihood of both together counts. The first choice goes by the
-    height of the peak; then the 30 % of the images that look most like particles are chosen again, five
-    times. Junk that is stronger than any particle (ice, carbon) also scores well along one direction.
-    Therefore the score also grows with the Mahalanobis distance from the bulk of the particles, which
-    concentration steps find as in the minimum covariance determinant (Rousseeuw & Van Driessen, Technometrics
-    41, 1999).
+    Notes
+    -----
+    Fisher's linear discriminants between the centres of the most promising images and either the
+    displaced places or picked noise. Displaced places have the same noise, defocus and normalisation but
+    hold no centred particle, so nobody has to label anything. Picked noise has a blob in its middle, as
+    pickers find it, and is no particle either. The likelihood of both together counts. The first choice
+    goes by the height of the peak; then the 30 % of the images that look most like particles are chosen
+    again, five times. Junk that is stronger than any particle (ice, carbon) also scores well along one
+    direction. Therefore the score also grows with the Mahalanobis distance from the bulk of the
+    particles, which concentration steps find as in the minimum covariance determinant (Rousseeuw & Van
+    Driessen, Technometrics 41, 1999).
     """
     images = centred[usable]
     places = displaced[:, usable].reshape(-1, centred.shape[1])

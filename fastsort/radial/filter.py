@@ -195,13 +195,15 @@ def radial_filter(
     InputError
         If the images are not a stack of squares, there are none, or a parameter is out of range.
 
-    Notes ----- The default preset learns from at most 2048 images: a radial template (`learn_template`), and
-    the directions in which the centres of good picks differ from displaced places of the same images, and
+    Notes
+    -----
+    The default preset learns from at most 2048 images: a radial template (`learn_template`), and the
+    directions in which the centres of good picks differ from displaced places of the same images, and
     from noise as a picker finds it (`fit_discriminant`, `picked_noise`). The score of an image is its
-    distance from the typical particle against these directions, plus a penalty if it lies outside the bulk of
-    the particles. The valid images are compact on this scale, and a mixture fitted to the scores says where
-    their bulk ends (`fit_scores`). Fewer than 50 images cannot say what is common: they get scores, but only
-    those that cannot be judged are rejected.
+    distance from the typical particle against these directions, plus a penalty if it lies outside the
+    bulk of the particles. The valid images are compact on this scale, and a mixture fitted to the scores
+    says where their bulk ends (`fit_scores`). Fewer than 50 images cannot say what is common: they get
+    scores, but only those that cannot be judged are rejected.
 
     References
     ----------

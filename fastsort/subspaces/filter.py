@@ -202,14 +202,16 @@ def subspace_filter(
     InputError
         If the images cannot be sorted or a parameter is out of range.
 
-    Notes ----- The default preset asks whether an image is more like the particles of this set or more like
-    displaced places of the same images. These have the same noise, defocus and normalisation, but hold no
-    centred particle, since they lie half a box away. Pickers do not return any place, but places where the
-    noise looks like a particle, so in sets of 500 images and more each is compared with `picked_noise`, too.
+    Notes
+    -----
+    The default preset asks whether an image is more like the particles of this set or more like displaced
+    places of the same images. These have the same noise, defocus and normalisation, but hold no centred
+    particle, since they lie half a box away. Pickers do not return any place, but places where the noise
+    looks like a particle, so in sets of 500 images and more each is compared with `picked_noise`, too.
     For all three, a shape is learned: the covariance of the prolate coefficients under all in-plane
-    rotations, of which only the direction of an image counts. Therefore strong contamination counts no more
-    than a faint particle. Contamination in the same directions as the particles shows in the power in bands
-    of frequency, which must not be far from that of most images.
+    rotations, of which only the direction of an image counts. Therefore strong contamination counts no
+    more than a faint particle. Contamination in the same directions as the particles shows in the power
+    in bands of frequency, which must not be far from that of most images.
 
     The shape of the particles is learned from the 30 % of a sample of at most 4096 images that look most
     like particles and least like contamination. They are chosen five times, each time by the shape of
