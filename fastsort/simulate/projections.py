@@ -29,8 +29,9 @@ class Projector(NamedTuple):
     transform : ndarray of complex64, shape (m, m, m)
         Oversampled Fourier transform with frequency zero in the middle, cropped to
         the frequencies that the images can show.
-    window : ndarray of float32, shape (1025, 4)
-        Weights of the interpolation between grid points, for each position between two of them.
+    window : ndarray of float32, shape (1025, 9)
+        Weights of the interpolation between grid points, for each position between two of them: four, with
+        a zero before and after each.
     step : float
         Grid points of `transform` in one frequency step of the image.
     box : int
@@ -161,15 +162,16 @@ def project_spectra(projector: Projector, rotations: Floats) -> Array:
     spectra = np.empty((len(rotations), box, box // 2 + 1), dtype=np.complex64)
     # The Nyquist frequency is left out, because its sign is ambiguous on an even grid.
     limit = min(0.5 * box, 0.5 * box * projector.scale) - 1e-6
-    _slice(projector.transform, projector.window, rotations, projector.step, limit, spectra)
+    parts = projector.transform.view(np.float32)
+    _slice(parts, projector.window, rotations, projector.step, limit, spectra)
     spectra *= np.float32(1 / projector.scale**2)
     return spectra
 
 
 @kernel
-def _slice(transform, window, rotations, step, limit, spectra):
+def _slice(parts, window, rotations, step, limit, spectra):
     box = spectra.shape[1]
-    middle = transform.shape[0] // 2
+    middle = parts.shape[0] // 2
     for i in range(spectra.shape[0]):
         turn = rotations[i]
         for row in range(box):
@@ -180,7 +182,7 @@ def _slice(transform, window, rotations, step, limit, spectra):
                     spectra[i, row, column] = 0
                     continue
                 spectra[i, row, column] = _interpolate(
-                    transform,
+                    parts,
                     window,
                     middle + step * (turn[0, 2] * x + turn[1, 2] * y),
                     middle + step * (turn[0, 1] * x + turn[1, 1] * y),
@@ -189,23 +191,32 @@ def _slice(transform, window, rotations, step, limit, spectra):
 
 
 @inlined
-def _interpolate(transform, window, z, y, x):
+def _interpolate(parts, window, z, y, x):
+    """Interpolate a grid of complex numbers, given as one of their real and imaginary parts in turn."""
     first_z, row_z, part_z = _window_position(z)
     first_y, row_y, part_y = _window_position(y)
     first_x, row_x, part_x = _window_position(x)
-    total = np.complex64(0)
-    for k in range(_TAPS):
-        weight_z = window[row_z, k] + part_z * (window[row_z + 1, k] - window[row_z, k])
-        plane = np.complex64(0)
-        for j in range(_TAPS):
-            weight_y = window[row_y, j] + part_y * (window[row_y + 1, j] - window[row_y, j])
-            line = np.complex64(0)
-            for i in range(_TAPS):
-                weight_x = window[row_x, i] + part_x * (window[row_x + 1, i] - window[row_x, i])
-                line += weight_x * transform[first_z + k, first_y + j, first_x + i]
-            plane += weight_y * line
-        total += weight_z * plane
-    return total
+    real = np.float32(0)
+    imaginary = np.float32(0)
+    # The outer loop runs over neighbours in memory, so that it becomes one vector. An index that could be
+    # negative would keep it from that.
+    for i in range(2 * _TAPS):
+        along_x = np.uintp(2 * first_x + i)
+        total = np.float32(0)
+        for k in range(_TAPS):
+            plane = np.float32(0)
+            for j in range(_TAPS):
+                plane += _weight(window, row_y, part_y, 2 * j + 1) * parts[first_z + k, first_y + j, along_x]
+            total += _weight(window, row_z, part_z, 2 * k + 1) * plane
+        # The zeros of the window leave the real parts out of the one sum, and the others out of the other.
+        real += _weight(window, row_x, part_x, i + 1) * total
+        imaginary += _weight(window, row_x, part_x, i) * total
+    return np.complex64(complex(real, imaginary))
+
+
+@inlined
+def _weight(window, row, part, i):
+    return window[row, i] + part * (window[row + 1, i] - window[row, i])
 
 
 @inlined
@@ -291,7 +302,9 @@ def _window_table() -> Singles:
     offsets = np.arange(_TABLE_ROWS + 1)[:, None] / _TABLE_ROWS
     distance = offsets - (np.arange(_TAPS) - _TAPS // 2 + 1)
     inside = np.clip(1 - (2 * distance / _TAPS) ** 2, 0, None)
-    return (np.i0(_SHAPE * np.sqrt(inside)) * (np.abs(distance) <= _TAPS / 2)).astype(np.float32)
+    table = np.zeros((_TABLE_ROWS + 1, 2 * _TAPS + 1), dtype=np.float32)
+    table[:, 1::2] = np.i0(_SHAPE * np.sqrt(inside)) * (np.abs(distance) <= _TAPS / 2)
+    return table
 
 
 def _window_transform(position: Floats) -> Floats:
