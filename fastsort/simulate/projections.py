@@ -19,6 +19,7 @@ _OVERSAMPLING = 2.0
 _SHAPE = math.pi * math.sqrt((_TAPS / _OVERSAMPLING * (_OVERSAMPLING - 0.5)) ** 2 - 0.8)
 _TABLE_ROWS = 1024
 _SLICES_AT_ONCE = 256
+_PLANES = 8
 
 
 class Projector(NamedTuple):
@@ -159,7 +160,7 @@ def project_spectra(projector: Projector, rotations: Floats) -> Array:
     spectra : ndarray of complex64, shape (n, box, box // 2 + 1)
     """
     box = projector.box
-    spectra = np.empty((len(rotations), box, box // 2 + 1), dtype=np.complex64)
+    spectra = np.zeros((len(rotations), box, box // 2 + 1), dtype=np.complex64)
     # The Nyquist frequency is left out, because its sign is ambiguous on an even grid.
     limit = min(0.5 * box, 0.5 * box * projector.scale) - 1e-6
     parts = projector.transform.view(np.float32)
@@ -172,22 +173,31 @@ def project_spectra(projector: Projector, rotations: Floats) -> Array:
 def _slice(parts, window, rotations, step, limit, spectra):
     box = spectra.shape[1]
     middle = parts.shape[0] // 2
-    for i in range(spectra.shape[0]):
-        turn = rotations[i]
-        for row in range(box):
-            y = float(row if 2 * row < box else row - box)
-            for column in range(spectra.shape[2]):
-                x = float(column)
-                if x * x + y * y > limit * limit:
-                    spectra[i, row, column] = 0
-                    continue
-                spectra[i, row, column] = _interpolate(
-                    parts,
-                    window,
-                    middle + step * (turn[0, 2] * x + turn[1, 2] * y),
-                    middle + step * (turn[0, 1] * x + turn[1, 1] * y),
-                    middle + step * (turn[0, 0] * x + turn[1, 0] * y),
-                )
+    # A few planes of the volume stay in the cache while all images take from them what they need.
+    for plane in range(0, parts.shape[0], _PLANES):
+        for i in range(spectra.shape[0]):
+            turn = rotations[i]
+            slope = step * turn[0, 2]
+            if abs(slope) < 1e-9:
+                slope = 1e-9
+            for row in range(box):
+                y = float(row if 2 * row < box else row - box)
+                start = middle + step * turn[1, 2] * y
+                enters = (plane - start) / slope
+                leaves = (plane + _PLANES - start) / slope
+                first = max(int(min(enters, leaves)), 0)
+                last = min(int(max(enters, leaves)) + 2, spectra.shape[2])
+                for column in range(first, last):
+                    x = float(column)
+                    z = start + slope * x
+                    if plane <= z < plane + _PLANES and x * x + y * y <= limit * limit:
+                        spectra[i, row, column] = _interpolate(
+                            parts,
+                            window,
+                            z,
+                            middle + step * (turn[0, 1] * x + turn[1, 1] * y),
+                            middle + step * (turn[0, 0] * x + turn[1, 0] * y),
+                        )
 
 
 @inlined
