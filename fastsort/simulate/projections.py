@@ -261,9 +261,11 @@ def images_at(spectra: Array, box: int, shifts: Floats | None = None) -> Images:
     down = np.exp(-2j * np.pi * scipy.fft.fftfreq(canvas) * centres[:, :1])
     across = np.exp(-2j * np.pi * scipy.fft.rfftfreq(canvas) * centres[:, 1:])
     spectra *= down.astype(np.complex64)[:, :, None]
-    spectra *= across.astype(np.complex64)[:, None, :]
-    images = scipy.fft.irfft2(spectra, s=(canvas, canvas), workers=1, overwrite_x=True)
-    return np.ascontiguousarray(images[:, start : start + box, start : start + box])
+    # Only the rows in the middle are transformed along the other axis.
+    rows = scipy.fft.ifft(spectra, axis=1, workers=1, overwrite_x=True)[:, start : start + box]
+    rows *= across.astype(np.complex64)[:, None, :]
+    images = scipy.fft.irfft(rows, canvas, axis=2, workers=1)
+    return np.ascontiguousarray(images[:, :, start : start + box])
 
 
 def random_rotation(rng: np.random.Generator) -> Floats:
