@@ -153,11 +153,13 @@ def cloud(rng: np.random.Generator, box: int, scales: tuple[float, ...]) -> Floa
     Each scale is white noise, blurred by a Gaussian of that part of the box; all have the same weight.
     """
     canvas = 2 * box
-    square = scipy.fft.fftfreq(canvas)[:, None] ** 2 + scipy.fft.rfftfreq(canvas) ** 2
+    down, across = scipy.fft.fftfreq(canvas)[:, None] ** 2, scipy.fft.rfftfreq(canvas) ** 2
     total = np.zeros((box, box))
     for scale in scales:
-        blur = np.exp(-2 * (np.pi * scale * box) ** 2 * square)
-        white = scipy.fft.rfft2(rng.standard_normal((canvas, canvas)), workers=1)
-        layer = scipy.fft.irfft2(white * blur, s=(canvas, canvas), workers=1)[:box, :box]
+        sharpness = -2 * (np.pi * scale * box) ** 2
+        # In single precision the transforms take half the time.
+        white = scipy.fft.rfft2(rng.standard_normal((canvas, canvas)).astype(np.float32), workers=1)
+        white *= (np.exp(sharpness * down) * np.exp(sharpness * across)).astype(np.float32)
+        layer = scipy.fft.irfft2(white, s=(canvas, canvas), workers=1, overwrite_x=True)[:box, :box]
         total += layer / layer.std()
     return (total - total.mean()) / total.std()

@@ -263,7 +263,9 @@ def render_particles(simulation: Simulation, start: int, stop: int) -> Images:
             noise = noise_image(rng, simulation.noise_amplitude, box)
             images[i - start] += np.float32(simulation.noise_deviation) * noise
     if simulation.normalize:
-        background = images[:, ~particle_disk(box, truth.diameter / truth.pixel_size)]
+        outside = ~particle_disk(box, truth.diameter / truth.pixel_size)
+        # Indexing would lay pixels out by the number of images, and sums of them would depend on it.
+        background = np.compress(outside.ravel(), images.reshape(len(images), -1), axis=1)
         images -= background.mean(axis=1)[:, None, None]
         images /= background.std(axis=1)[:, None, None]
     return images if simulation.sign > 0 else -images

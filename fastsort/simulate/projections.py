@@ -19,6 +19,7 @@ _OVERSAMPLING = 2.0
 _SHAPE = math.pi * math.sqrt((_TAPS / _OVERSAMPLING * (_OVERSAMPLING - 0.5)) ** 2 - 0.8)
 _TABLE_ROWS = 1024
 _SLICES_AT_ONCE = 256
+_PLANES = 8
 
 
 class Projector(NamedTuple):
@@ -29,8 +30,9 @@ class Projector(NamedTuple):
     transform : ndarray of complex64, shape (m, m, m)
         Oversampled Fourier transform with frequency zero in the middle, cropped to
         the frequencies that the images can show.
-    window : ndarray of float32, shape (1025, 4)
-        Weights of the interpolation between grid points, for each position between two of them.
+    window : ndarray of float32, shape (1025, 9)
+        Weights of the interpolation between grid points, for each position between two of them: four, with
+        a zero before and after each.
     step : float
         Grid points of `transform` in one frequency step of the image.
     box : int
@@ -158,54 +160,73 @@ def project_spectra(projector: Projector, rotations: Floats) -> Array:
     spectra : ndarray of complex64, shape (n, box, box // 2 + 1)
     """
     box = projector.box
-    spectra = np.empty((len(rotations), box, box // 2 + 1), dtype=np.complex64)
+    spectra = np.zeros((len(rotations), box, box // 2 + 1), dtype=np.complex64)
     # The Nyquist frequency is left out, because its sign is ambiguous on an even grid.
     limit = min(0.5 * box, 0.5 * box * projector.scale) - 1e-6
-    _slice(projector.transform, projector.window, rotations, projector.step, limit, spectra)
+    parts = projector.transform.view(np.float32)
+    _slice(parts, projector.window, rotations, projector.step, limit, spectra)
     spectra *= np.float32(1 / projector.scale**2)
     return spectra
 
 
 @kernel
-def _slice(transform, window, rotations, step, limit, spectra):
+def _slice(parts, window, rotations, step, limit, spectra):
     box = spectra.shape[1]
-    middle = transform.shape[0] // 2
-    for i in range(spectra.shape[0]):
-        turn = rotations[i]
-        for row in range(box):
-            y = float(row if 2 * row < box else row - box)
-            for column in range(spectra.shape[2]):
-                x = float(column)
-                if x * x + y * y > limit * limit:
-                    spectra[i, row, column] = 0
-                    continue
-                spectra[i, row, column] = _interpolate(
-                    transform,
-                    window,
-                    middle + step * (turn[0, 2] * x + turn[1, 2] * y),
-                    middle + step * (turn[0, 1] * x + turn[1, 1] * y),
-                    middle + step * (turn[0, 0] * x + turn[1, 0] * y),
-                )
+    middle = parts.shape[0] // 2
+    # A few planes of the volume stay in the cache while all images take from them what they need.
+    for plane in range(0, parts.shape[0], _PLANES):
+        for i in range(spectra.shape[0]):
+            turn = rotations[i]
+            slope = step * turn[0, 2]
+            if abs(slope) < 1e-9:
+                slope = 1e-9
+            for row in range(box):
+                y = float(row if 2 * row < box else row - box)
+                start = middle + step * turn[1, 2] * y
+                enters = (plane - start) / slope
+                leaves = (plane + _PLANES - start) / slope
+                first = max(int(min(enters, leaves)), 0)
+                last = min(int(max(enters, leaves)) + 2, spectra.shape[2])
+                for column in range(first, last):
+                    x = float(column)
+                    z = start + slope * x
+                    if plane <= z < plane + _PLANES and x * x + y * y <= limit * limit:
+                        spectra[i, row, column] = _interpolate(
+                            parts,
+                            window,
+                            z,
+                            middle + step * (turn[0, 1] * x + turn[1, 1] * y),
+                            middle + step * (turn[0, 0] * x + turn[1, 0] * y),
+                        )
 
 
 @inlined
-def _interpolate(transform, window, z, y, x):
+def _interpolate(parts, window, z, y, x):
+    """Interpolate a grid of complex numbers, given as one of their real and imaginary parts in turn."""
     first_z, row_z, part_z = _window_position(z)
     first_y, row_y, part_y = _window_position(y)
     first_x, row_x, part_x = _window_position(x)
-    total = np.complex64(0)
-    for k in range(_TAPS):
-        weight_z = window[row_z, k] + part_z * (window[row_z + 1, k] - window[row_z, k])
-        plane = np.complex64(0)
-        for j in range(_TAPS):
-            weight_y = window[row_y, j] + part_y * (window[row_y + 1, j] - window[row_y, j])
-            line = np.complex64(0)
-            for i in range(_TAPS):
-                weight_x = window[row_x, i] + part_x * (window[row_x + 1, i] - window[row_x, i])
-                line += weight_x * transform[first_z + k, first_y + j, first_x + i]
-            plane += weight_y * line
-        total += weight_z * plane
-    return total
+    real = np.float32(0)
+    imaginary = np.float32(0)
+    # The outer loop runs over neighbours in memory, so that it becomes one vector. An index that could be
+    # negative would keep it from that.
+    for i in range(2 * _TAPS):
+        along_x = np.uintp(2 * first_x + i)
+        total = np.float32(0)
+        for k in range(_TAPS):
+            plane = np.float32(0)
+            for j in range(_TAPS):
+                plane += _weight(window, row_y, part_y, 2 * j + 1) * parts[first_z + k, first_y + j, along_x]
+            total += _weight(window, row_z, part_z, 2 * k + 1) * plane
+        # The zeros of the window leave the real parts out of the one sum, and the others out of the other.
+        real += _weight(window, row_x, part_x, i + 1) * total
+        imaginary += _weight(window, row_x, part_x, i) * total
+    return np.complex64(complex(real, imaginary))
+
+
+@inlined
+def _weight(window, row, part, i):
+    return window[row, i] + part * (window[row + 1, i] - window[row, i])
 
 
 @inlined
@@ -240,9 +261,11 @@ def images_at(spectra: Array, box: int, shifts: Floats | None = None) -> Images:
     down = np.exp(-2j * np.pi * scipy.fft.fftfreq(canvas) * centres[:, :1])
     across = np.exp(-2j * np.pi * scipy.fft.rfftfreq(canvas) * centres[:, 1:])
     spectra *= down.astype(np.complex64)[:, :, None]
-    spectra *= across.astype(np.complex64)[:, None, :]
-    images = scipy.fft.irfft2(spectra, s=(canvas, canvas), workers=1, overwrite_x=True)
-    return np.ascontiguousarray(images[:, start : start + box, start : start + box])
+    # Only the rows in the middle are transformed along the other axis.
+    rows = scipy.fft.ifft(spectra, axis=1, workers=1, overwrite_x=True)[:, start : start + box]
+    rows *= across.astype(np.complex64)[:, None, :]
+    images = scipy.fft.irfft(rows, canvas, axis=2, workers=1)
+    return np.ascontiguousarray(images[:, :, start : start + box])
 
 
 def random_rotation(rng: np.random.Generator) -> Floats:
@@ -291,7 +314,9 @@ def _window_table() -> Singles:
     offsets = np.arange(_TABLE_ROWS + 1)[:, None] / _TABLE_ROWS
     distance = offsets - (np.arange(_TAPS) - _TAPS // 2 + 1)
     inside = np.clip(1 - (2 * distance / _TAPS) ** 2, 0, None)
-    return (np.i0(_SHAPE * np.sqrt(inside)) * (np.abs(distance) <= _TAPS / 2)).astype(np.float32)
+    table = np.zeros((_TABLE_ROWS + 1, 2 * _TAPS + 1), dtype=np.float32)
+    table[:, 1::2] = np.i0(_SHAPE * np.sqrt(inside)) * (np.abs(distance) <= _TAPS / 2)
+    return table
 
 
 def _window_transform(position: Floats) -> Floats:
