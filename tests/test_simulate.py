@@ -560,7 +560,10 @@ def test_project_from_blocks_is_the_same(stack, tmp_path):
     for path in sorted((tmp_path / "whole/Extract").iterdir()):
         with mrcfile.open(path) as one, mrcfile.open(tmp_path / "blocks/Extract" / path.name) as other:
             np.testing.assert_array_equal(one.data, other.data)
-    whole, blocks = ((tmp_path / n / "particles.star").read_bytes() for n in ("whole", "blocks"))
+    # After its line of date and program, the table is the same too.
+    whole, blocks = (
+        (tmp_path / n / "particles.star").read_text().split("\n", 1)[1] for n in ("whole", "blocks")
+    )
     assert whole == blocks
 
 
