@@ -266,18 +266,20 @@ def even_first(n_indices: int) -> Indices:
 
 
 def phases_of_shifts(shifts: Floats, box: int, n_rings: int, n_indices: int) -> Singles:
-    """Cosines and sines of shifts (S, 2), with as many angles as so many rings need: (2, A, R, S)."""
-    phase = _first_ring(shifts, box, n_rings, n_indices)[:, None]
-    phase = phase * np.arange(1, n_rings + 1, dtype=np.float32)[:, None]
-    return np.stack([np.cos(phase), np.sin(phase)])
+    """Cosines and sines of shifts (S, 2) on the first ring, at the angles that all rings need: (2, A, S)."""
+    rings, every = rings_of(box), _every(box, n_rings, n_indices)
+    directions = np.stack([rings.sine[::every], rings.cosine[::every]], axis=1)
+    phase = directions @ (2 * np.pi / box * shifts).astype(np.float32).T
+    phases = np.empty((2, *phase.shape), dtype=np.float32)
+    np.cos(phase, out=phases[0])
+    np.sin(phase, out=phases[1])
+    return phases
 
 
-def at_all_shifts(on_rings: RingImages, phases: Singles, n_indices: int) -> Singles:
+def at_all_shifts(on_rings: RingImages, phases: Singles, n_rings: int, n_indices: int) -> Singles:
     """Move every image by the same shifts and expand it in the angle: (M, 2, R, n x S)."""
-    _, n_angles, n_rings, n_shifts = phases.shape
-    expanded = np.empty((n_indices, 2, n_rings, len(on_rings.transfer) * n_shifts), dtype=np.float32)
-    _move_all(on_rings.spectra, on_rings.start, phases, _angular(n_angles, n_indices), expanded)
-    return expanded
+    first = np.arange(len(on_rings.transfer) + 1) * phases.shape[2]
+    return _moved(on_rings, first, phases, n_rings, n_indices)
 
 
 def at_own_shifts(
@@ -293,19 +295,16 @@ def at_own_shifts(
     shift : ndarray of float64, shape (rows, 2)
     box, n_rings, n_indices : int
     """
-    phase = _first_ring(shift, box, n_rings, n_indices)
     first = np.searchsorted(image, np.arange(len(on_rings.transfer) + 1))
-    expanded = np.empty((n_indices, 2, n_rings, len(image)), dtype=np.float32)
-    tables = _angular(len(phase), n_indices)
-    _move(on_rings.spectra, on_rings.start, first, np.cos(phase), np.sin(phase), tables, expanded)
+    phases = phases_of_shifts(shift, box, n_rings, n_indices)
+    return _moved(on_rings, first, phases, n_rings, n_indices)
+
+
+def _moved(on_rings: RingImages, first: Indices, phases: Singles, n_rings: int, n_indices: int) -> Singles:
+    expanded = np.empty((n_indices, 2, n_rings, first[-1]), dtype=np.float32)
+    tables = _angular(phases.shape[1], n_indices)
+    _move(on_rings.spectra, on_rings.start, first.astype(np.uint64), phases, tables, expanded)
     return expanded
-
-
-def _first_ring(shifts: Floats, box: int, n_rings: int, n_indices: int) -> Singles:
-    """Phases of shifts on the first ring, at as many angles as so many rings need: (A, shifts)."""
-    rings, every = rings_of(box), _every(box, n_rings, n_indices)
-    directions = np.stack([rings.sine[::every], rings.cosine[::every]], axis=1)
-    return directions @ (2 * np.pi / box * shifts).astype(np.float32).T
 
 
 def _every(box: int, n_rings: int, n_indices: int) -> int:
@@ -317,77 +316,46 @@ def _every(box: int, n_rings: int, n_indices: int) -> int:
 
 
 @kernel
-def _move_all(spectra, start, phases, tables, expanded):
-    # expanded (M, 2, R, n x shifts): spectra (2, angles, rings, images) of n images, from `start` on, brought
-    # back by shifts, times the tables; phases (2, A, R, shifts) are cosines and sines. There may be more
-    # angles and rings of the spectra than are needed.
-    _, n_angles, n_rings, n_shifts = phases.shape
+def _move(spectra, start, first, phases, tables, expanded):
+    # expanded (M, 2, R, rows): spectra (2, angles, rings, images) of some images, from `start` on, brought
+    # back by shifts, times the tables. Each image has rows of its own, from first[i] to first[i + 1], without
+    # a sign: an index that may be negative takes longer. Phases (2, A, shifts) are cosines and sines on the
+    # first ring; there are as many shifts as rows, or all images have the same. There may be more angles and
+    # rings of the spectra than are needed.
+    _, n_angles, n_shifts = phases.shape
     every = spectra.shape[1] // n_angles
-    n = expanded.shape[3] // n_shifts
-    folded = np.empty((4, n_angles // 2 + 1, n * n_shifts), dtype=np.float32)
-    product = np.empty((tables.shape[1], n * n_shifts), dtype=np.float32)
+    n_rings = expanded.shape[2]
+    n_rows = expanded.shape[3]
+    folded = np.empty((4, n_angles // 2 + 1, n_rows), dtype=np.float32)
+    product = np.empty((tables.shape[1], n_rows), dtype=np.float32)
+    turn = np.empty((2, n_angles, n_shifts), dtype=np.float32)
+    for j in range(n_angles):
+        for s in range(n_shifts):
+            turn[0, j, s] = 1
+            turn[1, j, s] = 0
     for ring in range(n_rings):
+        for j in range(n_angles):
+            for s in range(n_shifts):
+                real = turn[0, j, s]
+                imaginary = turn[1, j, s]
+                turn[0, j, s] = real * phases[0, j, s] - imaginary * phases[1, j, s]
+                turn[1, j, s] = real * phases[1, j, s] + imaginary * phases[0, j, s]
         for j in range(folded.shape[1]):
             other = (n_angles - j) % n_angles
             # A direction that is its own mirror image counts once.
-            both = np.float32(0 if other == j else 1)
-            cosine = phases[0, j, ring]
-            sine = phases[1, j, ring]
-            other_cosine = phases[0, other, ring]
-            other_sine = phases[1, other, ring]
-            for i in range(n):
-                x = spectra[0, every * j, ring, start + i]
-                y = spectra[1, every * j, ring, start + i]
-                other_x = both * spectra[0, every * other, ring, start + i]
-                other_y = both * spectra[1, every * other, ring, start + i]
-                a = folded[0, j, i * n_shifts : (i + 1) * n_shifts]
-                b = folded[1, j, i * n_shifts : (i + 1) * n_shifts]
-                c = folded[2, j, i * n_shifts : (i + 1) * n_shifts]
-                d = folded[3, j, i * n_shifts : (i + 1) * n_shifts]
-                for s in range(n_shifts):
-                    real = x * cosine[s] - y * sine[s]
-                    imaginary = x * sine[s] + y * cosine[s]
-                    other_real = other_x * other_cosine[s] - other_y * other_sine[s]
-                    other_imaginary = other_x * other_sine[s] + other_y * other_cosine[s]
-                    a[s] = real + other_real
-                    b[s] = real - other_real
-                    c[s] = imaginary + other_imaginary
-                    d[s] = imaginary - other_imaginary
-        _expand(folded, tables, product, ring, expanded)
-
-
-@kernel
-def _move(spectra, start, first, cosine, sine, tables, expanded):
-    # The same where each image has rows of its own, from first[i] to first[i + 1]; cosines and sines (A,
-    # rows) are those of the first ring.
-    n_angles, n_rows = cosine.shape
-    every = spectra.shape[1] // n_angles
-    n_rings = expanded.shape[2]
-    folded = np.empty((4, n_angles // 2 + 1, n_rows), dtype=np.float32)
-    product = np.empty((tables.shape[1], n_rows), dtype=np.float32)
-    turn = np.empty((2, n_angles, n_rows), dtype=np.float32)
-    turn[0] = 1
-    turn[1] = 0
-    for ring in range(n_rings):
-        for j in range(n_angles):
-            for row in range(n_rows):
-                a = turn[0, j, row] * cosine[j, row] - turn[1, j, row] * sine[j, row]
-                b = turn[0, j, row] * sine[j, row] + turn[1, j, row] * cosine[j, row]
-                turn[0, j, row] = a
-                turn[1, j, row] = b
-        for j in range(folded.shape[1]):
-            other = (n_angles - j) % n_angles
             both = np.float32(0 if other == j else 1)
             for i in range(first.size - 1):
                 x = spectra[0, every * j, ring, start + i]
                 y = spectra[1, every * j, ring, start + i]
                 other_x = both * spectra[0, every * other, ring, start + i]
                 other_y = both * spectra[1, every * other, ring, start + i]
+                shared = first[i] if n_shifts < n_rows else first[0]
                 for row in range(first[i], first[i + 1]):
-                    real = x * turn[0, j, row] - y * turn[1, j, row]
-                    imaginary = x * turn[1, j, row] + y * turn[0, j, row]
-                    other_real = other_x * turn[0, other, row] - other_y * turn[1, other, row]
-                    other_imaginary = other_x * turn[1, other, row] + other_y * turn[0, other, row]
+                    s = row - shared
+                    real = x * turn[0, j, s] - y * turn[1, j, s]
+                    imaginary = x * turn[1, j, s] + y * turn[0, j, s]
+                    other_real = other_x * turn[0, other, s] - other_y * turn[1, other, s]
+                    other_imaginary = other_x * turn[1, other, s] + other_y * turn[0, other, s]
                     folded[0, j, row] = real + other_real
                     folded[1, j, row] = real - other_real
                     folded[2, j, row] = imaginary + other_imaginary

@@ -264,8 +264,8 @@ class _Poses(NamedTuple):
         The owner is the image.
     column : ndarray of intp, shape (pairs,)
         Where each pair is among all pairs, class by class; empty where these are all.
-    phases : ndarray of float32, shape (2, A, R, shifts), or None
-        Cosines and sines of the shifts, where they are the same for every image.
+    phases : ndarray of float32, shape (2, A, shifts), or None
+        Cosines and sines of the shifts on the first ring, where they are the same for every image.
     """
 
     image: Indices
@@ -450,7 +450,7 @@ def _grid(
 
 @lru_cache(maxsize=8)
 def _shifts(step: float, farthest: float, box: int, n_rings: int, n_indices: int) -> tuple[Floats, Singles]:
-    """Shifts on a grid (S, 2), and their phases (2, A, R, S)."""
+    """Shifts on a grid (S, 2), and their phases (2, A, S)."""
     line = np.arange(-int(farthest / step + 1e-9), int(farthest / step + 1e-9) + 1) * step
     shifts = np.stack(np.meshgrid(line, line, indexing="ij"), axis=-1).reshape(-1, 2)
     shifts = shifts[np.hypot(shifts[:, 0], shifts[:, 1]) <= farthest + 1e-9]
@@ -484,7 +484,7 @@ def _compare(on_rings: RingImages, poses: _Poses, search: _Search) -> _Compared:
     n_indices, n_rings = search.weights.shape[1], search.n_rings
     n_pairs = len(poses.owner)
     if poses.phases is not None:
-        expanded = at_all_shifts(on_rings, poses.phases, n_indices)
+        expanded = at_all_shifts(on_rings, poses.phases, n_rings, n_indices)
     else:
         expanded = at_own_shifts(on_rings, poses.image, poses.shift, search.box, n_rings, n_indices)
     products = np.empty((2, n_indices, n_pairs), dtype=np.float32)

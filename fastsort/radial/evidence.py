@@ -89,8 +89,9 @@ def radial_features(
     features = np.empty((len(displacements), n, N_FEATURES))
     offsets, ends, rings = _annuli(radius)
     sums = np.empty((len(displacements), n, len(rings)))
-    near, other, third = np.empty((3, n), dtype=np.float32)
-    near_shift, other_shift = np.empty((2, n, 2), dtype=np.float32)
+    filtered = np.empty((4, box, box), dtype=np.float32)
+    tops = np.empty((3, n), dtype=np.float32)
+    shifts = np.empty((2, n, 2), dtype=np.float32)
     _measure(
         images,
         basis,
@@ -103,19 +104,18 @@ def radial_features(
         wide,
         offsets,
         ends,
+        filtered.reshape(4, -1),
+        filtered,
         response,
         features[:, :, 0],
         sums,
-        near,
-        near_shift,
-        other,
-        other_shift,
-        third,
+        tops,
+        shifts,
     )
     np.matmul(sums, rings, out=features[:, :, 1:])
     powers = features[:, :, -N_POWERS:]
     np.log(powers + 0.01, out=powers)
-    return features, Peaks(near, near_shift, other, other_shift, third), response
+    return features, Peaks(tops[0], shifts[0], tops[1], shifts[1], tops[2]), response
 
 
 @lru_cache(maxsize=8)
@@ -171,26 +171,24 @@ def _measure(
     wide,
     offsets,
     ends,
+    flat,
+    planes,
     response,
     heights,
     sums,
-    near,
-    near_shift,
-    other,
-    other_shift,
-    third,
+    tops,
+    shifts,
 ):
     # images (n, d, d), basis (d, d) and its transpose, gains (4, d, d) and used (4,) of template and bands,
-    # overlap (d, 2 d), centres (k, 2), offsets and ends of annuli. Writes all that follows: response
-    # (n, d, d), heights (k, n) and sums (k, n, 4 a) about each centre, and what is in `Peaks`. One image
-    # after the other, so that all there is of it stays in the processor's cache.
+    # overlap (d, 2 d), centres (k, 2), offsets and ends of annuli. Writes all that follows: planes (4, d, d),
+    # flat (4, d * d) in the same place, for an image's response and bands, and later for what its peaks leave
+    # of the response; response (n, d, d), heights (k, n) and sums (k, n, 4 a) about each centre, and what is
+    # in `Peaks`: tops (3, n) and shifts (2, n, 2). One image after the other, so that all there is of it
+    # stays in the processor's cache.
     d = images.shape[1]
     rows = np.empty((d, d), dtype=np.float32)
     waves = np.empty((d, d), dtype=np.float32)
-    rest = np.empty((d, d), dtype=np.float32)
-    low = np.empty((d, d), dtype=np.float32)
-    middle = np.empty((d, d), dtype=np.float32)
-    high = np.empty((d, d), dtype=np.float32)
+    here = planes[0]
     pixels = np.empty(len(offsets), dtype=np.uint32)
     before_y = -1
     before_x = -1
@@ -198,32 +196,34 @@ def _measure(
         # Waves across as rows and down as columns: products of transposes put that right again.
         _product(images[i], columns, rows)
         _product(columns, rows, waves)
-        _filter(waves, gains[0], used[0], basis, rest, rows, response[i])
-        _filter(waves, gains[1], used[1], basis, rest, rows, low)
-        _filter(waves, gains[2], used[2], basis, rest, rows, middle)
-        _filter(waves, gains[3], used[3], basis, rest, rows, high)
+        for band in range(4):
+            _filter(waves, gains[band], used[band], basis, rows, planes[band])
         y = centres[0, 0]
         x = centres[0, 1]
         for place in range(len(centres)):
-            y, x = _find_near(response[i], centres[place], reach)
+            y, x = _find_near(here, centres[place, 0], centres[place, 1], reach)
             if y != before_y or x != before_x:
                 _find_pixels(offsets, y, x, d, pixels)
                 before_y = y
                 before_x = x
-            _sum_annuli(low.ravel(), middle.ravel(), high.ravel(), pixels, ends, sums[place, i])
-            near[i] = response[i, y, x]
-            heights[place, i] = near[i]
-        centre = centres[len(centres) - 1]
-        wide_y, wide_x = _find_near(response[i], centre, wide)
-        step_y, step_x = _vertex(response[i], wide_y, wide_x)
-        near_shift[i, 0] = (wide_y - centre[0] + d // 2) % d - d // 2 + step_y
-        near_shift[i, 1] = (wide_x - centre[1] + d // 2) % d - d // 2 + step_x
-        y, x = _subtract_particle(response[i], overlap, y, x, near[i], rest)
-        other[i] = rest[y, x]
-        other_shift[i, 0] = y - d // 2
-        other_shift[i, 1] = x - d // 2
-        y, x = _subtract_particle(rest, overlap, y, x, other[i], rows)
-        third[i] = rows[y, x]
+            _sum_annuli(flat, pixels, ends, sums[place, i])
+            tops[0, i] = here[y, x]
+            heights[place, i] = here[y, x]
+        for v in range(d):
+            for u in range(d):
+                response[i, v, u] = here[v, u]
+        centre_y = centres[len(centres) - 1, 0]
+        centre_x = centres[len(centres) - 1, 1]
+        wide_y, wide_x = _find_near(here, centre_y, centre_x, wide)
+        step_y, step_x = _vertex(here, wide_y, wide_x)
+        shifts[0, i, 0] = (wide_y - centre_y + d // 2) % d - d // 2 + step_y
+        shifts[0, i, 1] = (wide_x - centre_x + d // 2) % d - d // 2 + step_x
+        for peak in range(1, 3):
+            y, x = _subtract_particle(planes[peak - 1], overlap, y, x, tops[peak - 1, i], planes[peak])
+            tops[peak, i] = planes[peak, y, x]
+            if peak == 1:
+                shifts[1, i, 0] = y - d // 2
+                shifts[1, i, 1] = x - d // 2
 
 
 @kernel
@@ -232,26 +232,28 @@ def _product(left, right, out):
 
 
 @kernel
-def _filter(waves, gains, used, basis, parts, rows, out):
-    # The image that is left of waves (d, d); writes parts and rows (d, d), too.
-    some = parts.ravel()[: used * used].reshape((used, used))
+def _filter(waves, gains, used, basis, rows, out):
+    # The image that is left of waves (d, d); writes rows (d, d), too.
+    some = np.empty((used, used), dtype=np.float32)
     for v in range(used):
         for u in range(used):
             some[v, u] = waves[v, u] * gains[v, u]
-    _product(some, basis[:used], rows[:used])
-    _product(basis[:used], rows[:used], out)
+    kept = basis[:used]
+    down = rows[:used]
+    _product(some, kept, down)
+    _product(kept, down, out)
 
 
 @kernel
-def _find_near(response, centre, reach):
+def _find_near(response, centre_y, centre_x, reach):
     d = response.shape[0]
     best = -np.inf
-    best_y = centre[0]
-    best_x = centre[1]
+    best_y = centre_y
+    best_x = centre_x
     for v in range(-reach, reach + 1):
-        y = _wrapped(centre[0] + v, d)
+        y = _wrapped(centre_y + v, d)
         for u in range(-reach, reach + 1):
-            x = _wrapped(centre[1] + u, d)
+            x = _wrapped(centre_x + u, d)
             if v * v + u * u <= reach * reach and response[y, x] > best:
                 best = response[y, x]
                 best_y = y
@@ -272,8 +274,9 @@ def _find_pixels(offsets, y, x, d, pixels):
 
 
 @kernel
-def _sum_annuli(low, middle, high, pixels, ends, sums):
-    # Three bands (d * d,), pixels annulus by annulus, so that sums stay in registers; writes sums (4 a,).
+def _sum_annuli(planes, pixels, ends, sums):
+    # Response and three bands (4, d * d), pixels annulus by annulus, so that sums stay in registers; writes
+    # sums (4 a,) of the bands.
     start = 0
     for annulus in range(len(ends)):
         total = np.float32(0)
@@ -282,10 +285,13 @@ def _sum_annuli(low, middle, high, pixels, ends, sums):
         high_power = np.float32(0)
         for j in range(start, ends[annulus]):
             k = pixels[j]
-            total += low[k] + middle[k]
-            low_power += low[k] * low[k]
-            middle_power += middle[k] * middle[k]
-            high_power += high[k] * high[k]
+            low = planes[1, k]
+            middle = planes[2, k]
+            high = planes[3, k]
+            total += low + middle
+            low_power += low * low
+            middle_power += middle * middle
+            high_power += high * high
         sums[4 * annulus] = total
         sums[4 * annulus + 1] = low_power
         sums[4 * annulus + 2] = middle_power
@@ -337,4 +343,7 @@ def _extreme(before, here, after):
     curvature = before - 2 * here + after
     if curvature >= 0:
         return 0.0
-    return min(max(0.5 * (before - after) / curvature, -0.5), 0.5)
+    step = 0.5 * (before - after) / curvature
+    if step < -0.5:
+        return -0.5
+    return 0.5 if step > 0.5 else step
