@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,13 +25,7 @@ from fastsort.invariants.filter import (
 )
 from fastsort.particles.source import Particles, as_particles
 from fastsort.picking.learn import LearnedPicks
-from fastsort.radial.filter import (
-    RadialResult,
-    find_radial_template,
-    learn_radial_filter,
-    learned_radius,
-    radial_filter,
-)
+from fastsort.radial.filter import RadialResult, learn_radial_filter, learned_radius, radial_filter
 from fastsort.radial.learn import LearnedRadial
 from fastsort.subspaces.filter import (
     EXCESS,
@@ -280,26 +274,20 @@ def _learn(
     seed: int,
     progress: Progress | None,
 ) -> LearnedMethods:
-    """Let all methods learn; where there are several workers, the classes do so beside the others.
+    """Let all methods learn; where there are several workers, the subspaces do so beside the others.
 
-    To learn is mostly a chain of small steps, which leaves other workers idle. The classes take longest. All
-    they wait for is the radius of the particle, which the radial template tells, unless it is known.
+    To learn is mostly a chain of small steps, which leaves other workers idle.
     """
-    template = cache(partial(find_radial_template, particles, radius, contrast, seed))
 
-    def learn_classes() -> LearnedClasses | None:
-        found = radius
-        if radius is None and (first := template()) is not None:
-            found = learned_radius(first, particles.box)
-        return learn_invariant_filter(particles, found, n_jobs, seed, progress)
+    def radial_and_classes() -> tuple[LearnedRadial | None, LearnedClasses | None]:
+        radial = learn_radial_filter(particles, radius, contrast, seed)
+        # The radial filter finds how large the particle is, unless that is known.
+        found = learned_radius(radial, particles.box) if radius is None and radial is not None else radius
+        return radial, learn_invariant_filter(particles, found, n_jobs, seed, progress)
 
-    def learn_the_others() -> tuple[LearnedShapes | None, LearnedRadial | None]:
-        # In this order, so that the template is there when it is asked for.
-        shapes = learn_subspace_filter(particles, False, (None, None), n_jobs, seed)
-        return shapes, learn_radial_filter(template())
-
-    classes, (shapes, radial) = side_by_side([learn_classes, learn_the_others], n_jobs)
-    return LearnedMethods(radial, shapes, classes)
+    shapes = partial(learn_subspace_filter, particles, False, (None, None), n_jobs, seed)
+    (radial, classes), subspaces = side_by_side([radial_and_classes, shapes], n_jobs)
+    return LearnedMethods(radial, subspaces, classes)
 
 
 def explain(results: MethodResults, learned: LearnedReasons | None = None) -> Codes:

@@ -35,15 +35,7 @@ from fastsort.images.normalize import inspect_and_level, inspect_pixels, normali
 from fastsort.particles.source import Particles, as_particles
 from fastsort.radial.discriminant import discriminant_score, outlyingness
 from fastsort.radial.evidence import N_FEATURES, N_POWERS, Peaks, radial_features
-from fastsort.radial.learn import (
-    BATCH,
-    FoundTemplate,
-    LearnedRadial,
-    background_radius,
-    find_template,
-    learn_radial,
-    read_sample,
-)
+from fastsort.radial.learn import BATCH, LearnedRadial, background_radius, learn_radial, read_sample
 from fastsort.radial.published import cluster_peaks, published_measurements
 
 PRESETS = ("default", "published")
@@ -245,7 +237,7 @@ def radial_filter(
     scale = box / len(operator)
     with one_blas_thread():
         if learned is None:
-            learned = learn_radial_filter(find_radial_template(particles, radius, contrast, seed))
+            learned = learn_radial_filter(particles, radius, contrast, seed)
         if learned is None:
             batches = map_batches(_unfit_batch, particles, n_jobs=n_jobs, progress=progress)
             contrast = "bright" if contrast == "auto" else contrast
@@ -261,24 +253,18 @@ def radial_filter(
     return _result(measured, learned, learned_radius(learned, box), contrast)
 
 
-def find_radial_template(
+def learn_radial_filter(
     particles: Particles, radius: float | None, contrast: str, seed: int
-) -> FoundTemplate | None:
-    """Find the template that `radial_filter` begins with; None where no image is fit to learn from."""
+) -> LearnedRadial | None:
+    """Learn what `radial_filter` scores images with; None where no image is fit to learn from."""
     operator = crop_operator(particles.box, min(particles.box, GRID))
     radius = radius and radius * len(operator) / particles.box
     with one_blas_thread():
         sample = read_sample(particles, operator, radius, seed)
-        return None if sample is None else find_template(sample, radius, contrast)
+        return None if sample is None else learn_radial(sample, radius, contrast)
 
 
-def learn_radial_filter(found: FoundTemplate | None) -> LearnedRadial | None:
-    """Learn what `radial_filter` scores images with, from what `find_radial_template` returns."""
-    with one_blas_thread():
-        return None if found is None else learn_radial(found)
-
-
-def learned_radius(learned: LearnedRadial | FoundTemplate, box: int) -> float:
+def learned_radius(learned: LearnedRadial, box: int) -> float:
     """Return the radius of the particle that was learned, in pixels of images of `box` pixels."""
     return learned.radius * (box / min(box, GRID))
 

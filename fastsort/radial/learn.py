@@ -48,26 +48,6 @@ class LearnedRadial(NamedTuple):
     second_height: float
 
 
-class FoundTemplate(NamedTuple):
-    """The template, and what it was found in: what the rest is learned from; lengths in cropped pixels.
-
-    Attributes
-    ----------
-    images : ndarray of float32, shape (n, d, d)
-        Cropped and normalised.
-    background : float
-        Radius outside of which they were normalised.
-    template : RadialTemplate
-    radius : float
-        Of the particle.
-    """
-
-    images: Images
-    background: float
-    template: RadialTemplate
-    radius: float
-
-
 def read_sample(particles: Particles, operator: Singles, radius: float | None, seed: int) -> Images | None:
     """Return cropped and normalised images to learn from, or None where no image is fit."""
     images = np.concatenate(list(sample_batches(particles, operator, N_SAMPLE, BATCH, seed)))
@@ -82,8 +62,8 @@ def background_radius(radius: float | None, box: int) -> float:
     return 0.5 * box if radius is None else min(max(radius, 0.25 * box), 0.5 * box)
 
 
-def find_template(images: Images, radius: float | None, contrast: str) -> FoundTemplate:
-    """Find the template.
+def learn_radial(images: Images, radius: float | None, contrast: str) -> LearnedRadial:
+    """Learn the template, then what tells the centres of good picks from displaced places and picked noise.
 
     Parameters
     ----------
@@ -95,16 +75,10 @@ def find_template(images: Images, radius: float | None, contrast: str) -> FoundT
 
     Returns
     -------
-    found : FoundTemplate
+    learned : LearnedRadial
     """
-    background = background_radius(radius, images.shape[1])
-    return FoundTemplate(images, background, *learn_template(images, radius, contrast))
-
-
-def learn_radial(found: FoundTemplate) -> LearnedRadial:
-    """Learn what tells the centres of good picks from displaced places and picked noise."""
-    images, background, template, radius = found
-    picks = picked_noise(images, N_LEARNED_FROM, background)
+    picks = picked_noise(images, N_LEARNED_FROM, background_radius(radius, images.shape[1]))
+    template, radius = learn_template(images, radius, contrast)
     half = images.shape[1] // 2
     places = ((half, 0), (0, half), (half, half), (0, 0))
     parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
