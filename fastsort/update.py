@@ -15,7 +15,7 @@ from fastsort._progress import Progress
 from fastsort._threshold import MIN_JUDGED
 from fastsort._types import Array, Bools, FilePath, Indices
 from fastsort.decide.by_hand import choose_by_hand
-from fastsort.decide.calibrate import calibrate, highest_kept
+from fastsort.decide.calibrate import calibrate, usual_limit
 from fastsort.decide.combine import OFFSET
 from fastsort.decide.copies import (
     COLUMNS,
@@ -298,10 +298,13 @@ def _last_models(earlier: SortResult) -> SortResult:
     last = models == models.max()
     score, probability = earlier.score[last], earlier.junk_probability[last]
     judged = np.isfinite(score)
-    threshold = highest_kept(score[judged], probability[judged])
-    # Any threshold up to the next score decides the same.
-    if threshold <= earlier.threshold < np.min(score[score > threshold], initial=np.inf):
-        threshold = earlier.threshold
+    limit = usual_limit(probability[judged]) if judged.any() else 0.5
+    junk = probability > limit
+    low = np.max(score[judged & ~junk], initial=-np.inf)
+    high = np.min(score[judged & junk], initial=np.inf)
+    threshold = earlier.threshold
+    if not low <= threshold <= high:
+        threshold = float(low if np.isfinite(low) else high)
     votes = {name: vote[last] for name, vote in earlier.votes.items()}
     return earlier._replace(score=score, junk_probability=probability, votes=votes, threshold=threshold)
 

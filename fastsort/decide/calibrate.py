@@ -136,12 +136,12 @@ def calibrate(score: Floats, decoys: Mapping[str, Floats]) -> tuple[float, Float
         real = _share_above(_middle_of_junk(score, by_odds), decoys) <= 1 - LIKE_DECOYS
         if by_odds.mean() - mixed.mean() > DISAGREE and missed and real:
             mixed = by_odds
-        limit = _limit(mixed)
+        limit = usual_limit(mixed)
     return highest_kept(score, mixed, limit), mixed, (float(mixed.mean()), float(by_odds.mean()))
 
 
-def _limit(probability: Floats) -> float:
-    """Junk probability above which images are rejected."""
+def usual_limit(probability: Floats) -> float:
+    """Return the junk probability above which images are rejected, if nobody says otherwise."""
     return 0.5 * (float(probability.mean()) + 0.5)
 
 
@@ -159,7 +159,7 @@ def highest_kept(score: Floats, probability: Floats, limit: float | None = None)
     threshold : float
         Just below all scores where none is kept.
     """
-    keep = probability <= (_limit(probability) if limit is None else limit)
+    keep = probability <= (usual_limit(probability) if limit is None else limit)
     return float(score[keep].max()) if keep.any() else float(np.nextafter(score.min(), -np.inf))
 
 
@@ -217,9 +217,8 @@ def second_hump(score: Floats, decoys: Mapping[str, Floats]) -> float:
         return 0.0
     _, free, without = _fit_mixture(score, junk)
     likeliest = max(free, key=_likelihood)
-    gained = likeliest.likelihood - max(map(_likelihood, without)) >= GAIN
-    doubtful = gained and likeliest.separation >= DOUBTFUL and not _counts(likeliest, without)
-    return likeliest.share if doubtful else 0.0
+    clear = _counts(likeliest, without) or likeliest.separation < DOUBTFUL
+    return likeliest.share if _gains(likeliest, without) and not clear else 0.0
 
 
 def _counted(free: list[_Fit], without: list[_Fit]) -> tuple[list[_Fit], Floats]:
@@ -232,8 +231,12 @@ def _counted(free: list[_Fit], without: list[_Fit]) -> tuple[list[_Fit], Floats]
 
 def _counts(fit: _Fit, without: list[_Fit]) -> bool:
     """Whether junk that no decoy shows is no part of the particles."""
-    gained = fit.likelihood - max(map(_likelihood, without)) >= GAIN
-    return fit.share <= RARE or fit.separation >= (SEPARATE if gained else WELL_SEPARATE)
+    return fit.share <= RARE or fit.separation >= (SEPARATE if _gains(fit, without) else WELL_SEPARATE)
+
+
+def _gains(fit: _Fit, without: list[_Fit]) -> bool:
+    """Whether junk that no decoy shows makes the scores clearly likelier."""
+    return fit.likelihood - max(map(_likelihood, without)) >= GAIN
 
 
 def _fit_mixture(score: Floats, decoys: Mapping[str, Floats]) -> tuple[Floats, list[_Fit], list[_Fit]]:
